@@ -38,7 +38,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     sizes = [data, fsdp, tensor]
     count = jax.device_count()
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-        raise ValueError(f"config.mesh: sizes {dict(zip(MESH_AXES, sizes, strict=True))} must be positive, at most one -1")
+        raise ValueError(
+            f"config.mesh: sizes {dict(zip(MESH_AXES, sizes, strict=True))} must be positive, at most one -1"
+        )
     if -1 in sizes:
         known = int(np.prod([size for size in sizes if size > 0]))
         sizes[sizes.index(-1)] = max(count // known, 1)
@@ -48,7 +50,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def partition_spec(axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None
+) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes.
 
     With `shape` and `mesh`, a dimension that its mesh axes do not divide stays whole (3 kv heads on
@@ -66,7 +70,9 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int] | None = Non
         names = () if target is None else (target,) if isinstance(target, str) else target
         for name in names:
             if name in taken:
-                raise ValueError(f"logical axes {taken[name]!r} and {axis!r} of {tuple(axes)} both claim mesh axis {name!r}")
+                raise ValueError(
+                    f"logical axes {taken[name]!r} and {axis!r} of {tuple(axes)} both claim mesh axis {name!r}"
+                )
             taken[name] = str(axis)
         if names and shape is not None and mesh is not None:
             parts = int(np.prod([mesh.shape[name] for name in names]))
