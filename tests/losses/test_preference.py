@@ -69,7 +69,7 @@ def test_gradient_in_h_is_minus_beta_sigma_minus_beta_h():
     h = np.asarray(log_ratio_margin(*arrays), np.float64)
     expected = -beta / (1 + np.exp(beta * h)) / len(h)
     gradient = jax.grad(lambda chosen: jnp.mean(dpo(chosen, *arrays[1:], beta)))(arrays[0])
-    np.testing.assert_allclose(gradient, expected, rtol=1e-4)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=200)
