@@ -1,0 +1,368 @@
+"""The plan: which examples go to which row of which step.
+
+A plan is a pure function of (sizes, shape of a step, seed). Epoch e shuffles the examples by (seed, e) and packs them
+into rows under three capacities: tokens, scored slots, examples. A step is a slice of an epoch's rows, so that any
+step can be asked for at any time, on any host, and resuming needs only the number of the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from smallr.data.batch import Example
+
+# How many waiting examples a row may choose from. More buys almost no padding and costs planning time.
+WINDOW = 64
+# Epoch tables kept in memory: prefetching reads across the end of an epoch, evaluation never leaves epoch 0.
+_TABLES_KEPT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Lengths of every example of a set, int64 [examples] each.
+
+    Attributes:
+      prefix: tokens of the shared prefix.
+      completion: tokens of all branches together.
+      branches: number of branches.
+      scored: scored tokens of all branches together.
+    """
+
+    prefix: Int[np.ndarray, "examples"]
+    completion: Int[np.ndarray, "examples"]
+    branches: Int[np.ndarray, "examples"]
+    scored: Int[np.ndarray, "examples"]
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> Sizes:
+        """Measures examples one by one; a tokeniser that knows its lengths can fill the arrays itself."""
+        rows = [
+            (
+                len(example.prefix),
+                sum(len(branch.tokens) for branch in example.branches),
+                len(example.branches),
+                sum(int(np.count_nonzero(branch.roles)) for branch in example.branches),
+            )
+            for example in examples
+        ]
+        return cls(*np.asarray(rows, np.int64).reshape(-1, 4).T)
+
+    def tokens(self, share_prompt: bool) -> Int[np.ndarray, "examples"]:
+        """Tokens that each example takes in a row: its prefix once, or once per branch."""
+        return self.prefix * (1 if share_prompt else self.branches) + self.completion
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """Capacities of a row: T tokens, N scored slots, P examples. One shape is one compiled program."""
+
+    tokens: int
+    slots: int
+    examples: int
+
+    @classmethod
+    def choose(cls, sizes: Sizes, row_length: int, *, packing: bool = True, share_prompt: bool = True) -> RowShape:
+        """The shape for all steps and epochs of a set; a function of the sizes alone.
+
+        N: a full row holds about `density * T` scored tokens, with a deviation of sqrt(T / mean tokens) times that of
+        `scored - density * tokens` over the examples. N is two deviations above, at least the largest example's, at
+        most T, rounded up to a multiple of 64 (of 8 for T < 512). So it binds in about one row of fifty, which
+        then holds other examples instead.
+        P: what fits when all examples of the row are as short as the shortest twentieth, rounded up to a multiple of 4
+        (a place costs a few numbers; a row that runs out of places costs padding).
+        Without packing a row holds one example: P = 1, and N is the largest example's, rounded up.
+        """
+        tokens, scored = sizes.tokens(share_prompt), sizes.scored
+        multiple = 64 if row_length >= 512 else 8
+        if not packing:
+            return cls(row_length, _round_up(int(scored.max()), multiple), 1)
+        density = scored.sum() / tokens.sum()
+        spread = float(np.std(scored - density * tokens)) * math.sqrt(row_length / tokens.mean())
+        wanted = max(int(scored.max()), math.ceil(density * row_length + 2 * spread))
+        places = max(1, row_length // max(1, int(np.quantile(tokens, 0.05))))
+        return cls(
+            tokens=row_length,
+            slots=_round_up(min(wanted, row_length, int(scored.sum())), multiple),
+            examples=min(_round_up(places, 4), len(sizes)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochStats:
+    """Counts of one epoch. `rows` are those that hold examples; shares are of everything the steps compute on.
+
+    Attributes:
+      padding: share of tokens that are padding, empty rows of the last step included.
+      saved: share of tokens that prompt sharing saved, of those that the same examples take without it.
+      scored: share of real tokens that are scored.
+      slots_used: share of scored slots in use.
+    """
+
+    steps: int
+    rows: int
+    examples: int
+    tokens: int
+    padding: float
+    saved: float
+    scored: float
+    slots_used: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """Rows of one epoch: row r holds examples `order[starts[r]:starts[r + 1]]`."""
+
+    order: Int[np.ndarray, "examples"]
+    starts: Int[np.ndarray, "rows+1"]
+
+    @property
+    def rows(self) -> int:
+        return len(self.starts) - 1
+
+
+class Plan:
+    """Rows of every step, for as many epochs as are asked for.
+
+    The number of steps of a packed epoch depends on its shuffle, so finding step n plans the epochs before it once
+    (about two seconds for a million examples each); after that a step is a slice. Safe to share between threads.
+
+    Args:
+      sizes: lengths of the examples.
+      rows_per_step: rows of a step, over all hosts. The last step of an epoch is filled up with empty rows.
+      row_length: tokens of a row, T.
+      seed: of the shuffles, >= 0.
+      shuffle: False keeps the order of the set in every epoch (evaluation).
+      packing: False puts one example in each row.
+      share_prompt: whether the prefix of an example is stored once or once per branch.
+      window: how many waiting examples a row may choose from.
+      shape: the capacities, when they are to be those of another plan; default `RowShape.choose`.
+
+    Raises:
+      ValueError: no examples, a size that is not positive, or an example that no row can hold.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        rows_per_step: int,
+        row_length: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        packing: bool = True,
+        share_prompt: bool = True,
+        window: int = WINDOW,
+        shape: RowShape | None = None,
+    ):
+        if not len(sizes):
+            raise ValueError("no examples to plan: the data set is empty, or every row of it was dropped")
+        for name, value in (("rows_per_step", rows_per_step), ("row_length", row_length), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if seed < 0:
+            raise ValueError(f"the data seed must not be negative, got {seed}")
+        self.sizes = sizes
+        self.rows_per_step = rows_per_step
+        self.seed, self.shuffle = seed, shuffle
+        self.packing, self.share_prompt, self.window = packing, share_prompt, window
+        self.shape = shape or RowShape.choose(sizes, row_length, packing=packing, share_prompt=share_prompt)
+        self._tokens = sizes.tokens(share_prompt)
+        self._check_fit()
+        self._tables: dict[int, _Table] = {}
+        self._ends: list[int] = []  # steps up to the end of each epoch planned so far
+        self._lock = threading.Lock()
+
+    def step(self, n: int) -> list[list[int]]:
+        """Rows of step n, counted over all epochs: `rows_per_step` lists of example indices, some perhaps empty."""
+        if n < 0:
+            raise ValueError(f"steps count from 0, got {n}")
+        with self._lock:
+            while not self._ends or self._ends[-1] <= n:
+                self._plan_next()
+            epoch = bisect_right(self._ends, n)
+            table = self._table(epoch)
+        first = (n - (self._ends[epoch - 1] if epoch else 0)) * self.rows_per_step
+        bounds = table.starts[first : first + self.rows_per_step + 1].tolist()
+        rows = [table.order[a:b].tolist() for a, b in itertools.pairwise(bounds)]
+        return rows + [[] for _ in range(self.rows_per_step - len(rows))]
+
+    def num_steps(self, epochs: int) -> int:
+        """Steps of the first `epochs` epochs."""
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        with self._lock:
+            while len(self._ends) < epochs:
+                self._plan_next()
+            return self._ends[epochs - 1]
+
+    def epoch_of(self, n: int) -> int:
+        """The epoch that step n belongs to."""
+        self.step(n)
+        return bisect_right(self._ends, n)
+
+    def stats(self, epoch: int = 0) -> EpochStats:
+        """Counts of an epoch, for the start-up report."""
+        with self._lock:
+            rows = self._table(epoch).rows
+        steps = -(-rows // self.rows_per_step)
+        tokens, scored = int(self._tokens.sum()), int(self.sizes.scored.sum())
+        return EpochStats(
+            steps=steps,
+            rows=rows,
+            examples=len(self.sizes),
+            tokens=tokens,
+            padding=1 - tokens / (steps * self.rows_per_step * self.shape.tokens),
+            saved=1 - tokens / int(self.sizes.tokens(share_prompt=False).sum()),
+            scored=scored / tokens,
+            slots_used=scored / (steps * self.rows_per_step * self.shape.slots),
+        )
+
+    def _check_fit(self) -> None:
+        for name, size, limit in (
+            ("tokens", self._tokens, self.shape.tokens),
+            ("scored tokens", self.sizes.scored, self.shape.slots),
+        ):
+            if size.max() > limit:
+                worst, count = int(size.argmax()), int((size > limit).sum())
+                raise ValueError(
+                    f"{count} examples do not fit in a row: example {worst} has {size[worst]} {name}, "
+                    f"a row holds {limit}. Drop them before planning or make the rows longer."
+                )
+        if self.shape.examples < 1:
+            raise ValueError(f"a row must have room for at least one example, got {self.shape}")
+
+    def _plan_next(self) -> None:
+        rows = self._table(len(self._ends)).rows
+        self._ends.append((self._ends[-1] if self._ends else 0) - (-rows // self.rows_per_step))
+
+    def _table(self, epoch: int) -> _Table:
+        key = epoch if self.shuffle else 0
+        if key not in self._tables:
+            self._tables[key] = self._build(key)
+            while len(self._tables) > _TABLES_KEPT:
+                del self._tables[next(iter(self._tables))]
+        return self._tables[key]
+
+    def _build(self, epoch: int) -> _Table:
+        count = len(self.sizes)
+        order = np.arange(count, dtype=np.int64)
+        if self.shuffle:
+            # Raw bits of a counter-based generator: the one thing that numpy promises never to change.
+            order = np.argsort(np.random.Philox(key=[self.seed, epoch]).random_raw(count), kind="stable")
+        if not self.packing:
+            return _Table(order, np.arange(count + 1))
+        positions, starts = pack(self._tokens[order], self.sizes.scored[order], self.shape, self.window)
+        return _Table(order[positions], starts)
+
+
+def pack(
+    tokens: Int[np.ndarray, "examples"], scored: Int[np.ndarray, "examples"], shape: RowShape, window: int = WINDOW
+) -> tuple[Int[np.ndarray, "examples"], Int[np.ndarray, "rows+1"]]:
+    """Packs examples into rows, each row choosing from the `window` examples that have waited longest.
+
+    A row always takes the example that has waited longest, so none waits more than `window` rows.
+
+    Returns:
+      positions: indices into `tokens`, row after row.
+      starts: where each row starts in `positions`, and the end of the last.
+    """
+    sizes, slots = tokens.tolist(), scored.tolist()
+    positions: list[int] = []
+    starts = [0]
+    waiting = list(range(min(window, len(sizes))))
+    arrived = len(waiting)
+    while waiting:
+        chosen = _fill(waiting, sizes, shape.tokens)
+        if len(chosen) > shape.examples or sum(slots[waiting[i]] for i in chosen) > shape.slots:
+            chosen = _first_fit(waiting, sizes, slots, shape)
+        positions.extend(waiting[i] for i in chosen)
+        starts.append(len(positions))
+        for i in reversed(chosen):
+            del waiting[i]
+        more = min(arrived + len(chosen), len(sizes))
+        waiting.extend(range(arrived, more))
+        arrived = more
+    return np.asarray(positions, np.int64), np.asarray(starts, np.int64)
+
+
+def _fill(waiting: Sequence[int], sizes: Sequence[int], capacity: int) -> list[int]:
+    """Indices into `waiting` whose sizes fill the row best, the first always among them, ascending.
+
+    Subset sum over a set of bits: bit s of `reach` says that some choice of the candidates looked at so far takes s
+    tokens. Looking stops at the first choice that leaves less than 1/128 of the row empty, so the oldest go first.
+    """
+    full, mask = 1 << (capacity - capacity // 128), (1 << (capacity + 1)) - 1
+    room = capacity - sizes[waiting[0]]
+    reach = 1 << sizes[waiting[0]]
+    looked: list[tuple[int, int]] = []  # (candidate, what was reachable without it)
+    for i, position in enumerate(waiting):
+        size = sizes[position]
+        if size > room or i == 0:
+            continue
+        if reach >= full:
+            break
+        looked.append((i, reach))
+        reach |= (reach << size) & mask
+    total = reach.bit_length() - 1
+    chosen = []
+    for i, before in reversed(looked):
+        if not before >> total & 1:
+            chosen.append(i)
+            total -= sizes[waiting[i]]
+    chosen.append(0)
+    return chosen[::-1]
+
+
+def _first_fit(waiting: Sequence[int], sizes: Sequence[int], slots: Sequence[int], shape: RowShape) -> list[int]:
+    """As `_fill`, under all three capacities: every waiting example that still fits, oldest first."""
+    room, free, chosen = shape.tokens, shape.slots, []
+    for i, position in enumerate(waiting):
+        if sizes[position] <= room and slots[position] <= free and len(chosen) < shape.examples:
+            chosen.append(i)
+            room -= sizes[position]
+            free -= slots[position]
+    return chosen
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return max(1, -(-value // multiple)) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """What the start-up report says about the data: the shape of a step, the first epoch, and what was dropped."""
+
+    rows_per_step: int
+    shape: RowShape
+    epoch: EpochStats
+    longest: int
+    dropped: Mapping[str, int]
+
+    def items(self) -> Iterator[tuple[str, int | float]]:
+        """Flat (name, number) pairs, for logs."""
+        yield from {"rows_per_step": self.rows_per_step, "longest_example": self.longest}.items()
+        yield from ((f"row_{name}", value) for name, value in dataclasses.asdict(self.shape).items())
+        yield from dataclasses.asdict(self.epoch).items()
+        yield from ((f"dropped/{reason}", count) for reason, count in self.dropped.items())
+
+
+def describe(plan: Plan, dropped: Mapping[str, int] | None = None) -> PlanReport:
+    """Numbers of a plan; `dropped` counts rows by the reason why they are not in it."""
+    return PlanReport(
+        rows_per_step=plan.rows_per_step,
+        shape=plan.shape,
+        epoch=plan.stats(0),
+        longest=int(plan.sizes.tokens(plan.share_prompt).max()),
+        dropped=dict(dropped or {}),
+    )

@@ -1,0 +1,181 @@
+"""Batches: the rows of a plan as arrays, read ahead in threads, each process assembling only its own rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from smallr.data.batch import ROLE_NONE, Batch, Example
+from smallr.data.packing import Plan, RowShape
+
+Columns = Mapping[str, Float[np.ndarray, "examples"]]
+
+
+def stack_columns(examples: Sequence[Example]) -> dict[str, Float[np.ndarray, "examples"]]:
+    """The numbers of all examples as one float32 array per column."""
+    names = examples[0].columns if len(examples) else ()
+    return {name: np.asarray([example.columns[name] for example in examples], np.float32) for name in names}
+
+
+def process_rows(rows_per_step: int, process_index: int, process_count: int) -> slice:
+    """The contiguous block of a step's rows that one process assembles.
+
+    Raises:
+      ValueError: the rows do not divide evenly among the processes.
+    """
+    if rows_per_step % process_count:
+        raise ValueError(f"{rows_per_step} rows a step cannot be split evenly among {process_count} processes")
+    share = rows_per_step // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def assemble(
+    rows: Sequence[Sequence[int]],
+    examples: Sequence[Example],
+    shape: RowShape,
+    columns: Columns,
+    share_prompt: bool = True,
+) -> Batch:
+    """Lays examples out in rows.
+
+    With `share_prompt` an example is `[prefix][chosen][rejected]`, else `[prefix][chosen][prefix][rejected]`; both take
+    one place of the row and give the same log-probs.
+
+    Args:
+      rows: example indices of each row; an empty row is padding.
+      examples: all examples of the set.
+      shape: capacities of a row.
+      columns: numbers of all examples, gathered for each place; `weight` is added.
+      share_prompt: see above; as the plan of the rows has it.
+
+    Returns:
+      A Batch of int32 and float32 numpy arrays.
+
+    Raises:
+      ValueError: a row holds more than its capacities, or a column is named `weight`.
+    """
+    if "weight" in columns:
+        raise ValueError("column 'weight' is made by the pipeline (1 real, 0 for an unused place); rename yours")
+    count = len(rows)
+    batch = Batch(
+        **{name: np.zeros((count, shape.tokens), np.int32) for name in ("tokens", "positions", "horizon")},
+        **{name: np.zeros((count, shape.slots), np.int32) for name in ("predictor", "target", "branch", "role")},
+        example=np.full((count, shape.examples), -1, np.int32),
+        columns={name: np.zeros((count, shape.examples), np.float32) for name in (*columns, "weight")},
+    )
+    for r, row in enumerate(rows):
+        if len(row) > shape.examples:
+            raise ValueError(f"a row of {len(row)} examples does not fit in {shape}")
+        cursor = _Cursor()
+        for place, index in enumerate(row):
+            cursor = _write_example(batch, r, place, cursor, examples[index], share_prompt)
+            batch.example[r, place] = index
+            for name, values in columns.items():
+                batch.columns[name][r, place] = values[index]
+            batch.columns["weight"][r, place] = 1
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cursor:
+    """How much of a row is written: tokens and scored slots."""
+
+    token: int = 0
+    slot: int = 0
+
+
+def _write_example(batch: Batch, r: int, place: int, cursor: _Cursor, example: Example, share_prompt: bool) -> _Cursor:
+    """Writes one example into row r from the cursor on."""
+    prefix = len(example.prefix)
+    lengths = [len(branch.tokens) for branch in example.branches]
+    copies = 1 if share_prompt else len(lengths)
+    end = cursor.token + copies * prefix + sum(lengths)
+    if end > batch.tokens.shape[1]:
+        raise ValueError(f"row {r}: {end} tokens do not fit in {batch.tokens.shape[1]} (source row {example.row})")
+
+    start, token, slot = cursor.token, cursor.token, cursor.slot
+    for side, branch in enumerate(example.branches):
+        if side == 0 or not share_prompt:
+            start, token = token, token + prefix
+            batch.tokens[r, start:token] = example.prefix
+            batch.positions[r, start:token] = np.arange(prefix)
+            batch.horizon[r, start:token] = end if share_prompt else token + lengths[side]
+        stop = token + lengths[side]
+        batch.tokens[r, token:stop] = branch.tokens
+        batch.positions[r, token:stop] = np.arange(prefix, prefix + lengths[side])
+        batch.horizon[r, token:stop] = stop
+
+        (scored,) = np.nonzero(branch.roles != ROLE_NONE)
+        slots = slice(slot, slot + len(scored))
+        if slots.stop > batch.target.shape[1]:
+            raise ValueError(f"row {r}: over {batch.target.shape[1]} scored tokens (source row {example.row})")
+        # The first token follows the last of the prefix, whatever lies between them in the row.
+        batch.predictor[r, slots] = np.where(scored == 0, start + prefix - 1, token + scored - 1)
+        batch.target[r, slots] = branch.tokens[scored]
+        batch.role[r, slots] = branch.roles[scored]
+        batch.branch[r, slots] = side * batch.example.shape[1] + place
+        token, slot = stop, slots.stop
+    return _Cursor(token, slot)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """Random access to the batches of steps, for grain."""
+
+    plan: Plan
+    examples: Sequence[Example]
+    columns: Columns
+    first: int
+    count: int
+    rows: slice
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Batch:
+        rows = self.plan.step(self.first + int(i))[self.rows]
+        return assemble(rows, self.examples, self.plan.shape, self.columns, self.plan.share_prompt)
+
+
+def batches(
+    plan: Plan,
+    examples: Sequence[Example],
+    columns: Columns,
+    start_step: int,
+    num_steps: int,
+    *,
+    rows: slice = slice(None),
+    threads: int = 1,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """Batches of steps `start_step` to `start_step + num_steps - 1`, in order.
+
+    The batch of step n is a function of (plan, n) alone. For one pass over a set in its own order use a plan with
+    `shuffle=False` and `num_steps=plan.num_steps(1)`.
+
+    Args:
+      plan: of the examples.
+      examples: all examples.
+      columns: numbers of all examples, see `stack_columns`.
+      start_step: the first step, counted over all epochs.
+      num_steps: how many steps; at most `sys.maxsize`.
+      rows: what this process assembles, see `process_rows`.
+      threads: that assemble ahead; 0 assembles when asked.
+      prefetch: how many batches are held ready.
+
+    Raises:
+      ValueError: the plan is of another number of examples, or a column has another length.
+    """
+    lengths = {"examples": len(examples), **{f"column {name!r}": len(values) for name, values in columns.items()}}
+    for name, length in lengths.items():
+        if length != len(plan.sizes):
+            raise ValueError(f"the plan is of {len(plan.sizes)} examples, but {name} has {length}")
+    if num_steps < 1:
+        return iter(())
+    source = _Steps(plan, examples, columns, start_step, num_steps, rows)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
+    return iter(grain.MapDataset.source(source).to_iter_dataset(options))

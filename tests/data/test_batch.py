@@ -1,0 +1,159 @@
+"""The batch, read back by its one attention rule: a query sees exactly its own example's prefix and branch."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, ROLE_RATIONALE, Batch, Branch, Example
+from smallr.data.packing import Plan, RowShape, Sizes
+from smallr.data.pipeline import assemble, stack_columns
+
+ROLES = (ROLE_NONE, ROLE_ANSWER, ROLE_RATIONALE)
+
+
+@st.composite
+def branches(draw) -> Branch:
+    roles = draw(st.lists(st.sampled_from(ROLES), min_size=1, max_size=12))
+    tokens = draw(st.lists(st.integers(0, 50), min_size=len(roles), max_size=len(roles)))
+    return Branch(np.array(tokens, np.int32), np.array(roles, np.int32))
+
+
+@st.composite
+def example_sets(draw) -> list[Example]:
+    examples = []
+    for row in range(draw(st.integers(1, 12))):
+        prefix = np.array(draw(st.lists(st.integers(0, 50), min_size=1, max_size=10)), np.int32)
+        sides = tuple(draw(branches()) for _ in range(draw(st.integers(1, 2))))
+        columns = {"beta": draw(st.floats(0, 1, width=32)), "gap": float(row % 3)}
+        examples.append(Example(prefix, sides, columns, row))
+    return examples
+
+
+def visible(batch: Batch, row: int, query: int) -> list[int]:
+    """Keys that a query sees, by the rule alone."""
+    return [k for k in range(batch.tokens.shape[1]) if k <= query < batch.horizon[row, k]]
+
+
+def check(batch: Batch, examples: list[Example], columns: dict[str, np.ndarray]) -> list[int]:
+    """Asserts that the batch says exactly what its examples say; returns the examples that it holds."""
+    places = batch.example.shape[1]
+    seen = []
+    for r in range(len(batch.tokens)):
+        slots: dict[int, list[int]] = {}
+        for n in np.flatnonzero(batch.role[r]):
+            slots.setdefault(int(batch.branch[r, n]), []).append(n)
+        unused = batch.role[r] == ROLE_NONE
+        for field in (batch.predictor, batch.target, batch.branch):
+            assert not field[r, unused].any()
+        for p in range(places):
+            index = int(batch.example[r, p])
+            for name, values in columns.items():
+                assert batch.columns[name][r, p] == (values[index] if index >= 0 else 0)
+            assert batch.columns["weight"][r, p] == (index >= 0)
+            if index < 0:
+                assert not {p, places + p} & set(slots)
+                continue
+            seen.append(index)
+            example = examples[index]
+            for side, branch in enumerate(example.branches):
+                check_branch(batch, r, slots.pop(side * places + p, []), example, branch)
+        assert not slots, "slots of no example"
+    return seen
+
+
+def check_branch(batch: Batch, r: int, slots: list[int], example: Example, branch: Branch) -> None:
+    scored = np.flatnonzero(branch.roles)
+    assert len(slots) == len(scored)
+    for n, i in zip(slots, scored, strict=True):
+        keys = visible(batch, r, int(batch.predictor[r, n]))
+        assert batch.tokens[r, keys].tolist() == [*example.prefix, *branch.tokens[:i]]
+        assert batch.positions[r, keys].tolist() == list(range(len(example.prefix) + i))
+        assert batch.target[r, n] == branch.tokens[i]
+        assert batch.role[r, n] == branch.roles[i]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    examples=example_sets(),
+    share=st.booleans(),
+    packing=st.booleans(),
+    rows_per_step=st.integers(1, 4),
+    extra=st.integers(0, 60),
+)
+def test_every_slot_sees_its_own_past_and_nothing_else(examples, share, packing, rows_per_step, extra):
+    sizes, columns = Sizes.of(examples), stack_columns(examples)
+    length = int(sizes.tokens(share).max()) + extra
+    plan = Plan(sizes, rows_per_step, length, packing=packing, share_prompt=share)
+    seen, tokens = [], 0
+    for n in range(plan.num_steps(1)):
+        batch = assemble(plan.step(n), examples, plan.shape, columns, share)
+        seen += check(batch, examples, columns)
+        tokens += int((batch.horizon > 0).sum())
+    assert sorted(seen) == list(range(len(examples)))
+    assert tokens == sizes.tokens(share).sum()
+
+
+def pair() -> Example:
+    chosen = Branch(np.array([11, 12, 13], np.int32), np.array([1, 1, 1], np.int32))
+    rejected = Branch(np.array([21, 22], np.int32), np.array([0, 2], np.int32))
+    return Example(np.array([1, 2], np.int32), (chosen, rejected), {"beta": 0.5}, 7)
+
+
+def test_shared_layout_by_hand():
+    batch = assemble([[0], []], [pair()], RowShape(9, 6, 2), {"beta": np.array([0.5], np.float32)})
+    np.testing.assert_array_equal(batch.tokens, [[1, 2, 11, 12, 13, 21, 22, 0, 0], [0] * 9])
+    np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 2, 3, 0, 0], [0] * 9])
+    np.testing.assert_array_equal(batch.horizon, [[7, 7, 5, 5, 5, 7, 7, 0, 0], [0] * 9])
+    np.testing.assert_array_equal(batch.predictor, [[1, 2, 3, 5, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.target, [[11, 12, 13, 22, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.branch, [[0, 0, 0, 2, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.role, [[1, 1, 1, 2, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.example, [[0, -1], [-1, -1]])
+    np.testing.assert_array_equal(batch.columns["beta"], [[0.5, 0], [0, 0]])
+    np.testing.assert_array_equal(batch.columns["weight"], [[1, 0], [0, 0]])
+    for name in ("tokens", "positions", "horizon", "predictor", "target", "branch", "role", "example"):
+        assert getattr(batch, name).dtype == np.int32
+    assert {values.dtype for values in batch.columns.values()} == {np.dtype(np.float32)}
+
+
+def test_plain_layout_by_hand():
+    batch = assemble([[0]], [pair()], RowShape(10, 4, 1), {}, share_prompt=False)
+    np.testing.assert_array_equal(batch.tokens, [[1, 2, 11, 12, 13, 1, 2, 21, 22, 0]])
+    np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0]])
+    np.testing.assert_array_equal(batch.horizon, [[5, 5, 5, 5, 5, 9, 9, 9, 9, 0]])
+    np.testing.assert_array_equal(batch.predictor, [[1, 2, 3, 7]])
+    np.testing.assert_array_equal(batch.branch, [[0, 0, 0, 1]])
+
+
+def test_first_rejected_token_is_predicted_by_the_prefix():
+    example = pair()
+    rejected = Branch(example.branches[1].tokens, np.array([1, 1], np.int32))
+    example = Example(example.prefix, (example.branches[0], rejected), {}, 0)
+    shared = assemble([[0, 0]], [example], RowShape(14, 10, 2), {})
+    np.testing.assert_array_equal(shared.predictor, [[1, 2, 3, 1, 5, 8, 9, 10, 8, 12]])
+    plain = assemble([[0]], [example], RowShape(9, 5, 1), {}, share_prompt=False)
+    np.testing.assert_array_equal(plain.predictor, [[1, 2, 3, 6, 7]])
+
+
+def test_a_batch_is_a_pytree():
+    batch = assemble([[0]], [pair()], RowShape(9, 6, 1), {"beta": np.array([0.5], np.float32)})
+    doubled = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
+    assert isinstance(doubled, Batch)
+    assert doubled.columns["beta"].shape == (2, 1)
+    assert len(jax.tree.leaves(batch)) == 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "columns", "message"),
+    [
+        ([[0]], RowShape(6, 8, 1), {}, r"row 0: 7 tokens do not fit in 6 \(source row 7\)"),
+        ([[], [0, 0]], RowShape(14, 5, 2), {}, r"row 1: over 5 scored tokens"),
+        ([[0, 0]], RowShape(14, 8, 1), {}, "a row of 2 examples does not fit"),
+        ([[0]], RowShape(14, 8, 1), {"weight": np.ones(1, np.float32)}, "'weight' is made by the pipeline"),
+    ],
+)
+def test_refusals(rows, shape, columns, message):
+    with pytest.raises(ValueError, match=message):
+        assemble(rows, [pair()], shape, columns)

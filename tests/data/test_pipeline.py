@@ -1,0 +1,119 @@
+"""The loader: the batch of a step is the same on any number of hosts and threads, from any start."""
+
+import itertools
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from smallr.data.batch import Batch, Branch, Example
+from smallr.data.packing import Plan, Sizes
+from smallr.data.pipeline import assemble, batches, process_rows, stack_columns
+
+
+def make_examples(count: int) -> list[Example]:
+    rng = np.random.default_rng(0)
+
+    def tokens(most: int) -> np.ndarray:
+        return rng.integers(0, 99, int(rng.integers(1, most))).astype(np.int32)
+
+    def branch() -> Branch:
+        return Branch(ids := tokens(30), np.ones_like(ids))
+
+    return [Example(tokens(20), (branch(), branch()), {"beta": i / 8}, i) for i in range(count)]
+
+
+EXAMPLES = make_examples(60)
+COLUMNS = stack_columns(EXAMPLES)
+
+
+def make_plan(**options) -> Plan:
+    return Plan(Sizes.of(EXAMPLES), 4, 128, seed=1, **options)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_stack_columns():
+    assert COLUMNS.keys() == {"beta"}
+    assert COLUMNS["beta"].dtype == np.float32
+    np.testing.assert_array_equal(COLUMNS["beta"], np.arange(60) / 8)
+    assert stack_columns([]) == {}
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_are_the_steps_of_the_plan(threads):
+    plan = make_plan()
+    steps = plan.num_steps(2)
+    found = list(batches(plan, EXAMPLES, COLUMNS, 0, steps, threads=threads))
+    assert len(found) == steps
+    for n, batch in enumerate(found):
+        assert_equal(batch, assemble(plan.step(n), EXAMPLES, plan.shape, COLUMNS))
+
+
+def test_resume_goes_on_with_the_same_batches():
+    steps = make_plan().num_steps(3)
+    whole = list(batches(make_plan(), EXAMPLES, COLUMNS, 0, steps))
+    for start in (1, steps // 2, steps - 1):
+        rest = list(batches(make_plan(), EXAMPLES, COLUMNS, start, steps - start))
+        assert len(rest) == steps - start
+        for a, b in zip(whole[start:], rest, strict=True):
+            assert_equal(a, b)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_together_see_one_host_s_batch(hosts):
+    steps = make_plan().num_steps(2)
+    whole = batches(make_plan(), EXAMPLES, COLUMNS, 0, steps)
+    parts = [
+        batches(make_plan(), EXAMPLES, COLUMNS, 0, steps, rows=process_rows(4, host, hosts), threads=host % 2)
+        for host in range(hosts)
+    ]
+    for expected, *shares in zip(whole, *parts, strict=True):
+        assert shares[0].tokens.shape == (4 // hosts, 128)
+        assert_equal(expected, jax.tree.map(lambda *x: np.concatenate(x), *shares))
+
+
+def test_evaluation_sees_every_example_once_in_order():
+    plan = make_plan(shuffle=False, packing=False)
+    found = np.concatenate([b.example for b in batches(plan, EXAMPLES, COLUMNS, 0, plan.num_steps(1))])
+    np.testing.assert_array_equal(found[:, 0], np.arange(60))
+    plan = Plan(Sizes.of(EXAMPLES), 7, 128, shuffle=False)
+    found = np.concatenate([b.example.ravel() for b in batches(plan, EXAMPLES, COLUMNS, 0, plan.num_steps(1))])
+    np.testing.assert_array_equal(np.sort(found[found >= 0]), np.arange(60))
+
+
+def test_one_shape_for_all_steps_and_epochs():
+    plan = make_plan()
+    shapes = {
+        tuple(x.shape for x in jax.tree.leaves(batch))
+        for batch in batches(plan, EXAMPLES, COLUMNS, 0, plan.num_steps(4))
+    }
+    assert len(shapes) == 1
+
+
+def test_a_run_without_end():
+    stream = batches(make_plan(), EXAMPLES, COLUMNS, 10**4, sys.maxsize)
+    first, second = itertools.islice(stream, 2)
+    plan = make_plan()
+    assert_equal(second, assemble(plan.step(10**4 + 1), EXAMPLES, plan.shape, COLUMNS))
+    assert (first.example != second.example).any()
+
+
+def test_nothing_left_to_do():
+    assert list(batches(make_plan(), EXAMPLES, COLUMNS, 5, 0)) == []
+
+
+def test_process_rows():
+    assert [process_rows(8, i, 2) for i in range(2)] == [slice(0, 4), slice(4, 8)]
+    with pytest.raises(ValueError, match="6 rows a step cannot be split evenly among 4 processes"):
+        process_rows(6, 0, 4)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="plan is of 60 examples, but examples has 59"):
+        batches(make_plan(), EXAMPLES[:59], COLUMNS, 0, 1)
+    with pytest.raises(ValueError, match="column 'beta' has 3"):
+        batches(make_plan(), EXAMPLES, {"beta": np.ones(3, np.float32)}, 0, 1)
