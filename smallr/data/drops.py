@@ -1,0 +1,82 @@
+"""What was left out of a data set, and why: rows are counted and named, never dropped in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+# Row numbers kept for each reason.
+SHOWN = 5
+
+
+@dataclasses.dataclass
+class Tally:
+    """A count and the first rows of it."""
+
+    count: int = 0
+    rows: list[int] = dataclasses.field(default_factory=list)
+
+    def add(self, row: int) -> None:
+        """Counts one row."""
+        self.count += 1
+        if len(self.rows) < SHOWN:
+            self.rows.append(row)
+
+    def __str__(self) -> str:
+        more = ", …" if self.count > len(self.rows) else ""
+        return f"{self.count} ({'row' if self.count == 1 else 'rows'} {', '.join(map(str, self.rows))}{more})"
+
+
+@dataclasses.dataclass
+class DropReport:
+    """Counts per reason over one source.
+
+    Attributes:
+      source: the spec the rows came from.
+      max_length: limit on the tokens of an example (its prefix and all its branches).
+      total: rows read.
+      kept: examples made.
+      dropped: reason -> rows left out.
+      notes: reason -> rows kept, but not as they might be expected (e.g. no rationale: answer loss only).
+      longest: tokens of the longest example, dropped ones included, and `longest_row`, the row it was made from.
+    """
+
+    source: str
+    max_length: int
+    total: int = 0
+    kept: int = 0
+    dropped: dict[str, Tally] = dataclasses.field(default_factory=dict)
+    notes: dict[str, Tally] = dataclasses.field(default_factory=dict)
+    longest: int = 0
+    longest_row: int = -1
+
+    def drop(self, row: int, reason: str) -> None:
+        """Counts a row that is left out."""
+        self.dropped.setdefault(reason, Tally()).add(row)
+
+    def note(self, row: int, reason: str) -> None:
+        """Counts a row that is kept in another form."""
+        self.notes.setdefault(reason, Tally()).add(row)
+
+    def measure(self, row: int, length: int) -> bool:
+        """Remembers the longest example; whether this one is within the limit."""
+        if length > self.longest:
+            self.longest, self.longest_row = length, row
+        return length <= self.max_length
+
+    def __str__(self) -> str:
+        longest = f"longest example {self.longest} tokens (row {self.longest_row})" if self.longest else "no tokens"
+        lines = [f"{self.source}: {self.total} rows, {self.kept} kept; {longest}, limit {self.max_length}"]
+        lines += [f"  dropped, {reason}: {tally}" for reason, tally in self.dropped.items()]
+        lines += [f"  kept, {reason}: {tally}" for reason, tally in self.notes.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DropReport:
+        """The inverse of `to_dict`."""
+        tallies = {key: {k: Tally(**v) for k, v in values[key].items()} for key in ("dropped", "notes")}
+        return cls(**{**values, **tallies})

@@ -1,0 +1,108 @@
+"""Marked texts -> tokens with roles -> examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from smallr.data.batch import ROLE_NONE, Branch, Example
+from smallr.data.chat import Marked
+from smallr.data.errors import DataError
+
+
+class Encoder:
+    """Tokenises texts in one pass each and finds roles by offsets of characters.
+
+    The Rust tokenizer is a copy: no padding and no cutting, and offsets that include white space, which byte-level
+    tokenizers may trim.
+
+    Raises:
+      DataError: the tokenizer has no Rust backend or no EOS token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise DataError(f"{type(tokenizer).__name__} gives no offsets of characters; use a fast tokenizer")
+        if tokenizer.eos_token_id is None:
+            raise DataError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no EOS token, so no completion would "
+                "have an end; set tokenizer.eos_token"
+            )
+        self.eos = int(tokenizer.eos_token_id)
+        self.definition = backend_definition(tokenizer)
+        self._backend = Tokenizer.from_str(json.dumps(self.definition))
+
+    def __call__(self, texts: Sequence[Marked]) -> list[Branch]:
+        """Tokens and roles of each whole text, prompt included."""
+        encodings: list[Encoding | None] = [None] * len(texts)
+        for is_chat in (False, True):
+            chosen = [i for i, text in enumerate(texts) if text.is_chat == is_chat]
+            batch = self._backend.encode_batch([texts[i].text for i in chosen], add_special_tokens=not is_chat)
+            for i, encoding in zip(chosen, batch, strict=True):
+                encodings[i] = encoding
+        return [self._roles(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _roles(self, text: Marked, encoding: Encoding) -> Branch:
+        """A token belongs to a span if they overlap, and to the later one of two: a token that straddles the end of
+        the prompt belongs to the completion.
+        """
+        tokens = np.asarray(encoding.ids, np.int32)
+        starts, ends = np.asarray(encoding.offsets, np.int64).reshape(-1, 2).T
+        # Special tokens that the tokenizer adds behind the text have the offsets (0, 0).
+        behind = np.asarray(encoding.special_tokens_mask, bool) & (ends == 0) & (np.maximum.accumulate(ends) > 0)
+        starts, ends = (np.where(behind, len(text.text), x) for x in (starts, ends))
+        roles = np.full(len(tokens), ROLE_NONE, np.int32)
+        for span in text.spans:
+            first = np.searchsorted(ends, span.start, side="right")
+            stop = np.searchsorted(starts, span.end, side="left")
+            roles[first:stop] = span.role
+        if not text.is_chat:
+            if not len(tokens) or tokens[-1] != self.eos:
+                tokens, roles = np.append(tokens, np.int32(self.eos)), np.append(roles, np.int32(ROLE_NONE))
+            roles[-1] = text.spans[-1].role
+        return Branch(tokens, roles)
+
+
+def backend_definition(tokenizer: PreTrainedTokenizerFast) -> dict:
+    """The Rust tokenizer as JSON values, without the state that calls leave in it (padding, truncation)."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    definition["padding"] = definition["truncation"] = None
+
+    def untrim(part: object) -> None:
+        if isinstance(part, dict):
+            if "trim_offsets" in part:
+                part["trim_offsets"] = False
+            for value in part.values():
+                untrim(value)
+        elif isinstance(part, list):
+            for value in part:
+                untrim(value)
+
+    untrim(definition.get("post_processor"))
+    return definition
+
+
+def to_example(sides: Sequence[Branch], columns: Mapping[str, float], row: int) -> Example | None:
+    """Splits whole texts into the shared prefix and one branch each; None if no token is left for the prefix.
+
+    The prefix is the leading tokens that all sides share before the first scored token of any. Where the sides
+    straddle the end of the prompt differently, a branch begins with tokens of the prompt, not scored.
+    """
+    limit = min(int(np.argmax(side.roles > ROLE_NONE)) for side in sides)
+    first = sides[0].tokens[:limit]
+    shared = min((_common(first, side.tokens[:limit]) for side in sides[1:]), default=limit)
+    if shared == 0:
+        return None
+    branches = tuple(Branch(side.tokens[shared:], side.roles[shared:]) for side in sides)
+    return Example(first[:shared], branches, columns, row)
+
+
+def _common(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"]) -> int:
+    """Length of the common beginning of two arrays of one length."""
+    differ = a != b
+    return int(np.argmax(differ)) if differ.any() else len(a)

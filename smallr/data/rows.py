@@ -1,0 +1,293 @@
+"""Raw rows -> checked rows of one of three kinds.
+
+  preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two sides share a first
+              part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large).
+  sft         `prompt` and `completion` (text or messages), or `messages`: every assistant turn is scored.
+  rationale   `question`, `rationale`, `answer` (text).
+
+A mistake in the set-up (a column missing or of a wrong type, an unknown gap, a beta that is negative or NaN) raises
+`DataError`. A single row that cannot be trained on (empty, equal sides, ...) is counted in the `DropReport`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from smallr.data.drops import DropReport
+from smallr.data.errors import DataError, nearest, shorten
+
+GAPS = ("small", "medium", "large")
+KINDS = ("preference", "sft", "rationale")
+# Columns that a kind reads; the sets are alternatives, all of one of them must be there.
+REQUIRED = {
+    "preference": (("chosen", "rejected"),),
+    "sft": (("messages",), ("prompt", "completion")),
+    "rationale": (("question", "rationale", "answer"),),
+}
+OPTIONAL = {"preference": ("prompt", "beta", "gap"), "sft": (), "rationale": ()}
+COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for names in (*REQUIRED[kind], OPTIONAL[kind]) for name in names))
+
+# Roles as conversations with `from`/`value` name them.
+_ROLES = {"human": "user", "gpt": "assistant"}
+
+Message = Mapping[str, Any]
+Text = str | tuple[Message, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextRow:
+    """A preference row (two completions: chosen, rejected) or an SFT row (one).
+
+    Attributes:
+      row: index in the source.
+      prompt, completions: all text, or all chat messages. Assistant turns of a chat completion are scored.
+      columns: numbers of the row; the same keys in all rows of a kind.
+    """
+
+    row: int
+    prompt: Text
+    completions: tuple[Text, ...]
+    columns: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RationaleRow:
+    """A question, its answer and why; `rationale` is None where the teacher gave none."""
+
+    row: int
+    question: str
+    answer: str
+    rationale: str | None
+
+
+class _Unusable(Exception):
+    """A single row that is dropped; its message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """Where a value stands, for messages."""
+
+    source: str
+    row: int
+    column: str
+
+    def error(self, problem: str) -> DataError:
+        return DataError(f"{self.source}, row {self.row}, column {self.column!r}: {problem}")
+
+
+def columns_of(kind: str, present: Sequence[str], source: str) -> tuple[str, ...]:
+    """The columns of `present` that rows of this kind are read from.
+
+    Raises:
+      DataError: unknown kind, or a column is missing; names what is there and the nearest.
+    """
+    if kind not in KINDS:
+        raise DataError(f"row kind {kind!r} is none of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    for required in REQUIRED[kind]:
+        if set(required) <= set(present):
+            return (*required, *(name for name in OPTIONAL[kind] if name in present))
+    wanted = " or ".join(", ".join(names) for names in REQUIRED[kind])
+    # Of several alternatives the one with most columns present is what the user is likely to mean.
+    closest = max(REQUIRED[kind], key=lambda names: len(set(names) & set(present)))
+    missing = [name for name in closest if name not in present]
+    raise DataError(
+        f"{source}: {kind} rows need the columns {wanted}; missing {', '.join(map(repr, missing))}, "
+        f"present {', '.join(present)}{nearest(missing[0], present)} "
+        f'Map a column with columns={{"{missing[0]}": "<name in the source>"}}.'
+    )
+
+
+def parse_rows(rows: Iterable[Mapping[str, Any]], kind: str, report: DropReport) -> Iterator[TextRow | RationaleRow]:
+    """Checks raw rows one by one; what cannot be used is counted in `report`.
+
+    Raises:
+      DataError: a value of a wrong type, an unknown gap, a beta that is negative or not finite.
+    """
+    parse = {"preference": _preference, "sft": _sft, "rationale": _rationale}[kind]
+    for index, row in enumerate(rows):
+        report.total += 1
+        try:
+            parsed = parse(row, index, report.source)
+        except _Unusable as reason:
+            report.drop(index, str(reason))
+            continue
+        if isinstance(parsed, RationaleRow) and parsed.rationale is None:
+            report.note(index, "no rationale: answer loss only")
+        yield parsed
+
+
+def _preference(row: Mapping[str, Any], index: int, source: str) -> TextRow:
+    chosen, rejected = (
+        _filled(_text_or_chat(row[name], _Cell(source, index, name)), name) for name in ("chosen", "rejected")
+    )
+    columns = {
+        "beta": _beta(row.get("beta"), _Cell(source, index, "beta")),
+        "gap": float(_gap(row.get("gap"), _Cell(source, index, "gap"))),
+    }
+    prompt = None
+    if "prompt" in row:
+        prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
+    if chosen == rejected:
+        raise _Unusable("chosen equal to rejected")
+    if all(isinstance(text, str) for text in (prompt or "", chosen, rejected)):
+        prompt, chosen, rejected = (prompt, chosen, rejected) if prompt else _split_texts(chosen, rejected)
+    else:
+        chat = None if prompt is None else _as_chat(prompt, "user")
+        prompt, chosen, rejected = _split_chats(chat, _as_chat(chosen, "assistant"), _as_chat(rejected, "assistant"))
+    for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        _filled(side, name)
+    return TextRow(index, prompt, (_answered(chosen), _answered(rejected)), columns)
+
+
+def _sft(row: Mapping[str, Any], index: int, source: str) -> TextRow:
+    if "messages" in row:
+        messages = _filled(_text_or_chat(row["messages"], _Cell(source, index, "messages")), "messages")
+        if isinstance(messages, str):
+            raise _Cell(source, index, "messages").error(
+                f"expected a list of messages, found text {shorten(messages)}; text goes into prompt and completion"
+            )
+        first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+        prompt, completion = messages[:first], messages[first:]
+        if not completion:
+            raise _Unusable("no assistant turn")
+    else:
+        prompt, completion = (
+            _filled(_text_or_chat(row[name], _Cell(source, index, name)), name) for name in ("prompt", "completion")
+        )
+        if not (isinstance(prompt, str) and isinstance(completion, str)):
+            prompt, completion = _as_chat(prompt, "user"), _as_chat(completion, "assistant")
+    return TextRow(index, _filled(prompt, "prompt"), (_answered(completion),), {})
+
+
+def _rationale(row: Mapping[str, Any], index: int, source: str) -> RationaleRow:
+    values = {}
+    for name in ("question", "answer", "rationale"):
+        value = row[name]
+        if value is not None and not isinstance(value, str):
+            raise _Cell(source, index, name).error(
+                f"expected text, found {_kind(value)} {shorten(value)}; write it out"
+            )
+        values[name] = (value or "").strip()
+    for name in ("question", "answer"):
+        _filled(values[name], name)
+    return RationaleRow(index, values["question"], values["answer"], values["rationale"] or None)
+
+
+def _text_or_chat(value: Any, cell: _Cell) -> Text:
+    """Text, or messages with `role` and `content`; null is empty text."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    messages = value
+    if isinstance(value, Mapping):  # one message, or the columns of a list of them, as TFDS and old Arrow files have it
+        is_table = value and all(isinstance(items, Sequence) and not isinstance(items, str) for items in value.values())
+        messages = (
+            [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+            if is_table
+            else [value]
+        )
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise cell.error(
+            f"expected text or a list of messages {{role, content}}, found {_kind(value)} {shorten(value)}"
+        )
+    return tuple(_message(message, cell) for message in messages)
+
+
+def _message(message: Message, cell: _Cell) -> Message:
+    """Null fields are what Arrow puts where another message of the column has a field: they are left out."""
+    message = {key: value for key, value in message.items() if value is not None}
+    if "from" in message and "value" in message:
+        message = {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
+    if not isinstance(message.get("role"), str):
+        raise cell.error(f"a message needs `role` and `content`, found {shorten(message)}")
+    message.setdefault("content", "")
+    if not isinstance(message["content"], str):
+        raise cell.error(f"`content` of a message must be text, found {_kind(message['content'])} {shorten(message)}")
+    return message
+
+
+def _as_chat(text: Text, role: str) -> tuple[Message, ...]:
+    return ({"role": role, "content": text},) if isinstance(text, str) else text
+
+
+def _filled(text: Text, name: str) -> Text:
+    contents = [text] if isinstance(text, str) else [message["content"] for message in text]
+    if not any(content.strip() for content in contents):
+        raise _Unusable(f"empty {name}")
+    return text
+
+
+def _answered(completion: Text) -> Text:
+    """A chat completion has assistant turns, none of them empty."""
+    if isinstance(completion, str):
+        return completion
+    turns = [message["content"] for message in completion if message["role"] == "assistant"]
+    if not turns:
+        raise _Unusable("no assistant turn")
+    if not all(turn.strip() for turn in turns):
+        raise _Unusable("empty assistant turn")
+    return completion
+
+
+def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Prompt and completions of two texts that begin alike.
+
+    The cut lies before the last white space of the common part: a word that both sides happen to begin with belongs to
+    the completions, and most tokenizers glue a space to the word that follows it.
+    """
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    )
+    while shared and not chosen[shared - 1].isspace():
+        shared -= 1
+    shared = len(chosen[:shared].rstrip())
+    if not shared:
+        raise _Unusable("chosen and rejected share no first part to be the prompt")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _split_chats(
+    prompt: tuple[Message, ...] | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], ...]:
+    """Prompt and completions of two chats, which may repeat the prompt (`prompt` given) or imply it (None)."""
+    if prompt is not None and all(side[0]["role"] not in ("system", "user") for side in (chosen, rejected)):
+        return prompt, chosen, rejected
+    limit = min(len(chosen), len(rejected)) - 1  # a message is left for each side
+    shared = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
+    common = chosen[:shared]
+    if not common:
+        raise _Unusable("chosen and rejected share no first part to be the prompt")
+    if prompt is not None and not any(common[i : i + len(prompt)] == prompt for i in range(shared)):
+        raise _Unusable("chosen and rejected do not begin with the prompt")
+    return common, chosen[shared:], rejected[shared:]
+
+
+def _beta(value: Any, cell: _Cell) -> float:
+    """The number, NaN where the row has none. Text of a number is what CSV files hold."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        beta = float(value) if not isinstance(value, bool) else None
+    except (TypeError, ValueError):
+        beta = None
+    if beta is None:
+        raise cell.error(f"expected a number, found {_kind(value)} {shorten(value)}")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise cell.error(f"beta must be a finite number >= 0, found {value}; correct or remove the row")
+    return beta
+
+
+def _gap(value: Any, cell: _Cell) -> int:
+    """Index into GAPS, -1 where the row has none."""
+    if value is None or value == "":
+        return -1
+    if value not in GAPS:
+        raise cell.error(f"gap {shorten(value)} is none of {', '.join(GAPS)}{nearest(value, GAPS)}")
+    return GAPS.index(value)
+
+
+def _kind(value: Any) -> str:
+    return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"

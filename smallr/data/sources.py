@@ -1,0 +1,266 @@
+"""Where rows come from: a spec of a data set -> `datasets.Dataset` with our column names.
+
+  folder written by `save_to_disk`           runs/rows, disk:runs/rows
+  file or glob of files                      rows.jsonl.gz, "data/*.parquet", files:rows.json
+  TFDS, read without TensorFlow              tfds:gsm8k, tfds:name/config:1.0.0
+  built in                                   builtin:arithmetic/preference, builtin:arithmetic/rationale
+  Hugging Face hub                           org/name, org/name:config, hub:name
+
+What exists on disk goes before the hub. A split is a name, or a part of it: `train[:90%]`, `train[-100:]`. Files and
+folders that hold no splits have one, `train`. No code of a data set is ever run, and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from smallr.data.errors import DataError, nearest
+from smallr.data.rows import COLUMNS
+
+OFFLINE_CHOICES = (
+    "Without the hub: a folder written by datasets' save_to_disk, local files (json, jsonl, parquet, csv, a glob of "
+    "them), tfds:NAME, or builtin:arithmetic/preference"
+)
+BUILTIN = ("arithmetic/preference", "arithmetic/rationale")
+_FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet", "csv": "csv"}
+_SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
+
+
+def load_rows(spec: str, split: str = "train", columns: Mapping[str, str] | None = None) -> datasets.Dataset:
+    """Loads the rows of one split.
+
+    Args:
+      spec: what and where, see the module; the prefixes `disk:`, `files:` and `hub:` force a kind.
+      split: name, or a part of it as in `train[:90%]`.
+      columns: our name -> the source's name; names that are not mapped stay.
+
+    Raises:
+      DataError: nothing there, a split or a column missing, a line that is not JSON, a hub that cannot be reached.
+    """
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise DataError(f"split {split!r}: expected a name, or a part of it like train[:90%] or train[100:200]")
+    kind, rest = _kind(spec)
+    rows = _slice(_LOADERS[kind](rest, match["name"]), match["start"], match["stop"])
+    if not len(rows):
+        raise DataError(f"{spec}: split {split!r} holds no rows")
+    return rename(rows, columns or {}, spec)
+
+
+def rename(rows: datasets.Dataset, columns: Mapping[str, str], source: str) -> datasets.Dataset:
+    """Gives columns our names; a column that has such a name already and is not wanted makes room.
+
+    Raises:
+      DataError: a name that is not one of ours, or a column that is not there.
+    """
+    for ours, theirs in columns.items():
+        if ours not in COLUMNS:
+            raise DataError(f"columns: {ours!r} is none of our columns {', '.join(COLUMNS)}{nearest(ours, COLUMNS)}")
+        if theirs not in rows.column_names:
+            raise DataError(
+                f"{source}: no column {theirs!r} to use as {ours!r}; present {', '.join(rows.column_names)}"
+                f"{nearest(theirs, rows.column_names)}"
+            )
+    # Through the table, so that two of ours may read one of theirs and names may be exchanged.
+    kept = {name: name for name in rows.column_names if name not in columns and name not in columns.values()}
+    wanted = {**kept, **columns}
+    features = datasets.Features({ours: rows.features[theirs] for ours, theirs in wanted.items()})
+    if all(ours == theirs for ours, theirs in wanted.items()):
+        return rows
+    if len(set(wanted.values())) == len(wanted):
+        return rows.select_columns(list(wanted.values())).rename_columns({v: k for k, v in wanted.items()})
+    return rows.map(
+        lambda batch: {ours: batch[theirs] for ours, theirs in wanted.items()},
+        batched=True,
+        remove_columns=rows.column_names,
+        features=features,
+    )
+
+
+def _kind(spec: str) -> tuple[str, str]:
+    prefix, colon, rest = spec.partition(":")
+    if colon and prefix in _LOADERS and rest:
+        return prefix, rest
+    if Path(spec).is_dir():
+        return "disk", spec
+    if Path(spec).is_file() or glob.has_magic(spec) or _format(spec):
+        return "files", spec
+    if _HUB_ID.fullmatch(spec) and "/" in spec:
+        return "hub", spec
+    raise DataError(
+        f"data set {spec!r}: no such folder or file, and not a hub id org/name[:config]. {OFFLINE_CHOICES}."
+    )
+
+
+def _disk(folder: str, split: str) -> datasets.Dataset:
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder")
+    try:
+        loaded = datasets.load_from_disk(folder)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder}: not a folder that datasets' save_to_disk has written; for the files in it give a glob, "
+            f"e.g. {folder.rstrip('/')}/*.jsonl"
+        ) from error
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    return splits[_known_split(folder, split, list(splits))]
+
+
+def _files(pattern: str, split: str) -> datasets.Dataset:
+    paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True)) if glob.has_magic(pattern) else [pattern]
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing or not paths:
+        problem = "no file matches" if glob.has_magic(pattern) else "no such file"
+        raise DataError(f"{pattern}: {problem}" + _neighbours(pattern))
+    _known_split(pattern, split, ["train"])
+    formats = {_format(path) for path in paths}
+    if len(formats) > 1 or None in formats:
+        raise DataError(
+            f"{pattern}: expected files of one format of {', '.join(_FORMATS)} (also .gz), found "
+            f"{', '.join(Path(path).name for path in paths[:5])}"
+        )
+    (format_,) = formats
+    # Text stays text: pandas would read "007" as 7 and the answer "None" as nothing.
+    options = {"dtype": str, "keep_default_na": False} if format_ == "csv" else {}
+    try:
+        return datasets.load_dataset(format_, data_files=[os.path.abspath(p) for p in paths], split="train", **options)
+    except Exception as error:  # readers raise what they like; the cause is what the user needs
+        if format_ == "json":
+            for path in paths:
+                _check_json(Path(path))
+        raise DataError(f"{pattern}: cannot be read as {format_}: {error.__cause__ or error}") from error
+
+
+def _check_json(path: Path) -> None:
+    """Raises with the line of the first mistake in a file that could not be read."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        try:
+            first = file.read(1)
+            if first == b"[":
+                json.loads(first + file.read())
+                return
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                try:
+                    value = json.loads(line) if line.strip() else {}
+                except ValueError as error:
+                    raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
+                if not isinstance(value, dict):
+                    raise DataError(f"{path}, line {number}: a row must be an object {{...}}, found {line[:60]!r}")
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error}") from error
+        except (EOFError, OSError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _tfds(name: str, split: str) -> datasets.Dataset:
+    import tensorflow_datasets as tfds  # only here: it takes half a second
+
+    try:
+        splits = tfds.data_source(name)
+    except ImportError as error:
+        raise DataError(
+            f"tfds:{name}: preparing this data set needs TensorFlow, which smallr does not use ({error}). Prepare it "
+            "elsewhere with `tfds build --file_format=array_record` and point TFDS_DATA_DIR to it."
+        ) from error
+    except Exception as error:  # builders raise what they like
+        raise DataError(f"tfds:{name}: {str(error).strip()}. {OFFLINE_CHOICES}.") from error
+    source = splits[_known_split(f"tfds:{name}", split, list(splits))]
+    return datasets.Dataset.from_list(
+        [{key: _plain(value) for key, value in source[index].items()} for index in range(len(source))]
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A TFDS value as Python has it, with text for bytes."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value  # an image or the like
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _builtin(name: str, split: str) -> datasets.Dataset:
+    if name not in BUILTIN:
+        raise DataError(f"builtin:{name} is none of {', '.join(BUILTIN)}{nearest(name, BUILTIN)}")
+    from smallr.data import arithmetic  # it writes data sets, so it may come to import this module's neighbours
+
+    return _disk(str(arithmetic.ensure_built() / name.split("/")[1]), split)
+
+
+def _hub(spec: str, split: str) -> datasets.Dataset:
+    match = _HUB_ID.fullmatch(spec)
+    if match is None:
+        raise DataError(f"hub:{spec}: expected org/name or org/name:config")
+    try:
+        return datasets.load_dataset(match["id"], match["config"], split=split)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(f"{spec}: the hub has no such data set, or it needs `hf auth login`: {error}") from error
+    except ConnectionError as error:
+        offline = "HF_HUB_OFFLINE is set" if datasets.config.HF_HUB_OFFLINE else "is there a network?"
+        raise DataError(f"{spec}: the hub cannot be reached ({offline}). {OFFLINE_CHOICES}.") from error
+    except RuntimeError as error:
+        raise DataError(f"{spec}: {error}. smallr runs no code of a data set; convert it to Parquet first.") from error
+    except ValueError as error:  # names the splits or the configs there are
+        raise DataError(f"{spec}: {error}") from error
+
+
+def _known_split(source: str, split: str, splits: list[str]) -> str:
+    if split not in splits:
+        raise DataError(
+            f"{source}: no split {split!r}; there is {', '.join(splits)}{nearest(split, splits)}. "
+            "A part of a split is written like train[:90%]."
+        )
+    return split
+
+
+def _slice(rows: datasets.Dataset, start: str | None, stop: str | None) -> datasets.Dataset:
+    if start is None and stop is None:
+        return rows
+
+    def index(text: str | None) -> int | None:
+        if text is None or not text.endswith("%"):
+            return None if text is None else int(text)
+        return round(len(rows) * int(text[:-1]) / 100)
+
+    return rows.select(range(len(rows))[index(start) : index(stop)])
+
+
+def _format(path: str) -> str | None:
+    suffixes = [suffix[1:].lower() for suffix in Path(path).suffixes]
+    if suffixes[-1:] == ["gz"]:
+        suffixes.pop()
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _neighbours(pattern: str) -> str:
+    folder = Path(os.path.expanduser(pattern)).parent
+    names = sorted(path.name for path in folder.iterdir() if _format(path.name)) if folder.is_dir() else []
+    if not names:
+        return ""
+    return f"; {folder} holds {', '.join(names[:10])}{nearest(Path(pattern).name, names)}"
+
+
+_LOADERS: dict[str, Callable[[str, str], Any]] = {
+    "disk": _disk,
+    "files": _files,
+    "tfds": _tfds,
+    "builtin": _builtin,
+    "hub": _hub,
+}

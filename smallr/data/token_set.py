@@ -1,0 +1,128 @@
+"""A tokenised data set on disk: flat arrays, mapped into memory, found again by the content they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Int8
+
+from smallr.data.batch import ROLE_NONE, Branch, Example
+from smallr.data.drops import DropReport
+
+_ARRAYS = ("tokens", "roles", "starts", "prefix_lengths", "branch_lengths", "num_scored", "rows", "columns")
+
+
+class TokenSet(Sequence[Example]):
+    """Examples of one data set; E examples, S branches each, L tokens in all.
+
+    Attributes:
+      tokens, roles: int32 and int8 [L]; example after example, prefix then branches.
+      starts: int64 [E + 1], where each example begins in `tokens`.
+      prefix_lengths: int32 [E].
+      branch_lengths: int32 [E, S].
+      num_scored: int32 [E, S], scored tokens.
+      rows: int64 [E], row of the source.
+      columns: float32 [E] each; `beta` (NaN: none) and `gap` (-1: none, else an index of `rows.GAPS`) for pairs.
+      report: what was dropped.
+      fingerprint: hash of the arrays. Equal fingerprints, equal training data.
+    """
+
+    tokens: Int[np.ndarray, "L"]
+    roles: Int8[np.ndarray, "L"]
+    starts: Int[np.ndarray, "E+1"]
+    prefix_lengths: Int[np.ndarray, "E"]
+    branch_lengths: Int[np.ndarray, "E S"]
+    num_scored: Int[np.ndarray, "E S"]
+    rows: Int[np.ndarray, "E"]
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a folder written by `write`; arrays stay on disk and are read where they are used."""
+        meta = json.loads((folder / "meta.json").read_text())
+        for name in _ARRAYS[:-1]:
+            setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+        values = np.load(folder / "columns.npy", allow_pickle=False)
+        self.columns: dict[str, Float[np.ndarray, "E"]] = dict(zip(meta["columns"], values, strict=True))
+        self.report = DropReport.from_dict(meta["report"])
+        self.fingerprint: str = meta["fingerprint"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`, with arrays of its own (not views of the file)."""
+        index = range(len(self))[index]
+        start, stop = self.starts[index : index + 2]
+        tokens = np.array(self.tokens[start:stop])
+        roles = self.roles[start:stop].astype(np.int32)
+        ends = np.cumsum([self.prefix_lengths[index], *self.branch_lengths[index]])
+        branches = tuple(Branch(tokens[a:b], roles[a:b]) for a, b in itertools.pairwise(ends))
+        columns = {name: float(values[index]) for name, values in self.columns.items()}
+        return Example(tokens[: ends[0]], branches, columns, int(self.rows[index]))
+
+
+def write(folder: Path, examples: Iterable[Example], report: DropReport) -> None:
+    """Writes examples so that `folder` either does not exist or is complete.
+
+    Args:
+      folder: replaced if it is there.
+      examples: at least one; all with the same number of branches and the same columns.
+      report: completed by consuming `examples`, so it is stored after them.
+    """
+    tokens, roles, prefix, branches, scored, rows, columns = [], [], [], [], [], [], []
+    for example in examples:
+        tokens += [example.prefix, *(branch.tokens for branch in example.branches)]
+        roles += [np.full(len(example.prefix), ROLE_NONE), *(branch.roles for branch in example.branches)]
+        prefix.append(len(example.prefix))
+        branches.append([len(branch.tokens) for branch in example.branches])
+        scored.append([np.count_nonzero(branch.roles) for branch in example.branches])
+        rows.append(example.row)
+        columns.append(list(example.columns.values()))
+        names = list(example.columns)
+    lengths = np.asarray(prefix, np.int64) + np.sum(branches, axis=1)
+    arrays = {
+        "tokens": np.concatenate(tokens).astype(np.int32),
+        "roles": np.concatenate(roles).astype(np.int8),
+        "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "prefix_lengths": np.asarray(prefix, np.int32),
+        "branch_lengths": np.asarray(branches, np.int32),
+        "num_scored": np.asarray(scored, np.int32),
+        "rows": np.asarray(rows, np.int64),
+        "columns": np.asarray(columns, np.float32).T,
+    }
+    meta = {"columns": names, "report": report.to_dict(), "fingerprint": _fingerprint(arrays, names)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        for name in _ARRAYS:
+            np.save(scratch / f"{name}.npy", arrays[name], allow_pickle=False)
+        (scratch / "meta.json").write_text(json.dumps(meta))
+        _move(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(scratch: Path, folder: Path) -> None:
+    """Puts `scratch` in the place of `folder`; a process that was faster has written the same."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    try:
+        os.replace(scratch, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+
+
+def _fingerprint(arrays: dict[str, np.ndarray], names: list[str]) -> str:
+    digest = hashlib.sha256(json.dumps(names).encode())
+    for name in _ARRAYS:
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()

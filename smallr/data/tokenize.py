@@ -1,0 +1,192 @@
+"""Rows of a data set -> `TokenSet`, made once and kept on disk.
+
+`max_length` is a limit on the whole example: its prefix and all its branches, because that is what has to fit in a row
+of a batch. A longer example is dropped and counted, never cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from smallr.cache import cache_dir
+from smallr.data.batch import Example
+from smallr.data.chat import FORMATS, ORDERS, Marked, Renderer, Unrenderable, rationale_pieces
+from smallr.data.drops import DropReport
+from smallr.data.encode import Encoder, to_example
+from smallr.data.errors import DataError, nearest
+from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, parse_rows
+from smallr.data.token_set import TokenSet, write
+
+# Part of the cache key: raise it when a change of the code changes the tokens of any row.
+VERSION = 1
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeOptions:
+    """How rows become tokens.
+
+    Attributes:
+      kind: preference, sft or rationale.
+      max_length: most tokens of an example, its prefix and all branches together.
+      chat: wrap plain strings in the chat template; rows of messages always use it.
+      share_prompt: whether a row of a batch will hold the prefix once or once per branch, for `max_length`.
+      order: of rationale rows: answer_first or rationale_first.
+      rationale_format: another text for that order; empty for `chat.FORMATS[order]`.
+
+    Raises:
+      DataError: a value that is not one of the choices.
+    """
+
+    kind: str
+    max_length: int
+    chat: bool = False
+    share_prompt: bool = True
+    order: str = "answer_first"
+    rationale_format: str = ""
+
+    def __post_init__(self) -> None:
+        for field, choices in (("kind", KINDS), ("order", ORDERS)):
+            value = getattr(self, field)
+            if value not in choices:
+                raise DataError(f"{field} {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
+        if self.max_length < 2:
+            raise DataError(f"max_length {self.max_length} leaves no room for a prompt and a completion")
+        first = rationale_pieces(self.format)[-1][0]
+        if first != self.order.removesuffix("_first"):
+            raise DataError(f"rationale_format {self.format!r} begins with the {first}, but order is {self.order}")
+
+    @property
+    def format(self) -> str:
+        """The text of a rationale row."""
+        return self.rationale_format or FORMATS[self.order]
+
+
+def tokenize(
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    options: TokenizeOptions,
+    *,
+    source: str = "rows",
+    cache: Path | None = None,
+) -> TokenSet:
+    """Tokenises a data set, or finds the result of having done so.
+
+    Args:
+      rows: columns of the kind, under our names.
+      tokenizer: a fast tokenizer.
+      options: what is made of them.
+      source: name of the rows in messages and reports.
+      cache: folder of results, by default `cache_dir("tokens")`.
+
+    Returns:
+      The examples in the order of the rows, with the report of what was dropped.
+
+    Raises:
+      DataError: missing columns, wrong types, a tokenizer without what the rows need, no row left.
+    """
+    columns = columns_of(options.kind, rows.column_names, source)
+    rows = rows.select_columns(list(columns))
+    encoder = Encoder(tokenizer)
+    key = _key(rows, encoder, tokenizer, options)
+    folder = (cache or cache_dir("tokens")) / key[:32]
+    report = DropReport(source, options.max_length)
+    if folder.exists():
+        try:
+            return _named(TokenSet(folder), source)
+        except (OSError, ValueError, KeyError) as error:
+            logging.warning("tokens in %s cannot be read (%s); tokenising again", folder, error)
+    renderer = Renderer(tokenizer, chat=options.chat, rationale_format=options.format)
+    progress = tqdm(_iterate(rows), total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None)
+    parsed = parse_rows(progress, options.kind, report)
+    examples = _examples(parsed, renderer, encoder, options, report)
+    first = next(examples, None)
+    if first is None:
+        raise DataError(f"no row is left to train on\n{report}")
+    write(folder, itertools.chain([first], examples), report)
+    return TokenSet(folder)
+
+
+def _examples(
+    rows: Iterable[TextRow | RationaleRow],
+    renderer: Renderer,
+    encoder: Encoder,
+    options: TokenizeOptions,
+    report: DropReport,
+) -> Iterator[Example]:
+    for batch in _batched(_rendered(rows, renderer, report), _BATCH):
+        sides = iter(encoder([text for _, texts in batch for text in texts]))
+        for row, texts in batch:
+            example = to_example([next(sides) for _ in texts], getattr(row, "columns", {}), row.row)
+            reason = _problem(example, options, report)
+            if reason:
+                report.drop(row.row, reason)
+            else:
+                report.kept += 1
+                yield example
+
+
+def _problem(example: Example | None, options: TokenizeOptions, report: DropReport) -> str | None:
+    if example is None:
+        return "no token of the prompt stands before the completion"
+    branches = [branch.tokens for branch in example.branches]
+    if len(branches) == 2 and branches[0].tolist() == branches[1].tolist():
+        return "chosen equal to rejected"
+    prefixes = 1 if options.share_prompt else len(branches)
+    if not report.measure(example.row, prefixes * len(example.prefix) + sum(map(len, branches))):
+        return f"longer than {options.max_length} tokens"
+    return None
+
+
+def _rendered(
+    rows: Iterable[TextRow | RationaleRow], renderer: Renderer, report: DropReport
+) -> Iterator[tuple[TextRow | RationaleRow, Sequence[Marked]]]:
+    for row in rows:
+        render = renderer.rationale_row if isinstance(row, RationaleRow) else renderer.text_row
+        try:
+            yield row, render(row)
+        except Unrenderable as reason:
+            report.drop(row.row, str(reason))
+
+
+def _iterate(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+    """Rows one by one, read in batches: single rows of Arrow are slow."""
+    for batch in rows.iter(_BATCH):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> str:
+    """Hash of everything that the tokens depend on."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False, default=repr).encode("utf-8", "replace"))
+
+    add([VERSION, dataclasses.asdict(options), encoder.definition, encoder.eos, rows.column_names])
+    add([tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
+    for batch in rows.iter(_BATCH):
+        add(batch)
+    return digest.hexdigest()
+
+
+def _named(tokens: TokenSet, source: str) -> TokenSet:
+    """The same rows may be found under another name than the one they were cached under."""
+    tokens.report.source = source
+    return tokens
