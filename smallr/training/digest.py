@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,9 +43,13 @@ def tree_digest(tree: Any) -> str:
       TypeError: a leaf that is not a number or an array of numbers.
       ValueError: two leaves have one name.
     """
-    leaves = sorted(named_leaves(tree).items())
+    return named_digest(named_leaves(tree))
+
+
+def named_digest(leaves: Mapping[str, Any]) -> str:
+    """`tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
     # All are dispatched before the first is awaited.
-    lanes = [(name, leaf, _leaf_lanes(name, leaf)) for name, leaf in leaves]
+    lanes = [(name, leaf, _leaf_lanes(name, leaf)) for name, leaf in sorted(leaves.items())]
     total = hashlib.sha256(_FORMAT.encode())
     for name, leaf, lane in lanes:
         dtype, shape = leaf_signature(leaf)
