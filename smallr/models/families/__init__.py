@@ -1,0 +1,28 @@
+"""One table per family for names and layouts. A new family is one file here, one entry below, and one test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smallr.models.families import llama, qwen2
+from smallr.models.families.base import Family, Tensor
+
+__all__ = ["FAMILIES", "Family", "Tensor", "family_of"]
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (llama.FAMILY, qwen2.FAMILY)}
+
+
+def family_of(hf: Mapping[str, Any]) -> Family:
+    """The family of a `config.json`, by its `model_type`.
+
+    Raises:
+      ValueError: the type is missing or not supported; the supported ones are named.
+    """
+    model_type = hf.get("model_type")
+    for family in FAMILIES.values():
+        if model_type in family.model_types:
+            return family
+    supported = ", ".join(name for family in FAMILIES.values() for name in family.model_types)
+    named = f", architectures {hf['architectures']}" if hf.get("architectures") else ""
+    raise ValueError(f"config.json: model_type {model_type!r}{named} is not supported; supported: {supported}")

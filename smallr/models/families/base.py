@@ -1,0 +1,226 @@
+"""What a family of models is: its names for things. The mathematics is in one `Decoder` for all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from smallr.models.config import DecoderConfig, RopeScaling
+
+Layout = Literal["same", "flat", "linear"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One row of a family's table: a tensor of the checkpoint and the parameter that it fills.
+
+    Attributes:
+      name: name in Hugging Face safetensors; `{layer}` where there is one per layer.
+      param: dotted path in `Decoder`; the parameters of layers are stacked on a leading axis.
+      layout: "same"; "flat": stored with all axes merged into one; "linear": stored [outputs, inputs], here
+        [*inputs, *outputs], the merged axes on either side apart.
+      inputs: for "linear", how many axes of the parameter are inputs.
+      when: field of DecoderConfig that must be true for the tensor to exist; "!field" negates.
+    """
+
+    name: str
+    param: str
+    layout: Layout = "same"
+    inputs: int = 1
+    when: str = ""
+
+    def exists(self, config: DecoderConfig) -> bool:
+        """Whether a model of this config has the tensor."""
+        return not self.when or bool(getattr(config, self.when.lstrip("!"))) != self.when.startswith("!")
+
+    def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape in the checkpoint of a parameter (one layer's) of `shape`."""
+        return tuple(math.prod(shape[axes]) for axes in self._stored_axes(len(shape)))
+
+    def stored_slices(self, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[slice, ...]:
+        """The part of the stored tensor that holds `param[index]`, for a parameter (one layer's) of `shape`.
+
+        Raises:
+          ValueError: an index that is not one block of the stored tensor (only the first of several merged
+            axes can be split).
+        """
+        return tuple(_merged(shape[axes], index[axes]) for axes in self._stored_axes(len(shape)))
+
+    def to_param(self, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The stored block as a block of the parameter, of `shape`; a view where numpy can give one."""
+        if self.layout != "linear":
+            return stored.reshape(shape)
+        outputs = shape[self.inputs :]
+        view = stored.reshape(*outputs, *shape[: self.inputs])
+        return np.moveaxis(view, range(len(outputs)), range(self.inputs, len(shape)))
+
+    def to_stored(self, param: np.ndarray) -> np.ndarray:
+        """Inverse of `to_param` for a whole parameter (one layer's)."""
+        if self.layout != "linear":
+            return param.reshape(self.stored_shape(param.shape))
+        return param.reshape(math.prod(param.shape[: self.inputs]), -1).T
+
+    def _stored_axes(self, ndim: int) -> list[slice]:
+        """For each axis of the stored tensor, the axes of the parameter that are merged in it."""
+        if self.layout == "same":
+            return [slice(axis, axis + 1) for axis in range(ndim)]
+        if self.layout == "flat":
+            return [slice(0, ndim)]
+        return [slice(self.inputs, ndim), slice(0, self.inputs)]
+
+
+def _merged(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
+    """The index of several axes as the index of their merged axis."""
+    inner = math.prod(shape[1:])
+    if any(part.indices(size) != (0, size, 1) for part, size in zip(index[1:], shape[1:], strict=True)):
+        raise ValueError(f"only the first of the merged axes {shape} may be split over devices, got {index}")
+    start, stop, _ = index[0].indices(shape[0])
+    return slice(start * inner, stop * inner)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family's translation of configs and its table of tensors.
+
+    Attributes:
+      name: value of `DecoderConfig.family`.
+      model_types: values of `model_type` in `config.json`.
+      config: translates the dict; raises ValueError on what it can not express.
+      tensors: every tensor of a checkpoint, once.
+      gguf_architectures: values of `general.architecture` in GGUF files.
+      gguf_interleaved: the GGUF converter of this family stores q and k with rotary pairs interleaved.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    config: Callable[[Mapping[str, Any]], DecoderConfig]
+    tensors: tuple[Tensor, ...]
+    gguf_architectures: tuple[str, ...] = ()
+    gguf_interleaved: bool = False
+
+
+# Keys that change the mathematics, with the values under which they change nothing. A family that handles
+# a key takes it out by naming it in `handled`.
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": (None, "silu", "swish"),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "attention_dropout": (None, 0, 0.0),
+    "hidden_dropout": (None, 0, 0.0),
+    "resid_pdrop": (None, 0, 0.0),
+    "embd_pdrop": (None, 0, 0.0),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "query_pre_attn_scalar": (None,),
+    "attention_multiplier": (None,),
+    "embedding_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "logit_scale": (None, 1, 1.0),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "rope_interleaved": (None, False),
+    "rope_local_base_freq": (None,),
+    "no_rope_layers": (None,),
+    "no_rope_layer_interval": (None,),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "use_sliding_window": (None, False),
+    "sliding_window": (None,),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "quantization_config": (None,),
+}
+
+
+def check_neutral(hf: Mapping[str, Any], handled: tuple[str, ...] = ()) -> None:
+    """Refuses keys of `config.json` that ask for mathematics which the decoder does not compute.
+
+    Raises:
+      ValueError: names the key, its value, and the values that would be fine.
+    """
+    for key, allowed in _NEUTRAL.items():
+        if key in handled or key not in hf or any(hf[key] == value for value in allowed):
+            continue
+        fine = " or ".join("absent" if value is None else repr(value) for value in allowed)
+        raise ValueError(
+            f"config.json of model_type {hf.get('model_type')!r}: {key} = {hf[key]!r} is not supported "
+            f"(it must be {fine}); the numbers would be wrong without it"
+        )
+
+
+def required(hf: Mapping[str, Any], key: str) -> Any:
+    """`hf[key]`, or an error that names the key."""
+    if hf.get(key) is None:
+        raise ValueError(f"config.json of model_type {hf.get('model_type')!r} has no {key!r}")
+    return hf[key]
+
+
+def rope_of(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older files).
+
+    Raises:
+      ValueError: a kind of scaling that is not supported, or a missing number.
+    """
+    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ValueError(f"rope partial_rotary_factor {rope['partial_rotary_factor']} is not supported (it must be 1.0)")
+    if kind == "default":
+        return theta, None
+    try:
+        return theta, _scaling(kind, rope, int(hf.get("max_position_embeddings") or 0))
+    except KeyError as error:
+        raise ValueError(f"rope scaling {kind!r} in config.json has no {error}") from None
+
+
+def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
+    if kind == "linear":
+        return RopeScaling("linear", factor=float(rope["factor"]))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            factor=float(rope["factor"]),
+            original_max_positions=int(rope["original_max_position_embeddings"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+        )
+    if kind == "factors":  # written by the GGUF reader, which finds the divisors in the file
+        return RopeScaling("factors", factors=tuple(map(float, rope["factors"])))
+    if kind == "yarn":
+        original = int(rope.get("original_max_position_embeddings") or max_positions)
+        factor = float(rope.get("factor") or max_positions / original)
+        return RopeScaling(
+            "yarn",
+            factor=factor,
+            original_max_positions=original,
+            beta_fast=float(rope.get("beta_fast") or 32.0),
+            beta_slow=float(rope.get("beta_slow") or 1.0),
+            attention_factor=_yarn_attention_factor(rope, factor),
+            truncate=bool(rope.get("truncate", True)),
+        )
+    hint = ""
+    if kind == "dynamic":
+        hint = (
+            "; its frequencies change with the longest position in a batch, so a packed row would not equal its "
+            "examples. Up to max_position_embeddings it has no effect: remove rope_scaling if your rows are no longer"
+        )
+    raise ValueError(f"rope scaling {kind!r} is not supported (default, linear, llama3, yarn are){hint}")
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
+    """0.1 ln(s) + 1 (arXiv 2309.00071, eq. 22), or the ratio that DeepSeek's two mscale keys ask for."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+
+    def mscale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return mscale(rope["mscale"]) / mscale(rope["mscale_all_dim"])
+    return mscale(1.0)

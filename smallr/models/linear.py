@@ -1,0 +1,98 @@
+"""The one dense product of the decoder: compute in `dtype`, keep masters and their gradients in float32."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
+
+def precision(dtype: jnp.dtype | str) -> lax.Precision:
+    """HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
+    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
+
+
+def linear(
+    x: Float[Array, "*batch *inputs"],
+    w: Float[Array, "*inputs *outputs"],
+    bias: Float[Array, "*outputs"] | None = None,
+    *,
+    dtype: jnp.dtype | str,
+    inputs: int = 1,
+) -> Float[Array, "*batch *outputs"]:
+    """`x · w + bias`, contracting the last `inputs` axes of `x` with the first `inputs` axes of `w`.
+
+    Args:
+      x: activations, any float dtype; cast to `dtype`.
+      w: float32 master weight; cast to `dtype` for the product.
+      bias: float32 or None; added to the float32 accumulator.
+      dtype: compute dtype, "float32" or "bfloat16". Sums are always float32.
+      inputs: number of contracted axes.
+
+    Returns:
+      The product in `dtype`. The gradient of `w` and `bias` is float32 and never rounded to `dtype`.
+
+    Raises:
+      ValueError: the contracted axes differ.
+    """
+    if x.shape[x.ndim - inputs :] != w.shape[:inputs]:
+        raise ValueError(f"linear: the last {inputs} axes of x {x.shape} are not the first {inputs} of w {w.shape}")
+    return _linear(x.astype(dtype), w, bias, jnp.dtype(dtype), inputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _linear(x, w, bias, dtype, inputs):
+    batch = x.ndim - inputs
+    contract = (tuple(range(batch, x.ndim)), tuple(range(inputs)))
+    out = _dot(x, w.astype(dtype), contract)
+    return (out if bias is None else out + bias).astype(dtype)
+
+
+def _forward(x, w, bias, dtype, inputs):
+    return _linear(x, w, bias, dtype, inputs), (x, w, bias is not None)
+
+
+def _backward(dtype, inputs, residuals, dout):
+    x, w, has_bias = residuals
+    batch, outputs = x.ndim - inputs, w.ndim - inputs
+    # Cast w again rather than keep the forward's copy: a cast is cheap, a second copy of the weights is not.
+    dx = _dot(dout, w.astype(dtype), (tuple(range(batch, batch + outputs)), tuple(range(inputs, w.ndim))))
+    dw = weight_gradient(x, dout, batch)
+    dbias = jnp.sum(dout, axis=tuple(range(batch)), dtype=jnp.float32) if has_bias else None
+    return dx.astype(dtype), dw.astype(w.dtype), dbias
+
+
+_linear.defvjp(_forward, _backward)
+
+
+def _dot(a, b, contract):
+    return lax.dot_general(a, b, (contract, ((), ())), precision=precision(a.dtype), preferred_element_type=jnp.float32)
+
+
+def transpose_minor(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]:
+    """Swaps the last two axes; on a CPU the bytes of a bfloat16 array really move.
+
+    XLA's CPU backend has a fast bfloat16 product only for operands whose contracted axis is the minor one
+    of the left and the major one of the right; any other is upcast to float32 first, 5x slower. A plain
+    transpose does not help, since layout assignment turns it into a relabelling of the same bytes: so the
+    layout is pinned. GPU and TPU products take either order as it is.
+    """
+    if x.dtype == jnp.float32:
+        return x.swapaxes(-1, -2)
+    layout = Layout(major_to_minor=tuple(range(x.ndim)))
+    return lax.platform_dependent(
+        x, cpu=lambda x: with_layout_constraint(x.swapaxes(-1, -2), layout), default=lambda x: x.swapaxes(-1, -2)
+    )
+
+
+def weight_gradient(
+    x: Float[Array, "*batch *inputs"], dout: Float[Array, "*batch *outputs"], batch: int
+) -> Float[Array, "*inputs *outputs"]:
+    """The float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
+    count = math.prod(x.shape[:batch])
+    out = _dot(transpose_minor(x.reshape(count, -1)), dout.reshape(count, -1), ((1,), (0,)))
+    return out.reshape(*x.shape[batch:], *dout.shape[batch:])
