@@ -18,7 +18,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,7 +40,9 @@ def attention(
     """softmax(q kᵀ / √D) v over the visible keys; scores, softmax and sums in float32.
 
     Args:
-      q, k, v: after the rotary embedding, one dtype; the H heads are K groups, not repeated in k and v.
+      q: queries after the rotary embedding; their H heads are K groups.
+      k: keys after the rotary embedding, of q's dtype, not repeated for the heads of a group.
+      v: values, likewise.
       horizon: first query index that no longer sees this key; 0 for padding.
       positions: position within the example; read only with a window.
       window: None, or a query sees positions at most window - 1 back.

@@ -97,7 +97,9 @@ class DecoderConfig:
             raise ValueError(f"DecoderConfig.window must be None or at least 1, got {self.window}")
         for name, choices in (("dtype", DTYPES), ("remat", REMAT), ("attention", ATTENTION)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"DecoderConfig.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"DecoderConfig.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
 
     @staticmethod
     def from_hf(hf: Mapping[str, Any], **overrides: Any) -> DecoderConfig:

@@ -69,9 +69,7 @@ class Attention(nnx.Module):
         q, k, v = (self._project(x, name) for name in ("q", "k", "v"))
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         q, k, v = (checkpoint_name(value, "projection") for value in (q, k, v))
-        mixed = attention(
-            q, k, v, horizon, positions, config.window, config.attention_softcap, impl=config.attention
-        )
+        mixed = attention(q, k, v, horizon, positions, config.window, config.attention_softcap, impl=config.attention)
         return linear(mixed, self.o[...], dtype=config.dtype, inputs=2)
 
     def _project(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T heads head_dim"]:
@@ -164,7 +162,9 @@ def _remat(layer: Callable, remat: str) -> Callable:
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
-def _param(init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], layers: tuple[int, ...] = ()) -> nnx.Param:
+def _param(
+    init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], layers: tuple[int, ...] = ()
+) -> nnx.Param:
     """A float32 parameter, with a leading "layers" axis if `layers` gives its length."""
     return nnx.Param(init((*layers, *shape)), axes=(*("layers" for _ in layers), *axes))
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
+
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
     """HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT

@@ -25,7 +25,9 @@ def rope_frequencies(config: DecoderConfig) -> Float[np.ndarray, "half"]:
         scaled = _yarn(plain, scaling, config)
     else:
         if len(scaling.factors) != len(plain):
-            raise ValueError(f"rope_scaling has {len(scaling.factors)} factors, head_dim {config.head_dim} needs {len(plain)}")
+            raise ValueError(
+                f"rope_scaling has {len(scaling.factors)} factors, head_dim {config.head_dim} needs {len(plain)}"
+            )
         scaled = plain / np.asarray(scaling.factors, np.float64)
     return scaled.astype(np.float32)
 

@@ -170,7 +170,9 @@ def rope_of(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(f"rope partial_rotary_factor {rope['partial_rotary_factor']} is not supported (it must be 1.0)")
+        raise ValueError(
+            f"rope partial_rotary_factor {rope['partial_rotary_factor']} is not supported (it must be 1.0)"
+        )
     if kind == "default":
         return theta, None
     try:

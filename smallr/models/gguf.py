@@ -1,0 +1,141 @@
+"""GGUF files: metadata to a config, quantised tensors to float32 under their Hugging Face names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from smallr.models.config import DecoderConfig
+from smallr.models.families import FAMILIES, Family
+
+# GGUF key (after the architecture's name) -> key of config.json. Families refuse what they can not compute.
+_KEYS: Mapping[str, str] = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "attention.scale": "attention_multiplier",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+    "expert_count": "num_experts",
+    "rope.freq_base": "rope_theta",
+}
+_ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies: Llama 3.1's scaling, written out
+
+
+class GGUFFile:
+    """One open GGUF file, memory-mapped.
+
+    Attributes:
+      path: the file.
+      config: the decoder that it describes.
+
+    Raises:
+      ValueError: not a GGUF file, an unsupported architecture, or a config that the decoder can not compute.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        try:
+            self._file = gguf.GGUFReader(str(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: not a readable GGUF file ({error})") from error
+        self._stored = {tensor.name: tensor for tensor in self._file.tensors}
+        self.family = self._find_family()
+        self.config: DecoderConfig = self.family.config(self.hf_config())
+        self._names = self._hf_names()
+
+    def metadata(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata key, or `default`."""
+        field = self._file.get_field(key)
+        return default if field is None else field.contents()
+
+    def hf_config(self) -> dict[str, Any]:
+        """The metadata as a `config.json` of the family."""
+        arch = self.metadata("general.architecture")
+        hf = {new: self.metadata(f"{arch}.{old}") for old, new in _KEYS.items()}
+        hf = {key: value for key, value in hf.items() if value is not None}
+        if "token_embd.weight" not in self._stored:
+            raise ValueError(f"{self.path}: no tensor 'token_embd.weight'; is this a language model?")
+        # Sizes come from the tensors where both say them: the vocabulary may be padded, the head left out if tied.
+        hf |= {
+            "model_type": self.family.model_types[0],
+            "vocab_size": int(self._stored["token_embd.weight"].shape[1]),
+            "tie_word_embeddings": "output.weight" not in self._stored,
+        }
+        hf.setdefault("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
+        rotary = self.metadata(f"{arch}.rope.dimension_count", hf["head_dim"])
+        return hf | {"partial_rotary_factor": rotary / hf["head_dim"], "rope_scaling": self._rope_scaling(arch)}
+
+    def _rope_scaling(self, arch: str) -> dict[str, Any] | None:
+        if _ROPE_FACTORS in self._stored:
+            return {"rope_type": "factors", "factors": self._dequantise(_ROPE_FACTORS, slice(None)).tolist()}
+        kind = self.metadata(f"{arch}.rope.scaling.type")
+        if kind in (None, "none"):
+            return None
+        return {
+            "rope_type": kind,
+            "factor": self.metadata(f"{arch}.rope.scaling.factor"),
+            "original_max_position_embeddings": self.metadata(f"{arch}.rope.scaling.original_context_length"),
+            "attention_factor": self.metadata(f"{arch}.rope.scaling.attn_factor"),
+        }
+
+    def _find_family(self) -> Family:
+        arch = self.metadata("general.architecture")
+        for family in FAMILIES.values():
+            if arch in family.gguf_architectures:
+                return family
+        supported = ", ".join(name for family in FAMILIES.values() for name in family.gguf_architectures)
+        raise ValueError(f"{self.path}: GGUF architecture {arch!r} is not supported; supported: {supported}")
+
+    def _hf_names(self) -> dict[str, str]:
+        """Hugging Face name -> GGUF name of every tensor; one without a translation keeps its own name."""
+        arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[self.metadata("general.architecture")]
+        table = gguf.get_tensor_name_map(arch, self.config.num_layers)
+        names = {}
+        for tensor in self.family.tensors:
+            for layer in range(self.config.num_layers if "{layer}" in tensor.name else 1):
+                name = tensor.name.format(layer=layer)
+                names[name] = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        known = {name: stored for name, stored in names.items() if stored in self._stored}
+        rest = set(self._stored) - set(known.values()) - {_ROPE_FACTORS}
+        return known | {name: name for name in sorted(rest)}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by its Hugging Face name."""
+        return {name: tuple(int(n) for n in self._stored[stored].shape[::-1]) for name, stored in self._names.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """float32 block of a tensor; only the rows asked for are dequantised."""
+        block = self._dequantise(self._names[name], index[0])
+        if self.family.gguf_interleaved and (".q_proj." in name or ".k_proj." in name):
+            block = deinterleave(block, self.config.head_dim)
+        return block[(slice(None), *index[1:])]
+
+    def _dequantise(self, stored: str, rows: slice) -> np.ndarray:
+        tensor = self._stored[stored]
+        try:
+            return gguf.quants.dequantize(tensor.data.view(np.ndarray)[rows], tensor.tensor_type)
+        except NotImplementedError:
+            kind = tensor.tensor_type.name
+            raise ValueError(
+                f"{self.path}: tensor {stored!r} is quantised as {kind}, which the gguf package can not read"
+            ) from None
+
+
+def deinterleave(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Undoes the converter's order of q and k rows: within a head [half, 2] back to [2, half]."""
+    heads = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return heads.swapaxes(1, 2).reshape(rows.shape)

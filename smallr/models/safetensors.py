@@ -1,0 +1,63 @@
+"""Tensors of a folder with one or several safetensors files, read block by block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class SafetensorsFolder:
+    """The tensors of a Hugging Face folder, memory-mapped.
+
+    Raises:
+      FileNotFoundError: no safetensors file, or one that the index names is missing.
+      ValueError: a tensor that is not where the index says.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._files = {name: self._open(name) for name in self._file_names()}
+        self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118
+        index = self.folder / INDEX
+        if index.exists():
+            promised = json.loads(index.read_text())["weight_map"]
+            lost = sorted(tensor for tensor, name in promised.items() if self._where.get(tensor) != name)
+            if lost:
+                raise ValueError(
+                    f"{index}: {len(lost)} tensors are not where it says, e.g. {lost[0]!r} in {promised[lost[0]]}"
+                )
+
+    def _file_names(self) -> list[str]:
+        if (self.folder / INDEX).exists():
+            return sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+        if (self.folder / SINGLE).exists():
+            return [SINGLE]
+        pickles = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
+            p.name for p in self.folder.glob("*.pt*")
+        )
+        reason = (
+            f"it has {', '.join(pickles[:3])}, but a pickle can run any code while it is read, so smallr does not; "
+            "convert it first, e.g. transformers' `AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new)`"
+            if pickles
+            else f"neither {SINGLE} nor {INDEX} is there"
+        )
+        raise FileNotFoundError(f"{self.folder}: no safetensors weights; {reason}")
+
+    def _open(self, name: str) -> safe_open:
+        path = self.folder / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; {INDEX} names it, so the download is not complete")
+        return safe_open(str(path), framework="numpy")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: tuple(self._files[file].get_slice(name).get_shape()) for name, file in self._where.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A block of a tensor in the dtype of the file; only its bytes are read."""
+        return self._files[self._where[name]].get_slice(name)[index]
