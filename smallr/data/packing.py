@@ -77,14 +77,14 @@ class RowShape:
 
         N: a full row holds about `density * T` scored tokens, with a deviation of sqrt(T / mean tokens) times that of
         `scored - density * tokens` over the examples. N is two deviations above, at least the largest example's, at
-        most T, rounded up to a multiple of 64 (of 8 for T < 512). So it binds in about one row of fifty, which
+        most T, rounded up to a multiple of 64 (of 8 for T < 1024). So it binds in about one row of fifty, which
         then holds other examples instead.
         P: what fits when all examples of the row are as short as the shortest twentieth, rounded up to a multiple of 4
         (a place costs a few numbers; a row that runs out of places costs padding).
         Without packing a row holds one example: P = 1, and N is the largest example's, rounded up.
         """
         tokens, scored = sizes.tokens(share_prompt), sizes.scored
-        multiple = 64 if row_length >= 512 else 8
+        multiple = 64 if row_length >= 1024 else 8
         if not packing:
             return cls(row_length, _round_up(int(scored.max()), multiple), 1)
         density = scored.sum() / tokens.sum()
