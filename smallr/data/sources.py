@@ -12,6 +12,7 @@ folders that hold no splits have one, `train`. No code of a data set is ever run
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
 import json
@@ -19,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
@@ -52,10 +53,11 @@ def load_rows(spec: str, split: str = "train", columns: Mapping[str, str] | None
     if match is None:
         raise DataError(f"split {split!r}: expected a name, or a part of it like train[:90%] or train[100:200]")
     kind, rest = _kind(spec)
-    rows = _slice(_LOADERS[kind](rest, match["name"]), match["start"], match["stop"])
-    if not len(rows):
+    rows = _LOADERS[kind](rest, match["name"])
+    part = _part(len(rows), match["start"], match["stop"])
+    if not len(part):
         raise DataError(f"{spec}: split {split!r} holds no rows")
-    return rename(rows, columns or {}, spec)
+    return rename(rows.select(part) if len(part) < len(rows) else rows, columns or {}, spec)
 
 
 def rename(rows: datasets.Dataset, columns: Mapping[str, str], source: str) -> datasets.Dataset:
@@ -118,11 +120,12 @@ def _disk(folder: str, split: str) -> datasets.Dataset:
 
 
 def _files(pattern: str, split: str) -> datasets.Dataset:
-    paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True)) if glob.has_magic(pattern) else [pattern]
-    missing = [path for path in paths if not Path(path).is_file()]
-    if missing or not paths:
+    expanded = os.path.expanduser(pattern)
+    paths = sorted(glob.glob(expanded, recursive=True)) if glob.has_magic(pattern) else [expanded]
+    paths = [path for path in paths if Path(path).is_file()]
+    if not paths:
         problem = "no file matches" if glob.has_magic(pattern) else "no such file"
-        raise DataError(f"{pattern}: {problem}" + _neighbours(pattern))
+        raise DataError(f"{pattern}: {problem}" + _neighbours(expanded))
     _known_split(pattern, split, ["train"])
     formats = {_format(path) for path in paths}
     if len(formats) > 1 or None in formats:
@@ -131,9 +134,8 @@ def _files(pattern: str, split: str) -> datasets.Dataset:
             f"{', '.join(Path(path).name for path in paths[:5])}"
         )
     (format_,) = formats
-    # Text stays text: pandas would read "007" as 7 and the answer "None" as nothing.
-    options = {"dtype": str, "keep_default_na": False} if format_ == "csv" else {}
     try:
+        options = _csv_options(paths[0]) if format_ == "csv" else {}
         return datasets.load_dataset(format_, data_files=[os.path.abspath(p) for p in paths], split="train", **options)
     except Exception as error:  # readers raise what they like; the cause is what the user needs
         if format_ == "json":
@@ -142,9 +144,21 @@ def _files(pattern: str, split: str) -> datasets.Dataset:
         raise DataError(f"{pattern}: cannot be read as {format_}: {error.__cause__ or error}") from error
 
 
+def _csv_options(path: str) -> dict[str, Any]:
+    """Text stays text: pandas would read "007" as 7 and the answer "None" as nothing."""
+    with _open(Path(path)) as file:
+        names = next(csv.reader([file.readline().decode("utf-8-sig")]))
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"features": features, "keep_default_na": False}
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
 def _check_json(path: Path) -> None:
     """Raises with the line of the first mistake in a file that could not be read."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    with _open(path) as file:
         try:
             first = file.read(1)
             if first == b"[":
@@ -165,14 +179,20 @@ def _check_json(path: Path) -> None:
 
 
 def _tfds(name: str, split: str) -> datasets.Dataset:
-    import tensorflow_datasets as tfds  # only here: it takes half a second
-
+    try:
+        import tensorflow_datasets as tfds  # only here: an extra, and half a second
+    except ImportError as error:
+        raise DataError(f"tfds:{name} needs the package tensorflow-datasets: pip install 'smallr[tfds]'") from error
     try:
         splits = tfds.data_source(name)
+    except tfds.core.registered.DatasetNotFoundError as error:  # its message lists a thousand names
+        raise DataError(
+            f"tfds:{name}: TFDS has no such data set{nearest(name, tfds.list_builders(with_community_datasets=False))}"
+        ) from error
     except ImportError as error:
         raise DataError(
-            f"tfds:{name}: preparing this data set needs TensorFlow, which smallr does not use ({error}). Prepare it "
-            "elsewhere with `tfds build --file_format=array_record` and point TFDS_DATA_DIR to it."
+            f"tfds:{name}: preparing it needs a package that is not installed ({error}); smallr does not use "
+            "TensorFlow. Prepare it elsewhere with `tfds build --file_format=array_record`, and point TFDS_DATA_DIR to it."
         ) from error
     except Exception as error:  # builders raise what they like
         raise DataError(f"tfds:{name}: {str(error).strip()}. {OFFLINE_CHOICES}.") from error
@@ -230,16 +250,15 @@ def _known_split(source: str, split: str, splits: list[str]) -> str:
     return split
 
 
-def _slice(rows: datasets.Dataset, start: str | None, stop: str | None) -> datasets.Dataset:
-    if start is None and stop is None:
-        return rows
+def _part(count: int, start: str | None, stop: str | None) -> range:
+    """Rows [start:stop] of `count`; `10%` is a tenth of them."""
 
     def index(text: str | None) -> int | None:
         if text is None or not text.endswith("%"):
             return None if text is None else int(text)
-        return round(len(rows) * int(text[:-1]) / 100)
+        return round(count * int(text[:-1]) / 100)
 
-    return rows.select(range(len(rows))[index(start) : index(stop)])
+    return range(count)[index(start) : index(stop)]
 
 
 def _format(path: str) -> str | None:
@@ -250,7 +269,7 @@ def _format(path: str) -> str | None:
 
 
 def _neighbours(pattern: str) -> str:
-    folder = Path(os.path.expanduser(pattern)).parent
+    folder = Path(pattern).parent
     names = sorted(path.name for path in folder.iterdir() if _format(path.name)) if folder.is_dir() else []
     if not names:
         return ""
