@@ -1,0 +1,588 @@
+"""Tokens are those of the template, roles are those of the characters, and nothing is dropped in silence.
+
+The reference for roles is independent of the offsets that the code uses: tokens are turned back into their bytes, and
+byte positions are compared with those of the rendered parts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallr.data import token_set
+from smallr.data import tokenize as tokenize_module
+from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
+from smallr.data.chat import FORMATS, Renderer
+from smallr.data.encode import Encoder, to_example
+from smallr.data.errors import DataError
+from smallr.data.packing import Sizes
+from smallr.data.rows import RationaleRow, TextRow
+from smallr.data.sources import load_rows
+from smallr.data.tokenize import TokenizeOptions, tokenize
+from tests.data.toy_tokenizer import CHATML, build
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+TOY = build()
+EOS = TOY.eos_token
+
+CONVERSATIONS = [
+    [("user", "How many?"), ("assistant", "12 apples")],
+    [("system", "You count."), ("user", "How many?"), ("assistant", "12\n\nI think.")],
+    [("user", "a"), ("assistant", "é 😀 ü"), ("user", "  b  "), ("assistant", "  4 \n")],
+    [("user", "x" * 40), ("assistant", "<|im_end|> is no secret"), ("user", "1234"), ("assistant", "y")],
+    [("system", ""), ("user", "a\n"), ("assistant", "\n\n7"), ("tool", "z"), ("assistant", "8")],
+]
+
+
+def chat(pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2's own tokenizer, from the package that carries the model."""
+    loading = pytest.importorskip("smallr.models.loading")
+    return loading.open_model("smollm2-135m-instruct").tokenizer()
+
+
+@pytest.fixture(params=["toy", "smollm2"])
+def tokenizer(request):
+    return TOY if request.param == "toy" else request.getfixturevalue("smollm2")
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(rows, tokenizer=TOY, max_length=1000, **options):
+        rows = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
+        kinds = {"chosen": "preference", "question": "rationale"}
+        kind = next((kinds[name] for name in rows.column_names if name in kinds), "sft")
+        return tokenize(rows, tokenizer, TokenizeOptions(kind, max_length, **options), cache=tmp_path / "tokens")
+
+    return run
+
+
+def whole(example, side=0):
+    """Tokens and roles of prefix + branch."""
+    branch = example.branches[side]
+    roles = np.concatenate([np.zeros(len(example.prefix), np.int32), branch.roles])
+    return np.concatenate([example.prefix, branch.tokens]).tolist(), roles.tolist()
+
+
+def text_by_role(tokenizer, example, role, side=0):
+    tokens, roles = whole(example, side)
+    return tokenizer.decode([t for t, r in zip(tokens, roles, strict=True) if r == role])
+
+
+def byte_spans(tokenizer, ids):
+    """Bytes [start, end) of each token of a byte-level BPE, from its vocabulary alone."""
+    table = {c: i for i, c in zip(_byte_order(), _byte_characters(), strict=True)}
+    specials = set(tokenizer.all_special_tokens)
+    spans, at = [], 0
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        size = len(token.encode()) if token in specials else len(bytes(table[c] for c in token))
+        spans.append((at, at + size))
+        at += size
+    return spans
+
+
+def _byte_order():
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return visible + [b for b in range(256) if b not in visible]
+
+
+def _byte_characters():
+    visible = _byte_order()[:188]
+    return [chr(b) for b in visible] + [chr(256 + i) for i in range(256 - len(visible))]
+
+
+def expected_roles(tokenizer, ids, spans):
+    """Roles by bytes: `spans` are (start, end, role); of two a token overlaps, the later."""
+    roles = [0] * len(ids)
+    for start, end, role in spans:
+        for i, (a, b) in enumerate(byte_spans(tokenizer, ids)):
+            if b > start and a < end:
+                roles[i] = role
+    return roles
+
+
+def size(text):
+    return len(text.encode())
+
+
+# --- chats ---
+
+
+@pytest.mark.parametrize("pairs", CONVERSATIONS)
+def test_tokens_are_those_of_apply_chat_template(tokenizer, run, pairs):
+    (example,) = run([{"messages": chat(pairs)}], tokenizer)
+    expected = tokenizer.apply_chat_template(chat(pairs), tokenize=True, return_dict=False)
+    assert whole(example)[0] == expected
+    assert tokenizer.decode(whole(example)[0]) == tokenizer.apply_chat_template(chat(pairs), tokenize=False)
+
+
+@pytest.mark.parametrize("pairs", CONVERSATIONS)
+def test_scored_are_all_assistant_turns_with_their_end(tokenizer, run, pairs):
+    (example,) = run([{"messages": chat(pairs)}], tokenizer)
+    tokens, roles = whole(example)
+    spans, text = [], ""
+    full = tokenizer.apply_chat_template(chat(pairs), tokenize=False)
+    for i, (role, content) in enumerate(pairs):
+        if role == "assistant":
+            before = tokenizer.apply_chat_template(chat(pairs[:i]), tokenize=False, add_generation_prompt=True)
+            assert full.startswith(before + content + "<|im_end|>")
+            spans.append((size(before), size(before + content + "<|im_end|>"), ROLE_ANSWER))
+            text += content + "<|im_end|>"
+    assert roles == expected_roles(tokenizer, tokens, spans)
+    scored = text_by_role(tokenizer, example, ROLE_ANSWER)
+    # A token of "\n\n" that holds the end of the prompt belongs to the completion.
+    assert scored.replace("\n", "") == text.replace("\n", "")
+    assert tokens[-1] != tokenizer.eos_token_id
+    assert roles[-1] == 0  # the line break that the template writes behind the last turn
+
+
+texts = st.text(st.sampled_from("ab 1.\né😀#>-<|"), min_size=1, max_size=12).filter(lambda text: text.strip())
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=texts, chosen=texts, rejected=texts, is_chat=st.booleans())
+def test_any_pair_is_rendered_faithfully(prompt, chosen, rejected, is_chat):
+    renderer = Renderer(TOY, chat=is_chat, rationale_format=FORMATS["answer_first"])
+    sides = Encoder(TOY)(renderer.text_row(TextRow(0, prompt, (chosen, rejected), {})))
+    example = to_example(sides, {}, 0)
+    opening = prompt
+    if is_chat:
+        opening = TOY.apply_chat_template(chat([("user", prompt)]), tokenize=False, add_generation_prompt=True)
+    if example is None:
+        assert not is_chat
+        return
+    for side, completion in enumerate((chosen, rejected)):
+        tokens, roles = whole(example, side)
+        text = opening + completion + EOS + ("\n" if is_chat else "")
+        assert TOY.decode(tokens) == text
+        assert tokens == TOY(opening + completion, add_special_tokens=False)["input_ids"] + (
+            TOY("<|im_end|>\n")["input_ids"] if is_chat else [TOY.eos_token_id]
+        )
+        spans = [(size(opening), size(opening + completion + EOS), ROLE_ANSWER)]
+        assert roles == expected_roles(TOY, tokens, spans)
+    first_scored = [len(example.prefix) + int(np.argmax(branch.roles > 0)) for branch in example.branches]
+    a, b = (whole(example, side)[0] for side in (0, 1))
+    prompts = min(first_scored)
+    common = next((i for i in range(prompts) if a[i] != b[i]), prompts)
+    assert len(example.prefix) == common >= 1
+
+
+def test_pair_with_sides_that_straddle_differently(run):
+    """Two line breaks are one token: the rejected side takes the line break that ends the prompt with it."""
+    (example,) = run([{"prompt": "How many?", "chosen": "12", "rejected": "\n7", "gap": "small"}], chat=True)
+    chosen, rejected = example.branches
+    assert TOY.decode(example.prefix).endswith("<|im_start|>assistant")
+    assert TOY.convert_ids_to_tokens(chosen.tokens[:2].tolist()) == ["Ċ", "1"]
+    assert chosen.roles.tolist() == [0, 1, 1, 1, 0]
+    assert TOY.convert_ids_to_tokens(rejected.tokens[:2].tolist()) == ["ĊĊ", "7"]
+    assert rejected.roles.tolist() == [1, 1, 1, 0]
+    assert example.columns["gap"] == 0
+    assert math.isnan(example.columns["beta"])
+
+
+def test_plain_strings_in_the_template_are_the_chat(tokenizer, run):
+    texts = {"prompt": "How many?", "chosen": "12", "rejected": "7"}
+    chats = {"prompt": chat([("user", "How many?")]), "chosen": chat([("assistant", "12")])}
+    chats["rejected"] = chat([("assistant", "7")])
+    (a,), (b,) = run([texts], tokenizer, chat=True), run([chats], tokenizer, chat=False)
+    assert whole(a) == whole(b)
+    assert whole(a, 1) == whole(b, 1)
+    assert len(a.prefix) == len(whole(a)[0]) - 4  # "1", "2", EOS, line break
+    assert a.branches[1].roles.tolist() == [1, 1, 0]
+
+
+def test_pad_that_is_eos_hides_no_eos(tokenizer, run):
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    for options in ({"chat": True}, {"chat": False}):
+        (example,) = run([{"prompt": "How many?", "completion": "12"}], tokenizer, **options)
+        (branch,) = example.branches
+        scored = branch.tokens[branch.roles > 0]
+        assert scored[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(scored) == "12" + tokenizer.eos_token
+
+
+# --- plain text ---
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (False, True), (True, True)])
+def test_plain_text_has_bos_where_the_tokenizer_puts_it_and_one_eos(run, bos, eos):
+    tokenizer = build(bos=bos, eos=eos)
+    (example,) = run([{"prompt": "How many?", "completion": " apples"}], tokenizer)
+    added = [tokenizer.bos_token_id] if bos else []
+    ids = tokenizer("How many? apples", add_special_tokens=False)["input_ids"]
+    assert whole(example)[0] == [*added, *ids, tokenizer.eos_token_id]
+    assert tokenizer.decode(example.prefix) == ("<|startoftext|>" if bos else "") + "How many?"
+    assert example.branches[0].roles.tolist() == [1] * len(example.branches[0].tokens)
+
+
+def test_bos_alone_is_a_prefix(run):
+    (example,) = run([{"prompt": "a", "completion": "n"}], build(bos=True))
+    assert TOY.tokenize("an") == ["an"]  # so that the prompt has no token of its own
+    assert len(example.prefix) == 1
+    with pytest.raises(DataError, match=r"no token of the prompt stands before the completion: 1 \(row 0\)"):
+        run([{"prompt": "a", "completion": "n"}])
+
+
+def test_implicit_prompt(run):
+    (example,) = run([{"chosen": "Q: x A: yes", "rejected": "Q: x A: no"}])
+    assert TOY.decode(example.prefix) == "Q: x A:"
+    assert [TOY.decode(branch.tokens) for branch in example.branches] == [" yes" + EOS, " no" + EOS]
+
+
+# --- templates ---
+
+
+def test_messages_without_a_template(run):
+    tokenizer = build(template=None)
+    row = {"prompt": "p", "completion": chat([("assistant", "c")])}
+    with pytest.raises(DataError, match=r"chat messages: .* no chat template. Take the instruct model's tokenizer"):
+        run([row], tokenizer)
+    with pytest.raises(DataError, match=r"chat=True: .* no chat template"):
+        run([{"prompt": "p", "completion": "c"}], tokenizer, chat=True)
+    assert len(run([{"prompt": "ab", "completion": "c"}], tokenizer)) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (CHATML.replace("{% if add_g", "{{ messages | length }}{% if add_g"), "writes the prompt differently once"),
+        ("{{ messages | length }}" + CHATML, "writes the prompt differently once an answer follows"),
+        (CHATML.replace("message['content']", "message['content'] | upper"), "rewrites the completion"),
+        (CHATML.replace("<|im_end|>", "END"), "does not end the assistant's turn with a special token"),
+        (CHATML + "{{ raise_exception('no tools here') }}", "refuses the conversation: no tools here"),
+    ],
+)
+def test_templates_that_cannot_be_scored_exactly(run, template, reason):
+    row = {"messages": chat(CONVERSATIONS[0])}
+    with pytest.raises(DataError, match=rf"no row is left to train on\n(.*\n)*.*{reason}.*: 2 \(rows 0, 1\)"):
+        run([row, row], build(template=template))
+
+
+def test_template_text_behind_the_end_of_a_turn_is_kept_and_not_scored(run):
+    tail = CHATML.replace(
+        "{% if add_generation_prompt",
+        "{% if not add_generation_prompt %}<|startoftext|>{% endif %}{% if add_generation_prompt",
+    )
+    tokenizer = build(template=tail)
+    pairs = CONVERSATIONS[0]
+    (example,) = run([{"messages": chat(pairs)}], tokenizer)
+    assert whole(example)[0] == tokenizer.apply_chat_template(chat(pairs), tokenize=True, return_dict=False)
+    assert tokenizer.convert_ids_to_tokens(example.branches[0].tokens[-3:].tolist()) == [EOS, "Ċ", "<|startoftext|>"]
+    assert example.branches[0].roles[-3:].tolist() == [1, 0, 0]
+
+
+def test_template_that_strips_the_content(run):
+    tokenizer = build(template=CHATML.replace("message['content']", "message['content'] | trim"))
+    (example,) = run([{"messages": chat([("user", " a "), ("assistant", "\n b \n")])}], tokenizer)
+    assert text_by_role(tokenizer, example, ROLE_ANSWER) == "b" + EOS
+
+
+# --- rationale rows ---
+
+RATIONALE = {"question": "How many?", "answer": "19", "rationale": "12 and 7 more."}
+
+
+@pytest.mark.parametrize(
+    ("order", "answer", "rationale"),
+    [
+        ("answer_first", "19 -->", " 12 and 7 more.<|im_end|>"),
+        ("rationale_first", " 19<|im_end|>", "12 and 7 more. -->"),
+    ],
+)
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_rationale_roles(tokenizer, run, order, answer, rationale, is_chat):
+    (example,) = run([RATIONALE], tokenizer, chat=is_chat, order=order)
+    answer_first = order == "answer_first"
+    target = answer + rationale if answer_first else rationale + answer
+    opening = "How many? ###"
+    if is_chat:
+        opening = tokenizer.apply_chat_template(
+            chat([("user", "How many?")]), tokenize=False, add_generation_prompt=True
+        )
+    elif answer_first:  # the space before a part belongs to it
+        answer, target = " " + answer, " " + target
+    else:
+        rationale, target = " " + rationale, " " + target
+    tokens, roles = whole(example)
+    assert tokenizer.decode(tokens) == opening + target + ("\n" if is_chat else "")
+    assert text_by_role(tokenizer, example, ROLE_ANSWER) == answer
+    assert text_by_role(tokenizer, example, ROLE_RATIONALE) == rationale
+    assert tokenizer.decode(example.prefix) == opening
+    if is_chat:
+        messages = chat([("user", "How many?"), ("assistant", target.removesuffix(EOS))])
+        assert tokens == tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    # Every token of the target has exactly one role: NLL_y + NLL_r is the NLL of the target.
+    target_roles = roles[len(example.prefix) : len(roles) - is_chat]
+    assert set(target_roles) == {ROLE_ANSWER, ROLE_RATIONALE}
+    assert np.count_nonzero(np.diff(target_roles)) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(question=texts, answer=texts, rationale=texts, is_chat=st.booleans(), order=st.sampled_from(sorted(FORMATS)))
+def test_any_rationale_row_has_roles_by_characters(question, answer, rationale, is_chat, order):
+    question, answer, rationale = question.strip(), answer.strip(), rationale.strip()
+    renderer = Renderer(TOY, chat=is_chat, rationale_format=FORMATS[order])
+    (side,) = Encoder(TOY)(renderer.rationale_row(RationaleRow(0, question, answer, rationale)))
+    parts = [(answer, ROLE_ANSWER), (rationale, ROLE_RATIONALE)]
+    (first, first_role), (second, second_role) = parts if order == "answer_first" else parts[::-1]
+    opening = question + " ###"
+    if is_chat:
+        opening = TOY.apply_chat_template(chat([("user", question)]), tokenize=False, add_generation_prompt=True)
+    cut = opening + ("" if is_chat else " ") + first + " -->"
+    end = cut + " " + second + EOS
+    assert TOY.decode(side.tokens) == end + ("\n" if is_chat else "")
+    spans = [(size(opening), size(cut), first_role), (size(cut), size(end), second_role)]
+    assert side.roles.tolist() == expected_roles(TOY, side.tokens.tolist(), spans)
+
+
+@pytest.mark.parametrize("order", ["answer_first", "rationale_first"])
+def test_a_row_without_rationale_keeps_its_answer(run, order):
+    tokens = run([RATIONALE, {**RATIONALE, "rationale": None}], order=order)
+    assert text_by_role(TOY, tokens[1], ROLE_ANSWER) == " 19" + EOS
+    assert text_by_role(TOY, tokens[1], ROLE_RATIONALE) == ""
+    assert tokens.report.notes["no rationale: answer loss only"].rows == [1]
+
+
+def test_own_format(run):
+    (example,) = run([RATIONALE], rationale_format="Q: {question}\nA: {answer}\nWhy: {rationale}\nDone.")
+    assert TOY.decode(example.prefix) == "Q: How many?\nA:"
+    assert text_by_role(TOY, example, ROLE_ANSWER) == " 19\nWhy:"
+    assert text_by_role(TOY, example, ROLE_RATIONALE) == " 12 and 7 more.\nDone." + EOS
+    (example,) = run([RATIONALE], chat=True, rationale_format="Q: {question}\nA: {answer}\nWhy: {rationale}\nDone.")
+    assert "<|im_start|>user\nQ: How many?<|im_end|>" in TOY.decode(example.prefix)
+    assert text_by_role(TOY, example, ROLE_ANSWER) == "19\nWhy:"
+
+
+# --- options, limits, reports ---
+
+
+def test_wrong_options():
+    with pytest.raises(DataError, match="kind 'rationales' is none of preference, sft, rationale; did you mean 'rat"):
+        TokenizeOptions("rationales", 10)
+    with pytest.raises(DataError, match="order 'answer-first' is none of answer_first, rationale_first; did you"):
+        TokenizeOptions("rationale", 10, order="answer-first")
+    with pytest.raises(DataError, match="max_length 1 leaves no room"):
+        TokenizeOptions("sft", 1)
+    for wrong in ("{question} {answer}", "{answer} {question} {rationale}", "{question}{answer}{answer}", "{question"):
+        with pytest.raises(DataError, match=r"^format '{"):
+            TokenizeOptions("rationale", 10, rationale_format=wrong)
+    with pytest.raises(DataError, match="begins with the answer, but order is rationale_first"):
+        TokenizeOptions("rationale", 10, order="rationale_first", rationale_format=FORMATS["answer_first"])
+
+
+def test_tokenizers_that_cannot_be_used(run):
+    tokenizer = build()
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="no EOS token"):
+        run([{"prompt": "ab", "completion": "c"}], tokenizer)
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(DataError, match="Slow gives no offsets of characters; use a fast tokenizer"):
+        run([{"prompt": "ab", "completion": "c"}], Slow())
+
+
+def test_over_long_examples_are_dropped_whole(run):
+    """Prompt of 10, sides of 5 + EOS and 1 + EOS: 18 tokens shared, 28 with the prompt in each branch."""
+    row = {"prompt": "1" * 10, "chosen": "2" * 5, "rejected": "3"}
+    short = {**row, "prompt": "1"}
+    tokens = run([short, row, row], max_length=18)
+    assert [example.row for example in tokens] == [0, 1, 2]
+    assert (tokens.report.longest, tokens.report.longest_row) == (18, 1)
+    tokens = run([short, row, row], max_length=17)
+    assert [example.row for example in tokens] == [0]
+    assert "longest example 18 tokens (row 1), limit 17" in str(tokens.report)
+    assert "dropped, longer than 17 tokens: 2 (rows 1, 2)" in str(tokens.report)
+    assert len(run([short, row], max_length=28, share_prompt=False)) == 2
+    assert len(run([short, row], max_length=27, share_prompt=False)) == 1
+
+
+def test_sides_equal_after_the_template(run):
+    tokenizer = build(template=CHATML.replace("message['content']", "message['content'] | trim"))
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    tokens = run([row, {**row, "rejected": "a "}], tokenizer, chat=True)
+    assert tokens.report.dropped["chosen equal to rejected"].rows == [1]
+
+
+def test_no_row_left_shows_the_counts(run):
+    rows = [{"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "p" * 99, "chosen": "a", "rejected": "b"}]
+    with pytest.raises(DataError) as error:
+        run([*rows, rows[0]], max_length=20)
+    assert "no row is left to train on\nrows: 3 rows, 0 kept; longest example " in str(error.value)
+    assert "dropped, empty prompt: 2 (rows 0, 2)" in str(error.value)
+    assert "dropped, longer than 20 tokens: 1 (row 1)" in str(error.value)
+
+
+def test_missing_columns(run):
+    with pytest.raises(DataError, match="missing 'rejected', present prompt, chosen, rejects; did you mean 'rejects'"):
+        run([{"prompt": "p", "chosen": "a", "rejects": "b"}])
+
+
+def test_columns_beside_those_of_the_kind_do_not_matter(run):
+    row = {"prompt": "pq", "chosen": "a", "rejected": "b", "beta": 0.5}
+    tokens = run([{**row, "id": "x"}])
+    assert tokens.fingerprint == run([{**row, "time": 3}]).fingerprint
+    assert tokens[0].columns == {"beta": 0.5, "gap": -1.0}
+
+
+# --- arrays and cache ---
+
+PAIRS = [
+    {"prompt": "How many?", "chosen": " 12 apples", "rejected": " 7", "beta": 0.5, "gap": "large"},
+    {"prompt": "", "chosen": "a", "rejected": "b", "beta": None, "gap": None},
+    {"prompt": "Which?", "chosen": " no", "rejected": " yes it is", "beta": None, "gap": "medium"},
+]
+
+
+def test_arrays_are_those_of_the_examples(run):
+    tokens = run(PAIRS, chat=True)
+    examples = list(tokens)
+    sizes = Sizes.of(examples)
+    assert tokens.prefix_lengths.tolist() == sizes.prefix.tolist()
+    assert tokens.branch_lengths.sum(axis=1).tolist() == sizes.completion.tolist()
+    assert tokens.num_scored.sum(axis=1).tolist() == sizes.scored.tolist()
+    assert tokens.num_scored.tolist() == [[sum(b.roles > 0) for b in e.branches] for e in examples]
+    assert np.diff(tokens.starts).tolist() == (sizes.prefix + sizes.completion).tolist()
+    assert tokens.rows.tolist() == [e.row for e in examples] == [0, 2]
+    assert tokens.columns["gap"].tolist() == [e.columns["gap"] for e in examples] == [2, 1]
+    np.testing.assert_array_equal(tokens.columns["beta"], np.array([0.5, np.nan], np.float32))
+    assert all(e.columns.keys() == examples[0].columns.keys() for e in examples)
+    for array in (examples[0].prefix, *(x for b in examples[0].branches for x in (b.tokens, b.roles))):
+        assert array.dtype == np.int32
+    np.testing.assert_array_equal(tokens[-1].prefix, examples[-1].prefix)
+    with pytest.raises(IndexError):
+        tokens[2]
+
+
+def test_cache_is_found_again_and_mapped(run, monkeypatch):
+    first = run(PAIRS)
+    assert first.report.dropped["empty prompt"].rows == [1]
+    monkeypatch.setattr(Encoder, "__call__", lambda *args: pytest.fail("tokenised again"))
+    again = run(PAIRS)
+    assert isinstance(again.tokens, np.memmap)
+    assert not again.tokens.flags.writeable
+    assert again.fingerprint == first.fingerprint
+    assert again.report == first.report
+    assert [whole(e) for e in again] == [whole(e) for e in first]
+    TOY(["a", "b c"], padding=True, truncation=True, max_length=3)  # leaves its mark in the Rust tokenizer
+    assert run(PAIRS).fingerprint == first.fingerprint
+
+
+def test_cache_is_missed_when_anything_changes(run, monkeypatch, tmp_path):
+    def entries():
+        return len(list((tmp_path / "tokens").iterdir()))
+
+    seen = {run(PAIRS).fingerprint}
+    assert entries() == 1
+    changed = [
+        lambda: run([{**PAIRS[0], "beta": 0.25}, *PAIRS[1:]]),
+        lambda: run([{**PAIRS[0], "chosen": " 13 apples"}, *PAIRS[1:]]),
+        lambda: run(PAIRS[::-1]),
+        lambda: run(PAIRS, build(bos=True)),
+        lambda: run(PAIRS, chat=True),
+        lambda: run(PAIRS, build(template=CHATML.replace("kind", "strict")), chat=True),
+    ]
+    for number, change in enumerate(changed, start=2):
+        seen.add(change().fingerprint)
+        assert (entries(), len(seen)) == (number, number)
+    run(PAIRS, max_length=999)  # the same tokens, another report
+    assert entries() == 8
+    monkeypatch.setattr(tokenize_module, "VERSION", tokenize_module.VERSION + 1)
+    run(PAIRS)
+    assert entries() == 9
+
+
+def test_a_damaged_entry_is_made_again(run, tmp_path, caplog):
+    first = run(PAIRS)
+    (entry,) = (tmp_path / "tokens").iterdir()
+    for damage in (
+        lambda: (entry / "tokens.npy").write_bytes((entry / "tokens.npy").read_bytes()[:-4]),
+        lambda: (entry / "roles.npy").unlink(),
+        lambda: (entry / "meta.json").write_text("{"),
+    ):
+        damage()
+        caplog.clear()
+        again = run(PAIRS)
+        assert "tokenising again" in caplog.text
+        assert [whole(e) for e in again] == [whole(e) for e in first]
+        assert again.report.total == 3
+
+
+def test_a_write_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_set.np, "save", fail)
+        with pytest.raises(OSError, match="disk full"):
+            run(PAIRS)
+    assert list((tmp_path / "tokens").iterdir()) == []
+    assert len(run(PAIRS)) == 2
+
+
+def test_no_pickle_is_read(run, tmp_path):
+    run(PAIRS)
+    (entry,) = (tmp_path / "tokens").iterdir()
+    np.save(entry / "rows.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"allow_pickle=False|Object arrays|Array can't be memory-mapped"):
+        token_set.TokenSet(entry)
+
+
+def test_default_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    rows = datasets.Dataset.from_list(PAIRS)
+    tokens = tokenize(rows, TOY, TokenizeOptions("preference", 99), source="here")
+    (entry,) = (tmp_path / "cache" / "tokens").iterdir()
+    assert json.loads((entry / "meta.json").read_text())["fingerprint"] == tokens.fingerprint
+    assert tokenize(rows, TOY, TokenizeOptions("preference", 99), source="there").report.source == "there"
+
+
+# --- real rows ---
+
+
+def need(path):
+    if not (SHARED / path).exists():
+        pytest.skip(f"{path} is not in ../shared/data")
+    return str(SHARED / path)
+
+
+def test_real_rationales(tokenizer, run):
+    path = need("teacher/palm/cqa_train.jsonl.gz")
+    rows = load_rows(path, "train[:300]", {"rationale": "palm_rationale"})
+    for order in FORMATS:
+        tokens = run(rows, tokenizer, chat=True, order=order)
+        assert tokens.report.total == 300
+        for example in tokens:
+            row = rows[example.row]
+            parts = {role: text_by_role(tokenizer, example, role) for role in (ROLE_ANSWER, ROLE_RATIONALE)}
+            end = EOS if order == "rationale_first" else " -->"
+            assert parts[ROLE_ANSWER].strip() == row["answer"].strip() + end
+            assert row["rationale"].strip() in parts[ROLE_RATIONALE]
+
+
+def test_real_chat_pairs(tokenizer, run):
+    path = need("preference/llamafactory_demo/dpo_en_demo.json.gz")
+    rows = load_rows(path, "train[:40]", {"prompt": "conversations"})
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    tokens = run(rows, tokenizer, max_length=100_000)
+    assert len(tokens) + sum(tally.count for tally in tokens.report.dropped.values()) == 40
+    assert len(tokens) >= 38
+    for example in tokens:
+        row = rows[example.row]
+        for side, name in enumerate(("chosen", "rejected")):
+            messages = [*row["prompt"], row[name]]
+            messages = [{"role": roles[m["from"]], "content": m["value"]} for m in messages]
+            assert whole(example, side)[0] == tokenizer.apply_chat_template(messages, return_dict=False)
+            assert text_by_role(tokenizer, example, ROLE_ANSWER, side).endswith(row[name]["value"] + EOS)
