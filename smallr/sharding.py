@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from smallr.errors import UserError
+
 MESH_AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axis or axes. `None`: never split.
@@ -33,12 +35,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1 and takes what is left.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor]
     count = jax.device_count()
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
-        raise ValueError(
+        raise UserError(
             f"config.mesh: sizes {dict(zip(MESH_AXES, sizes, strict=True))} must be positive, at most one -1"
         )
     if -1 in sizes:
@@ -46,7 +48,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         sizes[sizes.index(-1)] = max(count // known, 1)
     if int(np.prod(sizes)) != count:
         shape = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
-        raise ValueError(f"config.mesh: {shape} needs {int(np.prod(sizes))} devices, but there are {count}")
+        raise UserError(f"config.mesh: {shape} needs {int(np.prod(sizes))} devices, but there are {count}")
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
@@ -59,18 +61,18 @@ def partition_spec(
     tensor=2 are replicated) rather than failing.
 
     Raises:
-      ValueError: an unknown logical axis, or two dimensions that claim one mesh axis.
+      UserError: an unknown logical axis, or two dimensions that claim one mesh axis.
     """
     taken: dict[str, str] = {}
     entries: list[tuple[str, ...] | str | None] = []
     for dim, axis in enumerate(axes):
         if axis is not None and axis not in RULES:
-            raise ValueError(f"unknown logical axis {axis!r} in {tuple(axes)}; known: {', '.join(RULES)}")
+            raise UserError(f"unknown logical axis {axis!r} in {tuple(axes)}; known: {', '.join(RULES)}")
         target = None if axis is None else RULES[axis]
         names = () if target is None else (target,) if isinstance(target, str) else target
         for name in names:
             if name in taken:
-                raise ValueError(
+                raise UserError(
                     f"logical axes {taken[name]!r} and {axis!r} of {tuple(axes)} both claim mesh axis {name!r}"
                 )
             taken[name] = str(axis)

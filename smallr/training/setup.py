@@ -1,0 +1,170 @@
+"""Everything a run needs before its first step: data, weights, reference, programs, what an earlier run left."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from smallr.errors import UserError
+from smallr.models.config import DecoderConfig
+from smallr.models.loading import ModelSource, load_decoder, open_model
+from smallr.training.checkpoints import Checkpointer
+from smallr.training.evaluation import add_reference
+from smallr.training.objective import Objective, make_objective
+from smallr.training.optimizer import make_optimizer, make_schedule
+from smallr.training.progress import say
+from smallr.training.resume import check_resume, save_config
+from smallr.training.splits import Split, check_batch, load_split
+from smallr.training.step import TrainState, init_state, make_evaluation, make_step
+from smallr.training.timing import Clock
+
+# Fields that a checkpoint is tied to; everything else may differ when a run is resumed.
+FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A prepared run; only the state, which every step replaces, stands beside it.
+
+    Attributes:
+      steps: of the whole run, those of earlier sessions included.
+      reference: parameters of a live reference, or None.
+      step: the compiled step (`step.make_step`).
+      evaluation: per-example values of a batch (`step.make_evaluation`).
+      baseline: the evaluation before the first step, when the run is resumed.
+      fingerprint: of the tokenised training data.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    model: DecoderConfig
+    objective: Objective
+    training: Split
+    heldout: Split | None
+    steps: int
+    checkpointer: Checkpointer
+    reference: nnx.State | None
+    step: Callable[..., Any]
+    evaluation: Callable[..., Any]
+    baseline: dict[str, float] | None
+    fingerprint: str
+
+
+def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tuple[Run, TrainState]:
+    """Reads, loads and compiles; resumes from the newest checkpoint of `workdir`.
+
+    Raises:
+      UserError: whatever the user has to change, before any step is taken.
+    """
+    # ---- What is cheap to check ---------------------------------------------------------------------------
+    check_batch(config, mesh)
+    objective = make_objective(config)
+    source = open_model(config.model)
+    checkpointer = Checkpointer(str(workdir / "checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_every)
+
+    # ---- Data ---------------------------------------------------------------------------------------------
+    tokenizer = source.tokenizer()
+    training = load_split(config, tokenizer, objective, "train")
+    heldout = load_split(config, tokenizer, objective, "eval", training.plan.shape) if config.data.eval else None
+    check_fit(source, training, heldout)
+    steps = total_steps(config, training)
+    fingerprint = training.examples.fingerprint
+    for note in check_resume(workdir, config, fingerprint, FROZEN):
+        say(note)
+    save_config(workdir, config, fingerprint)
+    clock.lap("data")
+
+    # ---- Weights and reference ----------------------------------------------------------------------------
+    compute = config.compute
+    decoder = load_decoder(source, mesh, dtype=compute.dtype, remat=compute.remat, attention=compute.attention)
+    graphdef, params = nnx.split(decoder)
+    clock.lap("model")
+    evaluation = make_evaluation(graphdef, objective, mesh, chunk=compute.logp_chunk)
+    reference = jax.tree.map(lambda x: x.copy(), params) if objective.reference == "live" else None
+    if objective.reference == "cached":
+        training, cached = add_reference(training, evaluation, params, mesh, compute.dtype)
+        if heldout:
+            heldout, _ = add_reference(heldout, evaluation, params, mesh, compute.dtype)
+        if cached:
+            say("reference log-probs: from the cache, since weights and data are those of an earlier run")
+        clock.lap("reference")
+
+    # ---- State and programs -------------------------------------------------------------------------------
+    schedule = make_schedule(config.optimizer, steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    state, sharding = init_state(params, optimizer, config.seed, mesh)
+    chunk, accumulation = compute.logp_chunk, config.batch.accumulation
+    step = make_step(graphdef, objective, optimizer, schedule, sharding, mesh, chunk=chunk, accumulation=accumulation)
+    step = step.lower(state, next(training.batches(mesh, 0, 1)), reference).compile()
+    clock.lap("compile")
+
+    # ---- What an earlier run left -------------------------------------------------------------------------
+    baseline = None
+    if checkpointer.latest_step() is not None:
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, sharding)
+        del state  # two states at once may not fit
+        restored = checkpointer.restore_latest(abstract)
+        state, baseline = restored.state, restored.metadata["baseline"]
+        say(f"resuming {workdir} at step {restored.step} of {steps}")
+        clock.lap("restore")
+    run = Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        model=decoder.config,
+        objective=objective,
+        training=training,
+        heldout=heldout,
+        steps=steps,
+        checkpointer=checkpointer,
+        reference=reference,
+        step=step,
+        evaluation=evaluation,
+        baseline=baseline,
+        fingerprint=fingerprint,
+    )
+    return run, state
+
+
+def total_steps(config: ConfigDict, training: Split) -> int:
+    """Steps of the run: `config.steps`, or those of `config.epochs`, whichever is fewer.
+
+    Raises:
+      UserError: neither is set, or one is negative.
+    """
+    if config.epochs < 0 or config.steps < 0 or not (config.epochs or config.steps):
+        raise UserError(
+            f"config.epochs={config.epochs}, config.steps={config.steps}: one of them must be positive, none negative"
+        )
+    limits = [config.steps] if config.steps else []
+    if config.epochs:
+        limits.append(training.plan.num_steps(config.epochs))
+    return min(limits)
+
+
+def check_fit(source: ModelSource, *splits: Split | None) -> None:
+    """Whether the model can read the data: positions within its context, token ids within its vocabulary.
+
+    Raises:
+      UserError: it cannot.
+    """
+    sets = [split.examples for split in splits if split]
+    longest = max(int((examples.prefix_lengths + examples.branch_lengths.max(1)).max()) for examples in sets)
+    if longest > source.config.max_positions:
+        raise UserError(
+            f"an example is {longest} tokens long, but {source.name} has {source.config.max_positions} positions: "
+            "make config.batch.row_length smaller (longer examples are then dropped and counted)"
+        )
+    highest = max(int(examples.tokens.max()) for examples in sets)
+    if highest >= source.config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {source.name} made token {highest}, but the model has {source.config.vocab_size}"
+        )

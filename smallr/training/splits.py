@@ -1,0 +1,163 @@
+"""A set of examples, planned: what training and evaluation read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
+
+from smallr.data.batch import Batch
+from smallr.data.packing import Plan, RowShape, Sizes
+from smallr.data.pipeline import batches, process_rows
+from smallr.data.sources import load_rows
+from smallr.data.token_set import TokenSet
+from smallr.data.tokenize import TokenizeOptions, tokenize
+from smallr.errors import UserError
+from smallr.training.objective import Objective
+from smallr.training.progress import say
+from smallr.training.step import batch_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples, their plan, and the columns that batches carry.
+
+    Attributes:
+      name: train | eval.
+      examples: the tokenised set.
+      plan: which examples go to which row of which step.
+      columns: float32 [examples] each.
+    """
+
+    name: str
+    examples: TokenSet
+    plan: Plan
+    columns: Mapping[str, Float[np.ndarray, "examples"]]
+
+    def with_columns(self, **columns: Float[np.ndarray, "examples"]) -> Split:
+        """The same split with more columns."""
+        return dataclasses.replace(self, columns={**self.columns, **columns})
+
+    def facts(self) -> dict[str, np.ndarray]:
+        """What is known of each example before any model sees it, for summaries."""
+        scored = self.examples.num_scored
+        sides = {"scored_chosen": scored[:, 0], "scored_rejected": scored[:, 1]} if scored.shape[1] == 2 else {}
+        return {**self.examples.columns, **sides}
+
+    def batches(self, mesh: Mesh, start: int, count: int) -> Iterator[Batch]:
+        """Steps `start … start + count - 1` on the devices; each process assembles its own rows."""
+        rows = process_rows(self.plan.rows_per_step, jax.process_index(), jax.process_count())
+        sharding = batch_sharding(mesh)
+        for batch in batches(self.plan, self.examples, self.columns, start, count, rows=rows):
+            yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def one_pass(self, mesh: Mesh) -> Iterator[Batch]:
+        """Every example once, in the order of the set."""
+        return in_order(self).batches(mesh, 0, in_order(self).plan.num_steps(1))
+
+
+def in_order(split: Split) -> Split:
+    """The same examples and shape of a step, unshuffled."""
+    if not split.plan.shuffle:
+        return split
+    plan = split.plan
+    unshuffled = Plan(
+        plan.sizes,
+        plan.rows_per_step,
+        plan.shape.tokens,
+        shuffle=False,
+        packing=plan.packing,
+        share_prompt=plan.share_prompt,
+        window=plan.window,
+        shape=plan.shape,
+    )
+    return dataclasses.replace(split, plan=unshuffled)
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Whether the batch can be split over the mesh and into micro-batches.
+
+    Raises:
+      UserError: it cannot; the message names the fields and the numbers that would do.
+    """
+    rows, accumulation = config.batch.rows, config.batch.accumulation
+    if rows < 1 or accumulation < 1:
+        raise UserError(f"config.batch: rows={rows} and accumulation={accumulation} must be at least 1")
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (parts * accumulation):
+        unit = parts * accumulation
+        raise UserError(
+            f"config.batch.rows={rows} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices "
+            f"in {accumulation} micro-batch(es): it must be a multiple of {unit}, e.g. {max(unit, rows // unit * unit)} "
+            f"or {-(-rows // unit) * unit}"
+        )
+
+
+def load_split(
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerFast,
+    objective: Objective,
+    name: str,
+    shape: RowShape | None = None,
+) -> Split:
+    """Reads, tokenises and plans `config.data.train` or `config.data.eval`.
+
+    Args:
+      config: of the run.
+      tokenizer: of the model.
+      objective: says which columns are needed.
+      name: train | eval; only training is shuffled.
+      shape: capacities of a row to use if they suffice, so that two splits share one compiled program.
+
+    Raises:
+      UserError: rows that cannot be read or used; the message names their place.
+    """
+    data, batch, training = config.data, config.batch, name == "train"
+    source = data.train if training else data.eval
+    renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
+    rows = load_rows(source, data.train_split if training else data.eval_split, columns=renamed)
+    share_prompt = batch.get("share_prompt", True)
+    order = {"order": data.order} if data.kind == "rationale" else {}
+    options = TokenizeOptions(data.kind, batch.row_length, chat=data.chat, share_prompt=share_prompt, **order)
+    examples = tokenize(rows, tokenizer, options, source=source)
+    if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
+        say(str(examples.report))
+    sizes = sizes_of(examples)
+    if shape is not None and sizes.scored.max() > shape.slots:
+        shape = None
+    plan = Plan(
+        sizes,
+        batch.rows,
+        batch.row_length,
+        seed=config.seed,
+        shuffle=training,
+        packing=batch.packing,
+        share_prompt=share_prompt,
+        window=batch.lookahead,
+        shape=shape,
+    )
+    return Split(name, examples, plan, objective.columns(examples.columns))
+
+
+def sizes_of(examples: TokenSet) -> Sizes:
+    """Lengths of all examples, without reading their tokens."""
+    return Sizes(
+        prefix=examples.prefix_lengths.astype(np.int64),
+        completion=examples.branch_lengths.sum(1, dtype=np.int64),
+        branches=np.full(len(examples), examples.branch_lengths.shape[1], np.int64),
+        scored=examples.num_scored.sum(1, dtype=np.int64),
+    )
+
+
+def attended_pairs(split: Split) -> float:
+    """Visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
+    prefix, branches = split.examples.prefix_lengths.astype(float)[:, None], split.examples.branch_lengths.astype(float)
+    copies = 1 if split.plan.share_prompt else branches.shape[1]
+    own = branches * prefix + branches * (branches + 1) / 2
+    return float(own.sum() + copies * (prefix * (prefix + 1) / 2).sum())

@@ -1,0 +1,177 @@
+"""The training state and the one jitted step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from smallr.data.batch import Batch
+from smallr.losses import token_logps
+from smallr.models.decoder import Decoder
+from smallr.sharding import constrain, named_sharding
+from smallr.training.objective import Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. Step n of the data follows from `step` and the seed, so this is also the data position.
+
+    Attributes:
+      step: int32, steps done.
+      params: float32 master parameters.
+      opt_state: state of the optimizer.
+      rng: raw key data; a step folds its number into it.
+    """
+
+    step: Int[Array, ""]
+    params: nnx.State
+    opt_state: Any
+    rng: Array
+
+
+def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The NamedSharding of every array of the state, from the `axes` metadata of the parameters."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    params = param_sharding(abstract.params, mesh)
+    opt_state = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: replicated
+    )
+    return TrainState(step=replicated, params=params, opt_state=opt_state, rng=replicated)
+
+
+def param_sharding(params: nnx.State, mesh: Mesh) -> nnx.State:
+    """The NamedSharding of each parameter."""
+    return jax.tree.map(
+        lambda leaf: leaf.replace(named_sharding(mesh, leaf.get_metadata("axes"), leaf.get_value().shape)),
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    )
+
+
+def init_state(
+    params: nnx.State, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """State at step 0 around loaded parameters, and its shardings."""
+
+    def create(params: nnx.State) -> TrainState:
+        key = jax.random.key_data(jax.random.key(seed))
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), rng=key)
+
+    sharding = state_sharding(jax.eval_shape(create, params), optimizer, mesh)
+    return jax.jit(create, out_shardings=sharding, donate_argnums=0)(params), sharding
+
+
+def score(decoder: Decoder, batch: Batch, chunk: int) -> Float[Array, "B N"]:
+    """Log-prob of every scored slot, float32; 0 in unused slots."""
+    hidden = decoder(batch.tokens, batch.positions, batch.horizon)
+    # Only the hidden states that predict something reach the head.
+    states = jnp.take_along_axis(hidden, batch.predictor[..., None], axis=1)
+    states = constrain(states, "batch", "tokens", "activation_embed")
+    logps = token_logps(states, decoder.unembedding(), batch.target, chunk=chunk, softcap=decoder.config.final_softcap)
+    return jnp.where(batch.role > 0, logps, 0.0)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data axes."""
+    return named_sharding(mesh, ("batch",))
+
+
+def make_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    sharding: TrainState,
+    mesh: Mesh,
+    *,
+    chunk: int,
+    accumulation: int = 1,
+) -> Callable[[TrainState, Batch, nnx.State | None], tuple[TrainState, dict[str, Array], dict[str, Array]]]:
+    """Builds `step(state, batch, reference_params) -> state, metrics, per_example`.
+
+    `reference_params` is None where reference log-probs are columns of the batch. `metrics` are scalars;
+    `per_example` has one [B, P] array a value, `example` among them. The state is donated.
+    """
+
+    def loss_fn(params, batch, reference, denominator):
+        logps = score(nnx.merge(graphdef, params), batch, chunk)
+        reference_logps = None
+        if reference is not None:
+            reference_logps = jax.lax.stop_gradient(score(nnx.merge(graphdef, reference), batch, chunk))
+        total, per_example = objective(logps, batch, reference_logps)
+        return total / denominator, per_example
+
+    def step(state: TrainState, batch: Batch, reference: nnx.State | None):
+        denominator = jnp.maximum(objective.denominator(batch), 1e-9)
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulation == 1:
+            (loss, per_example), gradient = gradient_fn(state.params, batch, reference, denominator)
+        else:
+            loss, per_example, gradient = _accumulate(
+                lambda micro: gradient_fn(state.params, micro, reference, denominator),
+                batch,
+                accumulation,
+                state.params,
+            )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(gradient),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "tokens": jnp.sum(batch.horizon > 0),
+        }
+        state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.rng)
+        return state, metrics, {**per_example, "example": batch.example}
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        in_shardings=(sharding, batch_sharding(mesh), None),
+        out_shardings=(sharding, replicated, replicated),
+        donate_argnums=0,
+    )
+
+
+def make_evaluation(
+    graphdef: nnx.GraphDef, objective: Objective, mesh: Mesh, *, chunk: int
+) -> Callable[[nnx.State, Batch, nnx.State | None], dict[str, Array]]:
+    """Builds `evaluation(params, batch, reference_params) -> per_example`, without gradients."""
+
+    def evaluation(params: nnx.State, batch: Batch, reference: nnx.State | None):
+        logps = score(nnx.merge(graphdef, params), batch, chunk)
+        reference_logps = None if reference is None else score(nnx.merge(graphdef, reference), batch, chunk)
+        return {**objective(logps, batch, reference_logps)[1], "example": batch.example}
+
+    return jax.jit(
+        evaluation,
+        in_shardings=(None, batch_sharding(mesh), None),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+
+
+def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.State):
+    """Sums loss and float32 gradients over `count` micro-batches; the denominator is the whole step's."""
+
+    def split(x: Array) -> Array:  # neighbouring rows go to different micro-batches, so each keeps all devices busy
+        return constrain(jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), None, "batch")
+
+    def join(x: Array) -> Array:
+        return jnp.swapaxes(x, 0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+    def body(carry, micro):
+        loss, gradient = carry
+        (micro_loss, per_example), micro_gradient = gradient_fn(micro)
+        return (loss + micro_loss, jax.tree.map(jnp.add, gradient, micro_gradient)), per_example
+
+    start = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
+    (loss, gradient), per_example = jax.lax.scan(body, start, jax.tree.map(split, batch))
+    return loss, jax.tree.map(join, per_example), gradient

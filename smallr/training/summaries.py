@@ -1,0 +1,92 @@
+"""Averages over examples, on the host: what a log line and a report say of a set of examples.
+
+All functions take one flat array a value, one entry an example, as the step reports them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from smallr.data.rows import GAPS
+from smallr.errors import UserError
+
+Values = Mapping[str, Float[np.ndarray, "examples"]]
+
+
+def preference_summary(values: Values, columns: Values) -> dict[str, float]:
+    """Rewards, margin, accuracy and KL, overall and for each gap that occurs.
+
+    `columns` has each pair's `gap` (index into GAPS) and the scored tokens of both sides.
+
+    * reward: beta (log pi - log ref), summed over a completion, for each side.
+    * margin: reward of chosen minus reward of rejected.
+    * accuracy: share of pairs whose margin is positive; a tie (a policy that is still the reference) counts half.
+    * likelier: share of pairs whose chosen completion is likelier than the rejected one, per token, under the
+      policy alone. Unlike accuracy it says something before training.
+    * kl: mean of log ref - log pi over the completions of both sides, in nats a completion. It estimates
+      KL(ref || pi) as far as completions are samples of the reference, and may be negative.
+    """
+    margin = values["reward_chosen"] - values["reward_rejected"]
+    accuracy = np.where(margin == 0, 0.5, margin > 0)
+    likelier = (
+        values["logp_chosen"] / columns["scored_chosen"] > values["logp_rejected"] / columns["scored_rejected"]
+    ).astype(float)
+    summary = {
+        "reward_chosen": float(values["reward_chosen"].mean()),
+        "reward_rejected": float(values["reward_rejected"].mean()),
+        "margin": float(margin.mean()),
+        "accuracy": float(accuracy.mean()),
+        "likelier": float(likelier.mean()),
+        "kl": float(-(values["ratio_chosen"] + values["ratio_rejected"]).mean() / 2),
+    }
+    for index, name in enumerate(GAPS):
+        members = columns["gap"] == index
+        if members.any():
+            summary[f"accuracy/{name}"] = float(accuracy[members].mean())
+            summary[f"likelier/{name}"] = float(likelier[members].mean())
+            summary[f"margin/{name}"] = float(margin[members].mean())
+            summary[f"loss/{name}"] = float(values["loss"][members].mean())
+    return summary
+
+
+def likelihood_summary(values: Values) -> dict[str, float]:
+    """NLL of answers and rationales, an example and a token; share of the loss in the hardest quarter."""
+    loss = np.sort(values["loss"])[::-1]
+    total = loss.sum()
+    summary = {"hardest_quarter": float(loss[: max(1, round(len(loss) / 4))].sum() / total) if total > 0 else 0.0}
+    for role in ("answer", "rationale"):
+        tokens = values[f"nll_{role}_tokens"].sum()
+        if tokens:
+            summary[f"nll_{role}"] = float(values[f"nll_{role}"].mean())
+            summary[f"nll_{role}_token"] = float(values[f"nll_{role}"].sum() / tokens)
+    return summary
+
+
+class RankCorrelation:
+    """Spearman correlation of answer NLL and rationale NLL over the latest `window` examples that have both."""
+
+    def __init__(self, window: int):
+        if window < 3:
+            raise UserError(f"config.objective.window: {window} examples are too few for a correlation; at least 3")
+        self._pairs: deque[tuple[float, float]] = deque(maxlen=window)
+
+    def add(self, values: Values) -> None:
+        """Takes in the examples of a step."""
+        both = (values["nll_answer_tokens"] > 0) & (values["nll_rationale_tokens"] > 0)
+        self._pairs.extend(
+            zip(values["nll_answer"][both].tolist(), values["nll_rationale"][both].tolist(), strict=True)
+        )
+
+    def value(self) -> float | None:
+        """The correlation, or None with fewer than 3 examples or a constant side."""
+        if len(self._pairs) < 3:
+            return None
+        answer, rationale = np.asarray(self._pairs).T
+        if np.ptp(answer) == 0 or np.ptp(rationale) == 0:
+            return None
+        return float(stats.spearmanr(answer, rationale).statistic)

@@ -1,0 +1,30 @@
+"""Where the seconds of a run went."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """Adds up seconds by name; `laps` has them in the order of first use."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Counts the time since the last lap for `name`."""
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._start
+
+    def line(self) -> str:
+        """E.g. `data 1.2 s, model 3.4 s; 4.6 s in all`."""
+        return (
+            ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.laps.items())
+            + f"; {self.total():.1f} s in all"
+        )

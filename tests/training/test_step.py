@@ -1,0 +1,143 @@
+"""The invariants of the step: one batch, many layouts, one result."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from smallr.training.objective import Likelihood, Preference
+from tests.tiny import batch_of, columns_of, decoder, pairs, preference, rationale_examples, run_step
+
+
+def assert_same(ours, theirs, rtol=1e-4):
+    """Each gradient, relative to the largest entry of its parameter's gradient."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        scale = np.abs(value).max()
+        assert scale > 0, f"{name} has no gradient: the comparison would show nothing"
+        np.testing.assert_allclose(ours[name] / scale, value / scale, atol=rtol, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def case():
+    examples = pairs(8)
+    return examples, columns_of(examples)
+
+
+@pytest.fixture(scope="module")
+def padded(case):
+    """Every pair alone in its row, the prompt stored twice."""
+    batch = batch_of([[i] for i in range(8)], *case, share_prompt=False)
+    return run_step(batch, preference())
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+@pytest.mark.parametrize("rows", [[[0, 1, 2], [3, 4], [5, 6], [7]], [[7, 3], [], [5, 1, 0], [6, 2, 4]]])
+def test_packed_and_shared_equals_padded_one_by_one(case, padded, rows, share_prompt):
+    batch = batch_of(rows, *case, tokens=128, share_prompt=share_prompt)
+    metrics, examples, gradient, _ = run_step(batch, preference())
+    np.testing.assert_allclose(metrics["loss"], padded.metrics["loss"], rtol=1e-5)
+    for name in ("loss", "logp_chosen", "logp_rejected", "reward_chosen"):
+        real = examples["example"] >= 0
+        ours = dict(zip(examples["example"][real].tolist(), examples[name][real].tolist(), strict=True))
+        theirs = dict(
+            zip(padded.examples["example"].ravel().tolist(), padded.examples[name].ravel().tolist(), strict=True)
+        )
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
+    assert_same(gradient, padded.gradient)
+
+
+def test_four_micro_batches_of_two_rows_equal_eight_rows(case, padded):
+    batch = batch_of([[i] for i in range(8)], *case)
+    metrics, examples, gradient, _ = run_step(batch, preference(), accumulation=4)
+    np.testing.assert_allclose(metrics["loss"], padded.metrics["loss"], rtol=1e-5)
+    np.testing.assert_array_equal(examples["example"].ravel(), np.arange(8))
+    assert_same(gradient, padded.gradient)
+
+
+def test_micro_batches_with_different_numbers_of_pairs_weigh_pairs_alike(case, padded):
+    batch = batch_of([[0, 1, 2, 3], [4], [5, 6, 7], []], *case, tokens=192)
+    assert_same(run_step(batch, preference(), accumulation=2).gradient, padded.gradient)
+
+
+def test_loss_starts_at_ln_2_with_a_live_reference(case):
+    batch = batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], *case)
+    _, params = decoder()
+    metrics, examples, *_ = run_step(batch, preference("live"), reference=params)
+    np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-6)
+    np.testing.assert_array_equal(examples["reward_chosen"], 0)
+
+
+def test_live_reference_equals_the_same_values_as_columns(case):
+    examples, columns = case
+    rows = [[0, 1, 2], [3, 4], [5, 6], [7]]
+    _, reference = decoder(seed=5)
+    batch = batch_of(rows, examples, columns)
+    live = run_step(batch, preference("live"), reference=reference)
+    logps = run_step(batch, preference(), params=reference).examples
+    real = logps["example"] >= 0
+    order = np.argsort(logps["example"][real])
+    cached = {f"ref_{side}": logps[f"logp_{side}"][real][order] for side in ("chosen", "rejected")}
+    batch = batch_of(rows, examples, {**columns, **cached})
+    stored = run_step(batch, preference())
+    np.testing.assert_allclose(stored.metrics["loss"], live.metrics["loss"], rtol=1e-6)
+    assert_same(stored.gradient, live.gradient, rtol=1e-6)
+
+
+def test_equal_betas_are_dpo(case):
+    examples, columns = case
+    equal = {**columns, "beta": np.full(8, 0.1, np.float32)}
+    batch = batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], examples, equal)
+    dpo, cogpo = Preference(0.1, 0.0, "cached"), Preference((0.1, 0.1, 0.1), 0.0, "cached")
+    given = {name: np.asarray([e.columns[name] for e in examples], np.float32) for name in ("gap", "beta")}
+    np.testing.assert_array_equal(dpo.columns(given)["beta"], cogpo.columns(given)["beta"])
+    np.testing.assert_allclose(run_step(batch, dpo).metrics["loss"], run_step(batch, cogpo).metrics["loss"], rtol=1e-7)
+
+
+def test_a_pair_with_beta_zero_changes_nothing_but_the_mean(case):
+    examples, columns = case
+    beta = columns["beta"].copy()
+    beta[3:] = 0
+    without = run_step(batch_of([[0, 1, 2]], examples, columns), preference()).gradient
+    batch = batch_of([[0, 1, 2], [3, 4, 5, 6, 7]], examples, {**columns, "beta": beta}, tokens=256)
+    with_zeros = run_step(batch, preference())
+    assert_same({name: value * 8 / 3 for name, value in with_zeros.gradient.items()}, without)
+    assert with_zeros.examples["loss"][1] == pytest.approx(np.full(5, np.log(2)))
+
+
+@pytest.mark.parametrize("normalisation", ["sum", "token_mean", "sample_mean"])
+def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
+    examples = rationale_examples(6)
+    objective = Likelihood(2.0, 0.5, normalisation)
+    single = batch_of([[i] for i in range(6)], examples, {})
+    packed = batch_of([[0, 1, 2, 3], [4, 5]], examples, {})
+    alone, together = run_step(single, objective), run_step(packed, objective)
+    np.testing.assert_allclose(alone.metrics["loss"], together.metrics["loss"], rtol=1e-5)
+    assert_same(together.gradient, alone.gradient)
+    assert_same(run_step(single, objective, accumulation=3).gradient, alone.gradient)
+
+
+def test_state_counts_steps_and_tokens_are_real_ones(case):
+    batch = batch_of([[0, 1, 2], [3, 4]], *case)
+    outcome = run_step(batch, preference(), steps=3)
+    assert int(outcome.state.step) == 3
+    assert outcome.metrics["tokens"] == sum(len(e.prefix) + sum(len(b.tokens) for b in e.branches) for e in case[0][:5])
+
+
+def test_gradient_norm_is_that_of_the_gradient(case):
+    batch = batch_of([[0, 1, 2]], *case)
+    outcome = run_step(batch, preference())
+    norm = np.sqrt(sum((value**2).sum() for value in outcome.gradient.values()))
+    np.testing.assert_allclose(outcome.metrics["grad_norm"], norm, rtol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_chunk_of_the_head(case):
+    from flax import nnx
+
+    from smallr.training.step import score
+
+    graphdef, params = decoder()
+    batch = jax.tree.map(jax.numpy.asarray, batch_of([[0, 1, 2], [3, 4]], *case))
+    model = nnx.merge(graphdef, params)
+    np.testing.assert_allclose(score(model, batch, 1), score(model, batch, 1000), atol=2e-6)
