@@ -166,6 +166,15 @@ def test_splits_share_neither_text_nor_numbers(questions):
     assert len({normalise(q.problem.question) for q in (*train, *test)}) == 460
 
 
+def test_numbers_of_held_out_questions_are_never_drawn():
+    def draw(forbidden: frozenset) -> set[tuple[int, ...]]:
+        found = dataset._distinct(random.Random(7), 30, forbidden)
+        return {tuple(sorted(q.problem.givens.values())) for q in found}
+
+    held_out = draw(frozenset())
+    assert not draw(frozenset(held_out)) & held_out
+
+
 def test_normalise():
     assert normalise("A  Pool, of 5;\nlitres?") == "a pool of 5 litres"
 

@@ -2,12 +2,14 @@
 
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallr.data import packing
 from smallr.data.batch import Branch, Example
 from smallr.data.packing import Plan, RowShape, Sizes, describe, pack
 
@@ -160,9 +162,32 @@ def test_epochs_have_no_end():
     assert plan.epoch_of(plan.num_steps(99) - 1) == 98
 
 
-def test_threads_see_one_plan():
+def test_an_epoch_is_planned_once(monkeypatch):
+    planned = []
+
+    def count(tokens, *rest):
+        planned.append(len(tokens))
+        return pack(tokens, *rest)
+
+    monkeypatch.setattr(packing, "pack", count)
+    shuffled, ordered = Plan(random_sizes(100), 4, 256), Plan(random_sizes(100), 4, 256, shuffle=False)
+    for plan, times in ((shuffled, 2), (ordered, 1)):
+        planned.clear()
+        for n in range(plan.num_steps(2)):
+            plan.step(n)
+        plan.stats()
+        assert len(planned) == times
+
+
+def test_threads_see_one_plan(monkeypatch):
     sizes = random_sizes(300)
     expected = [Plan(sizes, 4, 256).step(n) for n in range(40)]
+
+    def slow(*arguments):
+        time.sleep(0.01)  # others run while one is planning
+        return pack(*arguments)
+
+    monkeypatch.setattr(packing, "pack", slow)
     plan, seen = Plan(sizes, 4, 256), {}
 
     def read(offset: int) -> None:

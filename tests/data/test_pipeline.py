@@ -43,14 +43,15 @@ def test_stack_columns():
     assert stack_columns([]) == {}
 
 
+@pytest.mark.parametrize("share_prompt", [True, False])
 @pytest.mark.parametrize("threads", [0, 1, 3])
-def test_batches_are_the_steps_of_the_plan(threads):
-    plan = make_plan()
+def test_batches_are_the_steps_of_the_plan(threads, share_prompt):
+    plan = make_plan(share_prompt=share_prompt)
     steps = plan.num_steps(2)
     found = list(batches(plan, EXAMPLES, COLUMNS, 0, steps, threads=threads))
     assert len(found) == steps
     for n, batch in enumerate(found):
-        assert_equal(batch, assemble(plan.step(n), EXAMPLES, plan.shape, COLUMNS))
+        assert_equal(batch, assemble(plan.step(n), EXAMPLES, plan.shape, COLUMNS, share_prompt))
 
 
 def test_resume_goes_on_with_the_same_batches():
