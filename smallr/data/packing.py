@@ -46,7 +46,7 @@ class Sizes:
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Sizes:
-        """Measures examples one by one; a tokeniser that knows its lengths can fill the arrays itself."""
+        """Measures examples one by one; they may differ in their number of branches."""
         rows = [
             (
                 len(example.prefix),
@@ -57,6 +57,22 @@ class Sizes:
             for example in examples
         ]
         return cls(*np.asarray(rows, np.int64).reshape(-1, 4).T)
+
+    @classmethod
+    def from_lengths(
+        cls,
+        prefix: Int[np.ndarray, "examples"],
+        branches: Int[np.ndarray, "examples sides"],
+        scored: Int[np.ndarray, "examples sides"],
+    ) -> Sizes:
+        """From lengths that a tokenised set has kept: of prefixes, of branches, and of what is scored in each."""
+        count, sides = branches.shape
+        return cls(
+            np.asarray(prefix, np.int64),
+            np.sum(branches, axis=1, dtype=np.int64),
+            np.full(count, sides),
+            np.sum(scored, axis=1, dtype=np.int64),
+        )
 
     def tokens(self, share_prompt: bool) -> Int[np.ndarray, "examples"]:
         """Tokens that each example takes in a row: its prefix once, or once per branch."""

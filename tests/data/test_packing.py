@@ -42,6 +42,14 @@ def test_sizes_of_examples():
     np.testing.assert_array_equal(sizes.tokens(share_prompt=False), [12, 7])
 
 
+def test_sizes_from_lengths():
+    sizes = Sizes.from_lengths(np.array([3, 5], np.int32), np.array([[4, 2], [1, 6]]), np.array([[3, 2], [1, 1]]))
+    np.testing.assert_array_equal(sizes.tokens(share_prompt=True), [9, 12])
+    np.testing.assert_array_equal(sizes.tokens(share_prompt=False), [12, 17])
+    np.testing.assert_array_equal(sizes.scored, [5, 2])
+    assert sizes.prefix.dtype == np.int64
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 60), st.integers(1, 2)), min_size=1, max_size=60),
