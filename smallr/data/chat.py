@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
 from smallr.data.errors import DataError
-from smallr.data.rows import Message, RationaleRow, TextRow
+from smallr.data.rows import Message, RationaleRow, TextRow, common_length
 
 ORDERS = ("answer_first", "rationale_first")
 FORMATS = {
@@ -145,8 +145,11 @@ class Renderer:
             before = opening if index == len(prompt) else self._opening(messages[:index])
             if not text.startswith(before):
                 raise Unrenderable("the chat template writes the prompt differently once an answer follows")
-            content = messages[index]["content"].strip()
-            at = text.find(content, len(before))
+            # The turn ends where the chat that stops here and the whole one part, at the latest.
+            closed = text if index == len(messages) - 1 else self._render(messages[: index + 1])
+            turn = self._masked(text[: common_length(text, closed)])
+            content = self._masked(messages[index]["content"].strip())
+            at = turn.rfind(content, len(before))
             if at < 0:
                 raise Unrenderable("the chat template rewrites the completion")
             end = self._special.search(text, at + len(content))
@@ -154,6 +157,10 @@ class Renderer:
                 raise Unrenderable("the chat template does not end the assistant's turn with a special token")
             spans.append(Span(len(before), end.end(), ROLE_ANSWER))
         return Marked(text, tuple(spans), True)
+
+    def _masked(self, text: str) -> str:
+        """The text without the letters of special tokens, so that the answer "m" is not found in `<|im_end|>`."""
+        return self._special.sub(lambda match: "\0" * len(match[0]), text)
 
     def _opening(self, messages: Sequence[Message]) -> str:
         return self._render(messages, add_generation_prompt=True)

@@ -29,7 +29,7 @@ class Tally:
 
 @dataclasses.dataclass
 class DropReport:
-    """Counts per reason over one source.
+    """Counts per reason over one source; row numbers count from 0 in the rows that were loaded.
 
     Attributes:
       source: the spec the rows came from.

@@ -232,15 +232,19 @@ def _answered(completion: Text) -> Text:
     return completion
 
 
+def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Length of the common beginning of two sequences."""
+    limit = min(len(a), len(b))
+    return limit if a[:limit] == b[:limit] else next(i for i in range(limit) if a[i] != b[i])
+
+
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
     """Prompt and completions of two texts that begin alike.
 
     The cut lies before the last white space of the common part: a word that both sides happen to begin with belongs to
     the completions, and most tokenizers glue a space to the word that follows it.
     """
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
-    )
+    shared = common_length(chosen, rejected)
     while shared and not chosen[shared - 1].isspace():
         shared -= 1
     shared = len(chosen[:shared].rstrip())
@@ -256,7 +260,7 @@ def _split_chats(
     if prompt is not None and all(side[0]["role"] not in ("system", "user") for side in (chosen, rejected)):
         return prompt, chosen, rejected
     limit = min(len(chosen), len(rejected)) - 1  # a message is left for each side
-    shared = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
+    shared = common_length(chosen[:limit], rejected[:limit])
     common = chosen[:shared]
     if not common:
         raise _Unusable("chosen and rejected share no first part to be the prompt")

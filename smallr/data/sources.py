@@ -115,6 +115,8 @@ def _disk(folder: str, split: str) -> datasets.Dataset:
             f"{folder}: not a folder that datasets' save_to_disk has written; for the files in it give a glob, "
             f"e.g. {folder.rstrip('/')}/*.jsonl"
         ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{folder}: cannot be read, write it again with save_to_disk: {error}") from error
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     return splits[_known_split(folder, split, list(splits))]
 

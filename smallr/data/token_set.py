@@ -19,6 +19,9 @@ from smallr.data.drops import DropReport
 
 _ARRAYS = ("tokens", "roles", "starts", "prefix_lengths", "branch_lengths", "num_scored", "rows", "columns")
 
+# What opening a damaged folder raises.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
+
 
 class TokenSet(Sequence[Example]):
     """Examples of one data set; E examples, S branches each, L tokens in all.
@@ -110,14 +113,17 @@ def write(folder: Path, examples: Iterable[Example], report: DropReport) -> None
 
 
 def _move(scratch: Path, folder: Path) -> None:
-    """Puts `scratch` in the place of `folder`; a process that was faster has written the same."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Puts `scratch` in the place of `folder`, unless a process that was faster has written the same there."""
     try:
         os.replace(scratch, folder)
     except OSError:
-        if not folder.exists():
+        if not folder.is_dir():
             raise
+        try:
+            TokenSet(folder)
+        except UNREADABLE:
+            shutil.rmtree(folder)
+            os.replace(scratch, folder)
 
 
 def _fingerprint(arrays: dict[str, np.ndarray], names: list[str]) -> str:

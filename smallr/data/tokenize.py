@@ -26,7 +26,7 @@ from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder, to_example
 from smallr.data.errors import DataError, nearest
 from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, parse_rows
-from smallr.data.token_set import TokenSet, write
+from smallr.data.token_set import UNREADABLE, TokenSet, write
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row.
 VERSION = 1
@@ -105,7 +105,7 @@ def tokenize(
     if folder.exists():
         try:
             return _named(TokenSet(folder), source)
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             logging.warning("tokens in %s cannot be read (%s); tokenising again", folder, error)
     renderer = Renderer(tokenizer, chat=options.chat, rationale_format=options.format)
     progress = tqdm(_iterate(rows), total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None)

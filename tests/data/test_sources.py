@@ -113,7 +113,9 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "rows.parquet").write_bytes(b"not parquet")
     (tmp_path / "empty.jsonl").write_bytes(b"")
-    for name in ("cut.jsonl.gz", "rows.parquet", "empty.jsonl"):
+    write(tmp_path, "folder")
+    next((tmp_path / "folder").glob("*.arrow")).write_bytes(b"not arrow")
+    for name in ("cut.jsonl.gz", "rows.parquet", "empty.jsonl", "folder"):
         with pytest.raises(DataError, match=name):
             load_rows(str(tmp_path / name))
 

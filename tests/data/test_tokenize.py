@@ -282,6 +282,19 @@ def test_template_text_behind_the_end_of_a_turn_is_kept_and_not_scored(run):
     assert example.branches[0].roles[-3:].tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("answer", ["m", "a", "channel", "think", "end", "12"])
+def test_answers_that_are_found_in_the_template_itself(run, answer):
+    """Some templates write a header, or an empty thought, between what opens the turn and the answer."""
+    for header in ("<|im_start|>channel<|startoftext|>", "<think>\n\n</think>\n\n"):
+        template = CHATML.replace(
+            "message['content']", f"('{header}' if message.role == 'assistant' else '') + message['content']"
+        )
+        tokenizer = build(template=template)
+        pairs = [("user", answer), ("assistant", answer), ("user", answer + answer), ("assistant", answer)]
+        (example,) = run([{"messages": chat(pairs)}], tokenizer)
+        assert text_by_role(tokenizer, example, ROLE_ANSWER) == (header + answer + EOS) * 2
+
+
 def test_template_that_strips_the_content(run):
     tokenizer = build(template=CHATML.replace("message['content']", "message['content'] | trim"))
     (example,) = run([{"messages": chat([("user", " a "), ("assistant", "\n b \n")])}], tokenizer)
@@ -511,6 +524,7 @@ def test_a_damaged_entry_is_made_again(run, tmp_path, caplog):
         lambda: (entry / "tokens.npy").write_bytes((entry / "tokens.npy").read_bytes()[:-4]),
         lambda: (entry / "roles.npy").unlink(),
         lambda: (entry / "meta.json").write_text("{"),
+        lambda: (entry / "columns.npy").write_bytes(b""),
     ):
         damage()
         caplog.clear()
