@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -30,17 +31,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from smallr.errors import UserError
 from smallr.training.digest import leaf_signature, named_digest, named_leaves
 
 _FORMAT = 1
+_NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SHOWN = 8  # differing leaves in an error message
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """No checkpoint of the folder can be restored, or a save failed."""
 
 
-class StructureMismatchError(ValueError):
+class StructureMismatchError(UserError):
     """The checkpoint is intact but holds another state: other names, shapes or dtypes."""
 
 
@@ -73,7 +76,7 @@ class Checkpointer:
 
         Raises:
           ValueError: `keep_last` < 1 or `keep_every` < 0.
-          OSError: the folder cannot be made or written to.
+          UserError: the folder cannot be made or written to.
         """
         if keep_last < 1 or keep_every < 0:
             raise ValueError(
@@ -246,7 +249,7 @@ def _check_writable(directory: epath.Path) -> None:
         except OSError as error:
             problem = f"{type(error).__name__}: {error}"
     if not _all_true(not problem):
-        raise OSError(
+        raise UserError(
             f"checkpoints cannot be written to {directory} ({problem or 'process 0 failed'}); choose another workdir"
         )
 
@@ -394,7 +397,9 @@ def _same_on_all_processes() -> Iterator[None]:
 
 def _is_damage(error: Exception) -> bool:
     """Whether reading failed for what is in the files, not for memory, rights or the devices."""
-    if isinstance(error, MemoryError | PermissionError | CheckpointError | jax.errors.JaxRuntimeError):
+    if isinstance(error, MemoryError | CheckpointError | jax.errors.JaxRuntimeError):
+        return False
+    if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
         return False
     return not any(word in str(error) for word in ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED"))
 

@@ -17,6 +17,7 @@ import pytest
 from absl import logging as absl_logging
 from flax import nnx
 
+from smallr.errors import UserError
 from smallr.training.checkpoints import Checkpointer, CheckpointError, StructureMismatchError
 from smallr.training.digest import named_leaves, tree_digest
 
@@ -272,7 +273,7 @@ def test_bad_arguments_are_refused(tmp_path):
 
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=f"cannot be written to {tmp_path}/file/checkpoints .*choose another workdir"):
+    with pytest.raises(UserError, match=f"cannot be written to {tmp_path}/file/checkpoints .*choose another workdir"):
         Checkpointer(str(tmp_path / "file" / "checkpoints"))
 
 
@@ -300,6 +301,7 @@ def test_a_save_that_fails_in_the_background_is_reported(tmp_path, monkeypatch):
 
 _LOOP = """
 import sys, jax, jax.numpy as jnp
+from smallr.errors import UserError
 from smallr.training.checkpoints import Checkpointer
 def state(step):  # content is a function of the step
     return {f"w{i}": jnp.full((256, 512), step * 1000 + i, jnp.float32) for i in range(8)} | {"step": jnp.int32(step)}
@@ -374,6 +376,7 @@ _MESH = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from smallr.sharding import make_mesh
+from smallr.errors import UserError
 from smallr.training.checkpoints import Checkpointer
 from smallr.training.digest import tree_digest
 mesh = make_mesh(2, 2, 2)
@@ -428,6 +431,7 @@ jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=inde
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 from smallr.sharding import make_mesh
+from smallr.errors import UserError
 from smallr.training.checkpoints import Checkpointer
 from smallr.training.digest import tree_digest
 mesh = make_mesh(1, 4, 1)
