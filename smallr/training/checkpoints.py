@@ -20,6 +20,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ class Checkpointer:
     In a run of several processes each makes one, on a shared file system, and all call the same methods.
     """
 
-    def __init__(self, directory: str, keep_last: int = 2, keep_every: int = 0) -> None:
+    def __init__(self, directory: str | os.PathLike[str], keep_last: int = 2, keep_every: int = 0) -> None:
         """Opens (and creates) the folder and removes what a killed save has left.
 
         Args:
@@ -84,10 +85,14 @@ class Checkpointer:
             )
         self._directory = epath.Path(directory).absolute() if "://" not in str(directory) else epath.Path(directory)
         _check_writable(self._directory)
-        self._policy = AnyPreservationPolicy([LatestN(keep_last)] + ([EveryNSteps(keep_every)] if keep_every else []))
+        policy = AnyPreservationPolicy([LatestN(keep_last)] + ([EveryNSteps(keep_every)] if keep_every else []))
         # Float weights hardly compress, and zstd would take longer than the disk.
         self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        self._manager = self._open_manager()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_handlers={"state": self._handler, "metadata": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=policy),
+        )
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> bool:
         """Saves the state as of now; returns once it is copied from the devices.
@@ -178,7 +183,8 @@ class Checkpointer:
         """Returns when no save is under way.
 
         Raises:
-          CheckpointError: the save failed; its checkpoint does not exist.
+          CheckpointError: the save failed; its checkpoint does not exist. The error stays: later calls raise it
+            again, and a new process goes on from the checkpoint before.
         """
         with self._save_errors():
             self._manager.wait_until_finished()
@@ -193,17 +199,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            if jax.process_count() == 1:  # several processes would have to agree to do so: there the run ends
-                self._manager = self._open_manager()
             raise CheckpointError(f"a checkpoint could not be written to {self._directory}: {error}") from error
-
-    def _open_manager(self) -> ocp.CheckpointManager:
-        """Orbax's manager; one that has met an error in the background repeats it for ever, so it is replaced."""
-        return ocp.CheckpointManager(
-            self._directory,
-            item_handlers={"state": self._handler, "metadata": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=self._policy),
-        )
 
     def _read(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The envelope and the leaves of one checkpoint, verified; all processes agree on the outcome."""
