@@ -71,6 +71,11 @@ def test_implicit_prompt_of_chats_keeps_the_system_message_and_earlier_turns():
     assert row.completions == ((BAD,), (GOOD,))
 
 
+def test_a_chat_that_begins_like_the_other_leaves_each_side_a_message():
+    row = one({"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}, "preference")
+    assert (row.prompt, row.completions) == ((USER,), ((GOOD,), (GOOD, USER, BAD)))
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "prompt"),
     [

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from smallr.data import token_set
 from smallr.data import tokenize as tokenize_module
@@ -280,6 +282,20 @@ def test_template_text_behind_the_end_of_a_turn_is_kept_and_not_scored(run):
     assert whole(example)[0] == tokenizer.apply_chat_template(chat(pairs), tokenize=True, return_dict=False)
     assert tokenizer.convert_ids_to_tokens(example.branches[0].tokens[-3:].tolist()) == [EOS, "Ċ", "<|startoftext|>"]
     assert example.branches[0].roles[-3:].tolist() == [1, 0, 0]
+
+
+def test_end_of_turn_that_swallows_white_space(run):
+    """Some special tokens strip what follows them: the token then reaches beyond the end of the turn."""
+    definition = json.loads(TOY.backend_tokenizer.to_str())
+    for token in definition["added_tokens"]:
+        token["rstrip"] = token["content"] == EOS
+    backend = Tokenizer.from_str(json.dumps(definition))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=AddedToken(EOS, rstrip=True, special=True))
+    tokenizer.chat_template = CHATML
+    (example,) = run([{"messages": chat(CONVERSATIONS[0])}], tokenizer)
+    assert whole(example)[0] == tokenizer.apply_chat_template(chat(CONVERSATIONS[0]), return_dict=False)
+    assert example.branches[0].tokens[-1] == tokenizer.eos_token_id
+    assert set(example.branches[0].roles) == {ROLE_ANSWER}
 
 
 @pytest.mark.parametrize("answer", ["m", "a", "channel", "think", "end", "12"])
