@@ -53,14 +53,19 @@ def add_reference(
 ) -> tuple[Split, bool]:
     """The split with columns `ref_chosen` and `ref_rejected`: summed log-probs under `params`.
 
-    They are computed once, with the program that evaluates the policy, and kept on disk under a hash of
-    the weights, the tokenised data and the compute dtype.
+    They are computed once, with the program that evaluates the policy and on the rows of the first epoch, and kept
+    on disk under a hash of the weights, the tokenised data and the compute dtype. In bfloat16 the place of
+    an example in a row moves its log-prob by tenths of a nat (the order of sums differs, and rounding
+    amplifies it), so there the rows are part of the hash: policy and reference round alike, and the first
+    loss is ln 2.
 
     Returns:
       The split, and whether the values came from the disk.
     """
     names = ("ref_chosen", "ref_rejected")
-    identity = f"{VERSION} {tree_digest(params)} {split.examples.fingerprint} {dtype}"
+    plan = split.plan
+    rows = "" if dtype == "float32" else f"{plan.shape} {plan.rows_per_step} {plan.seed} {plan.shuffle} {plan.window}"
+    identity = f"{VERSION} {tree_digest(params)} {split.examples.fingerprint} {dtype} {rows}"
     path = cache_dir("reference") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     values = _read(path, (2, len(split.examples)))
     if values is not None:

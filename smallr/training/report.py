@@ -148,5 +148,5 @@ def _next_commands(run: Run) -> list[str]:
         f"python -m smallr.train --config=FILE --workdir={run.workdir} --config.epochs={run.config.epochs + 1}   # train on",
         "python -m smallr.train --config=configs/dpo.py                                       # one beta for all gaps",
         "python -m smallr.train --config=configs/cogpo.py --config.objective.beta.large=1.0   # another strength",
-        f"tensorboard --logdir={run.workdir.parent}                                            # curves of all runs",
+        f"tensorboard --logdir={run.workdir.parent}   # curves of all runs; pip install tensorboard",
     ]

@@ -58,26 +58,8 @@ class Split:
             yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def one_pass(self, mesh: Mesh) -> Iterator[Batch]:
-        """Every example once, in the order of the set."""
-        return in_order(self).batches(mesh, 0, in_order(self).plan.num_steps(1))
-
-
-def in_order(split: Split) -> Split:
-    """The same examples and shape of a step, unshuffled."""
-    if not split.plan.shuffle:
-        return split
-    plan = split.plan
-    unshuffled = Plan(
-        plan.sizes,
-        plan.rows_per_step,
-        plan.shape.tokens,
-        shuffle=False,
-        packing=plan.packing,
-        share_prompt=plan.share_prompt,
-        window=plan.window,
-        shape=plan.shape,
-    )
-    return dataclasses.replace(split, plan=unshuffled)
+        """Every example once: the first epoch."""
+        return self.batches(mesh, 0, self.plan.num_steps(1))
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
