@@ -9,8 +9,9 @@ import sys
 import datasets
 import pytest
 
-from smallr.data import sources
+from smallr.data import arithmetic, sources
 from smallr.data.errors import DataError
+from smallr.data.rows import columns_of
 from smallr.data.sources import load_rows
 
 ROWS = [
@@ -207,13 +208,12 @@ def test_hub_ids_and_errors(monkeypatch):
 
 
 def test_builtin(tmp_path, monkeypatch):
-    """The generator has tests of its own; here a folder of its form stands for it."""
-    arithmetic = type(sys)("smallr.data.arithmetic")
-    arithmetic.ensure_built = lambda: tmp_path
-    monkeypatch.setitem(sys.modules, "smallr.data.arithmetic", arithmetic)
-    monkeypatch.setattr("smallr.data.arithmetic", arithmetic, raising=False)
-    datasets.DatasetDict(test=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "rationale")
-    assert load_rows("builtin:arithmetic/rationale", "test").to_list() == ROWS
+    built = arithmetic.build(tmp_path, train_questions=20, test_questions=10)
+    monkeypatch.setattr(arithmetic, "ensure_built", lambda: tmp_path)
+    for kind in ("preference", "rationale"):
+        rows = load_rows(f"builtin:arithmetic/{kind}", "test")
+        assert rows.to_list() == built[kind]["test"].to_list()
+        assert columns_of(kind, rows.column_names, "builtin")
     with pytest.raises(
         DataError, match=r"builtin:arithmetic/rational is none of .* did you mean 'arithmetic/rationale'"
     ):
