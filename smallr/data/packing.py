@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,8 @@ from smallr.data.batch import Example
 
 # How many waiting examples a row may choose from. More buys almost no padding and costs planning time.
 WINDOW = 64
+# Examples packed on trial to choose the shape of rows.
+_TRIAL = 8192
 # Epoch tables kept in memory: prefetching reads across the end of an epoch, evaluation never leaves epoch 0.
 _TABLES_KEPT = 2
 
@@ -91,27 +92,43 @@ class RowShape:
     def choose(cls, sizes: Sizes, row_length: int, *, packing: bool = True, share_prompt: bool = True) -> RowShape:
         """The shape for all steps and epochs of a set; a function of the sizes alone.
 
-        N: a full row holds about `density * T` scored tokens, with a deviation of sqrt(T / mean tokens) times that of
-        `scored - density * tokens` over the examples. N is two deviations above, at least the largest example's, at
-        most T, rounded up to a multiple of 64 (of 8 for T < 1024). So it binds in about one row of fifty, which
-        then holds other examples instead.
-        P: what fits when all examples of the row are as short as the shortest twentieth, rounded up to a multiple of 4
-        (a place costs a few numbers; a row that runs out of places costs padding).
+        Up to 8192 examples, evenly spaced and shuffled, are packed on trial with only the tokens limited.
+        N: what 98 % of the trial's rows need, at least the largest example's, rounded up to a multiple of 64 (of 8 for
+        T < 1024). So it binds in about one row of fifty, which then holds other examples instead: slots cost work in
+        every step, whether used or not.
+        P: what every trial row needs, rounded up to a multiple of 4: a place costs a few numbers only.
         Without packing a row holds one example: P = 1, and N is the largest example's, rounded up.
+
+        Raises:
+          ValueError: an example is longer than a row.
         """
         tokens, scored = sizes.tokens(share_prompt), sizes.scored
         multiple = 64 if row_length >= 1024 else 8
+        unlimited = cls(row_length, row_length, row_length)
+        unlimited.check(tokens, scored)
         if not packing:
             return cls(row_length, _round_up(int(scored.max()), multiple), 1)
-        density = scored.sum() / tokens.sum()
-        spread = float(np.std(scored - density * tokens)) * math.sqrt(row_length / tokens.mean())
-        wanted = max(int(scored.max()), math.ceil(density * row_length + 2 * spread))
-        places = max(1, row_length // max(1, int(np.quantile(tokens, 0.05))))
+        trial = _shuffled(len(sizes), 0, 0)[:: -(-len(sizes) // _TRIAL)]
+        order, starts = pack(tokens[trial], scored[trial], unlimited)
+        per_row = np.add.reduceat(scored[trial][order], starts[:-1])
+        wanted = int(np.quantile(per_row, 0.98, method="higher"))
         return cls(
             tokens=row_length,
-            slots=_round_up(min(wanted, row_length, int(scored.sum())), multiple),
-            examples=min(_round_up(places, 4), len(sizes)),
+            slots=_round_up(max(int(scored.max()), wanted), multiple),
+            examples=_round_up(int(np.diff(starts).max()), 4),
         )
+
+    def check(self, tokens: Int[np.ndarray, "examples"], scored: Int[np.ndarray, "examples"]) -> None:
+        """Raises ValueError where an example does not fit in a row of its own."""
+        if self.examples < 1:
+            raise ValueError(f"a row must have room for at least one example, got {self}")
+        for name, size, limit in (("tokens", tokens, self.tokens), ("scored tokens", scored, self.slots)):
+            if size.max() > limit:
+                worst, count = int(size.argmax()), int((size > limit).sum())
+                raise ValueError(
+                    f"{count} examples do not fit in a row: example {worst} has {size[worst]} {name}, "
+                    f"a row holds {limit}. Drop them before planning or make the rows longer."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +211,7 @@ class Plan:
         self.packing, self.share_prompt, self.window = packing, share_prompt, window
         self.shape = shape or RowShape.choose(sizes, row_length, packing=packing, share_prompt=share_prompt)
         self._tokens = sizes.tokens(share_prompt)
-        self._check_fit()
+        self.shape.check(self._tokens, sizes.scored)
         self._tables: dict[int, _Table] = {}
         self._ends: list[int] = []  # steps up to the end of each epoch planned so far
         self._lock = threading.Lock()
@@ -244,20 +261,6 @@ class Plan:
             slots_used=scored / (steps * self.rows_per_step * self.shape.slots),
         )
 
-    def _check_fit(self) -> None:
-        for name, size, limit in (
-            ("tokens", self._tokens, self.shape.tokens),
-            ("scored tokens", self.sizes.scored, self.shape.slots),
-        ):
-            if size.max() > limit:
-                worst, count = int(size.argmax()), int((size > limit).sum())
-                raise ValueError(
-                    f"{count} examples do not fit in a row: example {worst} has {size[worst]} {name}, "
-                    f"a row holds {limit}. Drop them before planning or make the rows longer."
-                )
-        if self.shape.examples < 1:
-            raise ValueError(f"a row must have room for at least one example, got {self.shape}")
-
     def _plan_next(self) -> None:
         rows = self._table(len(self._ends)).rows
         self._ends.append((self._ends[-1] if self._ends else 0) - (-rows // self.rows_per_step))
@@ -274,8 +277,7 @@ class Plan:
         count = len(self.sizes)
         order = np.arange(count, dtype=np.int64)
         if self.shuffle:
-            # Raw bits of a counter-based generator: the one thing that numpy promises never to change.
-            order = np.argsort(np.random.Philox(key=[self.seed, epoch]).random_raw(count), kind="stable")
+            order = _shuffled(count, self.seed, epoch)
         if not self.packing:
             return _Table(order, np.arange(count + 1))
         positions, starts = pack(self._tokens[order], self.sizes.scored[order], self.shape, self.window)
@@ -292,7 +294,11 @@ def pack(
     Returns:
       positions: indices into `tokens`, row after row.
       starts: where each row starts in `positions`, and the end of the last.
+
+    Raises:
+      ValueError: an example does not fit in a row of its own.
     """
+    shape.check(tokens, scored)
     sizes, slots = tokens.tolist(), scored.tolist()
     positions: list[int] = []
     starts = [0]
@@ -349,6 +355,11 @@ def _first_fit(waiting: Sequence[int], sizes: Sequence[int], slots: Sequence[int
             room -= sizes[position]
             free -= slots[position]
     return chosen
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> Int[np.ndarray, "examples"]:
+    # Raw bits of a counter-based generator: the one thing that numpy promises never to change.
+    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable")
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -191,12 +191,14 @@ def test_threads_see_one_plan(monkeypatch):
     sizes = random_sizes(300)
     expected = [Plan(sizes, 4, 256).step(n) for n in range(40)]
 
+    plan, seen, planned = Plan(sizes, 4, 256), {}, []
+
     def slow(*arguments):
+        planned.append(threading.get_ident())
         time.sleep(0.01)  # others run while one is planning
         return pack(*arguments)
 
     monkeypatch.setattr(packing, "pack", slow)
-    plan, seen = Plan(sizes, 4, 256), {}
 
     def read(offset: int) -> None:
         for n in range(offset, 40, 4):
@@ -208,6 +210,7 @@ def test_threads_see_one_plan(monkeypatch):
     for thread in threads:
         thread.join()
     assert [seen[n] for n in range(40)] == expected
+    assert len(planned) == plan.epoch_of(39) + 1, "an epoch was planned twice"
 
 
 def test_shape_is_chosen_once_and_rarely_binds():
@@ -262,6 +265,14 @@ def test_refusals(change, message):
     arguments = {"sizes": random_sizes(10), "rows_per_step": 2, "row_length": 512} | change
     with pytest.raises(ValueError, match=message):
         Plan(**arguments)
+
+
+def test_packing_refuses_what_fits_nowhere():
+    for shape in (RowShape(39, 99, 9), RowShape(99, 39, 9), RowShape(99, 99, 0)):
+        with pytest.raises(ValueError, match=r"do not fit in a row: example 1 has 40|room for at least one"):
+            pack(np.array([10, 40]), np.array([10, 40]), shape)
+    with pytest.raises(ValueError, match="example 1 has 40 tokens, a row holds 30"):
+        RowShape.choose(Sizes(*np.array([[5, 10], [5, 30], [1, 1], [5, 30]])), 30)
 
 
 def test_steps_count_from_zero():
