@@ -21,7 +21,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -166,7 +166,9 @@ class Checkpointer:
                 envelope, leaves = self._read(step, targets)
             except _DamagedError as error:
                 damaged[step] = str(error)
-                logging.warning("checkpoint %s is damaged and passed over: %s", self._directory / str(step), error)
+                logging.warning(
+                    "checkpoint %s is damaged (%s): trying the one before", self._directory / str(step), error
+                )
                 continue
             self._set_aside(damaged)
             tree = jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[name] for name in targets])
@@ -218,8 +220,8 @@ class Checkpointer:
             )
         return envelope, leaves
 
-    def _set_aside(self, damaged: Mapping[int, str]) -> None:
-        for step, reason in damaged.items():
+    def _set_aside(self, damaged: Collection[int]) -> None:
+        for step in damaged:
             folder = self._directory / str(step)
             target = self._directory / f"damaged-{step}"
             count = 1
@@ -228,7 +230,7 @@ class Checkpointer:
                 target = self._directory / f"damaged-{step}.{count}"
             if jax.process_index() == 0:
                 folder.rename(target)
-            logging.warning("damaged checkpoint %s was moved to %s (%s); delete it when done", folder, target, reason)
+            logging.warning("damaged checkpoint %s was moved to %s; it can be deleted", folder, target)
         if damaged:
             _barrier("smallr:damaged-checkpoints-moved")
             self._manager.reload()
@@ -385,10 +387,16 @@ def _same_on_all_processes() -> Iterator[None]:
     if isinstance(failure, _DamagedError):
         raise failure
     if failure is not None:
-        reason = (str(failure).splitlines() or [""])[0][:300]
-        raise _DamagedError(f"{type(failure).__name__}: {reason}") from failure
+        raise _DamagedError(_root_cause(failure)) from failure
     if not everywhere:
         raise _DamagedError("another process could not read it")
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom: Orbax wraps it in screens of TensorStore settings."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _is_damage(error: Exception) -> bool:
