@@ -3,27 +3,29 @@
 Query q sees key k  ⇔  k ≤ q < horizon[k]  (indices into the row), and, with a window,
 positions[q] - positions[k] < window. Packing, shared prompts, plain rows and padding are all this rule.
 
-The `xla` implementation walks over static blocks of queries, each against the keys up to its own end, and
-keeps the log-sum-exp instead of the probabilities for the backward pass (FlashAttention, arXiv 2205.14135,
-algorithms 1 and 4, without the tiling over keys). So half of the square is never computed and no [T, T] is
-held for more than a block of queries.
+The `xla` implementation is FlashAttention (arXiv 2205.14135, algorithms 1 and 4) as a loop over those tiles
+of the square that hold a visible pair: no [T, T] exists, the half above the diagonal costs nothing, and
+neither do the keys of other examples, or a chosen branch for the rejected queries.
 
 Dimension letters: B rows, T tokens, H heads, K kv heads, G = H / K queries per kv head, D head_dim;
-t queries of a block, s keys that it can see.
+n tiles along T, s keys of a tile, q = G × s queries of a tile. A "blocked" array has the n tiles in front.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from smallr.models.linear import precision, transpose_minor
 
-QUERY_BLOCK = 256
+CPU_TILE = 128  # the scores of a few heads stay in a core's cache
+ACCELERATOR_TILE = 512  # few, large steps
 MASKED = -1e30  # finite, so that a row without a visible key gives zeros and no NaN
 
 
@@ -60,22 +62,16 @@ def attention(
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
-    batch, length, _, dim = q.shape
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
-    out = _attend(grouped, k.swapaxes(1, 2), v.swapaxes(1, 2), horizon, positions, window, softcap)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    return _attend(q, k, v, horizon, positions, window, softcap)
 
 
-def visible(
-    horizon: Int[Array, "B s"], positions: Int[Array, "B T"], start: int, stop: int, window: int | None
-) -> Bool[Array, "B t s"]:
-    """Which of the keys 0..stop the queries start..stop see."""
-    query = jnp.arange(start, stop)[None, :, None]
-    key = jnp.arange(stop)[None, None, :]
-    mask = (key <= query) & (query < horizon[:, None, :stop])
-    if window is not None:
-        mask &= positions[:, start:stop, None] - positions[:, None, :stop] < window
-    return mask
+class _Rule(NamedTuple):
+    """What decides visibility, blocked; and the tiles that hold a visible pair."""
+
+    horizon: Int[Array, "n B s"]
+    positions: Int[Array, "n B s"]
+    pairs: Int[Array, "pairs"]  # query tile * n + key tile
+    count: Int[Array, ""]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -84,61 +80,158 @@ def _attend(q, k, v, horizon, positions, window, softcap):
 
 
 def _attend_forward(q, k, v, horizon, positions, window, softcap):
-    """q [B K G T D], k and v [B K T D] -> out [B K G T D] and, for the backward pass, lse [B K G T] float32."""
-    outs, lses = [], []
-    for start, stop in _blocks(q.shape[3]):
-        mask = visible(horizon, positions, start, stop, window)[:, None, None]
-        scores = _dot("bkgtd,bksd->bkgts", q[:, :, :, start:stop], k[:, :, :stop])
-        scores = jnp.where(mask, _scale(scores, q.shape[-1], softcap), MASKED)
-        # Half of MASKED: a row of masked scores then has exp(MASKED / 2) = 0 everywhere instead of ones.
-        top = jnp.maximum(scores.max(-1, keepdims=True), MASKED / 2)
-        weights = jnp.exp(scores - top)
-        total = jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-        mixed = _dot("bkgts,bksd->bkgtd", weights.astype(v.dtype), v[:, :, :stop])
-        outs.append((mixed / total).astype(q.dtype))
-        lses.append((top + jnp.log(total))[..., 0])
-    out = checkpoint_name(jnp.concatenate(outs, axis=3), "attention_out")
-    lse = checkpoint_name(jnp.concatenate(lses, axis=3), "attention_lse")
+    tiles = functools.partial(_forward_tiles, window=window, softcap=softcap)
+    out, lse = _by_platform(tiles, q, k, v, horizon, positions)
+    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
     return out, (q, k, v, horizon, positions, out, lse)
 
 
 def _attend_backward(window, softcap, residuals, dout):
-    """Gradients from recomputed scores; keys are the leading axis here, so that dk and dv are plain products."""
     q, k, v, horizon, positions, out, lse = residuals
-    dk = jnp.zeros(k.shape, jnp.float32)
-    dv = jnp.zeros(v.shape, jnp.float32)
-    dqs = []
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    for start, stop in _blocks(q.shape[3]):
-        block = (slice(None), slice(None), slice(None), slice(start, stop))
-        mask = visible(horizon, positions, start, stop, window).swapaxes(1, 2)[:, None, :, None]
-        keys, values = k[:, :, :stop], v[:, :, :stop]
-        raw = _scale(_dot("bksd,bkgtd->bksgt", keys, q[block]), q.shape[-1], softcap)
-        weights = jnp.exp(jnp.where(mask, raw, MASKED) - lse[block][:, :, None])
-        dweights = _dot("bksd,bkgtd->bksgt", values, dout[block])
-        dscores = weights * (dweights - delta[block][:, :, None]) * q.shape[-1] ** -0.5
-        if softcap is not None:
-            dscores *= 1 - (raw / softcap) ** 2
-        dscores = dscores.astype(q.dtype)
-        dv = dv.at[:, :, :stop].add(_dot("bksgt,bkgtd->bksd", weights.astype(q.dtype), dout[block]))
-        dk = dk.at[:, :, :stop].add(_dot("bksgt,bkgtd->bksd", dscores, q[block]))
-        shape = dscores.shape
-        columns = transpose_minor(dscores.reshape(*shape[:3], -1)).reshape(*shape[:2], *shape[3:], shape[2])
-        dqs.append(_dot("bkgts,bksd->bkgtd", columns, keys).astype(q.dtype))
-    return jnp.concatenate(dqs, axis=3), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    tiles = functools.partial(_backward_tiles, window=window, softcap=softcap)
+    return *_by_platform(tiles, q, k, v, horizon, positions, dout, lse, delta), None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    return [(start, min(start + QUERY_BLOCK, length)) for start in range(0, length, QUERY_BLOCK)]
+def _by_platform(tiles, q, *args):
+    """Runs `tiles` with the tile size of the platform that the program is compiled for."""
+    choices = [functools.partial(tiles, tile=min(tile, q.shape[1])) for tile in (CPU_TILE, ACCELERATOR_TILE)]
+    return lax.platform_dependent(q, *args, cpu=choices[0], default=choices[1])
+
+
+def _forward_tiles(q, k, v, horizon, positions, *, tile, window, softcap):
+    """Returns out [B T H D] in q's dtype and the log-sum-exp [B T H] float32."""
+    _, length, heads, dim = q.shape
+    groups = heads // k.shape[2]
+    rule = _rule(horizon, positions, tile, window)
+    queries, keys, values = _blocked(q, tile, groups), _blocked(k, tile), _blocked(v, tile)
+
+    def step(place, state):
+        top, total, mixed = state
+        i, j = jnp.divmod(rule.pairs[place], len(queries))
+        bias = _bias(rule, i, j, tile, window)[:, None, None]
+        scores = _scores(_dot("bkqd,bksd->bkqs", _at(queries, i), _at(keys, j)), dim, softcap)
+        scores = (scores.reshape(*scores.shape[:2], groups, tile, tile) + bias).reshape(scores.shape)
+        old_top = _at(top, i)
+        # top never falls below MASKED / 2: exp(MASKED - top) is 0 even where a query sees nothing in this tile.
+        new_top = jnp.maximum(old_top, scores.max(-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        shrink = jnp.exp(old_top - new_top)
+        added = _dot("bkqs,bksd->bkqd", weights.astype(v.dtype), _at(values, j))
+        return (
+            _put(top, i, new_top),
+            _put(total, i, _at(total, i) * shrink + weights.sum(-1)),
+            _put(mixed, i, _at(mixed, i) * shrink[..., None] + added),
+        )
+
+    rows = queries.shape[:-1]
+    start = jnp.full(rows, MASKED / 2), jnp.zeros(rows), jnp.zeros(queries.shape)
+    top, total, mixed = lax.fori_loop(0, rule.count, step, start)
+    total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    lse = (top + jnp.log(total))[..., None]
+    return _unblocked(mixed / total[..., None], length, groups).astype(q.dtype), _unblocked(lse, length, groups)[..., 0]
+
+
+def _backward_tiles(q, k, v, horizon, positions, dout, lse, delta, *, tile, window, softcap):
+    """Gradients of q, k and v from recomputed scores.
+
+    Tiles are keys × queries here, and the queries' gradient is built as [D, q], so that every product has
+    its contracted axis where a CPU wants it (see `transpose_minor`) and only the keys are transposed, once.
+    """
+    _, length, heads, dim = q.shape
+    groups = heads // k.shape[2]
+    rule = _rule(horizon, positions, tile, window)
+    queries, keys, values = _blocked(q, tile, groups), _blocked(k, tile), _blocked(v, tile)
+    douts = _blocked(dout, tile, groups)
+    lses, deltas = (_blocked(x[..., None], tile, groups)[..., 0] for x in (lse, delta))
+    key_columns = transpose_minor(keys)
+
+    def step(place, state):
+        dq, dk, dv = state
+        i, j = jnp.divmod(rule.pairs[place], len(queries))
+        query, key, value, dmixed = _at(queries, i), _at(keys, j), _at(values, j), _at(douts, i)
+        bias = _bias(rule, i, j, tile, window, keys_first=True)[:, None, :, None]
+        raw = _scores(_dot("bksd,bkqd->bksq", key, query), dim, softcap)
+        scores = (raw.reshape(*raw.shape[:3], groups, tile) + bias).reshape(raw.shape)
+        weights = jnp.exp(scores - _at(lses, i)[:, :, None])
+        dweights = _dot("bksd,bkqd->bksq", value, dmixed)
+        dscores = weights * (dweights - _at(deltas, i)[:, :, None]) * dim**-0.5
+        if softcap is not None:
+            dscores *= 1 - (raw / softcap) ** 2
+        dscores, weights = dscores.astype(q.dtype), weights.astype(q.dtype)
+        return (
+            _put(dq, i, _at(dq, i) + _dot("bkds,bksq->bkdq", _at(key_columns, j), dscores)),
+            _put(dk, j, _at(dk, j) + _dot("bksq,bkqd->bksd", dscores, query)),
+            _put(dv, j, _at(dv, j) + _dot("bksq,bkqd->bksd", weights, dmixed)),
+        )
+
+    start = jnp.zeros(queries.swapaxes(-1, -2).shape), jnp.zeros(keys.shape), jnp.zeros(values.shape)
+    dq, dk, dv = lax.fori_loop(0, rule.count, step, start)
+    dq = _unblocked(dq.swapaxes(-1, -2), length, groups)
+    return dq.astype(q.dtype), _unblocked(dk, length).astype(k.dtype), _unblocked(dv, length).astype(v.dtype)
+
+
+def _rule(horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | None) -> _Rule:
+    """Blocks the rule, and lists the tiles in which any row may have a visible pair."""
+    horizon, positions = (_blocked(x[..., None, None], tile)[:, :, 0, :, 0] for x in (horizon, positions))
+    count = len(horizon)
+    index = jnp.arange(count)
+    active = (index[None, :] <= index[:, None]) & (horizon.max((1, 2))[None, :] > index[:, None] * tile)
+    if window is not None:  # the nearest positions of the two tiles, row by row
+        nearest = positions.min(2)[:, None] - positions.max(2)[None, :]
+        active &= (nearest < window).any(2)
+    (pairs,) = jnp.nonzero(active.ravel(), size=count * (count + 1) // 2, fill_value=0)
+    return _Rule(horizon, positions, pairs, active.sum())
+
+
+def _bias(
+    rule: _Rule, i: Int[Array, ""], j: Int[Array, ""], tile: int, window: int | None, keys_first: bool = False
+) -> Float[Array, "B t s"]:
+    """0 where the queries of tile i see the keys of tile j, else MASKED; [B s t] with `keys_first`."""
+    query_axis, key_axis = (2, 1) if keys_first else (1, 2)
+
+    def along(axis: int, x: Int[Array, "B t"]) -> Int[Array, "B t s"]:
+        return jnp.expand_dims(x, 3 - axis)
+
+    offsets = jnp.arange(tile)[None]
+    query, key = along(query_axis, i * tile + offsets), along(key_axis, j * tile + offsets)
+    mask = (key <= query) & (query < along(key_axis, _at(rule.horizon, j)))
+    if window is not None:
+        mask &= along(query_axis, _at(rule.positions, i)) - along(key_axis, _at(rule.positions, j)) < window
+    return jnp.where(mask, 0.0, MASKED)
+
+
+def _at(x, i):
+    return lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def _put(x, i, value):
+    return lax.dynamic_update_index_in_dim(x, value, i, 0)
+
+
+def _blocked(x: Float[Array, "B T H D"], tile: int, groups: int = 1) -> Float[Array, "n B K q D"]:
+    """Splits T into tiles, padded with zeros, and puts the queries of a kv head's group behind each other."""
+    batch, length, heads, dim = x.shape
+    count = -(-length // tile)
+    x = jnp.pad(x, ((0, 0), (0, count * tile - length), (0, 0), (0, 0)))
+    x = x.reshape(batch, count, tile, heads // groups, groups, dim).transpose(1, 0, 3, 4, 2, 5)
+    return x.reshape(count, batch, heads // groups, groups * tile, dim)
+
+
+def _unblocked(x: Float[Array, "n B K q D"], length: int, groups: int = 1) -> Float[Array, "B T H D"]:
+    """Inverse of `_blocked`."""
+    count, batch, kv_heads, rows, dim = x.shape
+    x = x.reshape(count, batch, kv_heads, groups, rows // groups, dim).transpose(1, 0, 4, 2, 3, 5)
+    return x.reshape(batch, -1, kv_heads * groups, dim)[:, :length]
 
 
 def _dot(equation, a, b):
     return jnp.einsum(equation, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _scale(scores, dim, softcap):
-    scores = scores * dim**-0.5
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+def _scores(products, dim, softcap):
+    products = products * dim**-0.5
+    return products if softcap is None else softcap * jnp.tanh(products / softcap)
