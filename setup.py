@@ -43,8 +43,8 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "tfds": ["tensorflow-datasets"],
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "tensorflow-datasets", "torch"],
+        "tfds": ["importlib_resources", "tensorflow-datasets"],
+        "test": ["hypothesis", "importlib_resources", "pytest", "pytest-xdist", "ruff", "tensorflow-datasets", "torch"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -45,7 +45,7 @@ def base() -> ConfigDict:
     config.batch.row_length = 1024  # tokens a row; a longer example is dropped and counted
     config.batch.accumulation = 1  # micro-batches a step; divides rows
     config.batch.packing = True  # several examples a row
-    config.batch.lookahead = 256  # examples among which the packer chooses the next of a row
+    config.batch.lookahead = 64  # examples among which the packer chooses the next of a row
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1e-6

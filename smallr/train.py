@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from smallr.cache import cache_dir
+from smallr.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(), e.g. configs/cogpo.py or configs/cogpo.py:smoke"
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
-    from smallr.training.loop import UserError, train  # after the cache is set
+    from smallr.training.loop import train  # after the cache is set
 
     config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(WORKDIR.value or f"runs/{config_name}/{time.strftime('%Y%m%d-%H%M%S')}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from smallr.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """Rows, a source or a data option that must be changed by the user; the message says what and where."""
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from smallr.sharding import make_mesh
 from smallr.training import report
 from smallr.training.evaluation import collect
+from smallr.training.flops import peak_flops
 from smallr.training.metrics import MetricsWriter
 from smallr.training.objective import Summariser
 from smallr.training.progress import Progress, say
@@ -40,11 +41,12 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     clock = Clock()
     mesh = make_mesh(**config.mesh)
+    peak = peak_flops(config.compute.dtype)  # measured on a CPU, so before the mesh claims the devices
     with jax.set_mesh(mesh), StopSignal() as stop:
         run, state = prepare(config, workdir, mesh, clock)
         first = int(state.step)
         writer = MetricsWriter(workdir, resume_step=first)
-        costs = report.costs(run)
+        costs = report.costs(run, peak)
         report.start(run, costs, clock)
         baseline = run.baseline or evaluate(run, state, writer, first)
         clock.lap("evaluation")

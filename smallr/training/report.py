@@ -10,7 +10,6 @@ import jax
 
 from smallr.data.packing import describe
 from smallr.data.rows import GAPS
-from smallr.training.flops import peak_flops
 from smallr.training.progress import say, table
 from smallr.training.setup import Run
 from smallr.training.splits import attended_pairs
@@ -33,15 +32,14 @@ class Costs:
     slots: int
 
 
-def costs(run: Run) -> Costs:
-    """Counts the work of a step; measures the peak where the device is a CPU."""
+def costs(run: Run, peak: float | None) -> Costs:
+    """Counts the work of a step; `peak` is that of one device."""
     split, epoch = run.training, run.training.plan.stats(0)
     forward = run.model.forward_flops(epoch.tokens, attended_pairs(split), int(split.plan.sizes.scored.sum()))
     passes = 4 if run.reference is not None else 3
-    peak = peak_flops(run.config.compute.dtype)
     return Costs(
         flops=passes * forward / epoch.steps,
-        peak=peak and peak * jax.device_count(),
+        peak=None if peak is None else peak * jax.device_count(),
         slots=run.config.batch.rows * run.config.batch.row_length,
     )
 

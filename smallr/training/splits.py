@@ -110,7 +110,7 @@ def load_split(
     examples = tokenize(rows, tokenizer, options, source=source)
     if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
         say(str(examples.report))
-    sizes = sizes_of(examples)
+    sizes = Sizes.from_lengths(examples.prefix_lengths, examples.branch_lengths, examples.num_scored)
     if shape is not None and sizes.scored.max() > shape.slots:
         shape = None
     plan = Plan(
@@ -125,16 +125,6 @@ def load_split(
         shape=shape,
     )
     return Split(name, examples, plan, objective.columns(examples.columns))
-
-
-def sizes_of(examples: TokenSet) -> Sizes:
-    """Lengths of all examples, without reading their tokens."""
-    return Sizes(
-        prefix=examples.prefix_lengths.astype(np.int64),
-        completion=examples.branch_lengths.sum(1, dtype=np.int64),
-        branches=np.full(len(examples), examples.branch_lengths.shape[1], np.int64),
-        scored=examples.num_scored.sum(1, dtype=np.int64),
-    )
 
 
 def attended_pairs(split: Split) -> float:

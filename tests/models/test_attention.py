@@ -1,0 +1,140 @@
+"""Attention against a dense mask written from the rule, over packed, shared, padded and windowed rows."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smallr.models import attention as module
+from smallr.models.attention import attention
+from tests.models.helpers import dense_attention, packed_rule, whole
+
+# Rows of examples (prefix, branch...): plain, packed, shared prefixes, padding at the end, an empty row.
+LAYOUT = [[(60, 20, 30), (25, 10), (9, 4, 4)], [(1, 1), (128, 30, 7)], []]
+LENGTH = 181  # neither a multiple of a tile nor of anything else
+
+
+def _qkv(heads: int, kv_heads: int, batch: int, length: int, dim: int = 8, dtype: str = "float32"):
+    keys = jax.random.split(jax.random.key(heads * length), 4)
+    shapes = [(batch, length, n, dim) for n in (heads, kv_heads, kv_heads, heads)]
+    return [2 * jax.random.normal(key, shape).astype(dtype) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def _dense_jax(q, k, v, horizon, positions, window, softcap):
+    """The same rule in one differentiable expression, for gradients."""
+    length, groups = q.shape[1], q.shape[2] // k.shape[2]
+    k, v = jnp.repeat(k, groups, 2), jnp.repeat(v, groups, 2)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest") / np.sqrt(q.shape[-1])
+    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
+    index = jnp.arange(length)
+    mask = (index[None, None, :] <= index[None, :, None]) & (index[None, :, None] < horizon[:, None, :])
+    if window is not None:
+        mask &= positions[:, :, None] - positions[:, None, :] < window
+    seen = mask.any(-1)[:, None, :, None]
+    weights = jnp.where(seen, jax.nn.softmax(jnp.where(mask[:, None], scores, -1e9), axis=-1), 0)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision="highest")
+
+
+@pytest.mark.parametrize("window", [None, 1, 17])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (3, 3)])
+def test_values_are_those_of_the_dense_mask(heads, kv_heads, window, softcap):
+    q, k, v, _ = _qkv(heads, kv_heads, len(LAYOUT), LENGTH)
+    positions, horizon = packed_rule(LAYOUT, LENGTH)
+    got = jax.jit(lambda *a: attention(*a, window, softcap))(q, k, v, horizon, positions)
+    want = dense_attention(q, k, v, horizon, positions, window, softcap)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (17, None), (None, 3.0), (17, 3.0)])
+def test_gradients_are_those_of_the_dense_mask(window, softcap):
+    q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH)
+    positions, horizon = packed_rule(LAYOUT, LENGTH)
+    ours = jax.jit(jax.grad(lambda *x: jnp.sum(attention(*x, horizon, positions, window, softcap) * cotangent), (0, 1, 2)))
+    dense = jax.grad(lambda *x: jnp.sum(_dense_jax(*x, horizon, positions, window, softcap) * cotangent), (0, 1, 2))
+    for got, want in zip(ours(q, k, v), dense(q, k, v), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 300])
+def test_any_length(length):
+    q, k, v, _ = _qkv(2, 1, 1, length)
+    positions, horizon = whole(length)
+    np.testing.assert_allclose(
+        attention(q, k, v, horizon, positions), dense_attention(q, k, v, horizon, positions), atol=1e-5
+    )
+
+
+def test_tile_size_does_not_matter(monkeypatch):
+    q, k, v, _ = _qkv(6, 2, len(LAYOUT), LENGTH)
+    positions, horizon = packed_rule(LAYOUT, LENGTH)
+    want = attention(q, k, v, horizon, positions, 17)
+    for tile in (1, 13, 512):
+        monkeypatch.setattr(module, "CPU_TILE", tile)
+        np.testing.assert_allclose(attention(q, k, v, horizon, positions, 17), want, atol=5e-6)
+
+
+def test_only_tiles_with_a_visible_pair_are_computed():
+    """Three examples of two tiles each: 3 tiles each of 21 under the diagonal; the rejected branch skips the chosen."""
+    _, horizon = packed_rule([[(128, 128)] * 3], 768)
+    assert int(module._rule(horizon, horizon, 128, None).count) == 9
+    _, horizon = packed_rule([[(128, 256, 256)]], 640)
+    rule = module._rule(horizon, horizon, 128, None)
+    pairs = {divmod(int(pair), 5) for pair in rule.pairs[: int(rule.count)]}
+    assert pairs == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 3), (4, 0), (4, 3), (4, 4)}
+    positions, horizon = whole(1024)
+    assert int(module._rule(horizon, positions, 128, None).count) == 36
+    assert int(module._rule(horizon, positions, 128, 129).count) == 15  # itself and the tile before
+
+
+def test_unseen_queries_give_zeros_and_no_gradient():
+    q, k, v, _ = _qkv(4, 2, 2, 40)
+    positions, horizon = packed_rule([[(5, 6)], []], 40)
+
+    def loss(q, k, v):
+        return jnp.sum(attention(q, k, v, horizon, positions) ** 2)
+
+    out = attention(q, k, v, horizon, positions)
+    assert not np.any(out[0, 11:]), "padding must give zeros"
+    assert not np.any(out[1]), "a row of padding must give zeros"
+    for grad in jax.grad(loss, (0, 1, 2))(q, k, v):
+        assert np.isfinite(grad).all()
+        assert not np.any(grad[0, 11:])
+        assert not np.any(grad[1])
+        assert np.any(grad[0, :11])
+
+
+def test_large_scores_stay_finite():
+    q, k, v, _ = _qkv(2, 2, 1, 30)
+    positions, horizon = whole(30)
+    got = attention(100 * q, 100 * k, v, horizon, positions)
+    np.testing.assert_allclose(got, dense_attention(100 * q, 100 * k, v, horizon, positions), atol=1e-3)
+
+
+def test_bfloat16_is_within_its_rounding():
+    q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH, dtype="bfloat16")
+    positions, horizon = packed_rule(LAYOUT, LENGTH)
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+
+    def loss(q, k, v):
+        return jnp.sum(attention(q, k, v, horizon, positions).astype(jnp.float32) * cotangent.astype(jnp.float32))
+
+    out = attention(q, k, v, horizon, positions)
+    assert out.dtype == jnp.bfloat16
+    exact = dense_attention(*wide, horizon, positions)
+    np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=2**-7 * np.abs(exact).max())
+    for got, want in zip(jax.grad(loss, (0, 1, 2))(q, k, v), jax.grad(loss, (0, 1, 2))(*wide), strict=True):
+        assert got.dtype == jnp.bfloat16
+        error = np.linalg.norm(np.asarray(got, np.float32) - want) / np.linalg.norm(want)
+        assert error < 0.01, error
+
+
+def test_bad_arguments_are_named():
+    q, k, v, _ = _qkv(4, 3, 1, 4)
+    positions, horizon = whole(4)
+    with pytest.raises(ValueError, match="4 heads are not a multiple of 3 kv heads"):
+        attention(q, k, v, horizon, positions)
+    with pytest.raises(ValueError, match="unknown implementation 'flash'; known: xla"):
+        attention(q, q, q, horizon, positions, impl="flash")

@@ -1,0 +1,70 @@
+"""Whole runs for tests: smoke configs in this process or in one that can be killed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parents[1]
+
+
+def smoke(name: str, **changes: Any) -> ConfigDict:
+    """`configs/<name>.py:smoke` with dotted fields changed."""
+    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def command(config: str, workdir: Path, *overrides: str) -> list[str]:
+    """The command line of a run."""
+    return [sys.executable, "-m", "smallr.train", f"--config={config}", f"--workdir={workdir}", *overrides]
+
+
+def environment(devices: int = 1, **extra: str) -> dict[str, str]:
+    """Environment of a run on simulated CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
+
+
+def run(
+    config: str, workdir: Path, *overrides: str, devices: int = 1, check: bool = True
+) -> subprocess.CompletedProcess:
+    """Runs to the end; with `check` a failure shows what the run printed."""
+    done = subprocess.run(
+        command(config, workdir, *overrides),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def metrics(workdir: Path, split: str = "train") -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl of a split."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint, read straight from the disk."""
+    import orbax.checkpoint as ocp
+
+    newest = max(
+        (path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
+    )
+    reader = ocp.PyTreeCheckpointer()
+    names = reader.metadata(newest / "state").item_metadata.tree
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    return reader.restore(newest / "state", restore_args=as_numpy)
