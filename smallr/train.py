@@ -25,6 +25,9 @@ WORKDIR = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a multi-host run (jax.distributed) first"
 )
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0; found by itself on TPU pods and SLURM")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run; found likewise")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0; found likewise")
 flags.mark_flag_as_required("config")
 
 
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if DISTRIBUTED.value:
-        jax.distributed.initialize()
+        jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     logging.set_verbosity(logging.WARNING)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
