@@ -138,7 +138,9 @@ class Decoder(nnx.Module):
         """
         config = self.config
         # The lookup is float32, so that the gradients of one token's many places add up in float32.
-        x = self.embed.table[...][tokens].astype(config.dtype)
+        # Each device looks up its own rows of the batch, so it needs the whole width of the table.
+        table = constrain(self.embed.table[...], "vocab", "activation_embed")
+        x = table[tokens].astype(config.dtype)
         x = constrain(x, "batch", "tokens", "activation_embed")
         rope = rope_tables(positions, config)
         graphdef, stacked = nnx.split(self.layers)

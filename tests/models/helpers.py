@@ -83,15 +83,24 @@ def from_torch(model: transformers.PreTrainedModel, **overrides: Any) -> Decoder
     config = DecoderConfig.from_hf(hf_dict(model.config), **overrides)
     decoder = Decoder(config, rngs=nnx.Rngs(0))
     stored = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    for tensor in FAMILIES[config.family].tensors:
-        if tensor.exists(config):
-            param = param_at(decoder, tensor.param)
-            if "{layer}" in tensor.name:
-                layers = [tensor.to_param(stored[tensor.name.format(layer=n)], param.shape[1:]) for n in range(config.num_layers)]
-                param.set_value(jnp.asarray(np.stack(layers)))
-            else:
-                param.set_value(jnp.asarray(tensor.to_param(stored[tensor.name], param.shape)))
+    for path, value in by_param(stored, config, decoder).items():
+        param_at(decoder, path).set_value(jnp.asarray(value))
     return decoder
+
+
+def by_param(stored: dict[str, np.ndarray], config: DecoderConfig, decoder: Decoder) -> dict[str, np.ndarray]:
+    """Arrays under Hugging Face names (weights, or their gradients) as whole arrays under the parameters' paths."""
+    arrays = {}
+    for tensor in FAMILIES[config.family].tensors:
+        if not tensor.exists(config):
+            continue
+        shape = param_at(decoder, tensor.param).shape
+        if "{layer}" in tensor.name:
+            names = [tensor.name.format(layer=n) for n in range(config.num_layers)]
+            arrays[tensor.param] = np.stack([tensor.to_param(stored[name], shape[1:]) for name in names])
+        else:
+            arrays[tensor.param] = tensor.to_param(stored[tensor.name], shape)
+    return arrays
 
 
 def param_at(tree: Any, path: str) -> Any:
@@ -122,7 +131,8 @@ def dense_attention(q, k, v, horizon, positions, window=None, softcap=None):
         for h in range(heads):
             scores = q[b, :, h] @ k[b, :, h // groups].T / np.sqrt(dim)
             scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
-            weights = np.where(mask, np.exp(scores - scores.max(1, keepdims=True)), 0)
+            top = np.where(mask, scores, -1e30).max(1, keepdims=True)
+            weights = np.where(mask, np.exp(np.minimum(scores - top, 0)), 0)
             out[b, :, h] = weights / np.maximum(weights.sum(1, keepdims=True), 1e-300) @ v[b, :, h // groups]
     return out
 

