@@ -137,10 +137,11 @@ class Decoder(nnx.Module):
           horizon: first query index that no longer sees this key; 0 for padding, whose hidden states mean nothing.
         """
         config = self.config
-        # The lookup is float32, so that the gradients of one token's many places add up in float32.
+        # The residual stream is float32 in every compute dtype: in bfloat16 its roundings alone would double the
+        # error of a completion's log-prob. The lookup's gradients of one token's many places add up in float32 too.
         # Each device looks up its own rows of the batch, so it needs the whole width of the table.
         table = constrain(self.embed.table[...], "vocab", "activation_embed")
-        x = table[tokens].astype(config.dtype)
+        x = table[tokens]
         x = constrain(x, "batch", "tokens", "activation_embed")
         rope = rope_tables(positions, config)
         graphdef, stacked = nnx.split(self.layers)
@@ -149,7 +150,7 @@ class Decoder(nnx.Module):
             return nnx.merge(graphdef, weights)(x, rope, positions, horizon), None
 
         x, _ = jax.lax.scan(_remat(layer, config.remat), x, stacked)
-        return self.final_norm(x)
+        return self.final_norm(x).astype(config.dtype)
 
     def unembedding(self) -> Float[Array, "V D"]:
         """The head's float32 master: logits are hidden · unembeddingᵀ. The embedding itself when tied."""
