@@ -2,19 +2,16 @@
 
 Command:   python -m smallr.train --config=configs/cogpo.py        (or: make train)
 Smoke:     python -m smallr.train --config=configs/cogpo.py:smoke
+Another loss with a beta per gap: --config=configs/cogpo.py:ipo, or :ipo,smoke
 """
 
 from ml_collections import ConfigDict
 
-from smallr.config import finish, preference
+from smallr.config import finish, loss_argument, preference
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """CogPO on the built-in arithmetic pairs."""
-    config = preference()
-    config.objective.name = "cogpo"
-    config.objective.beta = ConfigDict()
-    config.objective.beta.small = 0.1
-    config.objective.beta.medium = 0.2
-    config.objective.beta.large = 0.5
+    """CogPO on the built-in arithmetic pairs; `arg` is a loss, `smoke`, or both."""
+    loss, arg = loss_argument(arg)
+    config = preference(loss, beta={"small": 0.1, "medium": 0.2, "large": 0.5})
     return finish(config, arg)

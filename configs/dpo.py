@@ -12,6 +12,5 @@ from smallr.config import finish, preference
 def get_config(arg: str | None = None) -> ConfigDict:
     """DPO on the built-in arithmetic pairs."""
     config = preference()
-    config.objective.name = "dpo"
     config.objective.beta = 0.1
     return finish(config, arg)

@@ -6,10 +6,13 @@ does not exist is an error that names the nearest one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from smallr.data.rows import COLUMNS
 from smallr.errors import UserError
+from smallr.losses.preference import parse
 
 
 def base() -> ConfigDict:
@@ -70,14 +73,31 @@ def base() -> ConfigDict:
     return config
 
 
-def preference() -> ConfigDict:
-    """Fields of DPO-like runs: pairs, a reference."""
-    config = base()
+def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None = None) -> ConfigDict:
+    """Fields of runs on pairs; those of `config.objective` depend on what the loss declares.
+
+    Args:
+      loss: a name of `smallr.losses.preference` or a weighted sum, see docs/objectives.md.
+      beta: one number, or one for each gap; by default 0.1 where the loss has a beta.
+    """
+    config, mix = base(), parse(loss)
     config.batch.share_prompt = True  # store a pair's prompt once; False is for comparisons
     config.objective = ConfigDict()
-    config.objective.label_smoothing = 0.0
-    # cached: one pass before training, kept on disk. live: the reference runs in every step.
-    config.objective.reference = "cached"
+    config.objective.name = "preference"
+    config.objective.loss = loss
+    if mix.beta or beta is not None:  # asked for in vain: the objective will say why
+        beta = 0.1 if beta is None else beta
+        config.objective.beta = ConfigDict(dict(beta)) if isinstance(beta, Mapping) else beta
+    # cached: one pass before training, kept on disk. live: the reference runs in every step. columns: ref_chosen and
+    # ref_rejected of the rows (python -m smallr.score makes them). none: log-ratios are log-probs.
+    config.objective.reference = "cached" if mix.reference else "none"
+    for name, field in mix.fields.items():
+        config.objective[name] = field.default
+    config.objective.divergence = "reverse_kl"  # reverse_kl | forward_kl | js | alpha:A, 0 < A < 1
+    config.objective.ld_alpha = 1.0  # weight of tokens behind the length of the shorter side (LD-DPO)
+    config.objective.weighting = "none"  # none | wpo
+    config.objective.sync_every = 0  # steps between moves of a live reference to the policy (TR-DPO); 0: never
+    config.objective.sync_mixing = 0.6  # the policy's share in such a move
     return config
 
 
@@ -96,6 +116,15 @@ def rationale(order: str) -> ConfigDict:
     config.objective.amplify = 0.0  # clip of the weight by a sample's rationale NLL; 0: off
     config.objective.window = 256  # examples over which the rank correlation of the two NLLs is taken
     return config
+
+
+def loss_argument(arg: str | None, default: str = "sigmoid") -> tuple[str, str | None]:
+    """Splits the argument `LOSS`, `smoke` or `LOSS,smoke` of a config file into the loss and what `finish` takes."""
+    parts = (arg or "").split(",")
+    losses = [part for part in parts if part and part != "smoke"]
+    if len(losses) > 1:
+        raise UserError(f"config argument {arg!r}: one loss and `smoke` are known, e.g. --config=FILE:ipo,smoke")
+    return (losses or [default])[0], "smoke" if "smoke" in parts else None
 
 
 def finish(config: ConfigDict, arg: str | None) -> ConfigDict:

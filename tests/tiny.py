@@ -100,7 +100,7 @@ def decoder(config: DecoderConfig = CONFIG, seed: int = 0) -> tuple[nnx.GraphDef
 
 def preference(reference: str = "cached") -> Preference:
     """CogPO."""
-    return Preference(BETAS, 0.0, reference)
+    return Preference("sigmoid", BETAS, reference)
 
 
 class Outcome(NamedTuple):

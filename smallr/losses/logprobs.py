@@ -9,10 +9,23 @@ instead of B*N*V.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+class TokenScores(NamedTuple):
+    """What the head says of each scored token, float32 [B, N].
+
+    Attributes:
+      logps: log p(target).
+      collision: log sum_v p(v)^2, the expected probability of a token drawn from p; a constant, or None if not asked.
+    """
+
+    logps: Float[Array, "B N"]
+    collision: Float[Array, "B N"] | None = None
 
 
 def token_logps(
@@ -23,6 +36,19 @@ def token_logps(
     chunk: int = 128,
     softcap: float | None = None,
 ) -> Float[Array, "B N"]:
+    """log p(target) under softmax(hidden @ head.T): `token_scores` without more."""
+    return token_scores(hidden, head, target, chunk=chunk, softcap=softcap).logps
+
+
+def token_scores(
+    hidden: Float[Array, "B N D"],
+    head: Float[Array, "V D"],
+    target: Int[Array, "B N"],
+    *,
+    chunk: int = 128,
+    softcap: float | None = None,
+    collision: bool = False,
+) -> TokenScores:
     """log p(target) under softmax(hidden @ head.T), in float32, computed `chunk` slots at a time.
 
     The products run in the dtype of `hidden` with float32 accumulation; log-sum-exp, soft-cap and the
@@ -35,9 +61,10 @@ def token_logps(
       target: token ids in [0, V).
       chunk: slots (columns of N) whose logits are held at once; the last chunk may be padded.
       softcap: c in `c * tanh(logits / c)` (Gemma 2), or None.
+      collision: whether log sum_v p(v)^2 is wanted too; no gradient goes through it.
 
     Returns:
-      float32 log-probs [B, N].
+      float32 values [B, N].
     """
     slots = hidden.shape[1]
     chunk = max(1, min(chunk, slots))
@@ -48,39 +75,44 @@ def token_logps(
     if padding:
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         target = jnp.pad(target, ((0, 0), (0, padding)))
-    return _chunked_logps(count, softcap, hidden, head, target)[:, :slots]
+    scores = _chunked_scores(count, softcap, collision, hidden, head, target)
+    return jax.tree.map(lambda x: x[:, :slots], scores)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked_logps(
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked_scores(
     count: int,
     softcap: float | None,
+    collision: bool,
     hidden: Float[Array, "B N D"],
     head: Float[Array, "V D"],
     target: Int[Array, "B N"],
-) -> Float[Array, "B N"]:
-    return _forward(count, softcap, hidden, head, target)[0]
+) -> TokenScores:
+    return _forward(count, softcap, collision, hidden, head, target)[0]
 
 
-def _forward(count, softcap, hidden, head, target):
+def _forward(count, softcap, collision, hidden, head, target):
     rows = head.astype(hidden.dtype)
 
-    def chunk_logps(_, inputs):
+    def chunk_scores(_, inputs):
         states, ids = inputs
         logits = _cap(_logits(states, rows), softcap)
         top = jnp.max(logits, axis=-1)
-        log_sum = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+        shifted = jnp.exp(logits - top[..., None])
+        log_sum = jnp.log(jnp.sum(shifted, axis=-1))
         # A masked sum rather than a gather: it stays local when the vocabulary is split over devices.
         picked = jnp.sum(jnp.where(_is_target(ids, head.shape[0]), logits, 0.0), axis=-1)
+        squares = jnp.log(jnp.sum(jnp.square(shifted), axis=-1)) - 2.0 * log_sum if collision else None
         # Subtracting `top` first keeps the difference exact where logits are large.
-        return None, ((picked - top) - log_sum, top + log_sum)
+        return None, (TokenScores((picked - top) - log_sum, squares), top + log_sum)
 
-    _, (logps, lse) = jax.lax.scan(chunk_logps, None, (_split(hidden, count), _split(target, count)))
-    return _join(logps), (hidden, head, target, _join(lse))
+    _, (scores, lse) = jax.lax.scan(chunk_scores, None, (_split(hidden, count), _split(target, count)))
+    return jax.tree.map(_join, scores), (hidden, head, target, _join(lse))
 
 
-def _backward(count, softcap, residuals, cotangent):
+def _backward(count, softcap, collision, residuals, cotangents):
     hidden, head, target, lse = residuals
+    cotangent = cotangents.logps  # `collision` is a constant
     rows = head.astype(hidden.dtype)
 
     def chunk_gradient(head_gradient, inputs):
@@ -101,7 +133,7 @@ def _backward(count, softcap, residuals, cotangent):
     return _join(hidden_gradient), head_gradient.astype(head.dtype), None
 
 
-_chunked_logps.defvjp(_forward, _backward)
+_chunked_scores.defvjp(_forward, _backward)
 
 
 def _product(subscripts: str, a: Array, b: Array) -> Array:

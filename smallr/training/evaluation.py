@@ -18,10 +18,11 @@ from tqdm import tqdm
 from smallr.cache import cache_dir
 from smallr.data.batch import Batch
 from smallr.training.digest import tree_digest
+from smallr.training.objective import Objective
 from smallr.training.splits import Split
 
 # Part of the cache key: raise it when a change of the code changes the numbers.
-VERSION = 1
+VERSION = 2
 
 
 def collect(
@@ -49,9 +50,14 @@ def collect(
 
 
 def add_reference(
-    split: Split, evaluation: Callable[..., dict[str, Array]], params: nnx.State, mesh: Mesh, dtype: str
+    split: Split,
+    objective: Objective,
+    evaluation: Callable[..., dict[str, Array]],
+    params: nnx.State,
+    mesh: Mesh,
+    dtype: str,
 ) -> tuple[Split, bool]:
-    """The split with columns `ref_chosen` and `ref_rejected`: summed log-probs under `params`.
+    """The split with a column `ref_<side>` for each side of an example: summed log-probs under `params`.
 
     They are computed once, with the program that evaluates the policy and on the rows of the first epoch, and kept
     on disk under a hash of the weights, the tokenised data and the compute dtype. In bfloat16 the place of
@@ -62,15 +68,15 @@ def add_reference(
     Returns:
       The split, and whether the values came from the disk.
     """
-    names = ("ref_chosen", "ref_rejected")
+    names = [f"ref_{side}" for side in objective.sides]
     plan = split.plan
     rows = "" if dtype == "float32" else f"{plan.shape} {plan.rows_per_step} {plan.seed} {plan.shuffle} {plan.window}"
-    identity = f"{VERSION} {tree_digest(params)} {split.examples.fingerprint} {dtype} {rows}"
+    identity = f"{VERSION} {tree_digest(params)} {split.examples.fingerprint} {dtype} {objective.reference_key} {rows}"
     path = cache_dir("reference") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
-    values = _read(path, (2, len(split.examples)))
+    values = _read(path, (len(names), len(split.examples)))
     if values is not None:
         return split.with_columns(**dict(zip(names, values, strict=True))), True
-    # The evaluation subtracts the reference, but reports the policy's own log-probs too: any reference will do.
+    # The evaluation subtracts the reference, but reports the policy's own scores too: any reference will do.
     blank = split.with_columns(**{name: np.zeros(len(split.examples), np.float32) for name in names})
     bar = tqdm(
         blank.one_pass(mesh),
@@ -80,7 +86,7 @@ def add_reference(
         disable=jax.process_index() > 0,
     )
     found = collect(lambda batch: evaluation(params, batch, None), bar, len(split.examples))
-    values = np.stack([found["logp_chosen"], found["logp_rejected"]])
+    values = np.stack([found[f"score_{side}"] for side in objective.sides])
     if jax.process_index() == 0:
         partial = path.with_suffix(".partial.npy")
         np.save(partial, values, allow_pickle=False)

@@ -159,8 +159,9 @@ def evaluate(run: Run, state: TrainState, writer: MetricsWriter, n: int) -> dict
     """Metrics of the held-out rows, logged as step n; empty without held-out rows."""
     if run.heldout is None:
         return {}
+    reference = run.reference if state.reference is None else state.reference
     values = collect(
-        lambda batch: run.evaluation(state.params, batch, run.reference),
+        lambda batch: run.evaluation(state.params, batch, reference),
         run.heldout.one_pass(run.mesh),
         len(run.heldout.examples),
     )

@@ -36,7 +36,7 @@ def costs(run: Run, peak: float | None) -> Costs:
     """Counts the work of a step; `peak` is that of one device."""
     split, epoch = run.training, run.training.plan.stats(0)
     forward = run.model.forward_flops(epoch.tokens, attended_pairs(split), int(split.plan.sizes.scored.sum()))
-    passes = 4 if run.reference is not None else 3
+    passes = 4 if run.objective.reference == "live" else 3
     return Costs(
         flops=passes * forward / epoch.steps,
         peak=None if peak is None else peak * jax.device_count(),

@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
       steps: of the whole run, those of earlier sessions included.
-      reference: parameters of a live reference, or None.
+      reference: parameters of a live reference that stays as it is, or None.
       step: the compiled step (`step.make_step`).
       evaluation: per-example values of a batch (`step.make_evaluation`).
       baseline: the evaluation before the first step, when the run is resumed.
@@ -88,11 +88,12 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
     graphdef, params = nnx.split(decoder)
     clock.lap("model")
     evaluation = make_evaluation(graphdef, objective, mesh, chunk=compute.logp_chunk)
-    reference = jax.tree.map(lambda x: x.copy(), params) if objective.reference == "live" else None
+    still = objective.reference == "live" and not objective.sync_every
+    reference = jax.tree.map(lambda x: x.copy(), params) if still else None
     if objective.reference == "cached":
-        training, cached = add_reference(training, evaluation, params, mesh, compute.dtype)
+        training, cached = add_reference(training, objective, evaluation, params, mesh, compute.dtype)
         if heldout:
-            heldout, _ = add_reference(heldout, evaluation, params, mesh, compute.dtype)
+            heldout, _ = add_reference(heldout, objective, evaluation, params, mesh, compute.dtype)
         if cached:
             say("reference log-probs: from the cache, since weights and data are those of an earlier run")
         clock.lap("reference")
@@ -100,7 +101,7 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
     # ---- State and programs -------------------------------------------------------------------------------
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    state, sharding = init_state(params, optimizer, config.seed, mesh)
+    state, sharding = init_state(params, optimizer, config.seed, mesh, moving_reference=objective.sync_every > 0)
     chunk, accumulation = compute.logp_chunk, config.batch.accumulation
     step = make_step(graphdef, objective, optimizer, schedule, sharding, mesh, chunk=chunk, accumulation=accumulation)
     step = step.lower(state, next(training.batches(mesh, 0, 1)), reference).compile()

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from smallr.data.batch import Batch
-from smallr.losses import token_logps
+from smallr.losses import TokenScores, token_scores
 from smallr.models.decoder import Decoder
 from smallr.sharding import constrain, named_sharding
 from smallr.training.objective import Objective
@@ -30,12 +30,14 @@ class TrainState:
       params: float32 master parameters.
       opt_state: state of the optimizer.
       rng: raw key data; a step folds its number into it.
+      reference: parameters of a live reference that moves with the policy, or None for one that does not.
     """
 
     step: Int[Array, ""]
     params: nnx.State
     opt_state: Any
     rng: Array
+    reference: nnx.State | None = None
 
 
 def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -45,7 +47,8 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
     opt_state = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: replicated
     )
-    return TrainState(step=replicated, params=params, opt_state=opt_state, rng=replicated)
+    reference = None if abstract.reference is None else params
+    return TrainState(step=replicated, params=params, opt_state=opt_state, rng=replicated, reference=reference)
 
 
 def param_sharding(params: nnx.State, mesh: Mesh) -> nnx.State:
@@ -58,26 +61,38 @@ def param_sharding(params: nnx.State, mesh: Mesh) -> nnx.State:
 
 
 def init_state(
-    params: nnx.State, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    params: nnx.State,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    moving_reference: bool = False,
 ) -> tuple[TrainState, TrainState]:
-    """State at step 0 around loaded parameters, and its shardings."""
+    """State at step 0 around loaded parameters, and its shardings; a moving reference starts as a copy of them."""
 
     def create(params: nnx.State) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), rng=key)
+        reference = jax.tree.map(jnp.copy, params) if moving_reference else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, reference)
 
     sharding = state_sharding(jax.eval_shape(create, params), optimizer, mesh)
     return jax.jit(create, out_shardings=sharding, donate_argnums=0)(params), sharding
 
 
-def score(decoder: Decoder, batch: Batch, chunk: int) -> Float[Array, "B N"]:
-    """Log-prob of every scored slot, float32; 0 in unused slots."""
+def score(decoder: Decoder, batch: Batch, chunk: int, collision: bool = False) -> TokenScores:
+    """Log-prob (and `collision`, if asked) of every scored slot, float32; 0 in unused slots."""
     hidden = decoder(batch.tokens, batch.positions, batch.horizon)
     # Only the hidden states that predict something reach the head.
     states = jnp.take_along_axis(hidden, batch.predictor[..., None], axis=1)
     states = constrain(states, "batch", "tokens", "activation_embed")
-    logps = token_logps(states, decoder.unembedding(), batch.target, chunk=chunk, softcap=decoder.config.final_softcap)
-    return jnp.where(batch.role > 0, logps, 0.0)
+    scores = token_scores(
+        states,
+        decoder.unembedding(),
+        batch.target,
+        chunk=chunk,
+        softcap=decoder.config.final_softcap,
+        collision=collision,
+    )
+    return jax.tree.map(lambda x: jnp.where(batch.role > 0, x, 0.0), scores)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -98,19 +113,20 @@ def make_step(
 ) -> Callable[[TrainState, Batch, nnx.State | None], tuple[TrainState, dict[str, Array], dict[str, Array]]]:
     """Builds `step(state, batch, reference_params) -> state, metrics, per_example`.
 
-    `reference_params` is None where reference log-probs are columns of the batch. `metrics` are scalars;
-    `per_example` has one [B, P] array a value, `example` among them. The state is donated.
+    `reference_params` is None where reference log-probs are columns of the batch, or where the reference is part of the
+    state. `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The state is donated.
     """
 
     def loss_fn(params, batch, reference, denominator):
-        logps = score(nnx.merge(graphdef, params), batch, chunk)
-        reference_logps = None
+        scores = score(nnx.merge(graphdef, params), batch, chunk, objective.collision)
+        reference_scores = None
         if reference is not None:
-            reference_logps = jax.lax.stop_gradient(score(nnx.merge(graphdef, reference), batch, chunk))
-        total, per_example = objective(logps, batch, reference_logps)
+            reference_scores = jax.lax.stop_gradient(score(nnx.merge(graphdef, reference), batch, chunk))
+        total, per_example = objective(scores, batch, reference_scores)
         return total / denominator, per_example
 
     def step(state: TrainState, batch: Batch, reference: nnx.State | None):
+        reference = reference if state.reference is None else state.reference
         denominator = jnp.maximum(objective.denominator(batch), 1e-9)
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if accumulation == 1:
@@ -129,7 +145,11 @@ def make_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": jnp.sum(batch.horizon > 0),
         }
-        state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.rng)
+        params, moved = optax.apply_updates(state.params, updates), None
+        if state.reference is not None:
+            due = (state.step + 1) % objective.sync_every == 0
+            moved = move_reference(state.reference, params, due, objective.sync_mixing)
+        state = TrainState(state.step + 1, params, opt_state, state.rng, moved)
         return state, metrics, {**per_example, "example": batch.example}
 
     replicated = NamedSharding(mesh, PartitionSpec())
@@ -141,15 +161,27 @@ def make_step(
     )
 
 
+def move_reference(reference: nnx.State, params: nnx.State, due: Array, mixing: float) -> nnx.State:
+    """mixing * params + (1 - mixing) * reference where it is due, else the reference.
+
+    TR-DPO: Gorbatovski et al., arXiv 2404.09656: mixing < 1 is its soft update, mixing = 1 its hard update.
+    """
+
+    def mix(reference, params):
+        return jax.tree.map(lambda r, p: (1.0 - mixing) * r + mixing * p, reference, params)
+
+    return jax.lax.cond(due, mix, lambda reference, _: reference, reference, params)
+
+
 def make_evaluation(
     graphdef: nnx.GraphDef, objective: Objective, mesh: Mesh, *, chunk: int
 ) -> Callable[[nnx.State, Batch, nnx.State | None], dict[str, Array]]:
     """Builds `evaluation(params, batch, reference_params) -> per_example`, without gradients."""
 
     def evaluation(params: nnx.State, batch: Batch, reference: nnx.State | None):
-        logps = score(nnx.merge(graphdef, params), batch, chunk)
-        reference_logps = None if reference is None else score(nnx.merge(graphdef, reference), batch, chunk)
-        return {**objective(logps, batch, reference_logps)[1], "example": batch.example}
+        scores = score(nnx.merge(graphdef, params), batch, chunk, objective.collision)
+        reference_scores = None if reference is None else score(nnx.merge(graphdef, reference), batch, chunk)
+        return {**objective(scores, batch, reference_scores)[1], "example": batch.example}
 
     return jax.jit(
         evaluation,

@@ -30,6 +30,10 @@ def preference_summary(values: Values, columns: Values) -> dict[str, float]:
       policy alone. Unlike accuracy it says something before training.
     * kl: mean of log ref - log pi over the completions of both sides, in nats a completion. It estimates
       KL(ref || pi) as far as completions are samples of the reference, and may be negative.
+    * length_drift: slope of log pi - log ref over the length of completions, both sides, in nats a token: above 0
+      the policy has moved towards longer completions, below 0 towards shorter ones.
+
+    The last two only where there is a reference.
     """
     margin = values["reward_chosen"] - values["reward_rejected"]
     accuracy = np.where(margin == 0, 0.5, margin > 0)
@@ -42,8 +46,11 @@ def preference_summary(values: Values, columns: Values) -> dict[str, float]:
         "margin": float(margin.mean()),
         "accuracy": float(accuracy.mean()),
         "likelier": float(likelier.mean()),
-        "kl": float(-(values["ratio_chosen"] + values["ratio_rejected"]).mean() / 2),
     }
+    if "ratio_chosen" in values:
+        ratio = np.concatenate([values["ratio_chosen"], values["ratio_rejected"]])
+        length = np.concatenate([columns["scored_chosen"], columns["scored_rejected"]])
+        summary |= {"kl": float(-ratio.mean()), "length_drift": _slope(length, ratio)}
     for index, name in enumerate(GAPS):
         members = columns["gap"] == index
         if members.any():
@@ -52,6 +59,13 @@ def preference_summary(values: Values, columns: Values) -> dict[str, float]:
             summary[f"margin/{name}"] = float(margin[members].mean())
             summary[f"loss/{name}"] = float(values["loss"][members].mean())
     return summary
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Of the least-squares line; 0 where all x are equal."""
+    x = x - x.mean(dtype=np.float64)
+    spread = np.square(x).sum()
+    return float((x * y).sum() / spread) if spread > 0 else 0.0
 
 
 def likelihood_summary(values: Values) -> dict[str, float]:

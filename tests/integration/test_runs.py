@@ -40,6 +40,9 @@ class Recorder:
     def keys(self):
         return self._node.keys()
 
+    def __contains__(self, name):
+        return name in self._node
+
     def items(self):
         return [(name, getattr(self, name)) for name in self._node]
 

@@ -1,0 +1,198 @@
+"""Losses by name: what each needs, which fields it has, and weighted mixes of several.
+
+Nothing outside this package knows a loss by its name: the columns of a batch, the reference, and the fields of a config
+follow from what a loss declares here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from jaxtyping import Array, Float
+
+from smallr.errors import UserError
+from smallr.losses.preference.pairs import Pairs
+
+LossFn = Callable[..., Float[Array, "*pairs"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A number that a loss has besides beta.
+
+    Attributes:
+      default: as in the paper.
+      low, high: bounds; `open` has "(" or ")" where a bound is excluded.
+    """
+
+    default: float
+    low: float = -math.inf
+    high: float = math.inf
+    open: str = ""
+
+    def check(self, name: str, value: float) -> None:
+        """Raises UserError where the value is out of bounds."""
+        above = value > self.low if "(" in self.open else value >= self.low
+        below = value < self.high if ")" in self.open else value <= self.high
+        if not (math.isfinite(value) and above and below):
+            left, right = "(" if "(" in self.open else "[", ")" if ")" in self.open else "]"
+            raise UserError(f"config.objective.{name}: {value} is not in {left}{self.low:g}, {self.high:g}{right}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A pairwise loss and what it needs.
+
+    Attributes:
+      function: (pairs, **fields) -> one loss a pair.
+      reference: whether the reference's log-probs have a part in it.
+      beta: whether it has a strength beta at all.
+      positive_beta: whether beta 0 is undefined (a division).
+      no_beta_per_pair: why a beta of each pair would have no meaning; empty where it has one.
+      per_token: whether its implicit reward is a mean over tokens, not a sum.
+      divergence: whether it is a function of the difference of two rewards, so that another f-divergence than the
+        reverse KL can stand behind them (the normaliser cancels in a difference only).
+      whole_step: whether a pair's loss depends on the other pairs of the step.
+      fields: numbers that the config has for it.
+    """
+
+    name: str
+    function: LossFn
+    reference: bool = True
+    beta: bool = True
+    positive_beta: bool = False
+    no_beta_per_pair: str = ""
+    per_token: bool = False
+    divergence: bool = False
+    whole_step: bool = False
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+
+
+LOSSES: dict[str, Loss] = {}
+# Published objectives that are mixes of losses.
+RECIPES: dict[str, str] = {
+    "dpo": "sigmoid",
+    "rpo": "sigmoid+sft",  # Pang et al., arXiv 2404.19733, equation 1, alpha = 1
+    "mpo": "0.8*sigmoid+0.2*bco_pair+sft",  # Wang et al., arXiv 2411.10442, section 4
+    "cpo": "cpo_prefer+nll",  # Xu et al., arXiv 2401.08417, section 4
+    "orpo": "sft+0.1*odds_ratio",  # Hong et al., arXiv 2403.07691, equation 6, lambda = 0.1
+}
+
+
+def register(**declaration) -> Callable[[LossFn], LossFn]:
+    """Puts a function into `LOSSES` under its own name, with what it needs."""
+
+    def add(function: LossFn) -> LossFn:
+        LOSSES[function.__name__] = Loss(function.__name__, function, **declaration)
+        return function
+
+    return add
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """A weighted sum of losses; what it needs is what any of them needs."""
+
+    expression: str
+    terms: tuple[tuple[float, Loss], ...]
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Field]:
+        """Fields of all terms; a name means the same in each, the default is that of the first."""
+        fields: dict[str, Field] = {}
+        for _, loss in self.terms:
+            fields = {**loss.fields, **fields}
+        return fields
+
+    @property
+    def reference(self) -> bool:
+        """Whether any term needs a reference."""
+        return any(loss.reference for _, loss in self.terms)
+
+    @property
+    def beta(self) -> bool:
+        """Whether any term has a beta."""
+        return any(loss.beta for _, loss in self.terms)
+
+    @property
+    def positive_beta(self) -> bool:
+        """Whether any term divides by beta."""
+        return any(loss.positive_beta for _, loss in self.terms)
+
+    @property
+    def no_beta_per_pair(self) -> str:
+        """Why a beta of each pair has no meaning in some term, or empty."""
+        return next((f"{loss.name} {loss.no_beta_per_pair}" for _, loss in self.terms if loss.no_beta_per_pair), "")
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the implicit reward is a mean over tokens: that of the first term."""
+        return self.terms[0][1].per_token
+
+    @property
+    def no_divergence(self) -> str:
+        """Name of a term that allows no other divergence than the reverse KL, or empty."""
+        return next((loss.name for _, loss in self.terms if loss.reference and not loss.divergence), "")
+
+    @property
+    def whole_step(self) -> str:
+        """Name of a term that needs all pairs of a step at once, or empty."""
+        return next((loss.name for _, loss in self.terms if loss.whole_step), "")
+
+    def check(self, values: Mapping[str, float]) -> None:
+        """Raises UserError where a field is out of the bounds of any term."""
+        for _, loss in self.terms:
+            for name, field in loss.fields.items():
+                field.check(name, values[name])
+
+    def __call__(
+        self, pairs: Pairs, values: Mapping[str, float], scores: Pairs | None = None
+    ) -> Float[Array, "*pairs"]:
+        """The losses in float32.
+
+        Args:
+          pairs: log-probs.
+          values: of `fields`.
+          scores: what terms that have a reference are computed on, where it is not `pairs` (`divergence.scored`).
+        """
+        pairs = pairs.float32()
+        scores = pairs if scores is None else scores.float32()
+        total = 0.0
+        for weight, loss in self.terms:
+            own = {name: values[name] for name in loss.fields}
+            total = total + weight * loss.function(scores if loss.reference else pairs, **own)
+        return total
+
+
+def parse(expression: str) -> Mix:
+    """`sigmoid`, or a weighted sum such as `0.8*sigmoid+0.2*bco_pair+sft`; published mixes have names of their own.
+
+    Raises:
+      UserError: an unknown loss (the message names the nearest), or a weight that is no positive number.
+    """
+    terms = []
+    for term in RECIPES.get(expression, expression).replace(" ", "").split("+"):
+        match = re.fullmatch(r"(?:([0-9.eE-]+)\*)?(\w+)", term)
+        if not match:
+            raise UserError(
+                f"config.objective.loss: {expression!r} is not a sum of losses such as 0.8*sigmoid+0.2*bco_pair"
+            )
+        number, name = match.groups()
+        if name not in LOSSES:
+            near = difflib.get_close_matches(name, [*LOSSES, *RECIPES], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(sorted([*LOSSES, *RECIPES]))
+            raise UserError(f"config.objective.loss: {name!r} is none of {known}{hint}")
+        try:
+            weight = float(number or 1)
+        except ValueError:
+            weight = math.nan
+        if not (math.isfinite(weight) and weight > 0):
+            raise UserError(f"config.objective.loss: the weight {number} of {name} is not a positive number")
+        terms.append((weight, LOSSES[name]))
+    return Mix(expression, tuple(terms))

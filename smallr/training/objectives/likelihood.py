@@ -1,0 +1,107 @@
+"""Likelihood of completions, answers and rationales."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from smallr.data.batch import Batch
+from smallr.errors import UserError
+from smallr.losses import TokenScores
+from smallr.losses.rationale import Normalisation, amplification, rationale_loss, role_nll
+from smallr.training.objectives.base import Fields, Summariser
+from smallr.training.summaries import RankCorrelation, likelihood_summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """Weighted likelihood of answers and rationales; plain SFT has answers only.
+
+    Attributes as in `losses.rationale.rationale_loss`; `amplify` is the clip of the weight by rationale
+    NLL, 0 for no weighting; `window` the number of examples for the rank correlation, 0 for none.
+    """
+
+    answer_weight: float = 1.0
+    rationale_weight: float = 1.0
+    normalisation: Normalisation = "token_mean"
+    amplify: float = 0.0
+    window: int = 0
+    reference: ClassVar[str] = "none"
+    sides: ClassVar[tuple[str, ...]] = ("completion",)
+    reference_key: ClassVar[str] = ""
+    collision: ClassVar[bool] = False
+    sync_every: ClassVar[int] = 0
+    sync_mixing: ClassVar[float] = 0.0
+
+    @classmethod
+    def from_fields(cls, node: Mapping) -> Likelihood:
+        """From `config.objective`; plain SFT has no other field than the normalisation."""
+        fields = Fields(node, f"objective {node['name']}")
+        fields.take("name")
+        names = [field.name for field in dataclasses.fields(cls) if field.name in node]
+        objective = cls(**{name: fields.take(name) for name in names})
+        fields.finish()
+        return objective
+
+    @property
+    def whole_step(self) -> str:
+        """Amplification compares samples."""
+        return "config.objective.amplify compares the samples of a whole step" if self.amplify else ""
+
+    def __post_init__(self) -> None:
+        if self.normalisation not in ("sum", "token_mean", "sample_mean"):
+            raise UserError(
+                f"config.objective.normalisation: {self.normalisation!r} is none of sum, token_mean, sample_mean"
+            )
+        for name in ("answer_weight", "rationale_weight"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UserError(f"config.objective.{name}: {getattr(self, name)} must be a finite number >= 0")
+        if self.window:
+            RankCorrelation(self.window)
+        if self.amplify and not self.amplify > 1:
+            raise UserError(f"config.objective.amplify: the clip {self.amplify} must be above 1, or 0 for none")
+
+    def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
+
+    def _terms(self, logps: Float[Array, "B N"], batch: Batch):
+        nll = role_nll(logps, batch.branch, batch.role, batch.example.shape[1])
+        terms = rationale_loss(
+            nll,
+            answer_weight=self.answer_weight,
+            rationale_weight=self.rationale_weight,
+            normalisation=self.normalisation,
+        )
+        return nll, *terms
+
+    def denominator(self, batch: Batch) -> Float[Array, ""]:
+        """Scored tokens (weighted) or examples, as the normalisation says."""
+        return jnp.sum(self._terms(jnp.zeros(batch.role.shape, jnp.float32), batch)[2])
+
+    def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
+        """Sum of the numerators; NLL and tokens of each example by role."""
+        nll, numerator, denominator = self._terms(scores.logps, batch)
+        if self.amplify:
+            numerator = numerator * amplification(nll, self.amplify)
+        per_example = {"loss": numerator, "denominator": denominator}
+        return jnp.sum(numerator), per_example | {f"nll_{name}": value for name, value in nll._asdict().items()}
+
+    def summariser(self) -> Summariser:
+        """NLL by role, share of the hardest quarter, and the rank correlation of the two NLLs over the window."""
+        correlation = RankCorrelation(self.window) if self.window else None
+
+        def summarise(values: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+            summary = likelihood_summary(values)
+            if correlation is not None:
+                correlation.add(values)
+                if (value := correlation.value()) is not None:
+                    summary["spearman"] = value
+            return summary
+
+        return summarise
