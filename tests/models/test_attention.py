@@ -78,6 +78,15 @@ def test_tile_size_does_not_matter(monkeypatch):
         np.testing.assert_allclose(attention(q, k, v, horizon, positions, 17), want, atol=5e-6)
 
 
+def test_an_example_that_reaches_one_query_into_a_tile():
+    q, k, v, _ = _qkv(2, 1, 1, LENGTH)
+    positions, horizon = packed_rule([[(100, 29), (40, 12)]], LENGTH)
+    assert int(horizon.reshape(-1)[:128].max()) == 129
+    np.testing.assert_allclose(
+        attention(q, k, v, horizon, positions), dense_attention(q, k, v, horizon, positions), atol=1e-5
+    )
+
+
 def test_only_tiles_with_a_visible_pair_are_computed():
     """Three examples of two tiles each: 3 tiles each of 21 under the diagonal; the rejected branch skips the chosen."""
     _, horizon = packed_rule([[(128, 128)] * 3], 768)

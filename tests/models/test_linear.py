@@ -71,6 +71,12 @@ def test_bias_gradient_is_float32():
     np.testing.assert_array_equal(grad, np.full(4, 800.0, np.float32))
 
 
+def test_bias_is_added_before_rounding():
+    """256.5 is no bfloat16 number; 256.5 - 256 is."""
+    x, w = jnp.asarray([[256.0, 0.5]]), jnp.ones((2, 1))
+    assert float(linear(x, w, jnp.asarray([-256.0]), dtype="bfloat16")[0, 0]) == 0.5
+
+
 def test_float32_asks_for_full_precision():
     x, w = _arrays(4, (3, 6), (6, 5))
     program = jax.make_jaxpr(jax.grad(lambda x, w: jnp.sum(linear(x, w, dtype="float32")), (0, 1)))(x, w)
