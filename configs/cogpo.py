@@ -2,6 +2,9 @@
 
 Command:   python -m smallr.train --config=configs/cogpo.py        (or: make train)
 Smoke:     python -m smallr.train --config=configs/cogpo.py:smoke
+Hardware:  2 CPU cores with 3 GiB; any GPU or TPU.
+Time:      HOLD
+Expect:    HOLD
 Another loss with a beta per gap: --config=configs/cogpo.py:ipo, or :ipo,smoke
 """
 

@@ -1,5 +1,8 @@
 """The config tree of a training run: every field, its default and its meaning.
 
+Sizes are those of a first run on two CPU cores with the built-in data. For your own data on an accelerator set
+`data.train` and `data.eval`, their splits, and `batch.rows` (a multiple of the devices) and `batch.row_length`.
+
 A file in `configs/` starts from `base()` and sets what its experiment needs. Configs are locked: a field that
 does not exist is an error that names the nearest one.
 """
@@ -34,24 +37,24 @@ def base() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.data = ConfigDict()
-    config.data.kind = "preference"  # preference | sft | rationale
+    config.data.kind = "preference"  # preference | unpaired | sft | rationale
     config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
-    config.data.train_split = "train"  # or a part: train[:90%], train[100:200]
+    config.data.train_split = "train[:240]"  # a split, or a part of it: train, train[:90%], train[100:200]
     config.data.eval = "builtin:arithmetic/preference"  # held-out rows; empty: none
-    config.data.eval_split = "test"
+    config.data.eval_split = "test[:60]"
     # The source's name of each of our columns, e.g. --config.data.columns.prompt=question
     config.data.columns = ConfigDict({name: name for name in COLUMNS})
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
 
     config.batch = ConfigDict()
-    config.batch.rows = 8  # packed rows a step, over all devices
-    config.batch.row_length = 1024  # tokens a row; a longer example is dropped and counted
+    config.batch.rows = 4  # packed rows a step, over all devices
+    config.batch.row_length = 512  # tokens a row; a longer example is dropped and counted
     config.batch.accumulation = 1  # micro-batches a step; divides rows
     config.batch.packing = True  # several examples a row
     config.batch.lookahead = 64  # examples among which the packer chooses the next of a row
 
     config.optimizer = ConfigDict()  # AdamW
-    config.optimizer.learning_rate = 1e-6
+    config.optimizer.learning_rate = 1e-5
     config.optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
     config.optimizer.warmup = 0.1  # share of the steps if below 1, else a number of steps
     config.optimizer.final_fraction = 0.0  # learning rate at the end, as a fraction of the peak
@@ -98,6 +101,22 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
     config.objective.weighting = "none"  # none | wpo
     config.objective.sync_every = 0  # steps between moves of a live reference to the policy (TR-DPO); 0: never
     config.objective.sync_mixing = 0.6  # the policy's share in such a move
+    return config
+
+
+def unpaired() -> ConfigDict:
+    """Fields of KTO runs: completions with a label each."""
+    config = base()
+    config.batch.share_prompt = True  # store a prompt once for a completion and its mismatched one
+    config.data.kind = "unpaired"
+    config.objective = ConfigDict()
+    config.objective.name = "unpaired"
+    config.objective.beta = 0.1  # a row's own `beta` comes first
+    config.objective.desirable_weight = 1.0
+    config.objective.undesirable_weight = 1.0
+    config.objective.reference = "cached"  # cached | live, as for pairs
+    config.objective.sync_every = 0
+    config.objective.sync_mixing = 0.6
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def add_reference(
         total=blank.plan.num_steps(1),
         desc=f"reference log-probs, {split.name}",
         unit="batch",
+        mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
         disable=jax.process_index() > 0,
     )
     found = collect(lambda batch: evaluation(params, batch, None), bar, len(split.examples))
