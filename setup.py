@@ -28,6 +28,7 @@ setup(
         "huggingface_hub",
         "jax>=0.8",
         "jaxtyping",
+        "jinja2",
         "ml_collections>=1.0",
         "numpy",
         "optax",

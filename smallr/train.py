@@ -5,9 +5,13 @@ A workdir that holds checkpoints is resumed, bit for bit. Without --workdir a ne
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
+
+# transformers is here for tokenizers and configs; it need not say that PyTorch is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
 from absl import app, flags, logging

@@ -169,6 +169,8 @@ class Renderer:
         self._need_template("chat messages")
         try:
             return self._tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
+        except ImportError:
+            raise  # a missing package is no fault of the row
         except Exception as error:  # a template raises what it likes, e.g. on roles out of turn
             raise Unrenderable(f"the chat template refuses the conversation: {error}") from error
 
