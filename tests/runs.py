@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def smoke(name: str, **changes: Any) -> ConfigDict:
-    """`configs/<name>.py:smoke` with dotted fields changed."""
-    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    """`configs/<name>.py:smoke` with dotted fields changed; `name` may be FILE:ARGUMENT."""
+    file, _, argument = name.partition(":")
+    config = importlib.import_module(f"configs.{file}").get_config(f"{argument},smoke" if argument else "smoke")
     config.update_from_flattened_dict(changes)
     return config
 

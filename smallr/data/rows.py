@@ -1,7 +1,10 @@
-"""Raw rows -> checked rows of one of three kinds.
+"""Raw rows -> checked rows of one of four kinds.
 
   preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two sides share a first
-              part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large).
+              part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large), and
+              `ref_chosen`, `ref_rejected`: log-probs of the sides under a reference.
+  unpaired    `prompt`, `completion` and `label` (true: desirable), optional `beta`; or `prompt`, `chosen` and
+              `rejected`, which make two rows.
   sft         `prompt` and `completion` (text or messages), or `messages`: every assistant turn is scored.
   rationale   `question`, `rationale`, `answer` (text).
 
@@ -20,14 +23,20 @@ from smallr.data.drops import DropReport
 from smallr.data.errors import DataError, nearest, shorten
 
 GAPS = ("small", "medium", "large")
-KINDS = ("preference", "sft", "rationale")
+KINDS = ("preference", "unpaired", "sft", "rationale")
 # Columns that a kind reads; the sets are alternatives, all of one of them must be there.
 REQUIRED = {
     "preference": (("chosen", "rejected"),),
+    "unpaired": (("prompt", "completion", "label"), ("prompt", "chosen", "rejected")),
     "sft": (("messages",), ("prompt", "completion")),
     "rationale": (("question", "rationale", "answer"),),
 }
-OPTIONAL = {"preference": ("prompt", "beta", "gap"), "sft": (), "rationale": ()}
+OPTIONAL = {
+    "preference": ("prompt", "beta", "gap", "ref_chosen", "ref_rejected"),
+    "unpaired": ("beta",),
+    "sft": (),
+    "rationale": (),
+}
 COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for names in (*REQUIRED[kind], OPTIONAL[kind]) for name in names))
 
 # Roles as conversations with `from`/`value` name them.
@@ -39,7 +48,7 @@ Text = str | tuple[Message, ...]
 
 @dataclasses.dataclass(frozen=True)
 class TextRow:
-    """A preference row (two completions: chosen, rejected) or an SFT row (one).
+    """A preference row (two completions: chosen, rejected), or an SFT or unpaired row (one).
 
     Attributes:
       row: index in the source.
@@ -107,7 +116,7 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], kind: str, report: DropReport)
     Raises:
       DataError: a value of a wrong type, an unknown gap, a beta that is negative or not finite.
     """
-    parse = {"preference": _preference, "sft": _sft, "rationale": _rationale}[kind]
+    parse = {"preference": _preference, "unpaired": _unpaired, "sft": _sft, "rationale": _rationale}[kind]
     for index, row in enumerate(rows):
         report.total += 1
         try:
@@ -117,7 +126,9 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], kind: str, report: DropReport)
             continue
         if isinstance(parsed, RationaleRow) and parsed.rationale is None:
             report.note(index, "no rationale: answer loss only")
-        yield parsed
+        several = parsed if isinstance(parsed, tuple) else (parsed,)
+        report.total += len(several) - 1
+        yield from several
 
 
 def _preference(row: Mapping[str, Any], index: int, source: str) -> TextRow:
@@ -128,6 +139,9 @@ def _preference(row: Mapping[str, Any], index: int, source: str) -> TextRow:
         "beta": _beta(row.get("beta"), _Cell(source, index, "beta")),
         "gap": float(_gap(row.get("gap"), _Cell(source, index, "gap"))),
     }
+    for name in ("ref_chosen", "ref_rejected"):
+        if name in row:
+            columns[name] = _number(row[name], _Cell(source, index, name))
     prompt = None
     if "prompt" in row:
         prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
@@ -141,6 +155,53 @@ def _preference(row: Mapping[str, Any], index: int, source: str) -> TextRow:
     for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
         _filled(side, name)
     return TextRow(index, prompt, (_answered(chosen), _answered(rejected)), columns)
+
+
+def _unpaired(row: Mapping[str, Any], index: int, source: str) -> tuple[TextRow, ...]:
+    prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
+    if "completion" in row:
+        labels = {"completion": _label(row["label"], _Cell(source, index, "label"))}
+    else:
+        labels = {"chosen": 1.0, "rejected": 0.0}
+    beta = _beta(row.get("beta"), _Cell(source, index, "beta"))
+    rows = []
+    for name, label in labels.items():
+        completion = _filled(_text_or_chat(row[name], _Cell(source, index, name)), name)
+        start = prompt
+        if not (isinstance(start, str) and isinstance(completion, str)):
+            start, completion = _as_chat(start, "user"), _as_chat(completion, "assistant")
+        rows.append(TextRow(index, start, (_answered(completion),), {"label": label, "beta": beta}))
+    return tuple(rows)
+
+
+def mismatched(rows: Sequence[TextRow]) -> Iterator[TextRow]:
+    """Unpaired rows, each with a second completion: one that was written for another prompt.
+
+    Rows of one prompt stand together in a ring, and completions move on by as many places as the commonest prompt has
+    rows: no completion meets its own prompt, and each is taken once, so that over the set they are the same
+    completions in both roles. With all prompts different this is the published shift by one (arXiv 2402.01306,
+    section 4.1). The rows keep their order.
+
+    Raises:
+      DataError: a prompt has more than half of the rows.
+    """
+    groups: dict[Text, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(row.prompt if isinstance(row.prompt, str) else repr(row.prompt), []).append(i)
+    ring = [i for group in groups.values() for i in group]
+    shift = max(map(len, groups.values()), default=0)
+    if 2 * shift > len(ring):
+        raise DataError(
+            f"the KL estimate of unpaired rows needs completions of other prompts, but {shift} of {len(ring)} rows have one "
+            "prompt; add rows with other prompts"
+        )
+    donor = {i: ring[place - shift] for place, i in enumerate(ring)}
+    for i, row in enumerate(rows):
+        prompt, own, other = row.prompt, row.completions[0], rows[donor[i]].completions[0]
+        if isinstance(own, str) != isinstance(other, str):
+            prompt = _as_chat(prompt, "user")
+            own, other = _as_chat(own, "assistant"), _as_chat(other, "assistant")
+        yield dataclasses.replace(row, prompt=prompt, completions=(own, other))
 
 
 def _sft(row: Mapping[str, Any], index: int, source: str) -> TextRow:
@@ -270,18 +331,35 @@ def _split_chats(
 
 
 def _beta(value: Any, cell: _Cell) -> float:
+    """The number, NaN where the row has none."""
+    beta = _number(value, cell)
+    if value not in (None, "") and not (math.isfinite(beta) and beta >= 0):
+        raise cell.error(f"beta must be a finite number >= 0, found {value}; correct or remove the row")
+    return beta
+
+
+def _number(value: Any, cell: _Cell) -> float:
     """The number, NaN where the row has none. Text of a number is what CSV files hold."""
     if value is None or value == "":
         return math.nan
     try:
-        beta = float(value) if not isinstance(value, bool) else None
+        number = float(value) if not isinstance(value, bool) else None
     except (TypeError, ValueError):
-        beta = None
-    if beta is None:
+        number = None
+    if number is None:
         raise cell.error(f"expected a number, found {_kind(value)} {shorten(value)}")
-    if not (math.isfinite(beta) and beta >= 0):
-        raise cell.error(f"beta must be a finite number >= 0, found {value}; correct or remove the row")
-    return beta
+    return number
+
+
+_LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
+
+
+def _label(value: Any, cell: _Cell) -> float:
+    """1 for a desirable completion, 0 for an undesirable one."""
+    label = _LABELS.get(str(value).lower())
+    if label is None:
+        raise cell.error(f"expected true or false, found {_kind(value)} {shorten(value)}")
+    return label
 
 
 def _gap(value: Any, cell: _Cell) -> int:

@@ -25,7 +25,7 @@ from smallr.data.chat import FORMATS, ORDERS, Marked, Renderer, Unrenderable, ra
 from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder, to_example
 from smallr.data.errors import DataError, nearest
-from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, parse_rows
+from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
 from smallr.data.token_set import UNREADABLE, TokenSet, write
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row.
@@ -38,7 +38,8 @@ class TokenizeOptions:
     """How rows become tokens.
 
     Attributes:
-      kind: preference, sft or rationale.
+      kind: preference, unpaired, sft or rationale. An unpaired example has two branches: its completion, and one of
+        another prompt for the KL estimate of KTO, of which no gradient is taken.
       max_length: most tokens of an example, its prefix and all branches together.
       chat: wrap plain strings in the chat template; rows of messages always use it.
       share_prompt: whether a row of a batch will hold the prefix once or once per branch, for `max_length`.
@@ -110,6 +111,8 @@ def tokenize(
     renderer = Renderer(tokenizer, chat=options.chat, rationale_format=options.format)
     progress = tqdm(_iterate(rows), total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None)
     parsed = parse_rows(progress, options.kind, report)
+    if options.kind == "unpaired":
+        parsed = mismatched(list(parsed))
     examples = _examples(parsed, renderer, encoder, options, report)
     first = next(examples, None)
     if first is None:
@@ -141,7 +144,7 @@ def _problem(example: Example | None, options: TokenizeOptions, report: DropRepo
     if example is None:
         return "no token of the prompt stands before the completion"
     branches = [branch.tokens for branch in example.branches]
-    if len(branches) == 2 and branches[0].tolist() == branches[1].tolist():
+    if options.kind == "preference" and branches[0].tolist() == branches[1].tolist():
         return "chosen equal to rejected"
     prefixes = 1 if options.share_prompt else len(branches)
     if not report.measure(example.row, prefixes * len(example.prefix) + sum(map(len, branches))):

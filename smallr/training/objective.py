@@ -15,12 +15,23 @@ from smallr.errors import UserError
 from smallr.training.objectives.base import Objective, PerExample, Summariser
 from smallr.training.objectives.likelihood import Likelihood
 from smallr.training.objectives.preference import Preference
+from smallr.training.objectives.unpaired import Unpaired
 
-__all__ = ["OBJECTIVES", "Likelihood", "Objective", "PerExample", "Preference", "Summariser", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Likelihood",
+    "Objective",
+    "PerExample",
+    "Preference",
+    "Summariser",
+    "Unpaired",
+    "make_objective",
+]
 
 # What `config.objective.name` may be; the other fields of `config.objective` are the objective's own.
 OBJECTIVES: Mapping[str, Callable[[ConfigDict], Objective]] = {
     "preference": Preference.from_fields,
+    "unpaired": Unpaired.from_fields,
     "sft": Likelihood.from_fields,
     "rationale": Likelihood.from_fields,
 }

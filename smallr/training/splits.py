@@ -33,12 +33,14 @@ class Split:
       examples: the tokenised set.
       plan: which examples go to which row of which step.
       columns: float32 [examples] each.
+      sides: what the branches of an example are called.
     """
 
     name: str
     examples: TokenSet
     plan: Plan
     columns: Mapping[str, Float[np.ndarray, "examples"]]
+    sides: tuple[str, ...]
 
     def with_columns(self, **columns: Float[np.ndarray, "examples"]) -> Split:
         """The same split with more columns."""
@@ -47,7 +49,7 @@ class Split:
     def facts(self) -> dict[str, np.ndarray]:
         """What is known of each example before any model sees it, for summaries."""
         scored = self.examples.num_scored
-        sides = {"scored_chosen": scored[:, 0], "scored_rejected": scored[:, 1]} if scored.shape[1] == 2 else {}
+        sides = {f"scored_{side}": scored[:, i] for i, side in enumerate(self.sides)}
         return {**self.examples.columns, **sides}
 
     def batches(self, mesh: Mesh, start: int, count: int) -> Iterator[Batch]:
@@ -124,7 +126,12 @@ def load_split(
         window=batch.lookahead,
         shape=shape,
     )
-    return Split(name, examples, plan, objective.columns(examples.columns))
+    if examples.num_scored.shape[1] != len(objective.sides):
+        raise UserError(
+            f"config.data.kind={data.kind} gives {examples.num_scored.shape[1]} completion(s) an example, but objective "
+            f"{config.objective.name} is of {', '.join(objective.sides)}: set config.data.kind to its own kind"
+        )
+    return Split(name, examples, plan, objective.columns(examples.columns), objective.sides)
 
 
 def attended_pairs(split: Split) -> float:

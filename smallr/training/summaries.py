@@ -61,6 +61,28 @@ def preference_summary(values: Values, columns: Values) -> dict[str, float]:
     return summary
 
 
+def unpaired_summary(values: Values, columns: Values) -> dict[str, float]:
+    """Rewards of labelled completions, one class and the other.
+
+    * margin: mean reward of desirable rows minus that of undesirable ones, where both occur.
+    * accuracy: share of (desirable, undesirable) couples in which the desirable row has the higher reward (the area
+      under the ROC curve); ties count half.
+    * kl: mean of log ref - log pi; kl_estimate: the mean z_0 of KTO; length_drift: as in `preference_summary`.
+    """
+    good = values["label"] > 0
+    rewards = {"chosen": values["reward"][good], "rejected": values["reward"][~good]}
+    summary = {f"reward_{side}": float(reward.mean()) for side, reward in rewards.items() if reward.size}
+    if len(summary) == 2:
+        summary["margin"] = summary["reward_chosen"] - summary["reward_rejected"]
+        ranks = stats.rankdata(values["reward"])
+        above = ranks[good].sum() - good.sum() * (good.sum() + 1) / 2
+        summary["accuracy"] = float(above / (good.sum() * (~good).sum()))
+    summary["kl"] = float(-values["ratio"].mean())
+    summary["kl_estimate"] = float(values["kl_estimate"].mean())
+    summary["length_drift"] = _slope(columns["scored_completion"], values["ratio"])
+    return summary
+
+
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
     """Of the least-squares line; 0 where all x are equal."""
     x = x - x.mean(dtype=np.float64)

@@ -335,7 +335,7 @@ def test_own_format(run):
 
 
 def test_wrong_options():
-    with pytest.raises(DataError, match="kind 'rationales' is none of preference, sft, rationale; did you mean 'rat"):
+    with pytest.raises(DataError, match="kind 'rationales' is none of preference, unpaired, sft, rationale; did"):
         TokenizeOptions("rationales", 10)
     with pytest.raises(DataError, match="order 'answer-first' is none of answer_first, rationale_first; did you"):
         TokenizeOptions("rationale", 10, order="answer-first")

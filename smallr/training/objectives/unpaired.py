@@ -1,0 +1,116 @@
+"""KTO: single completions, each labelled desirable or not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from smallr.data.batch import Batch
+from smallr.errors import UserError
+from smallr.losses import TokenScores, branch_sums
+from smallr.losses.preference import kl_estimate, kto
+from smallr.training.objectives.base import Fields, Summariser, check_reference, check_sync
+from smallr.training.summaries import unpaired_summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpaired:
+    """KTO on rows of kind `unpaired`.
+
+    The second branch of an example is a completion of another prompt; its log-ratio feeds the KL estimate.
+
+    Attributes:
+      beta: strength; a row's own `beta` column comes first.
+      desirable_weight: lambda_D.
+      undesirable_weight: lambda_U.
+      reference: cached | live.
+      sync_every: see `Objective`.
+      sync_mixing: see `Objective`.
+    """
+
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    reference: str = "cached"
+    sync_every: int = 0
+    sync_mixing: float = 0.6
+    sides: ClassVar[tuple[str, ...]] = ("completion", "mismatched")
+    reference_key: ClassVar[str] = ""
+    collision: ClassVar[bool] = False
+    whole_step: ClassVar[str] = "KTO estimates the KL from all rows of a step"
+
+    @classmethod
+    def from_fields(cls, node: Mapping) -> Unpaired:
+        """From `config.objective`."""
+        fields = Fields(node, "objective unpaired")
+        fields.take("name")
+        objective = cls(**{field.name: fields.take(field.name) for field in dataclasses.fields(cls)})
+        fields.finish()
+        return objective
+
+    def __post_init__(self) -> None:
+        check_reference(self.reference)
+        if self.reference not in ("cached", "live"):
+            raise UserError(
+                f"config.objective.reference: {self.reference!r} is neither 'cached' nor 'live'; KTO needs the reference "
+                "for mismatched completions too"
+            )
+        check_sync(self.reference, self.sync_every, self.sync_mixing)
+        if hasattr(self.beta, "keys"):
+            raise UserError(
+                "config.objective.beta: a beta of each gap has no meaning without pairs. Set one number, or give rows a "
+                "column `beta`"
+            )
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UserError(f"config.objective.{name}: {getattr(self, name)} must be a finite number >= 0")
+
+    def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`label` and `beta` of each row.
+
+        Raises:
+          UserError: rows of another kind.
+        """
+        if "label" not in given:
+            raise UserError("objective unpaired needs labelled completions: set config.data.kind=unpaired")
+        own = np.asarray(given["beta"], np.float32)
+        return {
+            "label": np.asarray(given["label"], np.float32),
+            "beta": np.where(np.isnan(own), np.float32(self.beta), own),
+        }
+
+    def denominator(self, batch: Batch) -> Float[Array, ""]:
+        """Number of rows of the data set."""
+        return jnp.sum(batch.columns["weight"])
+
+    def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
+        """Sum of the rows' losses; log-ratios and rewards."""
+        weight, places, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
+        policy = branch_sums(scores.logps, batch.branch, scored, 2, places)
+        if reference is None:
+            base = jnp.stack([batch.columns[f"ref_{side}"] for side in self.sides], axis=1)
+        else:
+            base = branch_sums(reference.logps, batch.branch, scored, 2, places)
+        ratio = policy - base
+        kl = kl_estimate(ratio[:, 1], weight)
+        label, beta = batch.columns["label"], batch.columns["beta"]
+        losses = kto(ratio[:, 0], kl, label, beta, self.desirable_weight, self.undesirable_weight)
+        values = {
+            "loss": losses,
+            "denominator": weight,
+            "label": label,
+            "ratio": ratio[:, 0],
+            "reward": beta * ratio[:, 0],
+            "kl_estimate": jnp.broadcast_to(kl, losses.shape),
+            **{f"score_{side}": policy[:, i] for i, side in enumerate(self.sides)},
+        }
+        return jnp.sum(losses * weight), values
+
+    def summariser(self) -> Summariser:
+        """Rewards of both classes, accuracy and KL."""
+        return lambda values, columns: unpaired_summary(values, columns)
