@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from smallr.models.decoder import Decoder
@@ -77,20 +76,20 @@ def test_padding_gives_no_nan_and_no_gradient():
         return jnp.sum(hidden[0, :30] ** 3), hidden
 
     tokens = jnp.asarray(TOKENS)
-    grads, hidden = jax.grad(loss, has_aux=True)(state, tokens, 2, 200)
+    grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(2, 3))
+    grads, hidden = grad(state, tokens, 2, 200)
     assert np.isfinite(hidden).all()
-    unpadded, _ = jax.grad(lambda state: loss(state, tokens, 1, 30), has_aux=True)(state)
+    unpadded, _ = grad(state, tokens, 1, 30)
     _assert_close(grads, unpadded, 1e-5)
-    everything = jax.grad(lambda state: jnp.sum(loss(state, tokens, 2, 200)[1] ** 2))(state)
+    everything = jax.jit(jax.grad(lambda state: jnp.sum(loss(state, tokens, 2, 200)[1] ** 2)))(state)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_remat_does_not_change_gradients(dtype):
+def test_remat_does_not_change_gradients():
     positions, horizon = packed_rule([[(40, 30), (50, 20, 25)], [(100, 90)]], 200)
 
     def gradients(remat: str):
-        graphdef, state = nnx.split(_decoder(dtype=dtype, remat=remat))
+        graphdef, state = nnx.split(_decoder(remat=remat))
 
         def loss(state):
             hidden = nnx.merge(graphdef, state)(jnp.asarray(TOKENS), positions, horizon)
@@ -100,12 +99,12 @@ def test_remat_does_not_change_gradients(dtype):
 
     none = gradients("none")
     for remat in ("dots", "full"):
-        _assert_close(gradients(remat), none, 1e-5 if dtype == "float32" else 2e-2)
+        _assert_close(gradients(remat), none, 1e-5)
 
 
 def test_remat_keeps_less():
     def temporary_bytes(remat: str) -> int:
-        graphdef, state = nnx.split(_decoder(remat=remat, num_layers=6))
+        graphdef, state = nnx.split(_decoder(remat=remat, num_layers=6, qkv_bias=False))
         loss = jax.jit(jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(jnp.asarray(TOKENS), *whole(200, 2)))))
         return loss.lower(state).compile().memory_analysis().temp_size_in_bytes
 

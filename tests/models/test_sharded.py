@@ -42,7 +42,8 @@ for name in sys.argv[1:]:
         expected = {"q": 4, "k": 4, "o": 4, "gate": 4, "table": 4, "scale": 1}.get(path[-1])
         assert expected in (None, parts), (path, parts)
 
-    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 3e-2)):
+    # Both files hold one model, so its arithmetic is compared once.
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 3e-2)) if name == sys.argv[1] else ():
         split, whole = (load_decoder(source, m, dtype=dtype) for m in (mesh, alone))
         with jax.set_mesh(mesh):
             grads, hidden = nnx.jit(nnx.grad(loss, has_aux=True))(split)
@@ -57,7 +58,9 @@ print("shards agree")
 
 
 def test_every_device_holds_its_shard_and_computes_the_same(tmp_path):
-    model = llama3_model(num_key_value_heads=2, num_attention_heads=4, hidden_size=64, vocab_size=128, head_dim=16)
+    model = llama3_model(
+        num_hidden_layers=2, num_key_value_heads=2, num_attention_heads=4, hidden_size=64, vocab_size=128, head_dim=16
+    )
     folder = save_folder(model, tmp_path / "folder")
     file = save_gguf(model, tmp_path / "model.gguf")
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
