@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -96,8 +97,35 @@ def add_reference(
     return split.with_columns(**dict(zip(names, values, strict=True))), False
 
 
+def remembered(identity: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Metrics that were computed before for the same `identity`, else `compute()`; kept on disk.
+
+    Where they were computed before, processes other than 0 get an empty dict: they have no use for metrics.
+    """
+    path = cache_dir("evaluation") / f"{hashlib.sha256(f'{VERSION} {identity}'.encode()).hexdigest()[:32]}.json"
+    known = None
+    if jax.process_index() == 0 and path.exists():
+        try:
+            known = json.loads(path.read_text())
+        except (ValueError, OSError) as error:
+            logging.warning("%s cannot be read (%s): evaluating again", path, error)
+    if _agreed(known is not None):
+        return known or {}
+    metrics = compute()
+    if jax.process_index() == 0:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(metrics))
+        partial.replace(path)
+    return metrics
+
+
+def _agreed(known: bool) -> bool:
+    """Process 0 decides for all: the others may not see its disk, and all must run the same programs."""
+    return known if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(known)))
+
+
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The cached values, on all processes or on none: process 0 decides, since the others may not see its disk."""
+    """The cached values, on all processes or on none."""
     values = None
     if jax.process_index() == 0 and path.exists():
         try:
@@ -106,8 +134,8 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             logging.warning("%s cannot be read (%s): computing the reference again", path, error)
         if values is not None and values.shape != shape:
             values = None
+    if not _agreed(values is not None):
+        return None
     if jax.process_count() == 1:
         return values
-    if not multihost_utils.broadcast_one_to_all(np.asarray(values is not None)):
-        return None
     return np.asarray(multihost_utils.broadcast_one_to_all(np.zeros(shape, np.float32) if values is None else values))

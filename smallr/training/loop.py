@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from smallr.sharding import make_mesh
 from smallr.training import report
-from smallr.training.evaluation import collect
+from smallr.training.digest import tree_digest
+from smallr.training.evaluation import collect, remembered
 from smallr.training.flops import peak_flops
 from smallr.training.metrics import MetricsWriter
 from smallr.training.objective import Summariser
@@ -48,7 +49,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         writer = MetricsWriter(workdir, resume_step=first)
         costs = report.costs(run, peak)
         report.start(run, costs, clock)
-        baseline = run.baseline or evaluate(run, state, writer, first)
+        baseline = run.baseline if run.baseline is not None else evaluate_start(run, state, writer)
         clock.lap("evaluation")
         state, stopped = fit(run, state, baseline, costs, writer, stop)
         clock.lap("training")
@@ -155,10 +156,34 @@ class Pending:
         )
 
 
+def evaluate_start(run: Run, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
+    """The evaluation before the first step: remembered where these weights met these rows and this objective before."""
+    if run.heldout is None:
+        return {}
+    parts = (
+        tree_digest(state.params),
+        run.heldout.examples.fingerprint,
+        run.heldout.plan.shape,
+        run.config.compute.dtype,
+        run.config.objective.to_json(sort_keys=True),
+    )
+    metrics = remembered(" ".join(map(str, parts)), lambda: heldout_metrics(run, state))
+    if metrics:
+        writer.write(0, metrics, split="eval")
+    return metrics
+
+
 def evaluate(run: Run, state: TrainState, writer: MetricsWriter, n: int) -> dict[str, float]:
     """Metrics of the held-out rows, logged as step n; empty without held-out rows."""
     if run.heldout is None:
         return {}
+    metrics = heldout_metrics(run, state)
+    writer.write(n, metrics, split="eval")
+    return metrics
+
+
+def heldout_metrics(run: Run, state: TrainState) -> dict[str, float]:
+    """One pass over the held-out rows."""
     reference = run.reference if state.reference is None else state.reference
     values = collect(
         lambda batch: run.evaluation(state.params, batch, reference),
@@ -166,9 +191,7 @@ def evaluate(run: Run, state: TrainState, writer: MetricsWriter, n: int) -> dict
         len(run.heldout.examples),
     )
     summary = run.objective.summariser()(values, run.heldout.facts())
-    summary = {"loss": float(values["loss"].sum() / values["denominator"].sum()), **summary}
-    writer.write(n, summary, split="eval")
-    return summary
+    return {"loss": float(values["loss"].sum() / values["denominator"].sum()), **summary}
 
 
 def summary_of(split: Split, summarise: Summariser, outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
