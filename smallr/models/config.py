@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from smallr.errors import UserError
+
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 ATTENTION = ("xla",)
@@ -60,7 +62,7 @@ class DecoderConfig:
       attention: implementation of `smallr.models.attention.attention`.
 
     Raises:
-      ValueError: a size or choice that makes no decoder, named.
+      UserError: a size or choice that makes no decoder, named.
     """
 
     vocab_size: int
@@ -88,18 +90,17 @@ class DecoderConfig:
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"DecoderConfig.{name} must be a positive integer, got {value!r}")
+                raise UserError(f"DecoderConfig.{name} must be a positive integer, got {value!r}")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"DecoderConfig: {self.num_kv_heads} kv heads do not divide {self.num_heads} heads")
+            raise UserError(f"DecoderConfig: {self.num_kv_heads} kv heads do not divide {self.num_heads} heads")
         if self.head_dim % 2:
-            raise ValueError(f"DecoderConfig.head_dim must be even for rotary positions, got {self.head_dim}")
+            raise UserError(f"DecoderConfig.head_dim must be even for rotary positions, got {self.head_dim}")
         if self.window is not None and self.window < 1:
-            raise ValueError(f"DecoderConfig.window must be None or at least 1, got {self.window}")
+            raise UserError(f"DecoderConfig.window must be None or at least 1, got {self.window}")
         for name, choices in (("dtype", DTYPES), ("remat", REMAT), ("attention", ATTENTION)):
             if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"DecoderConfig.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+                known = ", ".join(choices)
+                raise UserError(f"config.compute.{name} must be one of {known}, got {getattr(self, name)!r}")
 
     @staticmethod
     def from_hf(hf: Mapping[str, Any], **overrides: Any) -> DecoderConfig:
@@ -110,7 +111,7 @@ class DecoderConfig:
           **overrides: fields of DecoderConfig to replace, e.g. `dtype="bfloat16"`.
 
         Raises:
-          ValueError: an unsupported `model_type` (the supported ones are named), or a key whose value
+          UserError: an unsupported `model_type` (the supported ones are named), or a key whose value
             changes the mathematics in a way that this decoder does not compute.
         """
         from smallr.models.families import family_of  # the families build DecoderConfigs

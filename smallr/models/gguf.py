@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import FAMILIES, Family
 
@@ -43,7 +44,7 @@ class GGUFFile:
       config: the decoder that it describes.
 
     Raises:
-      ValueError: not a GGUF file, an unsupported architecture, or a config that the decoder can not compute.
+      UserError: not a GGUF file, an unsupported architecture, or a config that the decoder can not compute.
     """
 
     def __init__(self, path: str | Path):
@@ -51,7 +52,7 @@ class GGUFFile:
         try:
             self._file = gguf.GGUFReader(str(path))
         except ValueError as error:
-            raise ValueError(f"{path}: not a readable GGUF file ({error})") from error
+            raise UserError(f"{path}: not a readable GGUF file ({error})") from error
         self._stored = {tensor.name: tensor for tensor in self._file.tensors}
         self.family = self._find_family()
         self.config: DecoderConfig = self.family.config(self.hf_config())
@@ -68,7 +69,7 @@ class GGUFFile:
         hf = {new: self.metadata(f"{arch}.{old}") for old, new in _KEYS.items()}
         hf = {key: value for key, value in hf.items() if value is not None}
         if "token_embd.weight" not in self._stored:
-            raise ValueError(f"{self.path}: no tensor 'token_embd.weight'; is this a language model?")
+            raise UserError(f"{self.path}: no tensor 'token_embd.weight'; is this a language model?")
         # Sizes come from the tensors where both say them: the vocabulary may be padded, the head left out if tied.
         hf |= {
             "model_type": self.family.model_types[0],
@@ -98,7 +99,7 @@ class GGUFFile:
             if arch in family.gguf_architectures:
                 return family
         supported = ", ".join(name for family in FAMILIES.values() for name in family.gguf_architectures)
-        raise ValueError(f"{self.path}: GGUF architecture {arch!r} is not supported; supported: {supported}")
+        raise UserError(f"{self.path}: GGUF architecture {arch!r} is not supported; supported: {supported}")
 
     def _hf_names(self) -> dict[str, str]:
         """Hugging Face name -> GGUF name of every tensor; one without a translation keeps its own name."""
@@ -130,7 +131,7 @@ class GGUFFile:
             return gguf.quants.dequantize(tensor.data.view(np.ndarray)[rows], tensor.tensor_type)
         except NotImplementedError:
             kind = tensor.tensor_type.name
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: tensor {stored!r} is quantised as {kind}, which the gguf package can not read"
             ) from None
 

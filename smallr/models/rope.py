@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig, RopeScaling
 
 
@@ -25,7 +26,7 @@ def rope_frequencies(config: DecoderConfig) -> Float[np.ndarray, "half"]:
         scaled = _yarn(plain, scaling, config)
     else:
         if len(scaling.factors) != len(plain):
-            raise ValueError(
+            raise UserError(
                 f"rope_scaling has {len(scaling.factors)} factors, head_dim {config.head_dim} needs {len(plain)}"
             )
         scaled = plain / np.asarray(scaling.factors, np.float64)

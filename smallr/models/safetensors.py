@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from smallr.errors import UserError
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -15,8 +17,8 @@ class SafetensorsFolder:
     """The tensors of a Hugging Face folder, memory-mapped.
 
     Raises:
-      FileNotFoundError: no safetensors file, or one that the index names is missing.
-      ValueError: a tensor that is not where the index says.
+      UserError: no safetensors file, or one that the index names is missing; a tensor that is not where the index
+        says.
     """
 
     def __init__(self, folder: str | Path):
@@ -28,7 +30,7 @@ class SafetensorsFolder:
             promised = json.loads(index.read_text())["weight_map"]
             lost = sorted(tensor for tensor, name in promised.items() if self._where.get(tensor) != name)
             if lost:
-                raise ValueError(
+                raise UserError(
                     f"{index}: {len(lost)} tensors are not where it says, e.g. {lost[0]!r} in {promised[lost[0]]}"
                 )
 
@@ -46,12 +48,12 @@ class SafetensorsFolder:
             if pickles
             else f"neither {SINGLE} nor {INDEX} is there"
         )
-        raise FileNotFoundError(f"{self.folder}: no safetensors weights; {reason}")
+        raise UserError(f"{self.folder}: no safetensors weights; {reason}")
 
     def _open(self, name: str) -> safe_open:
         path = self.folder / name
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; {INDEX} names it, so the download is not complete")
+            raise UserError(f"{path} is missing; {INDEX} names it, so the download is not complete")
         return safe_open(str(path), framework="numpy")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

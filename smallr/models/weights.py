@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import FAMILIES, Tensor
 from smallr.sharding import named_sharding
@@ -48,7 +49,7 @@ def read_parameters(
       origin: the model's name, for messages.
 
     Raises:
-      ValueError: tensors that are missing, left over, or of another shape, by name.
+      UserError: tensors that are missing, left over, or of another shape, by name.
     """
     leaves = dict(nnx.to_flat_state(abstract))
     table = {tensor.param: tensor for tensor in FAMILIES[config.family].tensors if tensor.exists(config)}
@@ -110,7 +111,7 @@ def _check(
     wrong = [name for name, shape in expected.items() if found.get(name, shape) != shape]
     problems += _listed("of another shape", [f"{name} {found[name]}, expected {expected[name]}" for name in wrong])
     if problems:
-        raise ValueError(f"model {origin!r} (family {config.family}): tensors {'; '.join(problems)}")
+        raise UserError(f"model {origin!r} (family {config.family}): tensors {'; '.join(problems)}")
 
 
 def _check_tied(found: Mapping[str, tuple[int, ...]], reader: TensorReader, origin: str) -> None:
@@ -121,7 +122,7 @@ def _check_tied(found: Mapping[str, tuple[int, ...]], reader: TensorReader, orig
         index = (slice(start, min(start + _ROWS, found[head][0])), slice(None))
         same = same and np.array_equal(reader.read(head, index), reader.read(table, index))
     if not same:
-        raise ValueError(
+        raise UserError(
             f"model {origin!r}: config.json says tie_word_embeddings, but {head} differs from {table}; "
             "set tie_word_embeddings to false in config.json to use the head, or remove the tensor"
         )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from tests.models.helpers import TINY, with_fields
@@ -128,7 +129,7 @@ def test_a_window_bounds_the_attended_pairs():
     ],
 )
 def test_refusals_name_the_key(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         DecoderConfig.from_hf(LLAMA_32_1B | change)
 
 
@@ -136,15 +137,21 @@ def test_windows_of_qwen2():
     windowed = QWEN25_05B | {"use_sliding_window": True, "sliding_window": 512}
     assert DecoderConfig.from_hf(windowed | {"max_window_layers": 24}).window is None
     assert DecoderConfig.from_hf(windowed | {"max_window_layers": 0}).window == 512
-    with pytest.raises(ValueError, match="max_window_layers = 21 of 24 layers mixes"):
+    with pytest.raises(UserError, match="max_window_layers = 21 of 24 layers mixes"):
         DecoderConfig.from_hf(windowed)
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("dtype", "float16"), ("remat", "some"), ("attention", "flash"), ("window", 0)]
+    ("field", "value", "message"),
+    [
+        ("dtype", "float16", "config.compute.dtype must be one of float32, bfloat16, got 'float16'"),
+        ("remat", "some", "config.compute.remat must be"),
+        ("attention", "flash", "config.compute.attention must be"),
+        ("window", 0, "DecoderConfig.window must be"),
+    ],
 )
-def test_bad_choices_are_named(field, value):
-    with pytest.raises(ValueError, match=f"DecoderConfig.{field} must be"):
+def test_bad_choices_are_named(field, value, message):
+    with pytest.raises(UserError, match=message):
         with_fields(TINY, **{field: value})
 
 

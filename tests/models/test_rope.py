@@ -10,6 +10,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig, RopeScaling
 from smallr.models.rope import apply_rope, rope_frequencies, rope_tables
 from tests.models.helpers import TINY, with_fields
@@ -78,7 +79,7 @@ def test_the_older_key_for_the_kind():
 def test_written_out_factors_divide():
     config = with_fields(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 2.0, 4.0, 8.0)))
     np.testing.assert_allclose(rope_frequencies(config), rope_frequencies(TINY) / [1, 2, 4, 8], rtol=1e-7)
-    with pytest.raises(ValueError, match="has 3 factors, head_dim 8 needs 4"):
+    with pytest.raises(UserError, match="has 3 factors, head_dim 8 needs 4"):
         rope_frequencies(with_fields(TINY, rope_scaling=RopeScaling("factors", factors=(1.0, 2.0, 4.0))))
 
 
@@ -107,5 +108,5 @@ def test_rotation_is_a_product_of_complex_numbers():
 )
 def test_refusals(scaling, message):
     hf = {"model_type": "llama", "rope_scaling": scaling, "hidden_size": 8, "num_attention_heads": 2}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         DecoderConfig.from_hf(hf)

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from smallr.errors import UserError
 from smallr.models.gguf_tokenizer import PRE_TOKENIZERS, gguf_tokenizer
 
 TEXTS = (
@@ -183,5 +184,5 @@ def test_user_defined_tokens_are_kept_whole_but_not_special():
     ],
 )
 def test_what_is_not_known_exactly_is_refused(pre, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         gguf_tokenizer(_Metadata(pre, **changes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smallr.errors import UserError
 from smallr.models.families import llama, qwen2
 from smallr.models.families.base import Family, Tensor
 
@@ -17,7 +18,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
     """The family of a `config.json`, by its `model_type`.
 
     Raises:
-      ValueError: the type is missing or not supported; the supported ones are named.
+      UserError: the type is missing or not supported; the supported ones are named.
     """
     model_type = hf.get("model_type")
     for family in FAMILIES.values():
@@ -25,4 +26,4 @@ def family_of(hf: Mapping[str, Any]) -> Family:
             return family
     supported = ", ".join(name for family in FAMILIES.values() for name in family.model_types)
     named = f", architectures {hf['architectures']}" if hf.get("architectures") else ""
-    raise ValueError(f"config.json: model_type {model_type!r}{named} is not supported; supported: {supported}")
+    raise UserError(f"config.json: model_type {model_type!r}{named} is not supported; supported: {supported}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig, RopeScaling
 
 Layout = Literal["same", "flat", "linear"]
@@ -89,7 +90,7 @@ class Family:
     Attributes:
       name: value of `DecoderConfig.family`.
       model_types: values of `model_type` in `config.json`.
-      config: translates the dict; raises ValueError on what it can not express.
+      config: translates the dict; raises UserError on what it can not express.
       tensors: every tensor of a checkpoint, once.
       gguf_architectures: values of `general.architecture` in GGUF files.
       gguf_interleaved: the GGUF converter of this family stores q and k with rotary pairs interleaved.
@@ -141,13 +142,13 @@ def check_neutral(hf: Mapping[str, Any], handled: tuple[str, ...] = ()) -> None:
     """Refuses keys of `config.json` that ask for mathematics which the decoder does not compute.
 
     Raises:
-      ValueError: names the key, its value, and the values that would be fine.
+      UserError: names the key, its value, and the values that would be fine.
     """
     for key, allowed in _NEUTRAL.items():
         if key in handled or key not in hf or any(hf[key] == value for value in allowed):
             continue
         fine = " or ".join("absent" if value is None else repr(value) for value in allowed)
-        raise ValueError(
+        raise UserError(
             f"config.json of model_type {hf.get('model_type')!r}: {key} = {hf[key]!r} is not supported "
             f"(it must be {fine}); the numbers would be wrong without it"
         )
@@ -156,7 +157,7 @@ def check_neutral(hf: Mapping[str, Any], handled: tuple[str, ...] = ()) -> None:
 def required(hf: Mapping[str, Any], key: str) -> Any:
     """`hf[key]`, or an error that names the key."""
     if hf.get(key) is None:
-        raise ValueError(f"config.json of model_type {hf.get('model_type')!r} has no {key!r}")
+        raise UserError(f"config.json of model_type {hf.get('model_type')!r} has no {key!r}")
     return hf[key]
 
 
@@ -164,21 +165,19 @@ def rope_of(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling from `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older files).
 
     Raises:
-      ValueError: a kind of scaling that is not supported, or a missing number.
+      UserError: a kind of scaling that is not supported, or a missing number.
     """
     rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise ValueError(
-            f"rope partial_rotary_factor {rope['partial_rotary_factor']} is not supported (it must be 1.0)"
-        )
+        raise UserError(f"rope partial_rotary_factor {rope['partial_rotary_factor']} is not supported (it must be 1.0)")
     if kind == "default":
         return theta, None
     try:
         return theta, _scaling(kind, rope, int(hf.get("max_position_embeddings") or 0))
     except KeyError as error:
-        raise ValueError(f"rope scaling {kind!r} in config.json has no {error}") from None
+        raise UserError(f"rope scaling {kind!r} in config.json has no {error}") from None
 
 
 def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
@@ -212,7 +211,7 @@ def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScal
             "; its frequencies change with the longest position in a batch, so a packed row would not equal its "
             "examples. Up to max_position_embeddings it has no effect: remove rope_scaling if your rows are no longer"
         )
-    raise ValueError(f"rope scaling {kind!r} is not supported (default, linear, llama3, yarn are){hint}")
+    raise UserError(f"rope scaling {kind!r} is not supported (default, linear, llama3, yarn are){hint}")
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:

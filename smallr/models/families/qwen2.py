@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import llama
 from smallr.models.families.base import Family, Tensor, check_neutral, required
@@ -33,7 +34,7 @@ def _window(hf: Mapping[str, Any]) -> int | None:
         return None
     if set(kinds) == {"sliding_attention"}:
         return int(hf["sliding_window"])
-    raise ValueError(
+    raise UserError(
         f"config.json of model_type 'qwen2': use_sliding_window with max_window_layers = {first} of {layers} layers "
         "mixes windowed and full layers, which is not supported (all layers alike are)"
     )
