@@ -45,6 +45,8 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tfds": ["importlib_resources", "tensorflow-datasets"],
+        "experiments": ["matplotlib"],
+        "test-trl": ["accelerate", "trl>=1.16,<1.17"],
         "test": ["hypothesis", "importlib_resources", "pytest", "pytest-xdist", "ruff", "tensorflow-datasets", "torch"],
     },
     classifiers=[

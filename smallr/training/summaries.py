@@ -30,10 +30,11 @@ def preference_summary(values: Values, columns: Values) -> dict[str, float]:
       policy alone. Unlike accuracy it says something before training.
     * kl: mean of log ref - log pi over the completions of both sides, in nats a completion. It estimates
       KL(ref || pi) as far as completions are samples of the reference, and may be negative.
+    * h: mean log-ratio of chosen minus that of rejected, in nats: the margin of DPO without beta.
     * length_drift: slope of log pi - log ref over the length of completions, both sides, in nats a token: above 0
       the policy has moved towards longer completions, below 0 towards shorter ones.
 
-    The last two only where there is a reference.
+    The last three only where there is a reference.
     """
     margin = values["reward_chosen"] - values["reward_rejected"]
     accuracy = np.where(margin == 0, 0.5, margin > 0)
@@ -50,6 +51,7 @@ def preference_summary(values: Values, columns: Values) -> dict[str, float]:
     if "ratio_chosen" in values:
         ratio = np.concatenate([values["ratio_chosen"], values["ratio_rejected"]])
         length = np.concatenate([columns["scored_chosen"], columns["scored_rejected"]])
+        summary["h"] = float((values["ratio_chosen"] - values["ratio_rejected"]).mean())
         summary |= {"kl": float(-ratio.mean()), "length_drift": _slope(length, ratio)}
     for index, name in enumerate(GAPS):
         members = columns["gap"] == index

@@ -59,7 +59,7 @@ def test_value_and_gradient_are_those_of_the_paper(name, given):
 
 
 SCORES = {
-    "forward_kl": lambda ratio: -1 / np.exp(ratio),
+    "forward_kl": lambda ratio: 1 - 1 / np.exp(ratio),
     "js": lambda ratio: np.log(2 * np.exp(ratio) / (1 + np.exp(ratio))),
     "alpha:0.5": lambda ratio: (1 - np.exp(ratio) ** -0.5) / 0.5,
     "alpha:0.25": lambda ratio: (1 - np.exp(ratio) ** -0.25) / 0.25,

@@ -1,10 +1,11 @@
 """Other divergences from the reference than the reverse KL.
 
 f-DPO: Wang et al., arXiv 2309.16240, theorem 1 and table 1: with the penalty D_f(pi || ref) the implicit reward is
-beta f'(pi / ref), and a loss of the difference of two rewards needs nothing else. With u = pi / ref:
+beta f'(pi / ref), and a loss of the difference of two rewards needs nothing else. With u = pi / ref, and constants, which
+cancel in a difference, such that f'(1) = 0:
 
-  reverse_kl   f'(u) = log u  (+ 1, which cancels)
-  forward_kl   f'(u) = -1 / u
+  reverse_kl   f'(u) = log u
+  forward_kl   f'(u) = 1 - 1 / u
   js           f'(u) = log(2 u / (1 + u))
   alpha:A      f'(u) = (1 - u^-A) / A, 0 < A < 1; A -> 0 is the reverse KL, A -> 1 the forward KL
 """
@@ -63,7 +64,7 @@ class Divergence:
         if self.name == "reverse_kl":
             return ratio
         if self.name == "forward_kl":
-            return -_exp(-ratio)
+            return 1.0 - _exp(-ratio)
         if self.name == "js":
             return math.log(2.0) + jax.nn.log_sigmoid(ratio)
         return (1.0 - _exp(-self.alpha * ratio)) / self.alpha
