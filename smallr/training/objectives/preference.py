@@ -196,7 +196,8 @@ class Preference:
             counts = 1.0 - (1.0 - self.ld_alpha) * beyond_shared_length(batch.branch, scored, lengths)
         policy = sums(counts * scores.logps)
         known = self._reference_sums(batch, reference, lambda values: sums(counts * values))
-        beta = batch.columns["beta"] if self.betas is not None else jnp.ones_like(weight)
+        # An unused place has beta 0, by which some losses divide.
+        beta = jnp.where(weight > 0, batch.columns["beta"], 1.0) if self.betas is not None else jnp.ones_like(weight)
         base = known if known is not None and self._mix.reference else jnp.zeros_like(policy)
         pairs = Pairs(*_sides(policy), *_sides(base), *_sides(lengths), beta, weight)
         transformed = None if self._divergence.is_default else self._divergence.scored(pairs)
