@@ -1,6 +1,8 @@
 """Train a model: python -m smallr.train --config=configs/cogpo.py [--workdir=DIR] [--config.FIELD=VALUE …]
 
 A workdir that holds checkpoints is resumed, bit for bit. Without --workdir a new one is made under runs/.
+Configs are files in configs/; the argument `smoke` (configs/cogpo.py:smoke) shrinks one to seconds.
+All fields with their meaning stand in smallr/config.py, e.g. --config.optimizer.learning_rate=3e-7.
 """
 
 from __future__ import annotations
