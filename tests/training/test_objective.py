@@ -97,12 +97,14 @@ def test_every_loss_is_one_of_packed_rows(case, name):
     examples, columns, _ = case
     results = []
     for rows in (ROWS, [[i] for i in (4, 2, 7, 0, 1, 3, 6, 5)]):
-        batch = batch_of(rows, examples, columns)
+        batch = batch_of(rows, examples, {**columns, "beta": np.full(8, 0.2, np.float32)})
+        assert rows != ROWS or not batch.columns["beta"].all(), "some places are unused"
         objective = Preference(name, 0.2 if LOSSES[name].beta else None)
-        batch.columns["beta"][:] = 0.2
         # The same number for a token wherever it stands.
         logps = -((batch.target * 7919 % 101) / 50.0) * (batch.role > 0)
-        total, values = objective(TokenScores(jnp.float32(logps)), batch, None)
+        run = jax.value_and_grad(lambda x, o=objective, b=batch: o(TokenScores(x), b, None), has_aux=True)
+        (total, values), gradient = run(jnp.float32(logps))
+        assert np.all(np.isfinite(gradient))
         results.append((total, by_example(batch, values["loss"])))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
