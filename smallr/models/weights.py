@@ -13,11 +13,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
-from smallr.models.families import FAMILIES, Tensor
+from smallr.models.families import FAMILIES, Family, Tensor
+from smallr.models.families.base import fused_shape
 from smallr.sharding import named_sharding
 
-# Buffers of old checkpoints that hold nothing which the config does not say.
-_DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 _ROWS = 4096  # rows of a table compared at once
 
 
@@ -52,28 +51,57 @@ def read_parameters(
       UserError: tensors that are missing, left over, or of another shape, by name.
     """
     leaves = dict(nnx.to_flat_state(abstract))
-    table = {tensor.param: tensor for tensor in FAMILIES[config.family].tensors if tensor.exists(config)}
-    rows = {path: table[".".join(path)] for path in leaves}
-    _check(rows, leaves, config, reader, origin)
+    family = FAMILIES[config.family]
+    renamed = _Renamed(reader, family)
+    shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
+    places = _check(family, shapes, config, renamed, origin)
     filled = []
     for path, leaf in leaves.items():
         sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
-        filled.append((path, leaf.replace(_read_parameter(rows[path], leaf.shape, sharding, reader))))
+        tensor, offset = places[".".join(path)]
+        filled.append((path, leaf.replace(_read_parameter(tensor, offset, leaf.shape, sharding, renamed))))
     return nnx.from_flat_state(filled)
 
 
-def _read_parameter(tensor: Tensor, shape: tuple[int, ...], sharding: NamedSharding, reader: TensorReader) -> jax.Array:
+def _one_layer(shape: tuple[int, ...], path: tuple[str, ...]) -> tuple[int, ...]:
+    return shape[1:] if path[0] == "layers" else shape
+
+
+class _Renamed:
+    """A reader under the table's names, without the tensors that the family ignores."""
+
+    def __init__(self, reader: TensorReader, family: Family):
+        self._reader = reader
+        self._names: dict[str, str] = {}
+        for stored in reader.shapes():
+            name = stored
+            for pattern, replacement in family.aliases:
+                name = re.sub(pattern, replacement, name)
+            if not re.search(family.ignored, name):
+                self._names[name] = stored
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = self._reader.shapes()
+        return {name: shapes[stored] for name, stored in self._names.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        return self._reader.read(self._names[name], index)
+
+
+def _read_parameter(
+    tensor: Tensor, offset: int, shape: tuple[int, ...], sharding: NamedSharding, reader: TensorReader
+) -> jax.Array:
     """One parameter. Every distinct block of this process' devices is read once; replicas share it."""
-    stacked = "{layer}" in tensor.name
 
     def block(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [part.indices(size) for part, size in zip(index, shape, strict=True)]
         out = np.empty([stop - start for start, stop, _ in bounds], np.float32)
-        layers = range(bounds[0][0], bounds[0][1]) if stacked else [None]
-        inner = slice(1, None) if stacked else slice(None)
+        layers = range(bounds[0][0], bounds[0][1]) if tensor.stacked else [None]
+        inner = slice(1, None) if tensor.stacked else slice(None)
         for place, layer in enumerate(layers):
-            stored = reader.read(tensor.name.format(layer=layer), tensor.stored_slices(shape[inner], index[inner]))
-            target = out[place] if stacked else out
+            slices = tensor.stored_slices(shape[inner], index[inner], offset)
+            stored = reader.read(tensor.name.format(layer=layer), slices)
+            target = out[place] if tensor.stacked else out
             target[...] = tensor.to_param(stored, target.shape)
         return out
 
@@ -89,22 +117,31 @@ def _read_parameter(tensor: Tensor, shape: tuple[int, ...], sharding: NamedShard
 
 
 def _check(
-    rows: Mapping[tuple[str, ...], Tensor],
-    leaves: Mapping[tuple[str, ...], nnx.Variable],
+    family: Family,
+    shapes: Mapping[str, tuple[int, ...]],
     config: DecoderConfig,
     reader: TensorReader,
     origin: str,
-) -> None:
-    """Every parameter has its tensor, every tensor its parameter, and their shapes agree."""
+) -> dict[str, tuple[Tensor, int]]:
+    """Every parameter has its tensor, every tensor its parameter, and their shapes agree.
+
+    Returns:
+      For each parameter its row of the table, and where it begins along the axis that the row may be fused on.
+    """
     found = reader.shapes()
     expected: dict[str, tuple[int, ...]] = {}
-    for path, tensor in rows.items():
-        stacked = "{layer}" in tensor.name
-        shape = tensor.stored_shape(leaves[path].shape[1:] if stacked else leaves[path].shape)
-        expected |= {tensor.name.format(layer=n): shape for n in range(config.num_layers if stacked else 1)}
-    extra = [name for name in found if name not in expected and not _DERIVED.search(name)]
+    places: dict[str, tuple[Tensor, int]] = {}
+    for name, parts in family.stored(config).items():
+        offset = 0
+        for part in parts:
+            places[part.param] = (part, offset)
+            offset += part.stored_shape(shapes[part.param])[part.fused or 0]
+        shape = fused_shape(parts, [shapes[part.param] for part in parts])
+        expected |= {name.format(layer=n): shape for n in range(config.num_layers if parts[0].stacked else 1)}
+    extra = [name for name in found if name not in expected]
     if config.tie_embeddings and "lm_head.weight" in extra:
-        _check_tied(found, reader, origin)
+        table = next(tensor.name for tensor in family.tensors if tensor.param == "embed.table")
+        _check_tied(found, table, reader, origin)
         extra.remove("lm_head.weight")
     problems = _listed("missing", [name for name in expected if name not in found])
     problems += _listed("not part of this model", extra)
@@ -112,11 +149,12 @@ def _check(
     problems += _listed("of another shape", [f"{name} {found[name]}, expected {expected[name]}" for name in wrong])
     if problems:
         raise UserError(f"model {origin!r} (family {config.family}): tensors {'; '.join(problems)}")
+    return places
 
 
-def _check_tied(found: Mapping[str, tuple[int, ...]], reader: TensorReader, origin: str) -> None:
+def _check_tied(found: Mapping[str, tuple[int, ...]], table: str, reader: TensorReader, origin: str) -> None:
     """A stored head beside tied embeddings must be the embedding, or one of the two statements is false."""
-    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    head = "lm_head.weight"
     same = found[head] == found.get(table)
     for start in range(0, found[head][0] if same else 0, _ROWS):
         index = (slice(start, min(start + _ROWS, found[head][0])), slice(None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig, RopeScaling
 
-Layout = Literal["same", "flat", "linear"]
+Layout = Literal["same", "flat", "linear", "conv1d"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,10 @@ class Tensor:
       name: name in Hugging Face safetensors; `{layer}` where there is one per layer.
       param: dotted path in `Decoder`; the parameters of layers are stacked on a leading axis.
       layout: "same"; "flat": stored with all axes merged into one; "linear": stored [outputs, inputs], here
-        [*inputs, *outputs], the merged axes on either side apart.
-      inputs: for "linear", how many axes of the parameter are inputs.
+        [*inputs, *outputs], the merged axes on either side apart; "conv1d": stored [inputs, outputs] (GPT-2).
+      inputs: for "linear" and "conv1d", how many axes of the parameter are inputs.
+      fused: None, or the axis of the stored tensor along which it holds several parameters: the rows of a table
+        with one name are its parts, in the table's order.
       when: field of DecoderConfig that must be true for the tensor to exist; "!field" negates.
     """
 
@@ -32,24 +34,39 @@ class Tensor:
     param: str
     layout: Layout = "same"
     inputs: int = 1
+    fused: int | None = None
     when: str = ""
 
     def exists(self, config: DecoderConfig) -> bool:
         """Whether a model of this config has the tensor."""
         return not self.when or bool(getattr(config, self.when.lstrip("!"))) != self.when.startswith("!")
 
+    @property
+    def stacked(self) -> bool:
+        """Whether there is one per layer."""
+        return "{layer}" in self.name
+
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in the checkpoint of a parameter (one layer's) of `shape`."""
+        """Shape in the checkpoint of a parameter (one layer's) of `shape`; of its part if it is fused with others."""
         return tuple(math.prod(shape[axes]) for axes in self._stored_axes(len(shape)))
 
-    def stored_slices(self, shape: tuple[int, ...], index: tuple[slice, ...]) -> tuple[slice, ...]:
+    def stored_slices(self, shape: tuple[int, ...], index: tuple[slice, ...], offset: int = 0) -> tuple[slice, ...]:
         """The part of the stored tensor that holds `param[index]`, for a parameter (one layer's) of `shape`.
+
+        Args:
+          shape: the parameter's.
+          index: a block of it.
+          offset: where the parameter begins along the `fused` axis.
 
         Raises:
           ValueError: an index that is not one block of the stored tensor (only the first of several merged
             axes can be split).
         """
-        return tuple(_merged(shape[axes], index[axes]) for axes in self._stored_axes(len(shape)))
+        slices = [_merged(shape[axes], index[axes]) for axes in self._stored_axes(len(shape))]
+        if self.fused is not None:
+            part = slices[self.fused]
+            slices[self.fused] = slice(part.start + offset, part.stop + offset)
+        return tuple(slices)
 
     def to_param(self, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The stored block as a block of the parameter, of `shape`; a view where numpy can give one."""
@@ -60,7 +77,7 @@ class Tensor:
         return np.moveaxis(view, range(len(outputs)), range(self.inputs, len(shape)))
 
     def to_stored(self, param: np.ndarray) -> np.ndarray:
-        """Inverse of `to_param` for a whole parameter (one layer's)."""
+        """Inverse of `to_param` for a whole parameter (one layer's); `join` puts the parts of a fused one together."""
         if self.layout != "linear":
             return param.reshape(self.stored_shape(param.shape))
         return param.reshape(math.prod(param.shape[: self.inputs]), -1).T
@@ -71,7 +88,24 @@ class Tensor:
             return [slice(axis, axis + 1) for axis in range(ndim)]
         if self.layout == "flat":
             return [slice(0, ndim)]
+        if self.layout == "conv1d":
+            return [slice(0, self.inputs), slice(self.inputs, ndim)]
         return [slice(self.inputs, ndim), slice(0, self.inputs)]
+
+
+def fused_shape(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of the stored tensor that holds these parts, from the parameters' (one layer's) shapes."""
+    stored = [part.stored_shape(shape) for part, shape in zip(parts, shapes, strict=True)]
+    axis = parts[0].fused
+    if axis is None:
+        return stored[0]
+    return (*stored[0][:axis], sum(shape[axis] for shape in stored), *stored[0][axis + 1 :])
+
+
+def join(parts: Sequence[Tensor], params: Sequence[np.ndarray]) -> np.ndarray:
+    """The stored tensor of its parts' parameters (one layer's), whole."""
+    stored = [part.to_stored(param) for part, param in zip(parts, params, strict=True)]
+    return stored[0] if parts[0].fused is None else np.concatenate(stored, parts[0].fused)
 
 
 def _merged(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
@@ -92,6 +126,8 @@ class Family:
       model_types: values of `model_type` in `config.json`.
       config: translates the dict; raises UserError on what it can not express.
       tensors: every tensor of a checkpoint, once.
+      aliases: (pattern, replacement) of names in files that spell the table's names otherwise; `re.sub`, in order.
+      ignored: pattern of tensors that hold nothing which the config does not say, or belong to another modality.
       gguf_architectures: values of `general.architecture` in GGUF files.
       gguf_interleaved: the GGUF converter of this family stores q and k with rotary pairs interleaved.
     """
@@ -100,8 +136,18 @@ class Family:
     model_types: tuple[str, ...]
     config: Callable[[Mapping[str, Any]], DecoderConfig]
     tensors: tuple[Tensor, ...]
+    aliases: tuple[tuple[str, str], ...] = ()
+    ignored: str = r"\.rotary_emb\.inv_freq$"
     gguf_architectures: tuple[str, ...] = ()
     gguf_interleaved: bool = False
+
+    def stored(self, config: DecoderConfig) -> dict[str, tuple[Tensor, ...]]:
+        """The tensors of a checkpoint of this config: name, `{layer}` in it, and parts; several if fused."""
+        parts: dict[str, tuple[Tensor, ...]] = {}
+        for tensor in self.tensors:
+            if tensor.exists(config):
+                parts[tensor.name] = (*parts.get(tensor.name, ()), tensor)
+        return parts
 
 
 # Keys that change the mathematics, with the values under which they change nothing. A family that handles
