@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,103 +14,157 @@ from jaxtyping import Array, Float, Int
 
 from smallr.models.attention import attention
 from smallr.models.config import DecoderConfig
-from smallr.models.linear import linear
-from smallr.models.rope import apply_rope, rope_tables
+from smallr.models.norms import RMSNorm, norm
+from smallr.models.parameters import normal, param
+from smallr.models.projection import project
+from smallr.models.rope import apply_rope, layer_ropes, rope_tables
 from smallr.sharding import constrain
 
-INIT_STDDEV = 0.02
 # What remat="dots" keeps: the products of a layer, in the compute dtype, and the attention's statistics.
 SAVED_NAMES = ("projection", "attention_out", "attention_lse")
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 (arXiv 1910.07467, eq. 4)."""
-
-    def __init__(self, dim: int, eps: float, layers: tuple[int, ...] = ()):
-        self.eps = eps
-        self.scale = _param(jnp.ones, (dim,), (None,), layers)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The normed activations, in x's dtype."""
-        wide = x.astype(jnp.float32)
-        rms = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * rms * self.scale[...]).astype(x.dtype)
+NO_WINDOW = 2**31 - 1  # a traced window that bounds nothing
 
 
 class Table(nnx.Module):
-    """A row per token id: the embedding, or an untied head."""
+    """A row per token id (the embedding, an untied head) or per learned position."""
 
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.table = _param(_normal(rngs), (config.vocab_size, config.d_model), ("vocab", "embed"))
+    def __init__(self, rows: int, axis: str | None, config: DecoderConfig, rngs: nnx.Rngs):
+        self.axis = axis
+        self.table = param(normal(rngs), (rows, config.d_model), (axis, "embed"))
+
+    def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """The rows of these ids, float32."""
+        # Each device looks up its own rows of the batch, so it needs the whole width of the table.
+        return constrain(self.table[...], self.axis, "activation_embed")[ids]
+
+
+class _Kind(NamedTuple):
+    """How a layer differs from others; None where none does."""
+
+    window: Int[Array, "*layers"] | None
+    rope: Int[Array, "*layers"] | None  # index among the tables
+
+
+class LayerInputs(NamedTuple):
+    """What a layer reads beside the residual stream. `window` and `rope` are the layer's own."""
+
+    positions: Int[Array, "B T"]
+    horizon: Int[Array, "B T"]
+    window: int | Int[Array, ""] | None
+    rope: tuple[Float[Array, "B T half"], Float[Array, "B T half"]] | None
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention, with rotary positions or none."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, layers: tuple[int, ...]):
         self.config = config
-        d_model, dim, init = config.d_model, config.head_dim, _normal(rngs)
-        self.q = _param(init, (d_model, config.num_heads, dim), ("embed", "heads", "head_dim"), layers)
-        self.k = _param(init, (d_model, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), layers)
-        self.v = _param(init, (d_model, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), layers)
-        self.o = _param(init, (config.num_heads, dim, d_model), ("heads", "head_dim", "embed"), layers)
+        d_model, dim, init = config.d_model, config.head_dim, normal(rngs)
+        self.q = param(init, (d_model, config.num_heads, dim), ("embed", "heads", "head_dim"), layers)
+        self.k = param(init, (d_model, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), layers)
+        self.v = param(init, (d_model, config.num_kv_heads, dim), ("embed", "kv_heads", "head_dim"), layers)
+        self.o = param(init, (config.num_heads, dim, d_model), ("heads", "head_dim", "embed"), layers)
         if config.qkv_bias:
-            self.q_bias = _param(jnp.zeros, (config.num_heads, dim), ("heads", "head_dim"), layers)
-            self.k_bias = _param(jnp.zeros, (config.num_kv_heads, dim), ("kv_heads", "head_dim"), layers)
-            self.v_bias = _param(jnp.zeros, (config.num_kv_heads, dim), ("kv_heads", "head_dim"), layers)
+            self.q_bias = param(jnp.zeros, (config.num_heads, dim), ("heads", "head_dim"), layers)
+            self.k_bias = param(jnp.zeros, (config.num_kv_heads, dim), ("kv_heads", "head_dim"), layers)
+            self.v_bias = param(jnp.zeros, (config.num_kv_heads, dim), ("kv_heads", "head_dim"), layers)
+        if config.o_bias:
+            self.o_bias = param(jnp.zeros, (d_model,), (None,), layers)
+        if config.qk_norm != "none":
+            self.q_norm = self._head_norm(config.num_heads, "heads", layers)
+            self.k_norm = self._head_norm(config.num_kv_heads, "kv_heads", layers)
 
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        rope: tuple[Float[Array, "B T half"], Float[Array, "B T half"]],
-        positions: Int[Array, "B T"],
-        horizon: Int[Array, "B T"],
-    ) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
         """The mixed and projected values."""
         config = self.config
-        q, k, v = (self._project(x, name) for name in ("q", "k", "v"))
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        q, k, v = (checkpoint_name(value, "projection") for value in (q, k, v))
-        mixed = attention(q, k, v, horizon, positions, config.window, config.attention_softcap, impl=config.attention)
-        return linear(mixed, self.o[...], dtype=config.dtype, inputs=2)
+        q, k, v = (checkpoint_name(self._project(x, name), "projection") for name in ("q", "k", "v"))
+        if config.qk_norm != "none":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if inputs.rope is not None:
+            q, k = apply_rope(q, *inputs.rope), apply_rope(k, *inputs.rope)
+        mixed = attention(
+            *(q, k, v, inputs.horizon, inputs.positions, inputs.window),
+            softcap=config.attention_softcap,
+            scale=config.query_scale,
+            impl=config.attention,
+        )
+        bias = self.o_bias[...] if config.o_bias else None
+        return project(self, "o", mixed, bias, dtype=config.dtype, inputs=2)
 
     def _project(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T heads head_dim"]:
         bias = getattr(self, f"{name}_bias")[...] if self.config.qkv_bias else None
-        return linear(x, getattr(self, name)[...], bias, dtype=self.config.dtype)
+        return project(self, name, x, bias, dtype=self.config.dtype)
+
+    def _head_norm(self, heads: int, axis: str, layers: tuple[int, ...]) -> RMSNorm:
+        config = self.config
+        shape, axes = ((config.head_dim,), ("head_dim",))
+        if config.qk_norm == "all":
+            shape, axes = (heads, *shape), (axis, *axes)
+        return RMSNorm(shape, axes, config.norm_eps, config.norm_offset, layers)
+
+
+_ACTIVATIONS: Mapping[str, Callable] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class MLP(nnx.Module):
-    """SwiGLU: (silu(x gate) * (x up)) down (arXiv 2002.05202, eq. 6)."""
+    """(act(x gate) * (x up)) down (arXiv 2002.05202, eq. 6), or act(x up) down."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, layers: tuple[int, ...]):
-        self.dtype = config.dtype
-        init = _normal(rngs)
-        self.gate = _param(init, (config.d_model, config.d_ff), ("embed", "mlp"), layers)
-        self.up = _param(init, (config.d_model, config.d_ff), ("embed", "mlp"), layers)
-        self.down = _param(init, (config.d_ff, config.d_model), ("mlp", "embed"), layers)
+        self.config = config
+        init = normal(rngs)
+        if config.gated_mlp:
+            self.gate = param(init, (config.d_model, config.d_ff), ("embed", "mlp"), layers)
+        self.up = param(init, (config.d_model, config.d_ff), ("embed", "mlp"), layers)
+        self.down = param(init, (config.d_ff, config.d_model), ("mlp", "embed"), layers)
+        if config.mlp_bias:
+            if config.gated_mlp:
+                self.gate_bias = param(jnp.zeros, (config.d_ff,), ("mlp",), layers)
+            self.up_bias = param(jnp.zeros, (config.d_ff,), ("mlp",), layers)
+            self.down_bias = param(jnp.zeros, (config.d_model,), (None,), layers)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """The gated product, in the compute dtype."""
-        gate = checkpoint_name(linear(x, self.gate[...], dtype=self.dtype), "projection")
-        up = checkpoint_name(linear(x, self.up[...], dtype=self.dtype), "projection")
-        gated = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-        return linear(gated, self.down[...], dtype=self.dtype)
+        act = _ACTIVATIONS[self.config.activation]
+        if self.config.gated_mlp:
+            gate = checkpoint_name(self._project(x, "gate"), "projection")
+            up = checkpoint_name(self._project(x, "up"), "projection")
+            hidden = act(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+        else:
+            hidden = act(checkpoint_name(self._project(x, "up"), "projection").astype(jnp.float32))
+        return self._project(hidden, "down")
+
+    def _project(self, x: Float[Array, "B T inputs"], name: str) -> Float[Array, "B T outputs"]:
+        bias = getattr(self, f"{name}_bias")[...] if self.config.mlp_bias else None
+        return project(self, name, x, bias, dtype=self.config.dtype)
 
 
 class Block(nnx.Module):
-    """A pre-norm layer. Built with a leading "layers" axis on every parameter; called on one layer's slice."""
+    """A layer. Built with a leading "layers" axis on every parameter; called on one layer's slice."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, layers: tuple[int, ...]):
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps, layers)
+        self.config = config
         self.attention = Attention(config, rngs, layers)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps, layers)
         self.mlp = MLP(config, rngs, layers)
+        if config.norm_place in ("before", "both"):
+            self.attention_norm, self.mlp_norm = norm(config, layers), norm(config, layers)
+        if config.norm_place in ("after", "both"):
+            self.attention_post_norm, self.mlp_post_norm = norm(config, layers), norm(config, layers)
 
-    def __call__(self, x, rope, positions, horizon) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
         """The residual stream after this layer."""
-        x = x + self.attention(self.attention_norm(x), rope, positions, horizon)
-        x = x + self.mlp(self.mlp_norm(x))
+        x = x + self._normed("attention", x, lambda x: self.attention(x, inputs))
+        x = x + self._normed("mlp", x, self.mlp)
         return constrain(x, "batch", "tokens", "activation_embed")
+
+    def _normed(self, name: str, x: Float[Array, "B T D"], part: Callable) -> Float[Array, "B T D"]:
+        """`part` between the norms of the family."""
+        place = self.config.norm_place
+        x = part(x if place == "after" else getattr(self, f"{name}_norm")(x))
+        return x if place == "before" else getattr(self, f"{name}_post_norm")(x)
 
 
 class Decoder(nnx.Module):
@@ -120,11 +176,13 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.embed = Table(config, rngs)
+        self.embed = Table(config.vocab_size, "vocab", config, rngs)
+        if config.learned_positions:
+            self.position = Table(config.max_positions, None, config, rngs)
         self.layers = Block(config, rngs, (config.num_layers,))
-        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.final_norm = norm(config)
         if not config.tie_embeddings:
-            self.head = Table(config, rngs)
+            self.head = Table(config.vocab_size, "vocab", config, rngs)
 
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], horizon: Int[Array, "B T"]
@@ -133,28 +191,57 @@ class Decoder(nnx.Module):
 
         Args:
           tokens: ids below vocab_size.
-          positions: position within the example, for the rotary embedding.
+          positions: position within the example.
           horizon: first query index that no longer sees this key; 0 for padding, whose hidden states mean nothing.
         """
         config = self.config
         # The residual stream is float32 in every compute dtype: in bfloat16 its roundings alone would double the
         # error of a completion's log-prob. The lookup's gradients of one token's many places add up in float32 too.
-        # Each device looks up its own rows of the batch, so it needs the whole width of the table.
-        table = constrain(self.embed.table[...], "vocab", "activation_embed")
-        x = table[tokens]
+        x = self.embed(tokens) * config.embedding_scale
+        if config.learned_positions:
+            x = x + self.position(positions)
         x = constrain(x, "batch", "tokens", "activation_embed")
-        rope = rope_tables(positions, config)
         graphdef, stacked = nnx.split(self.layers)
+        of_layer, pattern = _layer_inputs(config, positions, horizon)
 
-        def layer(x, weights):
-            return nnx.merge(graphdef, weights)(x, rope, positions, horizon), None
+        def layer(x, scanned):
+            weights, kind = scanned
+            return nnx.merge(graphdef, weights)(x, of_layer(kind)), None
 
-        x, _ = jax.lax.scan(_remat(layer, config.remat), x, stacked)
+        x, _ = jax.lax.scan(_remat(layer, config.remat), x, (stacked, pattern))
         return self.final_norm(x).astype(config.dtype)
 
     def unembedding(self) -> Float[Array, "V D"]:
         """The head's float32 master: logits are hidden · unembeddingᵀ. The embedding itself when tied."""
         return (self.embed if self.config.tie_embeddings else self.head).table[...]
+
+
+def _layer_inputs(
+    config: DecoderConfig, positions: Int[Array, "B T"], horizon: Int[Array, "B T"]
+) -> tuple[Callable[[_Kind], LayerInputs], _Kind]:
+    """What tells layers apart, as arrays to scan over, and the function from a layer's slice to its inputs.
+
+    One scanned program serves every pattern of layers. What all layers share stays static.
+    """
+    windows, ropes = config.layer_windows, layer_ropes(config)
+    kinds = sorted(set(ropes))
+    tables = None
+    if kinds != ["none"]:
+        each = [rope_tables(positions, config, kind) for kind in kinds]
+        tables = each[0] if len(kinds) == 1 else jax.tree.map(lambda *arrays: jnp.stack(arrays), *each)
+    pattern = _Kind(
+        None
+        if len(set(windows)) == 1
+        else jnp.asarray([NO_WINDOW if window is None else window for window in windows]),
+        None if len(kinds) == 1 else jnp.asarray([kinds.index(rope) for rope in ropes]),
+    )
+
+    def of_layer(kind: _Kind) -> LayerInputs:
+        window = windows[0] if kind.window is None else kind.window
+        rope = tables if kind.rope is None else jax.tree.map(lambda table: table[kind.rope], tables)
+        return LayerInputs(positions, horizon, window, rope)
+
+    return of_layer, pattern
 
 
 def _remat(layer: Callable, remat: str) -> Callable:
@@ -163,14 +250,3 @@ def _remat(layer: Callable, remat: str) -> Callable:
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES) if remat == "dots" else None
     # Inside a scan XLA can not merge the second computation with the first, so the costly guard is not needed.
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
-
-
-def _param(
-    init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], layers: tuple[int, ...] = ()
-) -> nnx.Param:
-    """A float32 parameter, with a leading "layers" axis if `layers` gives its length."""
-    return nnx.Param(init((*layers, *shape)), axes=(*("layers" for _ in layers), *axes))
-
-
-def _normal(rngs: nnx.Rngs) -> Callable:
-    return lambda shape: INIT_STDDEV * jax.random.normal(rngs.params(), shape, jnp.float32)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import importlib.metadata
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,16 @@ class ModelSource:
       config: what the file says, to be computed in the default way.
       make_tokenizer: builds the tokenizer.
       make_reader: opens the weights; None for seeded random ones.
+      hf: the `config.json` that `config` was read from, or one that says the same.
+      folder: of a model in Hugging Face layout, whose other files an export takes over as they are.
     """
 
     name: str
     config: DecoderConfig
     make_tokenizer: Callable[[], PreTrainedTokenizerFast]
     make_reader: Callable[[], TensorReader] | None
+    hf: Mapping[str, Any]
+    folder: Path | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's tokenizer.
@@ -123,12 +127,13 @@ def _gguf_source(name: str, path: Path) -> ModelSource:
     from smallr.models.gguf_tokenizer import gguf_tokenizer
 
     file = GGUFFile(path)
-    return ModelSource(name, file.config, lambda: gguf_tokenizer(file), lambda: file)
+    return ModelSource(name, file.config, lambda: gguf_tokenizer(file), lambda: file, file.hf_config())
 
 
 def _folder_source(name: str, folder: Path) -> ModelSource:
-    config = DecoderConfig.from_hf(read_config(folder))
-    return ModelSource(name, config, lambda: folder_tokenizer(folder), lambda: SafetensorsFolder(folder))
+    hf = read_config(folder)
+    config = DecoderConfig.from_hf(hf)
+    return ModelSource(name, config, lambda: folder_tokenizer(folder), lambda: SafetensorsFolder(folder), hf, folder)
 
 
 def _tiny_source() -> ModelSource:
@@ -136,19 +141,20 @@ def _tiny_source() -> ModelSource:
     from smallr.models.gguf import GGUFFile
     from smallr.models.gguf_tokenizer import gguf_tokenizer
 
-    config = DecoderConfig(
-        vocab_size=49152,
-        num_layers=2,
-        d_model=64,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        d_ff=128,
-        tie_embeddings=True,
-        max_positions=8192,
-    )
+    hf = {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
+    }
     path = _smollm2_file()
-    return ModelSource(TINY, config, lambda: gguf_tokenizer(GGUFFile(path)), None)
+    return ModelSource(TINY, DecoderConfig.from_hf(hf), lambda: gguf_tokenizer(GGUFFile(path)), None, hf)
 
 
 def _smollm2_file() -> Path:
