@@ -35,11 +35,12 @@ def attention(
     v: Float[Array, "B T K D"],
     horizon: Int[Array, "B T"],
     positions: Int[Array, "B T"],
-    window: int | None = None,
+    window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
+    scale: float | None = None,
     impl: str = "xla",
 ) -> Float[Array, "B T H D"]:
-    """softmax(q kᵀ / √D) v over the visible keys; scores, softmax and sums in float32.
+    """softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
 
     Args:
       q: queries after the rotary embedding; their H heads are K groups.
@@ -47,8 +48,10 @@ def attention(
       v: values, likewise.
       horizon: first query index that no longer sees this key; 0 for padding.
       positions: position within the example; read only with a window.
-      window: None, or a query sees positions at most window - 1 back.
+      window: None, or a query sees positions at most window - 1 back. May be traced: layers with different windows
+        are one scanned program.
       softcap: None, or scores become softcap * tanh(score / softcap) (Gemma 2, arXiv 2408.00118, section 2).
+      scale: None for 1 / √D.
       impl: "xla", which runs on every backend.
 
     Returns:
@@ -62,7 +65,7 @@ def attention(
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
-    return _attend(q, k, v, horizon, positions, window, softcap)
+    return _attend(q, k, v, horizon, positions, window, softcap, q.shape[3] ** -0.5 if scale is None else scale)
 
 
 class _Rule(NamedTuple):
@@ -74,23 +77,23 @@ class _Rule(NamedTuple):
     count: Int[Array, ""]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q, k, v, horizon, positions, window, softcap):
-    return _attend_forward(q, k, v, horizon, positions, window, softcap)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attend(q, k, v, horizon, positions, window, softcap, scale):
+    return _attend_forward(q, k, v, horizon, positions, window, softcap, scale)[0]
 
 
-def _attend_forward(q, k, v, horizon, positions, window, softcap):
-    tiles = functools.partial(_forward_tiles, window=window, softcap=softcap)
-    out, lse = _by_platform(tiles, q, k, v, horizon, positions)
+def _attend_forward(q, k, v, horizon, positions, window, softcap, scale):
+    tiles = functools.partial(_forward_tiles, softcap=softcap, scale=scale)
+    out, lse = _by_platform(tiles, q, k, v, horizon, positions, window)
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, horizon, positions, out, lse)
+    return out, (q, k, v, horizon, positions, window, out, lse)
 
 
-def _attend_backward(window, softcap, residuals, dout):
-    q, k, v, horizon, positions, out, lse = residuals
+def _attend_backward(softcap, scale, residuals, dout):
+    q, k, v, horizon, positions, window, out, lse = residuals
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    tiles = functools.partial(_backward_tiles, window=window, softcap=softcap)
-    return *_by_platform(tiles, q, k, v, horizon, positions, dout, lse, delta), None, None
+    tiles = functools.partial(_backward_tiles, softcap=softcap, scale=scale)
+    return *_by_platform(tiles, q, k, v, horizon, positions, window, dout, lse, delta), None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -102,9 +105,9 @@ def _by_platform(tiles, q, *args):
     return lax.platform_dependent(q, *args, cpu=choices[0], default=choices[1])
 
 
-def _forward_tiles(q, k, v, horizon, positions, *, tile, window, softcap):
+def _forward_tiles(q, k, v, horizon, positions, window, *, tile, softcap, scale):
     """Returns out [B T H D] in q's dtype and the log-sum-exp [B T H] float32."""
-    _, length, heads, dim = q.shape
+    _, length, heads, _ = q.shape
     groups = heads // k.shape[2]
     rule = _rule(horizon, positions, tile, window)
     queries, keys, values = _blocked(q, tile, groups), _blocked(k, tile), _blocked(v, tile)
@@ -113,7 +116,7 @@ def _forward_tiles(q, k, v, horizon, positions, *, tile, window, softcap):
         top, total, mixed = state
         i, j = jnp.divmod(rule.pairs[place], len(queries))
         bias = _bias(rule, i, j, tile, window)[:, None, None]
-        scores = _scores(_dot("bkqd,bksd->bkqs", _at(queries, i), _at(keys, j)), dim, softcap)
+        scores = _scores(_dot("bkqd,bksd->bkqs", _at(queries, i), _at(keys, j)), scale, softcap)
         scores = (scores.reshape(*scores.shape[:2], groups, tile, tile) + bias).reshape(scores.shape)
         old_top = _at(top, i)
         # top never falls below MASKED / 2: exp(MASKED - top) is 0 even where a query sees nothing in this tile.
@@ -135,13 +138,13 @@ def _forward_tiles(q, k, v, horizon, positions, *, tile, window, softcap):
     return _unblocked(mixed / total[..., None], length, groups).astype(q.dtype), _unblocked(lse, length, groups)[..., 0]
 
 
-def _backward_tiles(q, k, v, horizon, positions, dout, lse, delta, *, tile, window, softcap):
+def _backward_tiles(q, k, v, horizon, positions, window, dout, lse, delta, *, tile, softcap, scale):
     """Gradients of q, k and v from recomputed scores.
 
     Tiles are keys × queries here, and the queries' gradient is built as [D, q], so that every product has
     its contracted axis where a CPU wants it (see `transpose_minor`) and only the keys are transposed, once.
     """
-    _, length, heads, dim = q.shape
+    _, length, heads, _ = q.shape
     groups = heads // k.shape[2]
     rule = _rule(horizon, positions, tile, window)
     queries, keys, values = _blocked(q, tile, groups), _blocked(k, tile), _blocked(v, tile)
@@ -154,11 +157,11 @@ def _backward_tiles(q, k, v, horizon, positions, dout, lse, delta, *, tile, wind
         i, j = jnp.divmod(rule.pairs[place], len(queries))
         query, key, value, dmixed = _at(queries, i), _at(keys, j), _at(values, j), _at(douts, i)
         bias = _bias(rule, i, j, tile, window, keys_first=True)[:, None, :, None]
-        raw = _scores(_dot("bksd,bkqd->bksq", key, query), dim, softcap)
+        raw = _scores(_dot("bksd,bkqd->bksq", key, query), scale, softcap)
         scores = (raw.reshape(*raw.shape[:3], groups, tile) + bias).reshape(raw.shape)
         weights = jnp.exp(scores - _at(lses, i)[:, :, None])
         dweights = _dot("bksd,bkqd->bksq", value, dmixed)
-        dscores = weights * (dweights - _at(deltas, i)[:, :, None]) * dim**-0.5
+        dscores = weights * (dweights - _at(deltas, i)[:, :, None]) * scale
         if softcap is not None:
             dscores *= 1 - (raw / softcap) ** 2
         dscores, weights = dscores.astype(q.dtype), weights.astype(q.dtype)
@@ -174,7 +177,9 @@ def _backward_tiles(q, k, v, horizon, positions, dout, lse, delta, *, tile, wind
     return dq.astype(q.dtype), _unblocked(dk, length).astype(k.dtype), _unblocked(dv, length).astype(v.dtype)
 
 
-def _rule(horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | None) -> _Rule:
+def _rule(
+    horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | Int[Array, ""] | None
+) -> _Rule:
     """Blocks the rule, and lists the tiles in which any row may have a visible pair."""
     horizon, positions = (_blocked(x[..., None, None], tile)[:, :, 0, :, 0] for x in (horizon, positions))
     count = len(horizon)
@@ -188,7 +193,12 @@ def _rule(horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, w
 
 
 def _bias(
-    rule: _Rule, i: Int[Array, ""], j: Int[Array, ""], tile: int, window: int | None, keys_first: bool = False
+    rule: _Rule,
+    i: Int[Array, ""],
+    j: Int[Array, ""],
+    tile: int,
+    window: int | Int[Array, ""] | None,
+    keys_first: bool = False,
 ) -> Float[Array, "B t s"]:
     """0 where the queries of tile i see the keys of tile j, else MASKED; [B s t] with `keys_first`."""
     query_axis, key_axis = (2, 1) if keys_first else (1, 2)
@@ -232,6 +242,6 @@ def _dot(equation, a, b):
     return jnp.einsum(equation, a, b, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
-def _scores(products, dim, softcap):
-    products = products * dim**-0.5
+def _scores(products, scale, softcap):
+    products = products * scale
     return products if softcap is None else softcap * jnp.tanh(products / softcap)
