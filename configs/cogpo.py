@@ -2,9 +2,9 @@
 
 Command:   python -m smallr.train --config=configs/cogpo.py        (or: make train)
 Smoke:     python -m smallr.train --config=configs/cogpo.py:smoke
-Hardware:  2 CPU cores with 3 GiB; any GPU or TPU.
-Time:      HOLD
-Expect:    HOLD
+Hardware:  2 CPU cores with 3 GiB of memory free, or any GPU or TPU.
+Time:      8 minutes on two shared cores of a Xeon with AMX, reference included; later runs skip the reference.
+Expect:    held-out accuracy 0.50 -> 0.77 (small gap 0.95, medium 0.50, large 0.85), margin 0 -> 1.25.
 Another loss with a beta per gap: --config=configs/cogpo.py:ipo, or :ipo,smoke
 """
 

@@ -2,6 +2,9 @@
 
 Command:   python -m smallr.train --config=configs/dpo.py
 Smoke:     python -m smallr.train --config=configs/dpo.py:smoke
+Hardware:  2 CPU cores with 3 GiB of memory free, or any GPU or TPU.
+Time:      8 minutes on two shared cores of a Xeon with AMX.
+Expect:    held-out accuracy 0.50 -> 0.73 (small gap 0.95, medium 0.35, large 0.90), margin 0 -> 0.79.
 """
 
 from ml_collections import ConfigDict
