@@ -48,8 +48,8 @@ class StructureMismatchError(UserError):
     """The checkpoint is intact but holds another state: other names, shapes or dtypes."""
 
 
-class _DamagedError(Exception):
-    """This checkpoint cannot be restored; the reason is the message."""
+class DamagedError(Exception):
+    """A checkpoint cannot be restored; the reason is the message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Checkpointer:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 envelope, leaves = self._read(step, targets)
-            except _DamagedError as error:
+            except DamagedError as error:
                 damaged[step] = str(error)
                 logging.warning(
                     "checkpoint %s is damaged (%s): trying the one before", self._directory / str(step), error
@@ -207,7 +207,7 @@ class Checkpointer:
         """The envelope and the leaves of one checkpoint, verified; all processes agree on the outcome."""
         folder = self._directory / str(step)
         with _same_on_all_processes():
-            envelope = _unseal(folder / "metadata" / "metadata", step)
+            envelope = unseal(folder / "metadata" / "metadata", step)
         differences = _differences(envelope["leaves"], targets)
         if differences:
             raise StructureMismatchError(_mismatch_message(folder, differences))
@@ -215,7 +215,7 @@ class Checkpointer:
             leaves = _read_arrays(self._handler, folder / "state", targets)
         digest = named_digest(leaves)
         if digest != envelope["digest"]:
-            raise _DamagedError(
+            raise DamagedError(
                 f"the arrays are not those that were saved (digest {digest[:12]}…, saved {envelope['digest'][:12]}…)"
             )
         return envelope, leaves
@@ -324,20 +324,26 @@ def _seal(envelope: dict[str, Any]) -> dict[str, Any]:
     return json.loads(text) | {"checksum": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _unseal(path: epath.Path, step: int) -> dict[str, Any]:
+def unseal(path: epath.Path, step: int) -> dict[str, Any]:
+    """The envelope of the checkpoint of `step`, from its metadata file.
+
+    Raises:
+      DamagedError: the file is missing or not what was saved.
+      CheckpointError: it has a newer format.
+    """
     if not path.exists():
-        raise _DamagedError(f"{path.parent.name}/{path.name} is missing")
+        raise DamagedError(f"{path.parent.name}/{path.name} is missing")
     try:
         envelope = json.loads(path.read_text())
         checksum = envelope.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _DamagedError(f"metadata is not what was saved ({type(error).__name__}: {error})") from error
+        raise DamagedError(f"metadata is not what was saved ({type(error).__name__}: {error})") from error
     if envelope.get("format", _FORMAT) > _FORMAT:
         raise CheckpointError(f"{path.parent.parent} was written by a newer smallr (format {envelope['format']})")
     if _seal(envelope)["checksum"] != checksum:
-        raise _DamagedError("metadata is not what was saved (checksum)")
+        raise DamagedError("metadata is not what was saved (checksum)")
     if envelope["step"] != step:
-        raise _DamagedError(f"it is the checkpoint of step {envelope['step']}, not of step {step}")
+        raise DamagedError(f"it is the checkpoint of step {envelope['step']}, not of step {step}")
     return envelope
 
 
@@ -375,7 +381,7 @@ def _mismatch_message(folder: epath.Path, differences: list[str]) -> str:
 
 @contextlib.contextmanager
 def _same_on_all_processes() -> Iterator[None]:
-    """Turns a failure to read into `_DamagedError`, in all processes if it happens in one of them."""
+    """Turns a failure to read into `DamagedError`, in all processes if it happens in one of them."""
     failure: Exception | None = None
     try:
         yield
@@ -384,15 +390,15 @@ def _same_on_all_processes() -> Iterator[None]:
     everywhere = _all_true(failure is None)
     if failure is not None and not _is_damage(failure):
         raise failure
-    if isinstance(failure, _DamagedError):
+    if isinstance(failure, DamagedError):
         raise failure
     if failure is not None:
-        raise _DamagedError(_root_cause(failure)) from failure
+        raise DamagedError(root_cause(failure)) from failure
     if not everywhere:
-        raise _DamagedError("another process could not read it")
+        raise DamagedError("another process could not read it")
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The first line of what went wrong at the bottom: Orbax wraps it in screens of TensorStore settings."""
     while error.__cause__ is not None:
         error = error.__cause__

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,10 +49,18 @@ def tree_digest(tree: Any) -> str:
 def named_digest(leaves: Mapping[str, Any]) -> str:
     """`tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
     # All are dispatched before the first is awaited.
-    lanes = [(name, leaf, _leaf_lanes(name, leaf)) for name, leaf in sorted(leaves.items())]
+    lanes = [(name, leaf_signature(leaf), _leaf_lanes(name, leaf)) for name, leaf in sorted(leaves.items())]
+    return _combine(lanes)
+
+
+def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], read: Callable[[str], Any]) -> str:
+    """`named_digest` of leaves that `read(name)` gets one after the other, so that one at a time is held."""
+    return _combine((name, signatures[name], _leaf_lanes(name, read(name))) for name in sorted(signatures))
+
+
+def _combine(lanes: Iterable[tuple[str, tuple[str, Sequence[int]], UInt32[Array, "2"]]]) -> str:
     total = hashlib.sha256(_FORMAT.encode())
-    for name, leaf, lane in lanes:
-        dtype, shape = leaf_signature(leaf)
+    for name, (dtype, shape), lane in lanes:
         line = json.dumps([name, dtype, list(shape), [int(x) for x in np.asarray(lane)]])
         total.update(b"\n" + line.encode())
     return total.hexdigest()

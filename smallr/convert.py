@@ -1,0 +1,40 @@
+"""Write a model for transformers, vLLM and llama.cpp: python -m smallr.convert --from=RUN_OR_MODEL --to=FOLDER
+
+RUN_OR_MODEL is the workdir of a run (its newest intact checkpoint is taken), the folder of one checkpoint
+(runs/a/checkpoints/100), or any model that config.model takes, e.g. a .gguf file. FOLDER appears when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+from absl import app, flags, logging
+
+from smallr.errors import UserError
+
+FROM = flags.DEFINE_string("from", None, "Run, checkpoint, or any model that training takes", required=True)
+TO = flags.DEFINE_string("to", None, "Folder to write; must not exist, or be empty", required=True)
+DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of the weights: bfloat16 | float32 (exact) | float16")
+SHARD_SIZE = flags.DEFINE_string("shard-size", "5GB", "Largest weight file")
+
+
+def main(argv: list[str]) -> None:
+    """Runs `training.exporting.convert`; errors of the user's making are one line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+
+    from smallr.training.exporting import convert
+
+    try:
+        print(convert(FROM.value, Path(TO.value), dtype=DTYPE.value, shard_size=SHARD_SIZE.value))
+    except UserError as error:
+        sys.exit(f"smallr: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,206 @@
+"""A model as a folder in Hugging Face layout: the inverse of loading, by the same tables."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from smallr.errors import UserError
+from smallr.models.config import DecoderConfig
+from smallr.models.decoder import Decoder
+from smallr.models.families import FAMILIES, Tensor
+from smallr.models.hf import HUB_FILES
+from smallr.models.loading import ModelSource
+from smallr.models.rope import rope_frequencies
+from smallr.models.safetensors_writer import SafetensorsWriter
+
+# Taken over from the base model's folder as they are; weights, config and card are written anew.
+COPIED = (*(pattern for pattern in HUB_FILES if not pattern.startswith(("model", "config"))), "LICENSE*", "NOTICE*")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def write_model(
+    target: Path,
+    source: ModelSource,
+    read: Callable[[str], np.ndarray],
+    *,
+    dtype: str,
+    shard_bytes: int,
+    card: str,
+) -> None:
+    """Writes a whole model folder, which appears at once when it is complete.
+
+    Args:
+      target: the folder; it may exist if it is empty.
+      source: what was trained: it gives config, tokenizer and the layout of the tensors.
+      read: gives the float32 array of a parameter by its dotted path; of a layer's, stacked. Called once for each.
+      dtype: of the stored tensors: float32, bfloat16 or float16.
+      shard_bytes: largest weight file.
+      card: text of README.md.
+
+    Raises:
+      UserError: the target is not empty, the weights are not finite, or config.json cannot express the model.
+    """
+    config = config_json(source, dtype)
+    with new_folder(target) as folder:
+        with SafetensorsWriter(folder, tensor_shapes(source.config), dtype, shard_bytes) as writer:
+            for name, value in stored_tensors(source.config, read):
+                writer.write(name, value)
+        write_tokenizer(folder, source)
+        if not (folder / "generation_config.json").exists():
+            ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
+            write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+        write_json(folder / "config.json", config)
+        (folder / "README.md").write_text(card)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that is renamed to it at the end, or removed after an error.
+
+    Raises:
+      UserError: the target is there and not an empty folder, or cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder: choose another --to, or remove it first")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written ({error})") from error
+    try:
+        yield folder
+        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        os.rename(folder, target)  # replaces an empty folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every stored tensor; layers one behind the other, so that a weight file holds whole layers."""
+    shapes = {}
+    params = parameter_shapes(config)
+    for tensor, layer in _places(config):
+        shape = params[tensor.param] if layer is None else params[tensor.param][1:]
+        shapes[tensor.name.format(layer=layer)] = tensor.stored_shape(shape)
+    return shapes
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of the decoder by its dotted path."""
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(state)}
+
+
+def stored_tensors(config: DecoderConfig, read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and value of every stored tensor; one parameter at a time is held."""
+    for tensor in _table(config):
+        value = read(tensor.param)
+        if "{layer}" not in tensor.name:
+            yield tensor.name, tensor.to_stored(value)
+            continue
+        for layer in range(config.num_layers):
+            yield tensor.name.format(layer=layer), tensor.to_stored(value[layer])
+
+
+def _table(config: DecoderConfig) -> list[Tensor]:
+    return [tensor for tensor in FAMILIES[config.family].tensors if tensor.exists(config)]
+
+
+def _places(config: DecoderConfig) -> Iterator[tuple[Tensor, int | None]]:
+    """Every stored tensor: its row of the table, and its layer."""
+    table = _table(config)
+    stacked = [tensor for tensor in table if "{layer}" in tensor.name]
+    first = table.index(stacked[0])
+    yield from ((tensor, None) for tensor in table[:first] if tensor not in stacked)
+    yield from ((tensor, layer) for layer in range(config.num_layers) for tensor in stacked)
+    yield from ((tensor, None) for tensor in table[first:] if tensor not in stacked)
+
+
+def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
+    """The `config.json` of the folder: that of the model which was trained, with the dtype of the new weights.
+
+    Raises:
+      UserError: the model comes from a file with a config that Hugging Face's classes cannot express.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = {key: value for key, value in source.hf.items() if value is not None and key != "_name_or_path"}
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "factors":
+        config["rope_scaling"] = _llama3_scaling(source)
+    config.setdefault("architectures", [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]])
+    if source.folder is None:
+        config.setdefault("hidden_act", "silu")
+        tokenizer = source.tokenizer()
+        config |= {key: getattr(tokenizer, key) for key in _TOKEN_IDS if getattr(tokenizer, key) is not None}
+    config.pop("torch_dtype", None)
+    # The key's name differs between versions of transformers; each reads its own.
+    config |= {"dtype": dtype, "torch_dtype": dtype}
+    _check_same(DecoderConfig.from_hf(config), source)
+    return config
+
+
+def _check_same(written: DecoderConfig, source: ModelSource) -> None:
+    expected = source.config
+    if np.array_equal(rope_frequencies(written), rope_frequencies(expected)):
+        written = dataclasses.replace(written, rope_scaling=expected.rope_scaling)
+    if written != expected:
+        fields = [f.name for f in dataclasses.fields(expected) if getattr(written, f.name) != getattr(expected, f.name)]
+        raise UserError(f"model {source.name!r}: config.json cannot express its {', '.join(fields)}")
+
+
+def _llama3_scaling(source: ModelSource) -> dict[str, Any]:
+    """The scaling whose divisors a GGUF file holds: Llama 3.1 and 3.2 differ in the factor alone."""
+    for factor in (8.0, 32.0):
+        scaling = {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+        config = DecoderConfig.from_hf({**source.hf, "rope_scaling": scaling})
+        if np.allclose(rope_frequencies(config), rope_frequencies(source.config), rtol=1e-6, atol=0):
+            return scaling
+    raise UserError(
+        f"model {source.name!r}: its rotary divisors are not those of Llama 3.1 or 3.2, so config.json cannot express "
+        "them; train from the model's Hugging Face folder to export it"
+    )
+
+
+def write_tokenizer(folder: Path, source: ModelSource) -> None:
+    """Tokenizer, chat template and generation config: the files of the model's folder, or rebuilt ones."""
+    tokenizer = source.tokenizer()  # also checks that there is one, and that it fits the embedding
+    if source.folder is None:
+        tokenizer.save_pretrained(str(folder))
+        path = folder / "tokenizer_config.json"
+        # transformers 5 writes a name of its own that earlier versions do not know.
+        write_json(path, json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        return
+    for pattern in COPIED:
+        for path in source.folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Indented, with sorted keys."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

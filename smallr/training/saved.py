@@ -1,0 +1,145 @@
+"""What a run has left on disk, opened to be read: its configuration, a checkpoint, its report. Nothing is changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from smallr.errors import UserError
+from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
+from smallr.training.digest import read_digest
+
+
+class SavedCheckpoint:
+    """One checkpoint, whose arrays are read one by one; see `smallr.training.checkpoints` for the layout."""
+
+    def __init__(self, folder: Path):
+        """Reads the checkpoint's metadata.
+
+        Raises:
+          DamagedError: it is not what was saved.
+        """
+        self.folder = folder
+        self.step = int(folder.name)
+        self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        self._envelope = unseal(epath.Path(folder.absolute()) / "metadata" / "metadata", self.step)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the run saved beside the state."""
+        return self._envelope["user"]
+
+    @property
+    def leaves(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """dtype and shape of every array, by name."""
+        return {name: (dtype, tuple(shape)) for name, (dtype, shape) in self._envelope["leaves"].items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One whole array.
+
+        Raises:
+          DamagedError: its bytes cannot be read.
+        """
+        dtype, shape = self.leaves[name]
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        args = ocp.args.PyTreeRestore(
+            item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
+        )
+        try:
+            return self._handler.restore(epath.Path(self.folder.absolute()) / "state", args=args)[name]
+        except Exception as error:  # Orbax has no one class for damage
+            raise DamagedError(f"{name}: {root_cause(error)}") from error
+
+    def verify(self) -> None:
+        """Reads all arrays once and compares their digest with the one taken when they were saved.
+
+        Raises:
+          DamagedError: they differ.
+        """
+        if read_digest(self.leaves, self.read) != self._envelope["digest"]:
+            raise DamagedError("the arrays are not those that were saved (digest)")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run's workdir and one of its checkpoints, verified.
+
+    Attributes:
+      config: the run's configuration, as a nested dict.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    checkpoint: SavedCheckpoint
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """`report.json` if it is of this checkpoint's step, else empty."""
+        path = self.workdir / "report.json"
+        report = json.loads(path.read_text()) if path.exists() else {}
+        return report if report.get("steps") == self.checkpoint.step else {}
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The last training metrics logged up to this checkpoint."""
+        path = self.workdir / "metrics.jsonl"
+        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        logged = [line for line in lines if line["split"] == "train" and line["step"] <= self.checkpoint.step]
+        return logged[-1] if logged else {}
+
+
+def find_run(path: Path) -> SavedRun | None:
+    """The run at `path`: a workdir, whose newest intact checkpoint is taken, or one checkpoint's folder.
+
+    Returns:
+      None if `path` is neither.
+
+    Raises:
+      UserError: a run without a checkpoint, all of them damaged, or without its configuration.
+    """
+    if (path / "checkpoints").is_dir():
+        return _newest(path)
+    if path.name.isdigit() and (path / "metadata" / "metadata").exists():
+        return SavedRun(*_configuration(path.parent.parent), _intact(path))
+    return None
+
+
+def _newest(workdir: Path) -> SavedRun:
+    folders = [folder for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit()]
+    if not folders:
+        raise UserError(f"{workdir}: the run has no checkpoint yet")
+    found = _configuration(workdir)
+    for folder in sorted(folders, key=lambda folder: int(folder.name), reverse=True):
+        try:
+            return SavedRun(*found, _intact(folder))
+        except CheckpointError as error:
+            logging.warning("%s: trying the one before", error)
+    raise CheckpointError(f"{workdir}: all {len(folders)} checkpoints are damaged")
+
+
+def _intact(folder: Path) -> SavedCheckpoint:
+    try:
+        checkpoint = SavedCheckpoint(folder)
+        checkpoint.verify()
+    except DamagedError as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged ({error})") from error
+    return checkpoint
+
+
+def _configuration(workdir: Path) -> tuple[Path, dict[str, Any]]:
+    path = workdir / "config.json"
+    try:
+        return workdir, json.loads(path.read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}), so it is not known which model was trained"
+        ) from error

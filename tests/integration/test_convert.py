@@ -1,0 +1,129 @@
+"""From a run to transformers: logits, files, kills, damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from smallr.errors import UserError
+from smallr.models.decoder import Decoder
+from smallr.models.loading import open_model
+from smallr.training.exporting import convert
+from smallr.training.loop import train
+from tests.models.helpers import param_at, whole
+from tests.runs import ROOT, environment, final_arrays, smoke
+
+OPTIONS = {"dtype": "float32", "shard_size": "5GB"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    train(smoke("cogpo", **{"checkpoint.every": 2, "optimizer.learning_rate": 0.02}), workdir)
+    return workdir
+
+
+def our_logits(workdir, tokens) -> np.ndarray:
+    decoder = Decoder(open_model("tiny-random").config, rngs=nnx.Rngs(0))
+    for name, value in final_arrays(workdir).items():
+        if name.startswith("params/"):
+            param_at(decoder, name.removeprefix("params/").replace("/", ".")).set_value(jnp.asarray(value))
+    return np.asarray(decoder(jnp.asarray(tokens), *whole(tokens.shape[1])) @ decoder.unembedding().T)
+
+
+def test_a_run_gives_the_same_logits_in_transformers(run, tmp_path):
+    out = tmp_path / "model"
+    assert "step 4" in convert(str(run), out, **OPTIONS)
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert model.dtype == torch.float32
+    tokens = np.random.default_rng(0).integers(0, 49152, (2, 50))
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens)).logits.numpy()
+    ours = our_logits(run, tokens)
+    assert np.ptp(ours) > 0.2, "the logits are all alike: the comparison would show nothing"
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    chat = [{"role": "user", "content": "What is 12 + 30?"}]
+    ours = open_model("tiny-random").tokenizer()
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == ours.apply_chat_template(chat, tokenize=False)
+    assert tokenizer("x = 123\n").input_ids == ours("x = 123\n").input_ids
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+    card = (out / "README.md").read_text()
+    report = json.loads((run / "report.json").read_text())
+    assert f"| margin | {report['before']['margin']:.4f} | {report['after']['margin']:.4f} |" in card
+    assert "steps: 4" in card
+    assert '"learning_rate": 0.02' in card
+
+
+def test_a_checkpoint_of_an_earlier_step_can_be_named(run, tmp_path):
+    message = convert(str(run / "checkpoints" / "2"), tmp_path / "two", **OPTIONS)
+    assert "step 2" in message
+    convert(str(run), tmp_path / "four", **OPTIONS)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("two", "four")]
+    assert weights[0] != weights[1]
+    assert "before and after" not in (tmp_path / "two" / "README.md").read_text()  # the report is of step 4
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_in_the_run_changes(run, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    data = [path for path in (workdir / "checkpoints" / "4" / "state").rglob("*") if path.is_file()]
+    largest = max(data, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    before = sorted((str(path), path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    assert "step 2" in convert(str(workdir), tmp_path / "out", **OPTIONS)
+    assert sorted((str(path), path.stat().st_mtime_ns) for path in workdir.rglob("*")) == before
+    with pytest.raises(UserError, match="damaged"):
+        convert(str(workdir / "checkpoints" / "4"), tmp_path / "other", **OPTIONS)
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    with pytest.raises(UserError, match="all 1 checkpoints are damaged"):
+        convert(str(workdir), tmp_path / "other", **OPTIONS)
+    assert not (tmp_path / "other").exists()
+
+
+def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
+    target = tmp_path / "out"
+    line = [sys.executable, "-m", "smallr.convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
+    process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob(".out.partial-*/model.safetensors")):  # the weights are being written
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not target.exists(), "the export was complete before it was killed"
+    assert list(tmp_path.glob(".out.partial-*"))
+    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (target / "config.json").exists()
+    again = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "not an empty folder" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda path: (path / "checkpoints").mkdir(parents=True), "no checkpoint yet"),
+        (lambda path: None, "unknown model"),
+    ],
+)
+def test_what_is_no_run_and_no_model_is_said_so(tmp_path, prepare, words):
+    prepare(tmp_path / "thing")
+    with pytest.raises(UserError, match=words):
+        convert(str(tmp_path / "thing"), tmp_path / "out", **OPTIONS)
