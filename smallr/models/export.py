@@ -18,7 +18,8 @@ from flax import nnx
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
-from smallr.models.families import FAMILIES, Tensor
+from smallr.models.families import FAMILIES
+from smallr.models.families.base import fused_shape, join
 from smallr.models.hf import HUB_FILES
 from smallr.models.loading import ModelSource
 from smallr.models.rope import rope_frequencies
@@ -95,11 +96,18 @@ def _umask() -> int:
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every stored tensor; layers one behind the other, so that a weight file holds whole layers."""
-    shapes = {}
     params = parameter_shapes(config)
-    for tensor, layer in _places(config):
-        shape = params[tensor.param] if layer is None else params[tensor.param][1:]
-        shapes[tensor.name.format(layer=layer)] = tensor.stored_shape(shape)
+    stored = FAMILIES[config.family].stored(config)
+    layered = [name for name, parts in stored.items() if parts[0].stacked]
+    names = list(stored)
+    first = names.index(layered[0])
+    order = [(name, None) for name in names[:first]]
+    order += [(name, layer) for layer in range(config.num_layers) for name in layered]
+    order += [(name, None) for name in names[first:] if name not in layered]
+    shapes = {}
+    for name, layer in order:
+        of_parts = [params[part.param] if layer is None else params[part.param][1:] for part in stored[name]]
+        shapes[name.format(layer=layer)] = fused_shape(stored[name], of_parts)
     return shapes
 
 
@@ -110,28 +118,14 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(config: DecoderConfig, read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value of every stored tensor; one parameter at a time is held."""
-    for tensor in _table(config):
-        value = read(tensor.param)
-        if "{layer}" not in tensor.name:
-            yield tensor.name, tensor.to_stored(value)
+    """Name and value of every stored tensor; one parameter at a time is held, or those that are stored as one."""
+    for name, parts in FAMILIES[config.family].stored(config).items():
+        values = [read(part.param) for part in parts]
+        if not parts[0].stacked:
+            yield name, join(parts, values)
             continue
         for layer in range(config.num_layers):
-            yield tensor.name.format(layer=layer), tensor.to_stored(value[layer])
-
-
-def _table(config: DecoderConfig) -> list[Tensor]:
-    return [tensor for tensor in FAMILIES[config.family].tensors if tensor.exists(config)]
-
-
-def _places(config: DecoderConfig) -> Iterator[tuple[Tensor, int | None]]:
-    """Every stored tensor: its row of the table, and its layer."""
-    table = _table(config)
-    stacked = [tensor for tensor in table if "{layer}" in tensor.name]
-    first = table.index(stacked[0])
-    yield from ((tensor, None) for tensor in table[:first] if tensor not in stacked)
-    yield from ((tensor, layer) for layer in range(config.num_layers) for tensor in stacked)
-    yield from ((tensor, None) for tensor in table[first:] if tensor not in stacked)
+            yield name.format(layer=layer), join(parts, [value[layer] for value in values])
 
 
 def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
@@ -148,7 +142,6 @@ def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
         config["rope_scaling"] = _llama3_scaling(source)
     config.setdefault("architectures", [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]])
     if source.folder is None:
-        config.setdefault("hidden_act", "silu")
         tokenizer = source.tokenizer()
         config |= {key: getattr(tokenizer, key) for key in _TOKEN_IDS if getattr(tokenizer, key) is not None}
     config.pop("torch_dtype", None)
@@ -160,7 +153,7 @@ def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
 
 def _check_same(written: DecoderConfig, source: ModelSource) -> None:
     expected = source.config
-    if np.array_equal(rope_frequencies(written), rope_frequencies(expected)):
+    if (source.hf.get("rope_scaling") or {}).get("rope_type") == "factors":  # checked by _llama3_scaling
         written = dataclasses.replace(written, rope_scaling=expected.rope_scaling)
     if written != expected:
         fields = [f.name for f in dataclasses.fields(expected) if getattr(written, f.name) != getattr(expected, f.name)]
