@@ -199,7 +199,8 @@ class Decoder(nnx.Module):
         # error of a completion's log-prob. The lookup's gradients of one token's many places add up in float32 too.
         x = self.embed(tokens) * config.embedding_scale
         if config.learned_positions:
-            x = x + self.position(positions)
+            # An index beyond a table would quietly read its last row; NaN is seen.
+            x = x + self.position.table[...].at[positions].get(mode="fill", fill_value=jnp.nan)
         x = constrain(x, "batch", "tokens", "activation_embed")
         graphdef, stacked = nnx.split(self.layers)
         of_layer, pattern = _layer_inputs(config, positions, horizon)

@@ -90,16 +90,21 @@ def from_torch(model: transformers.PreTrainedModel, **overrides: Any) -> Decoder
 
 def by_param(stored: dict[str, np.ndarray], config: DecoderConfig, decoder: Decoder) -> dict[str, np.ndarray]:
     """Arrays under Hugging Face names (weights, or their gradients) as whole arrays under the parameters' paths."""
-    arrays = {}
+    arrays, ends = {}, {}
     for tensor in FAMILIES[config.family].tensors:
         if not tensor.exists(config):
             continue
         shape = param_at(decoder, tensor.param).shape
-        if "{layer}" in tensor.name:
-            names = [tensor.name.format(layer=n) for n in range(config.num_layers)]
-            arrays[tensor.param] = np.stack([tensor.to_param(stored[name], shape[1:]) for name in names])
-        else:
-            arrays[tensor.param] = tensor.to_param(stored[tensor.name], shape)
+        shape = shape[1:] if tensor.stacked else shape
+        layers = range(config.num_layers if tensor.stacked else 1)
+        parts = [stored[tensor.name.format(layer=layer)] for layer in layers]
+        if tensor.fused is not None:
+            start = ends.get(tensor.name, 0)
+            ends[tensor.name] = start + tensor.stored_shape(shape)[tensor.fused]
+            parts = [np.moveaxis(part, tensor.fused, 0)[start : ends[tensor.name]] for part in parts]
+            parts = [np.moveaxis(part, 0, tensor.fused) for part in parts]
+        params = [tensor.to_param(part, shape) for part in parts]
+        arrays[tensor.param] = np.stack(params) if tensor.stacked else params[0]
     return arrays
 
 

@@ -137,8 +137,7 @@ def test_windows_of_qwen2():
     windowed = QWEN25_05B | {"use_sliding_window": True, "sliding_window": 512}
     assert DecoderConfig.from_hf(windowed | {"max_window_layers": 24}).window is None
     assert DecoderConfig.from_hf(windowed | {"max_window_layers": 0}).window == 512
-    with pytest.raises(UserError, match="max_window_layers = 21 of 24 layers mixes"):
-        DecoderConfig.from_hf(windowed)
+    assert DecoderConfig.from_hf(windowed).layer_windows == (None,) * 21 + (512,) * 3
 
 
 @pytest.mark.parametrize(

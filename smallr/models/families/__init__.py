@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallr.errors import UserError
-from smallr.models.families import llama, qwen2
+from smallr.models.families import gemma2, gemma3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
 from smallr.models.families.base import Family, Tensor
 
 __all__ = ["FAMILIES", "Family", "Tensor", "family_of"]
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (llama.FAMILY, qwen2.FAMILY)}
+_MODULES = (llama, qwen2, qwen3, smollm3, mistral, gemma2, gemma3, phi3, olmo2, gpt2)
+FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:

@@ -207,20 +207,62 @@ def required(hf: Mapping[str, Any], key: str) -> Any:
     return hf[key]
 
 
-def rope_of(hf: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def windows_of(hf: Mapping[str, Any], kinds: Sequence[str], window: int | None) -> dict[str, Any]:
+    """The fields `window` and `full_layers`.
+
+    Args:
+      hf: the dict; its `layer_types`, if it has them, come before `kinds`.
+      kinds: "sliding_attention" or "full_attention" for each layer.
+      window: positions that a sliding layer sees.
+
+    Raises:
+      UserError: another kind of layer.
+    """
+    kinds = hf.get("layer_types") or kinds
+    other = sorted(set(kinds) - {"sliding_attention", "full_attention"})
+    if other:
+        raise UserError(
+            f"config.json of model_type {hf.get('model_type')!r}: layers of type {other[0]!r} are not supported"
+        )
+    full = tuple(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
+    if window is None or len(full) == len(kinds):
+        return {"window": None, "full_layers": ()}
+    return {"window": int(window), "full_layers": full}
+
+
+def activation_of(hf: Mapping[str, Any], key: str, default: str) -> str:
+    """`DecoderConfig.activation` under transformers' name for it in `hf[key]`."""
+    names = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+    name = hf.get(key) or default
+    if name not in names:
+        known = ", ".join(names)
+        raise UserError(
+            f"config.json of model_type {hf.get('model_type')!r}: {key} = {name!r} is not supported ({known} are)"
+        )
+    return names[name]
+
+
+def rope_of(hf: Mapping[str, Any], theta: float = 10000.0, partial: bool = False) -> tuple[float, RopeScaling | None]:
     """Theta and scaling from `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older files).
+
+    Args:
+      hf: the dict.
+      theta: the family's, where the file says none.
+      partial: the family reads `partial_rotary_factor` itself; otherwise it must be 1.
 
     Raises:
       UserError: a kind of scaling that is not supported, or a missing number.
     """
     rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
+    theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or theta)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0) and not partial:
         raise UserError(f"rope partial_rotary_factor {rope['partial_rotary_factor']} is not supported (it must be 1.0)")
     if kind == "default":
         return theta, None
     try:
+        if hf.get("original_max_position_embeddings"):
+            rope.setdefault("original_max_position_embeddings", hf["original_max_position_embeddings"])
         return theta, _scaling(kind, rope, int(hf.get("max_position_embeddings") or 0))
     except KeyError as error:
         raise UserError(f"rope scaling {kind!r} in config.json has no {error}") from None
@@ -251,13 +293,32 @@ def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScal
             attention_factor=_yarn_attention_factor(rope, factor),
             truncate=bool(rope.get("truncate", True)),
         )
+    if kind in ("longrope", "su"):
+        return _longrope(rope, max_positions)
     hint = ""
     if kind == "dynamic":
         hint = (
             "; its frequencies change with the longest position in a batch, so a packed row would not equal its "
             "examples. Up to max_position_embeddings it has no effect: remove rope_scaling if your rows are no longer"
         )
-    raise UserError(f"rope scaling {kind!r} is not supported (default, linear, llama3, yarn are){hint}")
+    raise UserError(f"rope scaling {kind!r} is not supported (default, linear, llama3, yarn, longrope are){hint}")
+
+
+def _longrope(rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
+    """LongRoPE (arXiv 2402.13753): one set of divisors up to the original length, another beyond."""
+    original = int(rope["original_max_position_embeddings"])
+    factor = float(rope.get("factor") or max_positions / original)
+    attention_factor = rope.get("attention_factor")
+    if attention_factor is None:
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeScaling(
+        "longrope",
+        factor=factor,
+        original_max_positions=original,
+        attention_factor=float(attention_factor),
+        factors=tuple(map(float, rope["short_factor"])),
+        long_factors=tuple(map(float, rope["long_factor"])),
+    )
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:

@@ -24,9 +24,15 @@ TENSORS = (
 )
 
 
-def base_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that Llama and its descendants spell alike."""
-    theta, scaling = rope_of(hf)
+def base_fields(hf: Mapping[str, Any], theta: float = 10000.0, tied: bool = False) -> dict[str, Any]:
+    """Fields that Llama and its descendants spell alike.
+
+    Args:
+      hf: the dict.
+      theta: rotary base where the file says none.
+      tied: whether the head is the embedding where the file says nothing.
+    """
+    theta, scaling = rope_of(hf, theta)
     heads, d_model = int(required(hf, "num_attention_heads")), int(required(hf, "hidden_size"))
     return {
         "vocab_size": int(required(hf, "vocab_size")),
@@ -39,7 +45,7 @@ def base_fields(hf: Mapping[str, Any]) -> dict[str, Any]:
         "rope_theta": theta,
         "rope_scaling": scaling,
         "norm_eps": float(required(hf, "rms_norm_eps")),
-        "tie_embeddings": bool(hf.get("tie_word_embeddings", False)),
+        "tie_embeddings": bool(hf.get("tie_word_embeddings", tied)),
         "max_positions": int(required(hf, "max_position_embeddings")),
     }
 
