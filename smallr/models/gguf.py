@@ -23,6 +23,7 @@ _KEYS: Mapping[str, str] = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
     "attention.sliding_window": "sliding_window",
     "attention.scale": "attention_multiplier",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -32,8 +33,10 @@ _KEYS: Mapping[str, str] = {
     "logit_scale": "logits_scaling",
     "expert_count": "num_experts",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
 }
-_ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies: Llama 3.1's scaling, written out
+# Divisors of the rotary frequencies: Llama 3.1's scaling, written out, and those of LongRoPE.
+_ROPE_FACTORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 
 
 class GGUFFile:
@@ -57,6 +60,9 @@ class GGUFFile:
         self.family = self._find_family()
         self.config: DecoderConfig = self.family.config(self.hf_config())
         self._names = self._hf_names()
+        # The converter turns GPT-2's weights round, so that all files hold [outputs, inputs].
+        turned = [tensor.name for tensor in self.family.tensors if tensor.layout == "conv1d"]
+        self._turned = {name.format(layer=layer) for name in turned for layer in range(self.config.num_layers)}
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """The value of a metadata key, or `default`."""
@@ -78,12 +84,14 @@ class GGUFFile:
         }
         hf.setdefault("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
         rotary = self.metadata(f"{arch}.rope.dimension_count", hf["head_dim"])
-        return hf | {"partial_rotary_factor": rotary / hf["head_dim"], "rope_scaling": self._rope_scaling(arch)}
+        hf |= {"partial_rotary_factor": rotary / hf["head_dim"], "rope_scaling": self._rope_scaling(arch)}
+        return dict(self.family.gguf_config(hf))
 
     def _rope_scaling(self, arch: str) -> dict[str, Any] | None:
         if _ROPE_FACTORS in self._stored:
             return {"rope_type": "factors", "factors": self._dequantise(_ROPE_FACTORS, slice(None)).tolist()}
-        kind = self.metadata(f"{arch}.rope.scaling.type")
+        long = self._rope_divisors() if _LONG in self._stored else {}
+        kind = "longrope" if long else self.metadata(f"{arch}.rope.scaling.type")
         if kind in (None, "none"):
             return None
         return {
@@ -91,7 +99,12 @@ class GGUFFile:
             "factor": self.metadata(f"{arch}.rope.scaling.factor"),
             "original_max_position_embeddings": self.metadata(f"{arch}.rope.scaling.original_context_length"),
             "attention_factor": self.metadata(f"{arch}.rope.scaling.attn_factor"),
+            **long,
         }
+
+    def _rope_divisors(self) -> dict[str, list[float]]:
+        names = {"short_factor": _SHORT, "long_factor": _LONG}
+        return {key: self._dequantise(name, slice(None)).tolist() for key, name in names.items()}
 
     def _find_family(self) -> Family:
         arch = self.metadata("general.architecture")
@@ -111,16 +124,21 @@ class GGUFFile:
                 name = tensor.name.format(layer=layer)
                 names[name] = table.get_name(name, try_suffixes=(".weight", ".bias"))
         known = {name: stored for name, stored in names.items() if stored in self._stored}
-        rest = set(self._stored) - set(known.values()) - {_ROPE_FACTORS}
+        rest = set(self._stored) - set(known.values()) - {_ROPE_FACTORS, _SHORT, _LONG}
         return known | {name: name for name in sorted(rest)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by its Hugging Face name."""
-        return {name: tuple(int(n) for n in self._stored[stored].shape[::-1]) for name, stored in self._names.items()}
+        shapes = {name: tuple(int(n) for n in self._stored[stored].shape) for name, stored in self._names.items()}
+        return {name: shape if name in self._turned else shape[::-1] for name, shape in shapes.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """float32 block of a tensor; only the rows asked for are dequantised."""
+        if name in self._turned:
+            return self._dequantise(self._names[name], index[1])[:, index[0]].T
         block = self._dequantise(self._names[name], index[0])
+        if name.endswith("norm.weight"):
+            block = block - np.float32(self.config.norm_offset)  # the converter adds it
         if self.family.gguf_interleaved and (".q_proj." in name or ".k_proj." in name):
             block = deinterleave(block, self.config.head_dim)
         return block[(slice(None), *index[1:])]

@@ -130,6 +130,8 @@ class Family:
       ignored: pattern of tensors that hold nothing which the config does not say, or belong to another modality.
       gguf_architectures: values of `general.architecture` in GGUF files.
       gguf_interleaved: the GGUF converter of this family stores q and k with rotary pairs interleaved.
+      gguf_config: completes the `config.json` that a GGUF file's metadata were written as, with what llama.cpp
+        knows by heart about the family.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Family:
     ignored: str = r"\.rotary_emb\.inv_freq$"
     gguf_architectures: tuple[str, ...] = ()
     gguf_interleaved: bool = False
+    gguf_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda hf: hf
 
     def stored(self, config: DecoderConfig) -> dict[str, tuple[Tensor, ...]]:
         """The tensors of a checkpoint of this config: name, `{layer}` in it, and parts; several if fused."""

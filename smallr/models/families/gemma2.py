@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from smallr.models.config import DecoderConfig
@@ -55,9 +56,20 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def gguf_config(hf: Mapping[str, Any], largest: int) -> Mapping[str, Any]:
+    """Adds the query scale, which GGUF files leave out: llama.cpp tells the 27B by its `largest` number of layers."""
+    scale = hf.get("attention_multiplier")
+    is_largest = hf["num_hidden_layers"] == largest
+    scalar = hf["hidden_size"] / hf["num_attention_heads"] if is_largest else hf["head_dim"]
+    scalar = scalar if scale is None else scale**-2
+    return {**hf, "query_pre_attn_scalar": scalar, "attention_multiplier": None}
+
+
 FAMILY = Family(
     name="gemma2",
     model_types=("gemma2",),
     config=config,
     tensors=TENSORS,
+    gguf_architectures=("gemma2",),
+    gguf_config=partial(gguf_config, largest=46),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from smallr.errors import UserError
@@ -60,4 +61,6 @@ FAMILY = Family(
     tensors=(*gemma2.TENSORS, *qwen3.QK_NORMS),
     aliases=((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head", "lm_head")),
     ignored=r"(vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$",
+    gguf_architectures=("gemma3",),
+    gguf_config=partial(gemma2.gguf_config, largest=62),
 )

@@ -71,11 +71,29 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+# config.json names GPT-2's sizes in its own way.
+_SIZES = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_inner": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+}
+
+
+def gguf_config(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dict in GPT-2's words."""
+    keep = ("model_type", "vocab_size", "layer_norm_epsilon", "tie_word_embeddings")
+    return {key: hf[key] for key in keep} | {key: hf[name] for key, name in _SIZES.items()}
+
+
 FAMILY = Family(
     name="gpt2",
     model_types=("gpt2",),
     config=config,
     tensors=TENSORS,
     aliases=((r"^(?!transformer\.|lm_head\.)", "transformer."),),  # the first files have no such prefix
-    ignored=r"\.attn\.(masked_)?bias$",  # the causal mask,
+    ignored=r"\.attn\.(masked_)?bias$",  # the causal mask
+    gguf_architectures=("gpt2",),
+    gguf_config=gguf_config,
 )

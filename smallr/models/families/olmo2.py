@@ -30,4 +30,5 @@ FAMILY = Family(
     model_types=("olmo2",),
     config=config,
     tensors=TENSORS,
+    gguf_architectures=("olmo2",),
 )

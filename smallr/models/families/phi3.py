@@ -37,4 +37,6 @@ FAMILY = Family(
     model_types=("phi3",),
     config=config,
     tensors=TENSORS,
+    gguf_architectures=("phi3",),
+    gguf_config=lambda hf: {**hf, "sliding_window": hf.get("sliding_window") or None},  # 0: none
 )

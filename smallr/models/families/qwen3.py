@@ -27,4 +27,5 @@ FAMILY = Family(
     model_types=("qwen3",),
     config=config,
     tensors=(*llama.TENSORS, *QK_NORMS),
+    gguf_architectures=("qwen3",),
 )

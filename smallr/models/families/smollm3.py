@@ -29,4 +29,6 @@ FAMILY = Family(
     model_types=("smollm3",),
     config=config,
     tensors=llama.TENSORS,
+    gguf_architectures=("smollm3",),
+    gguf_interleaved=True,
 )
