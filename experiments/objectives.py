@@ -36,6 +36,7 @@ from smallr.training.evaluation import add_reference, collect
 from smallr.training.loop import fit
 from smallr.training.metrics import MetricsWriter
 from smallr.training.objective import Preference
+from smallr.training.policy import Policy
 from smallr.training.setup import prepare
 from smallr.training.signals import StopSignal
 from smallr.training.splits import Split, load_split
@@ -102,7 +103,7 @@ def make_judge(mesh: Mesh) -> Judge:
         config.data.eval = DATA.value
     source = open_model(config.model)
     graphdef, params = nnx.split(load_decoder(source, mesh, dtype=config.compute.dtype))
-    evaluation = make_evaluation(graphdef, objective, mesh, chunk=config.compute.logp_chunk)
+    evaluation = make_evaluation(Policy(graphdef), objective, mesh, chunk=config.compute.logp_chunk)
     heldout: Split = load_split(config, source.tokenizer(), objective, "eval")
     heldout, _ = add_reference(heldout, objective, evaluation, params, mesh, config.compute.dtype)
 
@@ -155,7 +156,8 @@ def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> No
     lines = [", ".join(f"{key} {value}" for key, value in about.items()), ""]
     lines += [f"| objective | seeds | {' | '.join(METRICS)} |", "|---" * (len(METRICS) + 2) + "|"]
     for row in rows:
-        cells = [f"{row[metric]:.3f} ± {row[f'{metric}_sd']:.3f}" for metric in METRICS]
+        spreads = [f" ± {row[f'{metric}_sd']:.3f}" if row["seeds"] > 1 else "" for metric in METRICS]
+        cells = [f"{row[metric]:.3f}{spread}" for metric, spread in zip(METRICS, spreads, strict=True)]
         lines.append(f"| {row['objective']} | {row['seeds']} | {' | '.join(cells)} |")
     lines += [
         "",

@@ -27,7 +27,7 @@ def test_files_are_written(tmp_path):
     pytest.importorskip("matplotlib", reason="plots need the extra `experiments`")
     write(table([result("a", 0, 0.5), result("b", 0, 0.9)]), {"model": "m"}, tmp_path)
     assert [row["objective"] for row in csv.DictReader((tmp_path / "table.csv").open())] == ["b", "a"]
-    assert "| b | 1 | 0.900 ±" in (tmp_path / "table.md").read_text()
+    assert "| b | 1 | 0.900 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
