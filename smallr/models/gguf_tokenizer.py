@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
+SENTENCEPIECE = ("gemma2", "gemma3")  # families whose pieces are cut from the text as it is
 PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 
 
@@ -50,25 +52,62 @@ def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
 
 
 def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> Tokenizer:
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken
 
     model, pre = file.metadata("tokenizer.ggml.model"), file.metadata("tokenizer.ggml.pre", "default")
-    if model != "gpt2" or pre not in PRE_TOKENIZERS:
+    if model == "gpt2" and pre in PRE_TOKENIZERS:
+        tokenizer = _byte_level(file, tokens, pre)
+    elif model == "llama" and file.family.name in SENTENCEPIECE and not file.metadata(_SPACE_PREFIX, True):
+        tokenizer = _sentencepiece(file, tokens)
+    else:
         raise UserError(
             f"{file.path}: tokenizer {model!r} with pre-tokenizer {pre!r} can not be rebuilt exactly (known: 'gpt2' with "
-            f"{', '.join(PRE_TOKENIZERS)}); use the model's Hugging Face folder, which holds its tokenizer.json"
+            f"{', '.join(PRE_TOKENIZERS)}; 'llama' of {', '.join(SENTENCEPIECE)}); use the model's Hugging Face folder, "
+            "which holds its tokenizer.json"
         )
-    merges = [tuple(merge.split(" ", 1)) for merge in file.metadata("tokenizer.ggml.merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    _set_pre_tokenizer(tokenizer, pre)
-    tokenizer.decoder = decoders.ByteLevel()
     kinds = file.metadata("tokenizer.ggml.token_type", [1] * len(tokens))
     control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
     user = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in user])
     _set_template(tokenizer, file, special)
+    return tokenizer
+
+
+def _byte_level(file: GGUFFile, tokens: list[str], pre: str) -> Tokenizer:
+    """GPT-2's kind: the merges are in the file."""
+    from tokenizers import Tokenizer, decoders, models
+
+    merges = [tuple(merge.split(" ", 1)) for merge in file.metadata("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
+    _set_pre_tokenizer(tokenizer, pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(file: GGUFFile, tokens: list[str]) -> Tokenizer:
+    """SentencePiece's BPE: the two neighbours whose union scores highest merge first, and unknown bytes are tokens.
+
+    The merges are all ways to cut a piece into two others, by the score of the piece.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    scores = file.metadata("tokenizer.ggml.scores")
+    kinds = file.metadata("tokenizer.ggml.token_type")
+    merges = []
+    for index in sorted((i for i, kind in enumerate(kinds) if kind == _NORMAL), key=lambda i: -scores[i]):
+        piece = tokens[index]
+        merges += [
+            (piece[:cut], piece[cut:])
+            for cut in range(1, len(piece))
+            if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+        ]
+    unknown = tokens[file.metadata("tokenizer.ggml.unknown_token_id")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return tokenizer
 
 
