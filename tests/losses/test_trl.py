@@ -1,4 +1,4 @@
-"""Agreement with TRL's own code on random log-probs; skipped where TRL (extra `test-trl`) is not installed.
+"""Agreement with TRL's own code on random log-probs; skipped where TRL (extra `test`) is not installed.
 
 Known disagreements are listed in docs/objectives.md, and tested here as such.
 """
@@ -13,7 +13,7 @@ import pytest
 
 from smallr.losses.preference import LOSSES, Divergence, Pairs, kl_estimate, kto, parse
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install smallr[test-trl]")
+pytest.importorskip("trl", reason="TRL is not installed: pip install smallr[test]")
 torch = pytest.importorskip("torch")
 
 COUNT, LENGTH, PROMPT = 5, 12, 3
