@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from smallr.errors import UserError
 
@@ -14,7 +14,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsFolder:
-    """The tensors of a Hugging Face folder, memory-mapped.
+    """The tensors of a Hugging Face folder, memory-mapped one at a time.
 
     Raises:
       UserError: no safetensors file, or one that the index names is missing; a tensor that is not where the index
@@ -23,8 +23,13 @@ class SafetensorsFolder:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._files = {name: self._open(name) for name in self._file_names()}
-        self._where = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118
+        self._where: dict[str, str] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for name in self._file_names():
+            with self._open(name) as file:
+                for tensor in file.keys():  # noqa: SIM118
+                    self._where[tensor] = name
+                    self._shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
         index = self.folder / INDEX
         if index.exists():
             promised = json.loads(index.read_text())["weight_map"]
@@ -54,12 +59,17 @@ class SafetensorsFolder:
         path = self.folder / name
         if not path.exists():
             raise UserError(f"{path} is missing; {INDEX} names it, so the download is not complete")
-        return safe_open(str(path), framework="numpy")
+        try:
+            return safe_open(str(path), framework="numpy")
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or not complete ({error}); download it again") from error
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor."""
-        return {name: tuple(self._files[file].get_slice(name).get_shape()) for name, file in self._where.items()}
+        return dict(self._shapes)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A block of a tensor in the dtype of the file; only its bytes are read."""
-        return self._files[self._where[name]].get_slice(name)[index]
+        # The pages of a mapped file count as this process' memory until it is unmapped, so it is open for one read.
+        with self._open(self._where[name]) as file:
+            return file.get_slice(name)[index]

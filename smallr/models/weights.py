@@ -17,7 +17,7 @@ from smallr.models.families import FAMILIES, Family, Tensor
 from smallr.models.families.base import fused_shape
 from smallr.sharding import named_sharding
 
-_ROWS = 4096  # rows of a table compared at once
+_ROWS = 4096  # rows of a table read at once
 
 
 class TensorReader(Protocol):
@@ -96,13 +96,19 @@ def _read_parameter(
     def block(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [part.indices(size) for part, size in zip(index, shape, strict=True)]
         out = np.empty([stop - start for start, stop, _ in bounds], np.float32)
-        layers = range(bounds[0][0], bounds[0][1]) if tensor.stacked else [None]
-        inner = slice(1, None) if tensor.stacked else slice(None)
-        for place, layer in enumerate(layers):
-            slices = tensor.stored_slices(shape[inner], index[inner], offset)
-            stored = reader.read(tensor.name.format(layer=layer), slices)
-            target = out[place] if tensor.stacked else out
-            target[...] = tensor.to_param(stored, target.shape)
+        # Piece by piece, a layer or some rows of a table: beside `out` there is never a second copy of it.
+        first, last, _ = bounds[0]
+        step = 1 if tensor.stacked else _ROWS
+        for start in range(first, last, step):
+            rows = slice(start, min(start + step, last))
+            target = out[rows.start - first : rows.stop - first]
+            if tensor.stacked:
+                slices = tensor.stored_slices(shape[1:], index[1:], offset)
+                stored = reader.read(tensor.name.format(layer=start), slices)
+                target[0] = tensor.to_param(stored, target.shape[1:])
+            else:
+                stored = reader.read(tensor.name, tensor.stored_slices(shape, (rows, *index[1:]), offset))
+                target[...] = tensor.to_param(stored, target.shape)
         return out
 
     blocks: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
@@ -113,7 +119,8 @@ def _read_parameter(
             blocks[key] = block(index)
         return blocks[key]
 
-    return jax.make_array_from_callback(shape, sharding, shared)
+    # Waits for the copies to the devices: the next parameter's block must not stand beside this one's.
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, shared))
 
 
 def _check(

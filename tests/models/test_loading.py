@@ -179,6 +179,14 @@ def test_an_incomplete_download_is_named(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+def test_a_truncated_file_is_named(tmp_path):
+    folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
+    shard = next(folder.glob("model-00002*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model-00002.*safetensors is damaged or not complete .*download it again"):
+        load_decoder(open_model(str(folder)), make_mesh())
+
+
 def test_an_index_that_lies_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
