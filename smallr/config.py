@@ -25,6 +25,8 @@ def base() -> ConfigDict:
     # A hub id, a folder in Hugging Face layout, a .gguf file, or a built-in name.
     config.model = "smollm2-135m-instruct"
 
+    config.freeze = ""  # regular expression: parameters in whose path it is found stay as they are; empty: none
+
     config.compute = ConfigDict()
     config.compute.dtype = "bfloat16"  # of activations and products; parameters and reductions are float32
     config.compute.remat = "full"  # what the backward pass recomputes: none | dots | full
@@ -101,6 +103,20 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
     config.objective.weighting = "none"  # none | wpo
     config.objective.sync_every = 0  # steps between moves of a live reference to the policy (TR-DPO); 0: never
     config.objective.sync_mixing = 0.6  # the policy's share in such a move
+    return config
+
+
+def add_lora(config: ConfigDict, rank: int = 16, alpha: float = 32.0) -> ConfigDict:
+    """Adds the fields of LoRA runs; see docs/adapters.md."""
+    config.lora = ConfigDict()
+    config.lora.rank = rank
+    config.lora.alpha = alpha  # the adapters' product is scaled by alpha / rank
+    config.lora.dropout = 0.0  # of the adapters' inputs
+    config.lora.rslora = False  # scale by alpha / sqrt(rank)
+    # Regular expression, found in the paths of the projections that get an adapter: layers.attention.{q,k,v,o},
+    # layers.mlp.{gate,up,down}.
+    config.lora.target = "."
+    config.optimizer.learning_rate = 2e-4
     return config
 
 

@@ -18,6 +18,7 @@ from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.sharding import make_mesh
 from smallr.training.objective import Objective, Preference
+from smallr.training.policy import NOTHING, Policy
 from smallr.training.step import TrainState, init_state, make_step
 
 VOCAB = 61
@@ -129,9 +130,11 @@ def run_step(
     optimizer, schedule = optax.sgd(optax.constant_schedule(1.0)), optax.constant_schedule(1.0)
     with jax.set_mesh(mesh):
         state, sharding = init_state(jax.tree.map(jnp.copy, params), optimizer, 0, mesh)
-        step = make_step(graphdef, objective, optimizer, schedule, sharding, mesh, chunk=7, accumulation=accumulation)
+        step = make_step(
+            Policy(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7, accumulation=accumulation
+        )
         for _ in range(steps):
-            state, metrics, examples = step(state, batch, reference)
+            state, metrics, examples = step(state, batch, reference, NOTHING)
     change = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, state.params)
     gradient = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(change)}
     return Outcome(jax.device_get(metrics), jax.device_get(examples), gradient, state)

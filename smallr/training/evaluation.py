@@ -58,6 +58,7 @@ def add_reference(
     params: nnx.State,
     mesh: Mesh,
     dtype: str,
+    weights: str | None = None,
 ) -> tuple[Split, bool]:
     """The split with a column `ref_<side>` for each side of an example: summed log-probs under `params`.
 
@@ -65,7 +66,7 @@ def add_reference(
     on disk under a hash of the weights, the tokenised data and the compute dtype. In bfloat16 the place of
     an example in a row moves its log-prob by tenths of a nat (the order of sums differs, and rounding
     amplifies it), so there the rows are part of the hash: policy and reference round alike, and the first
-    loss is ln 2.
+    loss is ln 2. `weights` stands for the weights in the hash, where `params` are not all of them.
 
     Returns:
       The split, and whether the values came from the disk.
@@ -73,7 +74,8 @@ def add_reference(
     names = [f"ref_{side}" for side in objective.sides]
     plan = split.plan
     rows = "" if dtype == "float32" else f"{plan.shape} {plan.rows_per_step} {plan.seed} {plan.shuffle} {plan.window}"
-    identity = f"{VERSION} {tree_digest(params)} {split.examples.fingerprint} {dtype} {objective.reference_key} {rows}"
+    weights = weights or tree_digest(params)
+    identity = f"{VERSION} {weights} {split.examples.fingerprint} {dtype} {objective.reference_key} {rows}"
     path = cache_dir("reference") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     values = _read(path, (len(names), len(split.examples)))
     if values is not None:

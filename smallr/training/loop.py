@@ -73,7 +73,7 @@ def fit(
     pending = Pending(run, costs, writer)
     with Progress(first, run.steps) as progress:
         for n, batch in enumerate(run.training.batches(run.mesh, first, run.steps - first), first + 1):
-            state, metrics, examples = run.step(state, batch, run.reference)
+            state, metrics, examples = run.step(state, batch, run.reference, run.trained.frozen)
             pending.add(n, metrics, examples)
             last, stopping = n == run.steps, stop.should_stop(n)
             saving = last or stopping or n % config.checkpoint.every == 0
@@ -84,11 +84,16 @@ def fit(
                 evaluate(run, state, writer, n)
                 pending.restart_clock()
             if saving:
-                run.checkpointer.save(n, state, {"baseline": baseline, "data": run.fingerprint})
+                run.checkpointer.save(n, state, _metadata(run, baseline))
             if stopping and not last:
                 say(f"asked to stop: saved step {n} of {run.steps}; the same command goes on from there")
                 return state, True
     return state, False
+
+
+def _metadata(run: Run, baseline: dict[str, float]) -> dict[str, Any]:
+    """What a checkpoint holds beside the state."""
+    return {"baseline": baseline, "data": run.fingerprint, "frozen": run.trained.digest}
 
 
 class Pending:
@@ -162,6 +167,7 @@ def evaluate_start(run: Run, state: TrainState, writer: MetricsWriter) -> dict[s
         return {}
     parts = (
         tree_digest(state.params),
+        run.trained.digest,
         run.heldout.examples.fingerprint,
         run.heldout.plan.shape,
         run.config.compute.dtype,

@@ -22,7 +22,8 @@ class Costs:
 
     Attributes:
       flops: forward and backward on real tokens with the prompt of a pair once, causal attention counted as the half
-        that it is, the head on scored tokens, and a live reference's forward pass. Recomputation is not counted.
+        that it is, the head on scored tokens, and a live reference's forward pass; of the
+        weights' gradients those that are trained. Recomputation is not counted.
       peak: FLOP/s of all devices in the compute dtype, or None where it is not known.
       slots: tokens of a step's rows, padding included.
     """
@@ -36,7 +37,8 @@ def costs(run: Run, peak: float | None) -> Costs:
     """Counts the work of a step; `peak` is that of one device."""
     split, epoch = run.training, run.training.plan.stats(0)
     forward = run.model.forward_flops(epoch.tokens, attended_pairs(split), int(split.plan.sizes.scored.sum()))
-    passes = 4 if run.objective.reference == "live" else 3
+    # Forward, the gradient of activations, that of the weights that are trained, a live reference.
+    passes = 2 + run.share_trained + (run.objective.reference == "live")
     return Costs(
         flops=passes * forward / epoch.steps,
         peak=None if peak is None else peak * jax.device_count(),
@@ -54,6 +56,7 @@ def start(run: Run, costs: Costs, clock: Clock) -> None:
     held -= memory.alias_size_in_bytes
     rows = [
         ("model", f"{config.model}: {run.model.num_params / 1e6:.1f} M parameters, compute in {config.compute.dtype}"),
+        *_trained_row(run),
         (
             "devices",
             f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), mesh {mesh}",
@@ -84,6 +87,12 @@ def start(run: Run, costs: Costs, clock: Clock) -> None:
         ("start-up", clock.line()),
     ]
     say(table(("", ""), rows))
+
+
+def _trained_row(run: Run) -> list[tuple[str, str]]:
+    if run.share_trained == 1:
+        return []
+    return [("trained", f"{run.share_trained * run.model.num_params / 1e6:.2f} M parameters; the others are frozen")]
 
 
 def _describe_split(split: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from smallr.training.checkpoints import Checkpointer
 from smallr.training.evaluation import add_reference
 from smallr.training.objective import Objective, make_objective
 from smallr.training.optimizer import make_optimizer, make_schedule
+from smallr.training.policy import NOTHING, Trained, prepare_policy
 from smallr.training.progress import say
 from smallr.training.resume import check_resume, save_config
 from smallr.training.splits import Split, check_batch, load_split
@@ -26,7 +27,7 @@ from smallr.training.step import TrainState, init_state, make_evaluation, make_s
 from smallr.training.timing import Clock
 
 # Fields that a checkpoint is tied to; everything else may differ when a run is resumed.
-FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective")
+FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective", "freeze", "lora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Run:
 
     Attributes:
       steps: of the whole run, those of earlier sessions included.
+      trained: which parameters are trained, and those that are not.
       reference: parameters of a live reference that stays as it is, or None.
       step: the compiled step (`step.make_step`).
       evaluation: per-example values of a batch (`step.make_evaluation`).
       baseline: the evaluation before the first step, when the run is resumed.
       fingerprint: of the tokenised training data.
+      share_trained: parameters that are trained, as a share of the model's.
     """
 
     config: ConfigDict
@@ -51,11 +54,13 @@ class Run:
     heldout: Split | None
     steps: int
     checkpointer: Checkpointer
+    trained: Trained
     reference: nnx.State | None
     step: Callable[..., Any]
     evaluation: Callable[..., Any]
     baseline: dict[str, float] | None
     fingerprint: str
+    share_trained: float
 
 
 def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tuple[Run, TrainState]:
@@ -85,15 +90,20 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
     # ---- Weights and reference ----------------------------------------------------------------------------
     compute = config.compute
     decoder = load_decoder(source, mesh, dtype=compute.dtype, remat=compute.remat, attention=compute.attention)
-    graphdef, params = nnx.split(decoder)
+    trained = prepare_policy(decoder, config, mesh)
+    policy, params, frozen = trained.policy, trained.params, trained.frozen
+    share_trained = sum(x.size for x in jax.tree.leaves(params)) / decoder.config.num_params if trained.digest else 1.0
     clock.lap("model")
-    evaluation = make_evaluation(graphdef, objective, mesh, chunk=compute.logp_chunk)
-    still = objective.reference == "live" and not objective.sync_every
-    reference = jax.tree.map(lambda x: x.copy(), params) if still else None
+    evaluation = make_evaluation(policy, objective, mesh, chunk=compute.logp_chunk, frozen=frozen)
+    reference = None
+    if objective.reference == "live" and not objective.sync_every:
+        # Under adapters the base is the reference: no second copy.
+        reference = NOTHING if policy.base else jax.tree.map(lambda x: x.copy(), params)
     if objective.reference == "cached":
-        training, cached = add_reference(training, objective, evaluation, params, mesh, compute.dtype)
+        base = (trained.start(), mesh, compute.dtype, trained.start_digest())
+        training, cached = add_reference(training, objective, evaluation, *base)
         if heldout:
-            heldout, _ = add_reference(heldout, objective, evaluation, params, mesh, compute.dtype)
+            heldout, _ = add_reference(heldout, objective, evaluation, *base)
         if cached:
             say("reference log-probs: from the cache, since weights and data are those of an earlier run")
         clock.lap("reference")
@@ -103,8 +113,8 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
     optimizer = make_optimizer(config.optimizer, schedule)
     state, sharding = init_state(params, optimizer, config.seed, mesh, moving_reference=objective.sync_every > 0)
     chunk, accumulation = compute.logp_chunk, config.batch.accumulation
-    step = make_step(graphdef, objective, optimizer, schedule, sharding, mesh, chunk=chunk, accumulation=accumulation)
-    step = step.lower(state, next(training.batches(mesh, 0, 1)), reference).compile()
+    step = make_step(policy, objective, optimizer, schedule, sharding, mesh, chunk=chunk, accumulation=accumulation)
+    step = step.lower(state, next(training.batches(mesh, 0, 1)), reference, frozen).compile()
     clock.lap("compile")
 
     # ---- What an earlier run left -------------------------------------------------------------------------
@@ -113,6 +123,7 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, sharding)
         del state  # two states at once may not fit
         restored = checkpointer.restore_latest(abstract)
+        check_base(source, trained, restored.metadata)
         state, baseline = restored.state, restored.metadata["baseline"]
         say(f"resuming {workdir} at step {restored.step} of {steps}")
         clock.lap("restore")
@@ -126,13 +137,29 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
         heldout=heldout,
         steps=steps,
         checkpointer=checkpointer,
+        trained=dataclasses.replace(trained, params=NOTHING),  # the state has them now
         reference=reference,
         step=step,
         evaluation=evaluation,
         baseline=baseline,
         fingerprint=fingerprint,
+        share_trained=share_trained,
     )
     return run, state
+
+
+def check_base(source: ModelSource, trained: Trained, metadata: Mapping[str, Any]) -> None:
+    """Whether the parameters that are not in a checkpoint are those it was made with.
+
+    Raises:
+      UserError: they are not.
+    """
+    saved = metadata.get("frozen", "")
+    if saved != trained.digest:
+        raise UserError(
+            f"model {source.name} has changed: its frozen parameters have the digest {trained.digest[:12]}, those that the "
+            f"checkpoint was trained with {saved[:12]}. Restore the model's files, or use another workdir to start anew."
+        )
 
 
 def total_steps(config: ConfigDict, training: Split) -> int:

@@ -18,6 +18,7 @@ from smallr.losses import TokenScores, token_scores
 from smallr.models.decoder import Decoder
 from smallr.sharding import constrain, named_sharding
 from smallr.training.objective import Objective
+from smallr.training.policy import NOTHING, Policy
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,7 @@ class TrainState:
 
     Attributes:
       step: int32, steps done.
-      params: float32 master parameters.
+      params: float32 master parameters that are trained; the others stay outside (`policy.Trained`).
       opt_state: state of the optimizer.
       rng: raw key data; a step folds its number into it.
       reference: parameters of a live reference that moves with the policy, or None for one that does not.
@@ -101,7 +102,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def make_step(
-    graphdef: nnx.GraphDef,
+    policy: Policy,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -110,30 +111,34 @@ def make_step(
     *,
     chunk: int,
     accumulation: int = 1,
-) -> Callable[[TrainState, Batch, nnx.State | None], tuple[TrainState, dict[str, Array], dict[str, Array]]]:
-    """Builds `step(state, batch, reference_params) -> state, metrics, per_example`.
+) -> Callable[[TrainState, Batch, nnx.State | None, nnx.State], tuple[TrainState, dict[str, Array], dict[str, Array]]]:
+    """Builds `step(state, batch, reference_params, frozen) -> state, metrics, per_example`.
 
-    `reference_params` is None where reference log-probs are columns of the batch, or where the reference is part of the
-    state. `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The state is donated.
+    `reference_params` is None where reference log-probs are columns of the batch, or where the reference is part of
+    the state; empty where it is the base under adapters. `frozen` are the parameters that no step changes. `metrics`
+    are scalars; `per_example` has one [B, P] array a value, `example` among them. The state is donated.
     """
 
-    def loss_fn(params, batch, reference, denominator):
-        scores = score(nnx.merge(graphdef, params), batch, chunk, objective.collision)
+    def loss_fn(params, batch, reference, frozen, key, denominator):
+        scores = score(policy.decoder(params, frozen, key), batch, chunk, objective.collision)
         reference_scores = None
         if reference is not None:
-            reference_scores = jax.lax.stop_gradient(score(nnx.merge(graphdef, reference), batch, chunk))
+            reference_scores = jax.lax.stop_gradient(score(policy.reference(reference, frozen), batch, chunk))
         total, per_example = objective(scores, batch, reference_scores)
         return total / denominator, per_example
 
-    def step(state: TrainState, batch: Batch, reference: nnx.State | None):
+    def step(state: TrainState, batch: Batch, reference: nnx.State | None, frozen: nnx.State):
         reference = reference if state.reference is None else state.reference
         denominator = jnp.maximum(objective.denominator(batch), 1e-9)
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if accumulation == 1:
-            (loss, per_example), gradient = gradient_fn(state.params, batch, reference, denominator)
+            (loss, per_example), gradient = gradient_fn(state.params, batch, reference, frozen, key, denominator)
         else:
             loss, per_example, gradient = _accumulate(
-                lambda micro: gradient_fn(state.params, micro, reference, denominator),
+                lambda micro, index: gradient_fn(
+                    state.params, micro, reference, frozen, jax.random.fold_in(key, index), denominator
+                ),
                 batch,
                 accumulation,
                 state.params,
@@ -155,7 +160,7 @@ def make_step(
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(sharding, batch_sharding(mesh), None),
+        in_shardings=(sharding, batch_sharding(mesh), None, None),
         out_shardings=(sharding, replicated, replicated),
         donate_argnums=0,
     )
@@ -174,20 +179,23 @@ def move_reference(reference: nnx.State, params: nnx.State, due: Array, mixing: 
 
 
 def make_evaluation(
-    graphdef: nnx.GraphDef, objective: Objective, mesh: Mesh, *, chunk: int
+    policy: Policy, objective: Objective, mesh: Mesh, *, chunk: int, frozen: nnx.State = NOTHING
 ) -> Callable[[nnx.State, Batch, nnx.State | None], dict[str, Array]]:
     """Builds `evaluation(params, batch, reference_params) -> per_example`, without gradients."""
 
-    def evaluation(params: nnx.State, batch: Batch, reference: nnx.State | None):
-        scores = score(nnx.merge(graphdef, params), batch, chunk, objective.collision)
-        reference_scores = None if reference is None else score(nnx.merge(graphdef, reference), batch, chunk)
+    def evaluation(params: nnx.State, batch: Batch, reference: nnx.State | None, frozen: nnx.State):
+        scores = score(policy.decoder(params, frozen), batch, chunk, objective.collision)
+        reference_scores = None
+        if reference is not None:
+            reference_scores = score(policy.reference(reference, frozen), batch, chunk)
         return {**objective(scores, batch, reference_scores)[1], "example": batch.example}
 
-    return jax.jit(
+    compiled = jax.jit(
         evaluation,
-        in_shardings=(None, batch_sharding(mesh), None),
+        in_shardings=(None, batch_sharding(mesh), None, None),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
+    return lambda params, batch, reference: compiled(params, batch, reference, frozen)
 
 
 def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.State):
@@ -201,9 +209,9 @@ def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.Sta
 
     def body(carry, micro):
         loss, gradient = carry
-        (micro_loss, per_example), micro_gradient = gradient_fn(micro)
+        (micro_loss, per_example), micro_gradient = gradient_fn(*micro)
         return (loss + micro_loss, jax.tree.map(jnp.add, gradient, micro_gradient)), per_example
 
     start = (jnp.zeros(()), jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params))
-    (loss, gradient), per_example = jax.lax.scan(body, start, jax.tree.map(split, batch))
+    (loss, gradient), per_example = jax.lax.scan(body, start, (jax.tree.map(split, batch), jnp.arange(count)))
     return loss, jax.tree.map(join, per_example), gradient

@@ -15,6 +15,7 @@ from smallr.losses import TokenScores
 from smallr.losses.preference import LOSSES
 from smallr.sharding import make_mesh
 from smallr.training.objective import Likelihood, Preference, Unpaired, make_objective
+from smallr.training.policy import NOTHING, Policy
 from smallr.training.step import init_state, make_step
 from tests.runs import smoke
 from tests.tiny import BETAS, batch_of, columns_of, decoder, pairs, run_step
@@ -171,10 +172,10 @@ def test_the_reference_moves_towards_the_policy_when_it_is_due(case):
     start_values = jax.tree.map(np.asarray, jax.tree.leaves(start))
     with jax.set_mesh(mesh):
         state, sharding = init_state(jax.tree.map(jnp.copy, start), optimizer, 0, mesh, moving_reference=True)
-        step = make_step(graphdef, objective, optimizer, schedule, sharding, mesh, chunk=7)
+        step = make_step(Policy(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7)
         expected, losses = start_values, []
         for n in range(1, 5):
-            state, metrics, _ = step(state, batch, None)
+            state, metrics, _ = step(state, batch, None, NOTHING)
             losses.append(float(metrics["loss"]))
             if n % 2 == 0:
                 params = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]

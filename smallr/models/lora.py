@@ -1,0 +1,174 @@
+"""LoRA (arXiv 2106.09685): y = x W + scale * dropout(x) A B, with W frozen and B = 0 at the start.
+
+An adapter is a module beside the weight of its projection: `layers.attention.q` has `layers.attention.q_lora` with
+parameters `a` [layers, *inputs, rank] and `b` [layers, rank, *outputs]. The product W + scale A B is never formed in
+training; `merged` forms it for an export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from smallr.errors import UserError
+from smallr.models.config import DecoderConfig
+from smallr.models.decoder import Decoder
+from smallr.models.families import FAMILIES, Tensor
+from smallr.models.linear import linear
+from smallr.models.projection import adapter_name
+from smallr.sharding import named_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Which projections have adapters, and what kind.
+
+    Attributes:
+      rank: columns of A.
+      alpha: the adapters' product is scaled by alpha / rank.
+      dropout: of the adapters' inputs, in training steps alone.
+      rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
+      target: regular expression, searched in the paths of the projections ("layers.attention.q").
+
+    Raises:
+      UserError: a value out of its range.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    rslora: bool = False
+    target: str = "."
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"config.lora.rank must be at least 1, not {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"config.lora.dropout must be at least 0 and below 1, not {self.dropout}")
+        try:
+            re.compile(self.target)
+        except re.error as error:
+            raise UserError(f"config.lora.target: {self.target!r} is no regular expression ({error})") from error
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class DropoutKey(nnx.Variable):
+    """Raw key data of each layer's dropout, [layers, 2]; there in training steps alone."""
+
+
+class Adapter(nnx.Module):
+    """What is added to one projection, for all layers; called on one layer's slice."""
+
+    def __init__(self, a: nnx.Param, b: nnx.Param, lora: LoRA):
+        self.a, self.b = a, b
+        self.scale, self.dropout = lora.scale, lora.dropout
+
+    def __call__(
+        self, x: Float[Array, "*batch *inputs"], *, dtype: jnp.dtype | str, inputs: int
+    ) -> Float[Array, "*batch *outputs"]:
+        """scale * dropout(x) A B, float32; the products in `dtype`."""
+        x = x.astype(dtype)
+        key = getattr(self, "key", None)
+        if key is not None:
+            keep = jax.random.bernoulli(jax.random.wrap_key_data(key[...]), 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0).astype(dtype)
+        low = linear(x, self.a[...], dtype=dtype, inputs=inputs)
+        return self.scale * linear(low, self.b[...], dtype=dtype).astype(jnp.float32)
+
+
+def projections(config: DecoderConfig) -> dict[str, Tensor]:
+    """The decoder's projections by their dotted paths, with their rows of the family's table."""
+    rows = {row.param: row for row in FAMILIES[config.family].tensors if row.exists(config)}
+    return {path: row for path, row in rows.items() if row.layout in ("linear", "conv1d") and row.stacked}
+
+
+def targets(config: DecoderConfig, lora: LoRA) -> dict[str, Tensor]:
+    """The projections that have an adapter.
+
+    Raises:
+      UserError: none has.
+    """
+    known = projections(config)
+    found = {path: row for path, row in known.items() if re.search(lora.target, path)}
+    if not found:
+        raise UserError(f"config.lora.target: {lora.target!r} is found in none of {', '.join(known)}")
+    return found
+
+
+def attach(decoder: Decoder, lora: LoRA, seed: int, mesh: Mesh) -> None:
+    """Puts fresh adapters beside the projections that `lora.target` names: B = 0, A as PEFT begins it.
+
+    A is uniform within 1 / sqrt(inputs) on either side (He et al., arXiv 1502.01852, with a = sqrt(5), as PEFT and
+    the authors' code have it).
+    """
+    for index, (path, row) in enumerate(targets(decoder.config, lora).items()):
+        module, name = _owner(decoder, path)
+        weight = getattr(module, name)
+        axes, shape = weight.get_metadata("axes"), weight.shape
+        cut = 1 + row.inputs
+        bound = 1 / math.sqrt(math.prod(shape[1:cut]))
+        key = jax.random.fold_in(jax.random.key(seed), index)
+
+        def uniform(shape: tuple[int, ...], key: Array = key, bound: float = bound) -> Array:
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+        a = _placed(uniform, (*shape[:cut], lora.rank), (*axes[:cut], None), mesh)
+        b = _placed(jnp.zeros, (shape[0], lora.rank, *shape[cut:]), (axes[0], None, *axes[cut:]), mesh)
+        setattr(module, adapter_name(name), Adapter(a, b, lora))
+
+
+def _placed(init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> nnx.Param:
+    value = jax.jit(lambda: init(shape), out_shardings=named_sharding(mesh, axes, shape))()
+    return nnx.Param(value, axes=axes)
+
+
+def add_dropout_keys(decoder: Decoder) -> None:
+    """Gives every adapter with dropout a place for its key; without one it does not drop."""
+    for adapter in adapters(decoder):
+        if adapter.dropout:
+            adapter.key = DropoutKey(jnp.zeros((adapter.a.shape[0], 2), jnp.uint32))
+
+
+def adapters(decoder: Decoder) -> Iterator[Adapter]:
+    """All adapters of a decoder."""
+    return (module for _, module in nnx.iter_graph(decoder) if isinstance(module, Adapter))
+
+
+def is_adapter_path(path: tuple[str, ...]) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return len(path) > 1 and path[-2].endswith(adapter_name(""))
+
+
+def merged(
+    weight: Float[np.ndarray, "layers *inputs *outputs"],
+    a: Float[np.ndarray, "layers *inputs rank"],
+    b: Float[np.ndarray, "layers rank *outputs"],
+    scale: float,
+) -> Float[np.ndarray, "layers *inputs *outputs"]:
+    """W + scale A B, layer by layer."""
+    out = np.array(weight, np.float32)
+    for layer in range(len(out)):
+        out[layer] += scale * np.tensordot(a[layer], b[layer], 1)
+    return out
+
+
+def _owner(decoder: Decoder, path: str) -> tuple[nnx.Module, str]:
+    """The module that holds the parameter at a dotted path, and its name there."""
+    *parts, name = path.split(".")
+    module = decoder
+    for part in parts:
+        module = getattr(module, part)
+    return module, name

@@ -1,0 +1,142 @@
+"""Which parameters are trained, and how decoders are made of those that are and those that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from smallr.errors import UserError
+from smallr.models.decoder import Decoder
+from smallr.models.lora import DropoutKey, LoRA, add_dropout_keys, attach, is_adapter_path
+from smallr.training.digest import tree_digest
+
+NOTHING = nnx.State({})  # no frozen parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How to make decoders of arrays.
+
+    Attributes:
+      graphdef: of the policy.
+      base: of the decoder without its adapters; None if it has none.
+      training: of the policy with dropout; None if it has none.
+      keys: names and shapes of the dropout keys of `training`.
+    """
+
+    graphdef: nnx.GraphDef
+    base: nnx.GraphDef | None = None
+    training: nnx.GraphDef | None = None
+    keys: nnx.State = dataclasses.field(default_factory=lambda: NOTHING)
+
+    def decoder(self, params: nnx.State, frozen: nnx.State, key: Array | None = None) -> Decoder:
+        """The policy; it drops where it has dropout and gets a key (typed, of this step)."""
+        if self.training is None or key is None:
+            return nnx.merge(self.graphdef, params, frozen)
+        leaves = [
+            (path, leaf.replace(jax.random.key_data(jax.random.split(jax.random.fold_in(key, index), leaf.shape[0]))))
+            for index, (path, leaf) in enumerate(nnx.to_flat_state(self.keys))
+        ]
+        return nnx.merge(self.training, params, frozen, nnx.from_flat_state(leaves))
+
+    def reference(self, reference: nnx.State, frozen: nnx.State) -> Decoder:
+        """The reference: without any parameters of its own it is the base, with the adapters left out."""
+        if self.base is not None and not jax.tree.leaves(reference):
+            return nnx.merge(self.base, frozen)
+        return nnx.merge(self.graphdef, reference, frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A decoder, split.
+
+    Attributes:
+      policy: makes decoders of the two states.
+      params: what is trained.
+      frozen: what is not: it has no gradient, no optimizer state, and is not in checkpoints.
+      digest: of `frozen` as it was loaded; empty if all is trained.
+    """
+
+    policy: Policy
+    params: nnx.State
+    frozen: nnx.State
+    digest: str = ""
+
+    def start(self) -> nnx.State:
+        """The parameters under which the policy is the base: adapters that were read from a file are switched off."""
+        if self.policy.base is None:
+            return self.params
+        return nnx.from_flat_state(
+            [
+                (path, leaf.replace(leaf.get_value() * 0) if path[-1] == "b" else leaf)
+                for path, leaf in nnx.to_flat_state(self.params)
+            ]
+        )
+
+    def start_digest(self) -> str:
+        """Of the weights that `start` gives, for caches of what was computed with them."""
+        if not self.digest:
+            return tree_digest(self.params)
+        return f"lora {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(self.params)}"
+
+
+def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
+    """Splits a loaded decoder as `config.freeze` and `config.lora` say.
+
+    Raises:
+      UserError: a regular expression that finds nothing, or leaves nothing to train.
+    """
+    if "lora" in config:
+        if config.freeze:
+            raise UserError("config.freeze: with config.lora all but the adapters is frozen; leave it empty")
+        return _with_adapters(decoder, config, mesh)
+    if not config.freeze:
+        graphdef, params = nnx.split(decoder)
+        return Trained(Policy(graphdef), params, NOTHING)
+    frozen = frozen_paths(decoder, config.freeze)
+    graphdef, still, params = nnx.split(decoder, lambda path, _: ".".join(path) in frozen, ...)
+    return Trained(Policy(graphdef), params, still, tree_digest(still))
+
+
+def frozen_paths(decoder: Decoder, pattern: str) -> set[str]:
+    """Paths of the parameters in which `config.freeze` is found.
+
+    Raises:
+      UserError: no regular expression, or one that is found nowhere or everywhere.
+    """
+    paths = [".".join(path) for path, _ in nnx.to_flat_state(nnx.state(decoder))]
+    try:
+        found = {path for path in paths if re.search(pattern, path)}
+    except re.error as error:
+        raise UserError(f"config.freeze: {pattern!r} is no regular expression ({error})") from error
+    if not found:
+        raise UserError(f"config.freeze: {pattern!r} is found in none of {', '.join(paths)}")
+    if len(found) == len(paths):
+        raise UserError(f"config.freeze: {pattern!r} is found in all parameters, so nothing is left to train")
+    return found
+
+
+def lora_of(fields: Any) -> LoRA:
+    """`config.lora`, as a config or as the dict of a saved one."""
+    return LoRA(**{field.name: fields[field.name] for field in dataclasses.fields(LoRA)})
+
+
+def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
+    lora = lora_of(config.lora)
+    base, weights = nnx.split(decoder)
+    digest = tree_digest(weights)
+    attach(decoder, lora, config.seed, mesh)
+    graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_adapter_path(path), ...)
+    policy = Policy(graphdef, base)
+    if lora.dropout:
+        add_dropout_keys(decoder)
+        training, keys, _ = nnx.split(decoder, DropoutKey, ...)
+        policy = dataclasses.replace(policy, training=training, keys=keys)
+    return Trained(policy, params, frozen, digest)
