@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,15 @@ class GGUFFile:
     def _dequantise(self, stored: str, rows: slice) -> np.ndarray:
         tensor = self._stored[stored]
         try:
-            return gguf.quants.dequantize(tensor.data.view(np.ndarray)[rows], tensor.tensor_type)
+            block = gguf.quants.dequantize(tensor.data.view(np.ndarray)[rows], tensor.tensor_type)
         except NotImplementedError:
             kind = tensor.tensor_type.name
             raise UserError(
                 f"{self.path}: tensor {stored!r} is quantised as {kind}, which the gguf package can not read"
             ) from None
+        # Pages of a mapped file count as this process' memory until they are given back; they are read again if needed.
+        self._file.data._mmap.madvise(mmap.MADV_DONTNEED)
+        return block
 
 
 def deinterleave(rows: np.ndarray, head_dim: int) -> np.ndarray:

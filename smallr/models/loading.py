@@ -95,7 +95,7 @@ def open_model(name: str) -> ModelSource:
     raise UserError(_unknown(name))
 
 
-def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
+def load_decoder(source: ModelSource, mesh: Mesh, *, allow_nonfinite: bool = False, **overrides: Any) -> Decoder:
     """The model with every parameter on its shards.
 
     Each shard's block is read from the file on its own; host memory holds one parameter at a time.
@@ -103,10 +103,11 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
     Args:
       source: from `open_model`.
       mesh: from `smallr.sharding.make_mesh`; the parameters' `axes` say how they are split over it.
+      allow_nonfinite: take NaN and infinite weights as they are.
       **overrides: fields of DecoderConfig, e.g. `dtype="bfloat16"`, `remat="dots"`.
 
     Raises:
-      UserError: tensors are missing, left over, or of another shape; they are named.
+      UserError: tensors are missing, left over, of another shape, or not finite; they are named.
     """
     config = dataclasses.replace(source.config, **overrides)
 
@@ -119,7 +120,8 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
             lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape), abstract, is_leaf=is_variable
         )
         return nnx.merge(graphdef, jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)())
-    return nnx.merge(graphdef, read_parameters(abstract, config, source.make_reader(), mesh, source.name))
+    reader = source.make_reader()
+    return nnx.merge(graphdef, read_parameters(abstract, config, reader, mesh, source.name, allow_nonfinite))
 
 
 def _gguf_source(name: str, path: Path) -> ModelSource:

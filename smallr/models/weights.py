@@ -36,7 +36,12 @@ def is_variable(leaf: Any) -> bool:
 
 
 def read_parameters(
-    abstract: nnx.State, config: DecoderConfig, reader: TensorReader, mesh: Mesh, origin: str
+    abstract: nnx.State,
+    config: DecoderConfig,
+    reader: TensorReader,
+    mesh: Mesh,
+    origin: str,
+    allow_nonfinite: bool = False,
 ) -> nnx.State:
     """Replaces every abstract parameter by its array.
 
@@ -46,20 +51,23 @@ def read_parameters(
       reader: the tensors.
       mesh: where the arrays go.
       origin: the model's name, for messages.
+      allow_nonfinite: take NaN and infinite weights as they are.
 
     Raises:
-      UserError: tensors that are missing, left over, or of another shape, by name.
+      UserError: tensors that are missing, left over, of another shape, or not finite, by name.
     """
     leaves = dict(nnx.to_flat_state(abstract))
     family = FAMILIES[config.family]
     renamed = _Renamed(reader, family)
+    finite = _Finite(renamed, origin)
     shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
     places = _check(family, shapes, config, renamed, origin)
     filled = []
     for path, leaf in leaves.items():
         sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
         tensor, offset = places[".".join(path)]
-        filled.append((path, leaf.replace(_read_parameter(tensor, offset, leaf.shape, sharding, renamed))))
+        array = _read_parameter(tensor, offset, leaf.shape, sharding, renamed if allow_nonfinite else finite)
+        filled.append((path, leaf.replace(array)))
     return nnx.from_flat_state(filled)
 
 
@@ -86,6 +94,25 @@ class _Renamed:
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         return self._reader.read(self._names[name], index)
+
+
+class _Finite:
+    """A reader that refuses NaN and infinite numbers."""
+
+    def __init__(self, reader: TensorReader, origin: str):
+        self._reader, self._origin = reader, origin
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._reader.shapes()
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        block = self._reader.read(name, index)
+        if not np.isfinite(block).all():
+            raise UserError(
+                f"model {self._origin!r}: tensor {name} holds NaN or infinite numbers, so the file is damaged or its "
+                "training diverged; load_decoder(..., allow_nonfinite=True) takes it as it is"
+            )
+        return block
 
 
 def _read_parameter(

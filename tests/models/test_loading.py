@@ -179,6 +179,17 @@ def test_an_incomplete_download_is_named(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
+    def change(tensors):
+        tensors["model.layers.2.mlp.up_proj.weight"][5, 7] = np.nan
+
+    source = _folder(tmp_path, change)
+    with pytest.raises(UserError, match=r"tensor model.layers.2.mlp.up_proj.weight holds NaN or infinite numbers"):
+        load_decoder(source, make_mesh())
+    taken = load_decoder(source, make_mesh(), allow_nonfinite=True).layers.mlp.up
+    assert np.argwhere(np.isnan(taken)).tolist() == [[2, 7, 5]]
+
+
 def test_a_truncated_file_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     shard = next(folder.glob("model-00002*"))
