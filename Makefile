@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/cogpo.py
 ARGS ?=
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint clean
@@ -28,8 +29,8 @@ install: $(VENV)/.installed  ## Create .venv with pinned dependencies and the bu
 train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=configs/dpo.py ARGS="--config.steps=10" change it.
 	$(BIN)/python -m smallr.train --config=$(CONFIG) $(ARGS)
 
-test: $(VENV)/.installed-test  ## Run all tests.
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style.
 	$(BIN)/ruff check .
