@@ -9,6 +9,7 @@ import pytest
 
 from smallr.models import attention as module
 from smallr.models.attention import attention
+from smallr.models.decoder import NO_WINDOW
 from tests.models.helpers import dense_attention, packed_rule, whole
 
 # Rows of examples (prefix, branch...): plain, packed, shared prefixes, padding at the end, an empty row.
@@ -150,3 +151,23 @@ def test_bad_arguments_are_named():
         attention(q, k, v, horizon, positions)
     with pytest.raises(ValueError, match="unknown implementation 'flash'; known: xla"):
         attention(q, q, q, horizon, positions, impl="flash")
+
+
+def test_windows_of_scanned_layers_and_a_scale_of_its_own():
+    """Traced windows give what static ones do, over several tiles and in the gradients; the largest bounds nothing."""
+    q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH)
+    positions, horizon = packed_rule(LAYOUT, LENGTH)
+    windows = [9, None, 40]
+
+    def of(q, window):
+        return jnp.sum(attention(q, k, v, horizon, positions, window, scale=0.7) * cotangent)
+
+    traced = jnp.asarray([NO_WINDOW if window is None else window for window in windows])
+    _, got = jax.jit(lambda: jax.lax.scan(lambda _, window: (None, jax.grad(of)(q, window)), None, traced))()
+    for gradient, window in zip(got, windows, strict=True):
+        scaled = q * 0.7 * np.sqrt(q.shape[-1])
+        dense = jax.grad(
+            lambda q, window=window: jnp.sum(_dense_jax(q, k, v, horizon, positions, window, None) * cotangent)
+        )
+        want = dense(scaled) * 0.7 * np.sqrt(q.shape[-1])
+        np.testing.assert_allclose(gradient, want, atol=2e-5 * np.abs(want).max())
