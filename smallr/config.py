@@ -9,6 +9,7 @@ does not exist is an error that names the nearest one.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -157,6 +158,8 @@ def loss_argument(arg: str | None, default: str = "sigmoid") -> tuple[str, str |
     """Splits the argument `LOSS`, `smoke` or `LOSS,smoke` of a config file into the loss and what `finish` takes."""
     parts = (arg or "").split(",")
     losses = [part for part in parts if part and part != "smoke"]
+    if difflib.get_close_matches("".join(losses), ["smoke"], cutoff=0.7):
+        raise UserError(f"config argument {arg!r}: did you mean 'smoke'?")
     if len(losses) > 1:
         raise UserError(f"config argument {arg!r}: one loss and `smoke` are known, e.g. --config=FILE:ipo,smoke")
     return (losses or [default])[0], "smoke" if "smoke" in parts else None
