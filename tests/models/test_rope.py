@@ -101,7 +101,7 @@ def test_rotation_is_a_product_of_complex_numbers():
             {"rope_type": "dynamic", "factor": 2.0},
             "'dynamic' is not supported .* remove rope_scaling if your rows are no longer",
         ),
-        ({"rope_type": "longrope"}, "'longrope' is not supported .default, linear, llama3, yarn are."),
+        ({"rope_type": "spiral"}, "'spiral' is not supported .default, linear, llama3, yarn, longrope are."),
         ({"rope_type": "linear"}, "'linear' in config.json has no 'factor'"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
     ],
