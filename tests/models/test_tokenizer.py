@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from smallr.errors import UserError
+from smallr.models.families import FAMILIES
 from smallr.models.gguf_tokenizer import PRE_TOKENIZERS, gguf_tokenizer
 
 TEXTS = (
@@ -97,6 +98,7 @@ class _Metadata:
     """A GGUF file's tokenizer metadata over bytes only: no merges, so tokens show the pre-tokenizer's pieces."""
 
     path = "made-up.gguf"
+    family = FAMILIES["qwen2"]
 
     def __init__(self, pre: str, **changes):
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
