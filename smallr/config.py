@@ -117,6 +117,9 @@ def add_lora(config: ConfigDict, rank: int = 16, alpha: float = 32.0) -> ConfigD
     # Regular expression, found in the paths of the projections that get an adapter: layers.attention.{q,k,v,o},
     # layers.mlp.{gate,up,down}.
     config.lora.target = "."
+    # How the frozen projections are held: float32 | int8 | int4 | nf4 (QLoRA; needs the extra `quant`).
+    config.lora.base = "float32"
+    config.lora.adapter = ""  # a folder in PEFT's format to start from; empty: fresh adapters
     config.optimizer.learning_rate = 2e-4
     return config
 

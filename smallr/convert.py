@@ -1,7 +1,8 @@
 """Write a model for transformers, vLLM and llama.cpp: python -m smallr.convert --from=RUN_OR_MODEL --to=FOLDER
 
 RUN_OR_MODEL is the workdir of a run (its newest intact checkpoint is taken), the folder of one checkpoint
-(runs/a/checkpoints/100), or any model that config.model takes, e.g. a .gguf file. FOLDER appears when it is complete.
+(runs/a/checkpoints/100), an adapter in PEFT's format, or any model that config.model takes, e.g. a .gguf file. Adapters
+are merged into their base; --adapter-only writes those of a LoRA run in PEFT's format. FOLDER appears when it is complete.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from smallr.errors import UserError
 FROM = flags.DEFINE_string("from", None, "Run, checkpoint, or any model that training takes", required=True)
 TO = flags.DEFINE_string("to", None, "Folder to write; must not exist, or be empty", required=True)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of the weights: bfloat16 | float32 (exact) | float16")
+ADAPTER_ONLY = flags.DEFINE_bool("adapter-only", False, "Of a LoRA run: the adapters in PEFT's format")
 SHARD_SIZE = flags.DEFINE_string("shard-size", "5GB", "Largest weight file")
 
 
@@ -31,7 +33,8 @@ def main(argv: list[str]) -> None:
     from smallr.training.exporting import convert
 
     try:
-        print(convert(FROM.value, Path(TO.value), dtype=DTYPE.value, shard_size=SHARD_SIZE.value))
+        options = {"dtype": DTYPE.value, "shard_size": SHARD_SIZE.value, "adapter_only": ADAPTER_ONLY.value}
+        print(convert(FROM.value, Path(TO.value), **options))
     except UserError as error:
         sys.exit(f"smallr: {error}")
 

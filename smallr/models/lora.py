@@ -8,15 +8,16 @@ training; `merged` forms it for an export.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from smallr.errors import UserError
@@ -25,6 +26,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.families import FAMILIES, Tensor
 from smallr.models.linear import linear
 from smallr.models.projection import adapter_name
+from smallr.models.quantized import FORMATS, quantize
 from smallr.sharding import named_sharding
 
 
@@ -130,6 +132,15 @@ def attach(decoder: Decoder, lora: LoRA, seed: int, mesh: Mesh) -> None:
         setattr(module, adapter_name(name), Adapter(a, b, lora))
 
 
+def fill(decoder: Decoder, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Replaces a and b of the adapters at these projections' paths; they stay on their shards."""
+    for path, values in pairs.items():
+        module, name = _owner(decoder, path)
+        adapter = getattr(module, adapter_name(name))
+        for variable, value in zip((adapter.a, adapter.b), values, strict=True):
+            variable.set_value(jax.device_put(value, variable.get_value().sharding))
+
+
 def _placed(init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> nnx.Param:
     value = jax.jit(lambda: init(shape), out_shardings=named_sharding(mesh, axes, shape))()
     return nnx.Param(value, axes=axes)
@@ -145,6 +156,30 @@ def add_dropout_keys(decoder: Decoder) -> None:
 def adapters(decoder: Decoder) -> Iterator[Adapter]:
     """All adapters of a decoder."""
     return (module for _, module in nnx.iter_graph(decoder) if isinstance(module, Adapter))
+
+
+def quantize_projections(decoder: Decoder, format: str, mesh: Mesh) -> None:
+    """Replaces the weights of all projections, one after the other; they stay split over the mesh.
+
+    Raises:
+      UserError: an unknown format, or qwix is missing.
+    """
+    if format not in FORMATS:
+        raise UserError(f"config.lora.base: {format!r} is none of {', '.join(FORMATS)}")
+    if format == "float32":
+        return
+    for path, row in projections(decoder.config).items():
+        module, name = _owner(decoder, path)
+        variable = getattr(module, name)
+        axes = variable.get_metadata("axes")
+        function = functools.partial(quantize, format=format, inputs=row.inputs)
+        abstract = jax.eval_shape(function, variable.get_value())
+
+        def placed(leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...] = axes) -> NamedSharding:
+            return named_sharding(mesh, axes, leaf.shape)
+
+        quantised = jax.jit(function, out_shardings=jax.tree.map(placed, abstract))(variable.get_value())
+        variable.set_value(jax.block_until_ready(quantised))
 
 
 def is_adapter_path(path: tuple[str, ...]) -> bool:

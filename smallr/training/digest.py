@@ -48,8 +48,13 @@ def tree_digest(tree: Any) -> str:
 
 def named_digest(leaves: Mapping[str, Any]) -> str:
     """`tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
-    # All are dispatched before the first is awaited.
-    lanes = [(name, leaf_signature(leaf), _leaf_lanes(name, leaf)) for name, leaf in sorted(leaves.items())]
+    lanes = []
+    for name, leaf in sorted(leaves.items()):
+        lanes.append((name, leaf_signature(leaf), _leaf_lanes(name, leaf)))
+        # All are dispatched before the first is awaited; but on simulated devices, which share a few threads, one
+        # program's collectives can starve another's.
+        if jax.default_backend() == "cpu" and jax.device_count() > 1:
+            jax.block_until_ready(lanes[-1][-1])
     return _combine(lanes)
 
 

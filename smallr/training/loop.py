@@ -167,7 +167,7 @@ def evaluate_start(run: Run, state: TrainState, writer: MetricsWriter) -> dict[s
         return {}
     parts = (
         tree_digest(state.params),
-        run.trained.digest,
+        run.trained.start_digest(),
         run.heldout.examples.fingerprint,
         run.heldout.plan.shape,
         run.config.compute.dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,17 @@ from ml_collections import ConfigDict
 
 from smallr.errors import UserError
 from smallr.models.decoder import Decoder
-from smallr.models.lora import DropoutKey, LoRA, add_dropout_keys, attach, is_adapter_path
+from smallr.models.lora import (
+    DropoutKey,
+    LoRA,
+    add_dropout_keys,
+    attach,
+    fill,
+    is_adapter_path,
+    quantize_projections,
+    targets,
+)
+from smallr.models.peft import read_adapter
 from smallr.training.digest import tree_digest
 
 NOTHING = nnx.State({})  # no frozen parameters
@@ -62,12 +73,14 @@ class Trained:
       params: what is trained.
       frozen: what is not: it has no gradient, no optimizer state, and is not in checkpoints.
       digest: of `frozen` as it was loaded; empty if all is trained.
+      base: how the frozen projections are held under adapters (`smallr.models.quantized.FORMATS`).
     """
 
     policy: Policy
     params: nnx.State
     frozen: nnx.State
     digest: str = ""
+    base: str = "float32"
 
     def start(self) -> nnx.State:
         """The parameters under which the policy is the base: adapters that were read from a file are switched off."""
@@ -84,7 +97,7 @@ class Trained:
         """Of the weights that `start` gives, for caches of what was computed with them."""
         if not self.digest:
             return tree_digest(self.params)
-        return f"lora {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(self.params)}"
+        return f"lora {self.base} {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(self.params)}"
 
 
 def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
@@ -128,15 +141,32 @@ def lora_of(fields: Any) -> LoRA:
     return LoRA(**{field.name: fields[field.name] for field in dataclasses.fields(LoRA)})
 
 
+def _read_start(decoder: Decoder, lora: LoRA, folder: str, digest: str) -> None:
+    """Fills the adapters from a folder in PEFT's format, which must be of the same kind."""
+    stored, pairs = read_adapter(Path(folder).expanduser(), decoder.config, digest)
+    ours, theirs = set(targets(decoder.config, lora)), set(pairs)
+    if (lora.rank, lora.scale, ours) != (stored.rank, stored.scale, theirs):
+        raise UserError(
+            f"config.lora.adapter: {folder} has rank {stored.rank}, scale {stored.scale:g} and adapters on "
+            f"{', '.join(sorted(theirs))}; config.lora has rank {lora.rank}, scale {lora.scale:g} and "
+            f"{', '.join(sorted(ours))}: make them equal"
+        )
+    fill(decoder, pairs)
+
+
 def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
     lora = lora_of(config.lora)
     base, weights = nnx.split(decoder)
     digest = tree_digest(weights)
+    del weights  # those that are quantised are to be freed one by one
     attach(decoder, lora, config.seed, mesh)
+    if config.lora.adapter:
+        _read_start(decoder, lora, config.lora.adapter, digest)
+    quantize_projections(decoder, config.lora.base, mesh)
     graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_adapter_path(path), ...)
     policy = Policy(graphdef, base)
     if lora.dropout:
         add_dropout_keys(decoder)
         training, keys, _ = nnx.split(decoder, DropoutKey, ...)
         policy = dataclasses.replace(policy, training=training, keys=keys)
-    return Trained(policy, params, frozen, digest)
+    return Trained(policy, params, frozen, digest, config.lora.base)

@@ -15,7 +15,7 @@ from smallr.errors import UserError
 from smallr.training.loop import NonFiniteError, train
 from tests.runs import metrics, smoke
 
-CONFIGS = ["cogpo", "dpo", "simpo", "kto", "sft", "answer_first", "rationale_first"]
+CONFIGS = ["cogpo", "dpo", "simpo", "kto", "sft", "answer_first", "rationale_first", "cogpo_lora"]
 
 
 class Recorder:

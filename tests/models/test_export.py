@@ -15,7 +15,7 @@ from smallr.errors import UserError
 from smallr.models.export import new_folder, write_model
 from smallr.models.loading import open_model
 from smallr.models.safetensors_writer import SafetensorsWriter
-from smallr.training.exporting import loaded_params, parse_size
+from smallr.training.exporting import load, loaded_params, parse_size
 from tests.data import toy_tokenizer
 from tests.models.files import save_folder, save_gguf
 from tests.models.helpers import llama3_model, qwen2_model
@@ -31,7 +31,7 @@ MODELS = {
 
 def export(name, target, dtype="float32", shard_bytes=10**9):
     source = open_model(str(name))
-    write_model(target, source, loaded_params(source), dtype=dtype, shard_bytes=shard_bytes, card="# A model\n")
+    write_model(target, source, loaded_params(load(source)), dtype=dtype, shard_bytes=shard_bytes, card="# A model\n")
     return target
 
 

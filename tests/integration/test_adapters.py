@@ -1,0 +1,211 @@
+"""Runs of LoRA and of partly frozen models: what changes, what is stored, what resumes, what is exported."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from flax import nnx
+
+from smallr.errors import UserError
+from smallr.models.loading import load_decoder, open_model
+from smallr.sharding import make_mesh
+from smallr.training.exporting import convert, load
+from smallr.training.loop import train
+from smallr.training.policy import prepare_policy
+from tests.models.helpers import whole
+from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke
+
+CONFIG = "configs/cogpo_lora.py:smoke"
+STEPS = 8
+OVERRIDES = (
+    "--config.data.eval=",
+    f"--config.steps={STEPS}",
+    "--config.eval_every=0",
+    "--config.checkpoint.every=1",
+    "--config.batch.row_length=384",
+    "--config.lora.dropout=0.1",
+)
+OPTIONS = {"dtype": "float32", "shard_size": "5GB"}
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("lora")
+    run(CONFIG, workdir, *OVERRIDES)
+    return workdir
+
+
+def test_adapters_alone_are_trained_and_stored(lora_run):
+    arrays = final_arrays(lora_run)
+    held = [name for name in arrays if name.endswith(("/a", "/b"))]
+    assert len(held) == 3 * 14  # parameters and both moments, of a and b of 7 projections
+    rest = [name for name in arrays if name not in held]
+    assert all(arrays[name].size <= 2 for name in rest), rest
+    saved = lora_run / "checkpoints" / str(STEPS)
+    size = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+    base = sum(leaf.get_value().nbytes for leaf in load(open_model("tiny-random")).values())
+    adapters = sum(arrays[name].nbytes for name in held)
+    assert size < adapters + 200_000 < base / 10
+    assert metrics(lora_run)[0]["loss"] == pytest.approx(np.log(2), abs=2e-6)
+    assert all(np.abs(arrays[name]).max() > 0 for name in held if name.startswith("params"))
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run):
+    process = subprocess.Popen(
+        command(CONFIG, tmp_path, *OVERRIDES),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 240
+    while not (tmp_path / "checkpoints" / "3").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "resuming" in run(CONFIG, tmp_path, *OVERRIDES).stdout
+    expected, found = final_arrays(lora_run), final_arrays(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_eight_devices_equal_one(tmp_path, lora_run):
+    del lora_run
+    more = ("--config.batch.rows=8", "--config.steps=3")
+    run(CONFIG, tmp_path / "one", *OVERRIDES, *more)
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    run(CONFIG, tmp_path / "eight", *OVERRIDES, *more, *mesh, devices=8)
+    ours, theirs = (metrics(tmp_path / name) for name in ("eight", "one"))
+    for field in ("loss", "grad_norm"):
+        values = [[line[field] for line in lines] for lines in (ours, theirs)]
+        np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=field)
+    ours, theirs = (final_arrays(tmp_path / name) for name in ("eight", "one"))
+    for name in (name for name in theirs if name.startswith("params")):
+        assert np.linalg.norm(ours[name] - theirs[name]) < 1e-3 * np.linalg.norm(theirs[name]), name
+
+
+def test_a_live_reference_is_the_base_and_costs_no_copy(tmp_path):
+    losses = {}
+    for reference in ("cached", "live"):
+        changes = {"objective.reference": reference, "data.eval": "", "steps": 3, "batch.accumulation": 2}
+        train(smoke("cogpo_lora", **changes), tmp_path / reference)
+        losses[reference] = [line["loss"] for line in metrics(tmp_path / reference)]
+    assert losses["live"][0] == pytest.approx(np.log(2), abs=2e-6)
+    np.testing.assert_allclose(losses["live"], losses["cached"], rtol=5e-5)
+
+
+def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_path, lora_run):
+    convert(str(lora_run), tmp_path / "merged", **OPTIONS)
+    convert(str(lora_run), tmp_path / "adapter", adapter_only=True, **OPTIONS)
+    convert("tiny-random", tmp_path / "base", **OPTIONS)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 49152, (2, 40)))
+    with torch.no_grad():
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(tokens).logits.numpy()
+        base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        plain = base(tokens).logits.numpy()
+        adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")(tokens).logits.numpy()
+    assert np.abs(adapted - plain).max() > 1e-3
+    np.testing.assert_allclose(merged, adapted, atol=1e-5)
+    assert "library_name: peft" in (tmp_path / "adapter" / "README.md").read_text()
+
+    again = {"lora.adapter": str(tmp_path / "adapter"), "data.eval": "", "steps": 1, "data.train_split": "train[:8]"}
+    train(smoke("cogpo_lora", **again), tmp_path / "again")
+    assert abs(metrics(tmp_path / "again")[0]["loss"] - np.log(2)) > 1e-4, "the reference has the adapter too"
+    with pytest.raises(UserError, match="rank 16"):
+        train(smoke("cogpo_lora", **again, **{"lora.rank": 8}), tmp_path / "other")
+    with pytest.raises(UserError, match=r"not a run with config\.lora"):
+        convert("tiny-random", tmp_path / "x", adapter_only=True, **OPTIONS)
+
+
+FROZEN = r"embed|layers\.attention\."
+
+
+@pytest.fixture(scope="module")
+def frozen_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("frozen")
+    changes = {"freeze": FROZEN, "data.eval": "", "steps": 2, "optimizer.learning_rate": 0.01}
+    train(smoke("cogpo", **changes), workdir)
+    return workdir
+
+
+def test_frozen_parameters_do_not_change_and_have_no_state(tmp_path, frozen_run):
+    arrays = final_arrays(frozen_run)
+    assert not [name for name in arrays if "embed" in name or "layers/attention/" in name]
+    assert {name for name in arrays if name.startswith("params/")} == {
+        "params/final_norm/scale",
+        *(f"params/layers/{name}/scale" for name in ("attention_norm", "mlp_norm")),
+        *(f"params/layers/mlp/{name}" for name in ("down", "gate", "up")),
+    }
+    convert(str(frozen_run), tmp_path / "out", **OPTIONS)
+    before, after = load(open_model("tiny-random")), load(open_model(str(tmp_path / "out")))
+    assert before.keys() == after.keys()
+    for path, leaf in before.items():
+        same = np.array_equal(leaf.get_value(), after[path].get_value())
+        assert same == (path[0] == "embed" or path[1] == "attention"), path
+
+
+def test_frozen_parameters_are_checked_on_resuming_and_on_export(tmp_path, frozen_run, monkeypatch):
+    monkeypatch.setattr("smallr.models.loading.RANDOM_SEED", 1)
+    changes = {"freeze": FROZEN, "data.eval": "", "steps": 3, "optimizer.learning_rate": 0.01}
+    with pytest.raises(UserError, match="model tiny-random has changed"):
+        train(smoke("cogpo", **changes), frozen_run)
+    with pytest.raises(UserError, match="is not the one"):
+        convert(str(frozen_run), tmp_path / "out", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "words"),
+    [
+        ("cogpo", {"freeze": "attn"}, r"config\.freeze: 'attn' is found in none of .*layers\.attention\.q"),
+        ("cogpo", {"freeze": "."}, "nothing is left"),
+        ("cogpo", {"freeze": "("}, "no regular expression"),
+        ("cogpo_lora", {"freeze": "embed"}, "leave it empty"),
+        ("cogpo_lora", {"lora.target": "attn"}, r"config\.lora\.target"),
+        ("cogpo_lora", {"lora.adapter": "nowhere"}, r"adapter_config\.json"),
+    ],
+)
+def test_bad_fields_are_named(config, changes, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        train(smoke(config, **changes, **{"data.eval": "", "data.train_split": "train[:8]"}), tmp_path)
+
+
+def test_resuming_with_another_rank_stops(lora_run):
+    changes = dict(line.removeprefix("--config.").split("=") for line in OVERRIDES)
+    typed = {name: json.loads(value) if value else value for name, value in changes.items()}
+    with pytest.raises(UserError, match=r"lora\.rank"):
+        train(smoke("cogpo_lora", **typed, **{"lora.rank": 8}), lora_run)
+
+
+def test_a_quantised_base_is_what_is_trained_on_and_what_is_exported(tmp_path):
+    config = smoke("cogpo_qlora", **{"data.eval": "", "steps": 2, "optimizer.learning_rate": 0.01})
+    train(config, tmp_path / "run")
+    assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(np.log(2), abs=2e-6)
+    convert(str(tmp_path / "run"), tmp_path / "out", **OPTIONS)
+    mesh = make_mesh(1, 1, 1)
+    trained = prepare_policy(load_decoder(open_model("tiny-random"), mesh), config, mesh)
+    saved = final_arrays(tmp_path / "run")
+    params = nnx.from_flat_state(
+        [
+            (path, leaf.replace(jnp.asarray(saved["params/" + "/".join(path)])))
+            for path, leaf in nnx.to_flat_state(trained.params)
+        ]
+    )
+    tokens = np.random.default_rng(0).integers(0, 49152, (2, 40))
+    decoder = trained.policy.decoder(params, trained.frozen)
+    ours = decoder(jnp.asarray(tokens), *whole(40, 2)) @ decoder.unembedding().T
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        theirs = model(torch.from_numpy(tokens)).logits.numpy()
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
