@@ -1,0 +1,62 @@
+"""smallr's worker: the run that `python -m smallr.train` prepares, one step at a time."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.protocol import Worker
+
+
+def config_of(job: dict[str, Any]) -> Any:
+    """The configuration of a job: DPO with a constant learning rate."""
+    from smallr.config import add_lora, finish, preference
+
+    config = preference()
+    if job["lora"]:
+        add_lora(config, rank=job["lora"], alpha=2 * job["lora"])
+    config.model = job["model"]
+    config.compute.dtype = job["dtype"]
+    config.compute.update(job.get("compute", {}))
+    config.data.train, config.data.train_split, config.data.eval = job["pairs"], "train", ""
+    config.batch.rows, config.batch.row_length = job["rows"], job["row_length"]
+    config.batch.packing, config.batch.share_prompt = job.get("packing", True), job.get("share_prompt", True)
+    config.objective.reference = job["reference"]
+    config.optimizer.learning_rate = job["learning_rate"]
+    config.optimizer.schedule, config.optimizer.warmup = "constant", 0.0
+    config.epochs, config.steps = 0, job["steps"]
+    return finish(config, None)
+
+
+def main() -> None:
+    """Prepares, tells which pairs each step holds, then steps on demand."""
+    worker = Worker()
+    import jax
+
+    from smallr.cache import cache_dir
+    from smallr.sharding import make_mesh
+    from smallr.training.flops import peak_flops
+    from smallr.training.setup import prepare
+    from smallr.training.timing import Clock
+
+    job = worker.job
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    config, clock = config_of(job), Clock()
+    mesh = make_mesh(1, 1, 1)
+    with tempfile.TemporaryDirectory() as workdir, jax.set_mesh(mesh):
+        run, state = prepare(config, Path(workdir), mesh, clock)
+        groups = [[int(i) for row in run.training.plan.step(n) for i in row] for n in range(job["steps"])]
+        dropped = run.training.examples.report.dropped
+        worker.ready(laps=clock.laps, groups=groups, matmul_peak=peak_flops(job["dtype"]), dropped=dropped)
+        batches = run.training.batches(mesh, 0, job["steps"])
+        for _ in worker.orders():
+            start = time.perf_counter()
+            state, metrics, _ = run.step(state, next(batches), run.reference, run.trained.frozen)
+            loss = float(metrics["loss"])
+            worker.tell({"seconds": time.perf_counter() - start, "loss": loss})
+
+
+if __name__ == "__main__":
+    main()
