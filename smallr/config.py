@@ -25,6 +25,8 @@ def base() -> ConfigDict:
     config.seed = 0
     # A hub id, a folder in Hugging Face layout, a .gguf file, or a built-in name.
     config.model = "smollm2-135m-instruct"
+    config.tokenizer = ""  # a folder or hub id whose tokenizer comes in place of the model's own; empty: none
+    config.allow_nonfinite = False  # load weights that are NaN or infinite
 
     config.freeze = ""  # regular expression: parameters in whose path it is found stay as they are; empty: none
 
@@ -32,7 +34,7 @@ def base() -> ConfigDict:
     config.compute.dtype = "bfloat16"  # of activations and products; parameters and reductions are float32
     config.compute.remat = "full"  # what the backward pass recomputes: none | dots | full
     config.compute.attention = "xla"  # implementation of attention
-    config.compute.logp_chunk = 256  # scored tokens of a row whose logits are held at once
+    config.compute.logp_chunk = 0  # entries of the vocabulary whose logits are held at once; 0: by platform
 
     config.mesh = ConfigDict()  # devices = data * fsdp * tensor; -1 takes what is left
     config.mesh.data = 1

@@ -21,6 +21,8 @@ FROM = flags.DEFINE_string("from", None, "Run, checkpoint, or any model that tra
 TO = flags.DEFINE_string("to", None, "Folder to write; must not exist, or be empty", required=True)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of the weights: bfloat16 | float32 (exact) | float16")
 ADAPTER_ONLY = flags.DEFINE_bool("adapter-only", False, "Of a LoRA run: the adapters in PEFT's format")
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder or hub id whose tokenizer comes in place of the model's own")
+ALLOW_NONFINITE = flags.DEFINE_bool("allow-nonfinite", False, "Take NaN and infinite weights as they are")
 SHARD_SIZE = flags.DEFINE_string("shard-size", "5GB", "Largest weight file")
 
 
@@ -33,8 +35,17 @@ def main(argv: list[str]) -> None:
     from smallr.training.exporting import convert
 
     try:
-        options = {"dtype": DTYPE.value, "shard_size": SHARD_SIZE.value, "adapter_only": ADAPTER_ONLY.value}
-        print(convert(FROM.value, Path(TO.value), **options))
+        print(
+            convert(
+                FROM.value,
+                Path(TO.value),
+                dtype=DTYPE.value,
+                shard_size=SHARD_SIZE.value,
+                adapter_only=ADAPTER_ONLY.value,
+                tokenizer=TOKENIZER.value,
+                allow_nonfinite=ALLOW_NONFINITE.value,
+            )
+        )
     except UserError as error:
         sys.exit(f"smallr: {error}")
 

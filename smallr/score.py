@@ -17,6 +17,7 @@ from smallr.cache import cache_dir
 from smallr.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Any model that training takes", required=True)
+TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder or hub id whose tokenizer comes in place of the model's own")
 DATA = flags.DEFINE_string("data", None, "Any source of rows that training takes", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist", required=True)
 SPLIT = flags.DEFINE_string("split", "train", "Split, or a part of it as in train[:50%]")
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
         if wrong := [pair for pair in COLUMNS.value if "=" not in pair]:
             raise UserError(f"--columns={wrong[0]}: expected OURS=THEIRS")
         columns = dict(pair.split("=", 1) for pair in COLUMNS.value)
-        names = ("model", "data", "split", "kind", "chat", "order", "rows", "row_length", "dtype")
+        names = ("model", "tokenizer", "data", "split", "kind", "chat", "order", "rows", "row_length", "dtype")
         options = ScoreOptions(columns=columns, **{name: flags.FLAGS[name].value for name in names})
         scored = write_scores(options, Path(OUT.value))
     except UserError as error:

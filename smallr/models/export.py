@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,11 @@ from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.families import FAMILIES
-from smallr.models.families.base import fused_shape, join
-from smallr.models.hf import HUB_FILES
+from smallr.models.families.base import TOKEN_IDS, fused_shape, join
+from smallr.models.hf import TOKENIZER_FILES
 from smallr.models.loading import ModelSource
 from smallr.models.rope import rope_frequencies
 from smallr.models.safetensors_writer import SafetensorsWriter
-
-# Taken over from the base model's folder as they are; weights, config and card are written anew.
-COPIED = (*(pattern for pattern in HUB_FILES if not pattern.startswith(("model", "config"))), "LICENSE*", "NOTICE*")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def write_model(
@@ -54,12 +50,13 @@ def write_model(
     """
     config = config_json(source, dtype)
     with new_folder(target) as folder:
-        with SafetensorsWriter(folder, tensor_shapes(source.config), dtype, shard_bytes) as writer:
+        shapes = tensor_shapes(source.config)
+        with SafetensorsWriter(folder, shapes, dtype, shard_bytes, source.allow_nonfinite) as writer:
             for name, value in stored_tensors(source.config, read):
                 writer.write(name, value)
         write_tokenizer(folder, source)
         if not (folder / "generation_config.json").exists():
-            ids = {key: config[key] for key in _TOKEN_IDS if config.get(key) is not None}
+            ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
             write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
         write_json(folder / "config.json", config)
         (folder / "README.md").write_text(card)
@@ -136,14 +133,15 @@ def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    config = {key: value for key, value in source.hf.items() if value is not None and key != "_name_or_path"}
+    hf = FAMILIES[source.config.family].text(source.hf)
+    config = {key: value for key, value in hf.items() if value is not None and key != "_name_or_path"}
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") == "factors":
         config["rope_scaling"] = _llama3_scaling(source)
     config.setdefault("architectures", [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]])
-    if source.folder is None:
+    if not _own_tokenizer(source):
         tokenizer = source.tokenizer()
-        config |= {key: getattr(tokenizer, key) for key in _TOKEN_IDS if getattr(tokenizer, key) is not None}
+        config |= {key: getattr(tokenizer, key) for key in TOKEN_IDS if getattr(tokenizer, key) is not None}
     config.pop("torch_dtype", None)
     # The key's name differs between versions of transformers; each reads its own.
     config |= {"dtype": dtype, "torch_dtype": dtype}
@@ -182,16 +180,28 @@ def _llama3_scaling(source: ModelSource) -> dict[str, Any]:
 def write_tokenizer(folder: Path, source: ModelSource) -> None:
     """Tokenizer, chat template and generation config: the files of the model's folder, or rebuilt ones."""
     tokenizer = source.tokenizer()  # also checks that there is one, and that it fits the embedding
-    if source.folder is None:
+    _copy(source.folder, folder, ("LICENSE*", "NOTICE*"))
+    if _own_tokenizer(source):
+        _copy(source.folder, folder, ("generation_config.json",))  # its ids are of this tokenizer
+    if source.tokenizer_folder is not None:
+        _copy(source.tokenizer_folder, folder, TOKENIZER_FILES)
+    else:
         tokenizer.save_pretrained(str(folder))
         path = folder / "tokenizer_config.json"
         # transformers 5 writes a name of its own that earlier versions do not know.
         write_json(path, json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-        return
-    for pattern in COPIED:
-        for path in source.folder.glob(pattern):
+
+
+def _own_tokenizer(source: ModelSource) -> bool:
+    """Whether the model's folder has the tokenizer, so that its ids are in config.json too."""
+    return source.folder is not None and source.tokenizer_folder == source.folder
+
+
+def _copy(source: Path | None, target: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns if source else ():
+        for path in source.glob(pattern):
             if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+                shutil.copyfile(path, target / path.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -82,6 +82,8 @@ class GGUFFile:
             "model_type": self.family.model_types[0],
             "vocab_size": int(self._stored["token_embd.weight"].shape[1]),
             "tie_word_embeddings": "output.weight" not in self._stored,
+            "attention_bias": "blk.0.attn_output.bias" in self._stored,
+            "mlp_bias": "blk.0.ffn_gate.bias" in self._stored,
         }
         hf.setdefault("head_dim", hf["hidden_size"] // hf["num_attention_heads"])
         rotary = self.metadata(f"{arch}.rope.dimension_count", hf["head_dim"])
@@ -113,7 +115,12 @@ class GGUFFile:
             if arch in family.gguf_architectures:
                 return family
         supported = ", ".join(name for family in FAMILIES.values() for name in family.gguf_architectures)
-        raise UserError(f"{self.path}: GGUF architecture {arch!r} is not supported; supported: {supported}")
+        keys = [key for key in self._file.fields if key.startswith(f"{arch}.")]
+        peculiar = [key for key in keys if key.partition(".")[2] not in {*_KEYS, "rope.dimension_count", "vocab_size"}]
+        raise UserError(
+            f"{self.path}: GGUF architecture {arch!r} is not supported; supported: {supported}. "
+            f"What this one says beyond Llama: {', '.join(peculiar[:6]) or 'nothing but its name'}"
+        )
 
     def _hf_names(self) -> dict[str, str]:
         """Hugging Face name -> GGUF name of every tensor; one without a translation keeps its own name."""

@@ -1,11 +1,14 @@
 """The tokenizer in a GGUF file, rebuilt as a transformers tokenizer.
 
 GGUF names the pre-tokenizer instead of holding it, so each supported name is written out here as in the
-`tokenizer.json` of the model that it stands for. Guessing would change tokens silently.
+`tokenizer.json` of the model that it stands for. Guessing would change tokens silently: what a file does not say, such as
+whether Phi-3's special tokens swallow the spaces behind them, is refused, and `config.tokenizer` takes its place.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from smallr.errors import UserError
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # values of tokenizer.ggml.token_type
 
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = (
@@ -23,7 +26,38 @@ _QWEN2 = (
 )
 _SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 SENTENCEPIECE = ("gemma2", "gemma3")  # families whose pieces are cut from the text as it is
-PRE_TOKENIZERS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteLevel:
+    """How a byte-level tokenizer cuts a text before its merges.
+
+    Attributes:
+      pattern: regular expression of the pieces; None: GPT-2's.
+      digits: every digit is a piece.
+      nfc: the text is normalised to NFC first.
+      ignore_merges: a piece that is a token is not cut, whatever the merges say.
+      bos: begins with BOS if the file does not say whether.
+    """
+
+    pattern: str | None = None
+    digits: bool = False
+    nfc: bool = False
+    ignore_merges: bool = False
+    bos: bool = False
+
+
+# By the names of llama.cpp (src/llama-vocab.cpp).
+PRE_TOKENIZERS: Mapping[str, ByteLevel] = {
+    "gpt-2": ByteLevel(),
+    "smollm": ByteLevel(digits=True),  # SmolLM, SmolLM2
+    # Llama 3's files leave add_bos_token out, and its tokenizer.json puts BOS in front.
+    "llama-bpe": ByteLevel(_LLAMA3, ignore_merges=True, bos=True),
+    "smaug-bpe": ByteLevel(_LLAMA3, ignore_merges=True),  # SmolLM3, whose tokenizer is Llama 3's
+    "dbrx": ByteLevel(_LLAMA3),  # OLMo 2
+    "qwen2": ByteLevel(_QWEN2, nfc=True),  # Qwen 2, 2.5 and 3
+    "deepseek-r1-qwen": ByteLevel(_QWEN2, nfc=True),
+}
 
 
 def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
@@ -62,11 +96,11 @@ def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> To
     else:
         raise UserError(
             f"{file.path}: tokenizer {model!r} with pre-tokenizer {pre!r} can not be rebuilt exactly (known: 'gpt2' with "
-            f"{', '.join(PRE_TOKENIZERS)}; 'llama' of {', '.join(SENTENCEPIECE)}); use the model's Hugging Face folder, "
-            "which holds its tokenizer.json"
+            f"{', '.join(PRE_TOKENIZERS)}; 'llama' of {', '.join(SENTENCEPIECE)}); give a folder that holds the model's "
+            "tokenizer.json: config.tokenizer=FOLDER (of convert and score: --tokenizer=FOLDER)"
         )
     kinds = file.metadata("tokenizer.ggml.token_type", [1] * len(tokens))
-    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
+    control = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (_UNKNOWN, _CONTROL)]
     user = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in user])
@@ -80,8 +114,8 @@ def _byte_level(file: GGUFFile, tokens: list[str], pre: str) -> Tokenizer:
 
     merges = [tuple(merge.split(" ", 1)) for merge in file.metadata("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
-    _set_pre_tokenizer(tokenizer, pre)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=PRE_TOKENIZERS[pre].ignore_merges))
+    _set_pre_tokenizer(tokenizer, PRE_TOKENIZERS[pre])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -111,20 +145,16 @@ def _sentencepiece(file: GGUFFile, tokens: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _set_pre_tokenizer(tokenizer: Tokenizer, pre: str) -> None:
+def _set_pre_tokenizer(tokenizer: Tokenizer, cut: ByteLevel) -> None:
     from tokenizers import Regex, normalizers, pre_tokenizers
 
-    if pre == "gpt-2":
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    elif pre == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
-    else:
-        split = pre_tokenizers.Split(Regex(_QWEN2 if pre == "qwen2" else _LLAMA3), behavior="isolated")
-        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    if pre == "qwen2":
+    parts = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut.pattern is None)]
+    if cut.digits:
+        parts.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    if cut.pattern:
+        parts.insert(0, pre_tokenizers.Split(Regex(cut.pattern), behavior="isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
 
 
@@ -132,8 +162,8 @@ def _set_template(tokenizer: Tokenizer, file: GGUFFile, special: dict[str, str])
     """BOS and EOS around a text, where the file asks for them."""
     from tokenizers import processors
 
-    # Llama 3's files leave the key out, and its tokenizer.json puts BOS in front.
-    default_bos = file.metadata("tokenizer.ggml.pre") == "llama-bpe"
+    cut = PRE_TOKENIZERS.get(file.metadata("tokenizer.ggml.pre"))
+    default_bos = cut is not None and cut.bos
     bos = special.get("bos_token") if file.metadata("tokenizer.ggml.add_bos_token", default_bos) else None
     eos = special.get("eos_token") if file.metadata("tokenizer.ggml.add_eos_token", False) else None
     if bos or eos:

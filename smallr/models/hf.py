@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,21 @@ from smallr.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# What a model needs; the pickles and other frameworks' copies in a repository stay where they are.
-HUB_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
+TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
     "vocab.*",
     "merges.txt",
+)
+# What a model needs; the pickles and other frameworks' copies in a repository stay where they are.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    *TOKENIZER_FILES,
 )
 
 
@@ -61,11 +65,12 @@ def folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def download(name: str, offline_choices: str) -> Path:
+def download(name: str, offline_choices: str, files: Sequence[str] = MODEL_FILES) -> Path:
     """The folder of a hub repository in the hub's cache, downloading what is not there.
 
     Args:
       name: `owner/name`.
+      files: patterns of the files that are needed.
       offline_choices: sentence for the error when the hub can not be reached.
 
     Raises:
@@ -76,7 +81,7 @@ def download(name: str, offline_choices: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
+        return Path(hub.snapshot_download(name, allow_patterns=list(files)))
     except errors.GatedRepoError as error:
         raise UserError(f"model {name!r} is gated: accept its licence on the hub and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
-from smallr.models.hf import download, folder_tokenizer, read_config
+from smallr.models.hf import TOKENIZER_FILES, download, folder_tokenizer, read_config
 from smallr.models.safetensors import SafetensorsFolder
 from smallr.models.weights import TensorReader, is_variable, read_parameters
 from smallr.sharding import named_sharding
@@ -31,6 +31,7 @@ OFFLINE_CHOICES = (
     f"Without the hub: a local Hugging Face folder, a .gguf file, or a built-in model ({', '.join(BUILT_IN)})."
 )
 RANDOM_SEED = 0  # of the weights that no file gives
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ModelSource:
       make_reader: opens the weights; None for seeded random ones.
       hf: the `config.json` that `config` was read from, or one that says the same.
       folder: of a model in Hugging Face layout, whose other files an export takes over as they are.
+      tokenizer_folder: the folder that the tokenizer is read from; None if it is rebuilt from a GGUF file.
+      allow_nonfinite: take NaN and infinite weights as they are.
     """
 
     name: str
@@ -52,6 +55,8 @@ class ModelSource:
     make_reader: Callable[[], TensorReader] | None
     hf: Mapping[str, Any]
     folder: Path | None = None
+    tokenizer_folder: Path | None = None
+    allow_nonfinite: bool = False
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's tokenizer.
@@ -63,22 +68,33 @@ class ModelSource:
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= self.config.vocab_size:
             raise UserError(
-                f"model {self.name!r}: its tokenizer has id {largest}, its embedding only {self.config.vocab_size} rows"
+                f"model {self.name!r}: its tokenizer has id {largest}, its embedding only {self.config.vocab_size} rows; "
+                "is it the tokenizer of another model?"
             )
         return tokenizer
 
 
-def open_model(name: str) -> ModelSource:
+def open_model(name: str, tokenizer: str = "", *, allow_nonfinite: bool = False) -> ModelSource:
     """The source of a model.
 
     Args:
       name: built-in name, `.gguf` file, local Hugging Face folder, or hub id `owner/name`; tried in this order.
+      tokenizer: a folder or hub id whose tokenizer comes in place of the model's own; empty: none.
+      allow_nonfinite: take NaN and infinite weights as they are.
 
     Raises:
       UserError: nothing by that name; the message lists the built-in names and the nearest; a hub id that is not
         cached while the hub can not be reached; the package of a built-in model is not installed; the model's
         family or a key of its config is not supported.
     """
+    source = dataclasses.replace(_open(name), allow_nonfinite=allow_nonfinite)
+    if not tokenizer:
+        return source
+    folder = _tokenizer_folder(tokenizer)
+    return dataclasses.replace(source, make_tokenizer=lambda: folder_tokenizer(folder), tokenizer_folder=folder)
+
+
+def _open(name: str) -> ModelSource:
     if name == SMOLLM2:
         return _gguf_source(name, _smollm2_file())
     if name == TINY:
@@ -90,12 +106,21 @@ def open_model(name: str) -> ModelSource:
         return _gguf_source(name, path)
     if path.is_dir():
         return _folder_source(name, path)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if _HUB_ID.fullmatch(name):
         return _folder_source(name, download(name, OFFLINE_CHOICES))
     raise UserError(_unknown(name))
 
 
-def load_decoder(source: ModelSource, mesh: Mesh, *, allow_nonfinite: bool = False, **overrides: Any) -> Decoder:
+def _tokenizer_folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if _HUB_ID.fullmatch(name):
+        return download(name, "Without the hub: a local folder with tokenizer.json.", TOKENIZER_FILES)
+    raise UserError(f"config.tokenizer: {name!r} is no folder here, and no hub id (owner/name)")
+
+
+def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
     """The model with every parameter on its shards.
 
     Each shard's block is read from the file on its own; host memory holds one parameter at a time.
@@ -103,7 +128,6 @@ def load_decoder(source: ModelSource, mesh: Mesh, *, allow_nonfinite: bool = Fal
     Args:
       source: from `open_model`.
       mesh: from `smallr.sharding.make_mesh`; the parameters' `axes` say how they are split over it.
-      allow_nonfinite: take NaN and infinite weights as they are.
       **overrides: fields of DecoderConfig, e.g. `dtype="bfloat16"`, `remat="dots"`.
 
     Raises:
@@ -121,7 +145,7 @@ def load_decoder(source: ModelSource, mesh: Mesh, *, allow_nonfinite: bool = Fal
         )
         return nnx.merge(graphdef, jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)())
     reader = source.make_reader()
-    return nnx.merge(graphdef, read_parameters(abstract, config, reader, mesh, source.name, allow_nonfinite))
+    return nnx.merge(graphdef, read_parameters(abstract, config, reader, mesh, source.name, source.allow_nonfinite))
 
 
 def _gguf_source(name: str, path: Path) -> ModelSource:
@@ -134,8 +158,15 @@ def _gguf_source(name: str, path: Path) -> ModelSource:
 
 def _folder_source(name: str, folder: Path) -> ModelSource:
     hf = read_config(folder)
-    config = DecoderConfig.from_hf(hf)
-    return ModelSource(name, config, lambda: folder_tokenizer(folder), lambda: SafetensorsFolder(folder), hf, folder)
+    return ModelSource(
+        name,
+        DecoderConfig.from_hf(hf),
+        lambda: folder_tokenizer(folder),
+        lambda: SafetensorsFolder(folder),
+        hf,
+        folder,
+        tokenizer_folder=folder,
+    )
 
 
 def _tiny_source() -> ModelSource:

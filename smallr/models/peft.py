@@ -35,6 +35,13 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "layers_to_transform": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, []),
+    "layer_replication": (None, []),
+    "alora_invocation_tokens": (None, []),
+    "use_bdlora": (None, False),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    # Others (PiSSA, OLoRA, LoftQ, CorDA, …) change the base's weights when the adapter is made.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
 Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # path of a projection -> its adapter's a and b, all layers stacked
@@ -153,6 +160,20 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if content.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= content.keys():
         raise UserError(f"{folder / CONFIG}: peft_type {content.get('peft_type')!r} is not supported (LORA is)")
     return content
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter folder was trained on, as it names it.
+
+    Raises:
+      UserError: it names none.
+    """
+    name = read_adapter_config(folder).get("base_model_name_or_path")
+    if not name:
+        raise UserError(
+            f"{folder / CONFIG} has no base_model_name_or_path: set it to the model to merge the adapter into"
+        )
+    return str(name)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

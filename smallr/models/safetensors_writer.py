@@ -34,7 +34,14 @@ class SafetensorsWriter:
     Use it as a context: leaving it without an error checks that every tensor was written, and writes the index.
     """
 
-    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str, shard_bytes: int):
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+        shard_bytes: int,
+        allow_nonfinite: bool = False,
+    ):
         """Lays out the files.
 
         Args:
@@ -42,6 +49,7 @@ class SafetensorsWriter:
           shapes: of every tensor, in the order that the files will have.
           dtype: a key of DTYPES; all tensors are stored in it.
           shard_bytes: a file holds at most so much, and at least one tensor.
+          allow_nonfinite: write NaN and infinite numbers as they are.
 
         Raises:
           UserError: an unknown dtype.
@@ -51,6 +59,7 @@ class SafetensorsWriter:
         self._dtype, self._code = DTYPES[dtype]
         self._folder, self._shapes = folder, dict(shapes)
         self._left = set(shapes)
+        self._allow_nonfinite = allow_nonfinite
         shards = self._cut(shard_bytes)
         self._files: list[BinaryIO] = []
         self._where: dict[str, tuple[BinaryIO, int]] = {}
@@ -99,15 +108,17 @@ class SafetensorsWriter:
 
         Raises:
           ValueError: another shape than was announced.
-          UserError: NaN, or a number that `dtype` cannot hold.
+          UserError: NaN or infinity, or a number that `dtype` cannot hold.
         """
         if value.shape != self._shapes[name]:
             raise ValueError(f"tensor {name}: shape {value.shape}, announced as {self._shapes[name]}")
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(value, dtype=self._dtype)
-        if not np.isfinite(stored).all():
-            why = "overflows float16: use --dtype=bfloat16" if np.isfinite(value).all() else "has NaN or infinity"
-            raise UserError(f"tensor {name} {why}")
+        finite = np.isfinite(value)
+        if not np.isfinite(stored[finite]).all():
+            raise UserError(f"tensor {name} overflows {self._dtype}: use --dtype=bfloat16 or float32")
+        if not self._allow_nonfinite and not finite.all():
+            raise UserError(f"tensor {name} has NaN or infinity; --allow-nonfinite writes it as it is")
         file, place = self._where[name]
         file.seek(place)
         file.write(stored.reshape(-1).view(np.uint8).data)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
@@ -59,6 +60,11 @@ def read_parameters(
     leaves = dict(nnx.to_flat_state(abstract))
     family = FAMILIES[config.family]
     renamed = _Renamed(reader, family)
+    if renamed.foreign:
+        logging.warning(
+            f"model {origin!r}: {len(renamed.foreign)} tensors of another modality are left out, e.g. "
+            f"{renamed.foreign[0]}; the language model alone is loaded, and exported"
+        )
     finite = _Finite(renamed, origin)
     shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
     places = _check(family, shapes, config, renamed, origin)
@@ -76,16 +82,19 @@ def _one_layer(shape: tuple[int, ...], path: tuple[str, ...]) -> tuple[int, ...]
 
 
 class _Renamed:
-    """A reader under the table's names, without the tensors that the family ignores."""
+    """A reader under the table's names, without the tensors that the family ignores; `foreign` names those left out."""
 
     def __init__(self, reader: TensorReader, family: Family):
         self._reader = reader
         self._names: dict[str, str] = {}
+        self.foreign: list[str] = []
         for stored in reader.shapes():
             name = stored
             for pattern, replacement in family.aliases:
                 name = re.sub(pattern, replacement, name)
-            if not re.search(family.ignored, name):
+            if re.search(family.foreign, stored):
+                self.foreign.append(stored)
+            elif not re.search(family.ignored, name):
                 self._names[name] = stored
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -110,7 +119,7 @@ class _Finite:
         if not np.isfinite(block).all():
             raise UserError(
                 f"model {self._origin!r}: tensor {name} holds NaN or infinite numbers, so the file is damaged or its "
-                "training diverged; load_decoder(..., allow_nonfinite=True) takes it as it is"
+                "training diverged; config.allow_nonfinite=True (of convert: --allow-nonfinite) takes it as it is"
             )
         return block
 

@@ -14,7 +14,7 @@ from smallr.errors import UserError
 from smallr.models.export import write_model
 from smallr.models.loading import ModelSource, load_decoder, open_model
 from smallr.models.lora import LoRA, merged, projections, targets
-from smallr.models.peft import CONFIG, read_adapter, read_adapter_config, write_adapter
+from smallr.models.peft import CONFIG, base_of, read_adapter, write_adapter
 from smallr.models.projection import adapter_name
 from smallr.models.quantized import rounded
 from smallr.sharding import make_mesh
@@ -28,7 +28,16 @@ Read = Callable[[str], np.ndarray]  # a parameter by its dotted path, each once
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def convert(name: str, target: Path, *, dtype: str, shard_size: str, adapter_only: bool = False) -> str:
+def convert(
+    name: str,
+    target: Path,
+    *,
+    dtype: str,
+    shard_size: str,
+    adapter_only: bool = False,
+    tokenizer: str = "",
+    allow_nonfinite: bool = False,
+) -> str:
     """Writes the model `name` to the folder `target`; adapters are merged into their base.
 
     Args:
@@ -38,6 +47,8 @@ def convert(name: str, target: Path, *, dtype: str, shard_size: str, adapter_onl
       dtype: float32, bfloat16 or float16.
       shard_size: largest weight file, e.g. 5GB.
       adapter_only: write a LoRA run's adapters in PEFT's format, without the base.
+      tokenizer: a folder or hub id whose tokenizer comes in place of the model's own.
+      allow_nonfinite: take NaN and infinite weights as they are.
 
     Returns:
       A line on what was written.
@@ -52,12 +63,19 @@ def convert(name: str, target: Path, *, dtype: str, shard_size: str, adapter_onl
         if run is None or "lora" not in run.config:
             raise UserError(f"--adapter-only: {name} is not a run with config.lora")
         return _write_adapter(run, target, dtype)
-    if run is None and (path / CONFIG).exists():
-        source = open_model(str(read_adapter_config(path).get("base_model_name_or_path")))
+    saved = run.config if run else {}
+    adapter = run is None and (path / CONFIG).exists()
+    source = open_model(
+        base_of(path) if adapter else saved.get("model", name),
+        tokenizer or saved.get("tokenizer", ""),
+        allow_nonfinite=allow_nonfinite or saved.get("allow_nonfinite", False),
+    )
+    if adapter:
         read = adapted_params(path, source)
+    elif run:
+        read = run_params(run, source)
     else:
-        source = open_model(run.config["model"] if run else name)
-        read = run_params(run, source) if run else loaded_params(load(source))
+        read = loaded_params(load(source))
     card = model_card(target.name, source.name, dtype, run)
     write_model(target, source, read, dtype=dtype, shard_bytes=shard_bytes, card=card)
     origin = f"step {run.checkpoint.step} of {run.workdir}" if run else name

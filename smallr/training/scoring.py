@@ -36,6 +36,7 @@ class ScoreOptions:
 
     Attributes:
       model: any name that training takes.
+      tokenizer: a folder or hub id whose tokenizer comes in place of the model's own; empty: none.
       data: a source of rows, and `split` of it.
       columns: our name -> the source's name.
       rows: packed rows a step.
@@ -54,6 +55,7 @@ class ScoreOptions:
     row_length: int = 1024
     dtype: str = "float32"
     chunk: int = 256
+    tokenizer: str = ""
 
 
 def write_scores(options: ScoreOptions, out: Path) -> datasets.Dataset:
@@ -83,7 +85,7 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
         raise UserError(f"kind {options.kind!r} is none of {', '.join(SIDES)}")
     if jax.process_count() > 1:
         raise UserError("scoring runs in one process; score parts of a split (--split=train[:50%]) on several machines")
-    source = open_model(options.model)
+    source = open_model(options.model, options.tokenizer)
     renamed = {ours: theirs for ours, theirs in options.columns.items() if ours != theirs}
     rows = load_rows(options.data, options.split, columns=renamed)
     order = {"order": options.order} if options.kind == "rationale" else {}

@@ -72,7 +72,7 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
     # ---- What is cheap to check ---------------------------------------------------------------------------
     check_batch(config, mesh)
     objective = make_objective(config)
-    source = open_model(config.model)
+    source = open_model(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
     checkpointer = Checkpointer(str(workdir / "checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_every)
 
     # ---- Data ---------------------------------------------------------------------------------------------

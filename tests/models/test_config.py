@@ -114,8 +114,12 @@ def test_a_window_bounds_the_attended_pairs():
     [
         ({"model_type": "mamba"}, "model_type 'mamba', architectures .*is not supported; supported: llama, qwen2"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported .it must be 'silu' or 'swish'."),
-        ({"attention_bias": True}, "attention_bias = True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias = True"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 8, "router_jitter_noise": 0.1, "attention_bias": True},
+            "beyond Llama: attention_bias = True, num_local_experts = 8, router_jitter_noise = 0.1$",
+        ),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias = True is not supported"),
+        ({"model_type": "olmo2", "mlp_bias": True}, "mlp_bias = True is not supported"),
         ({"attention_dropout": 0.1}, "attention_dropout = 0.1"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 .*must be absent"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import unicodedata
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from smallr.errors import UserError
 from smallr.models.families import FAMILIES
@@ -153,7 +156,8 @@ def test_normalisation_is_qwens_only():
         pre: len(gguf_tokenizer(_Metadata(pre))(decomposed, add_special_tokens=False)["input_ids"])
         for pre in PRE_TOKENIZERS
     }
-    assert lengths == {"gpt-2": 3, "smollm": 3, "llama-bpe": 3, "qwen2": 2}
+    assert {pre for pre, length in lengths.items() if length == 2} == {"qwen2", "deepseek-r1-qwen"}
+    assert set(lengths.values()) == {2, 3}
 
 
 def test_bos_and_eos_where_the_file_asks():
@@ -173,13 +177,46 @@ def test_user_defined_tokens_are_kept_whole_but_not_special():
     assert tokenizer.decode([0, 2], skip_special_tokens=True) == "<tool>"
 
 
+class _As:
+    """A file whose pre-tokenizer has another name."""
+
+    def __init__(self, file, pre: str):
+        self.path, self.family, self.config, self._file, self._pre = "x.gguf", file.family, file.config, file, pre
+
+    def metadata(self, key, default=None):
+        return self._pre if key == "tokenizer.ggml.pre" else self._file.metadata(key, default)
+
+
+@pytest.mark.parametrize("pre", [pre for pre in PRE_TOKENIZERS if pre != "smollm"])
+def test_tokens_are_those_of_transformers_own_classes(smollm2, pre):
+    """transformers' classes write their pre-tokenizers themselves; the merges here are SmolLM2's."""
+    file = smollm2.make_reader()
+    vocabulary = {token: n for n, token in enumerate(file.metadata("tokenizer.ggml.tokens"))}
+    merges = [tuple(merge.split(" ")) for merge in file.metadata("tokenizer.ggml.merges")]
+    if pre == "gpt-2":
+        reference = transformers.GPT2Tokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    elif "qwen" in pre:
+        reference = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    else:  # the pattern with which transformers converts Llama 3's and OpenAI's cl100k files
+        pattern = inspect.signature(TikTokenConverter).parameters["pattern"].default
+        reference = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre != "dbrx"))
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        reference.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    ours = gguf_tokenizer(_As(file, pre))
+    for text in (*TEXTS, unicodedata.normalize("NFD", TEXTS[3]), "I'LL can't 1234567\r\n\r\n  x\u3000y"):
+        if "<|" not in text:
+            ids = ours(text, add_special_tokens=False)["input_ids"]
+            assert ids == reference.encode(text, add_special_tokens=False).ids, text
+
+
 @pytest.mark.parametrize(
     ("pre", "changes", "message"),
     [
         (
             "deepseek-llm",
             {},
-            "'gpt2' with pre-tokenizer 'deepseek-llm' can not be rebuilt exactly .*smollm.*Hugging Face folder",
+            "'gpt2' with pre-tokenizer 'deepseek-llm' can not be rebuilt exactly .*smollm.*config.tokenizer=FOLDER",
         ),
         ("qwen2", {"tokenizer.ggml.model": "llama"}, "tokenizer 'llama' with pre-tokenizer 'qwen2' can not be rebuilt"),
         ("qwen2", {"tokenizer.ggml.tokens": None}, "no tokenizer in the GGUF metadata"),

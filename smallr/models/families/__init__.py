@@ -7,7 +7,7 @@ from typing import Any
 
 from smallr.errors import UserError
 from smallr.models.families import gemma2, gemma3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
-from smallr.models.families.base import Family, Tensor
+from smallr.models.families.base import Family, Tensor, beyond_llama
 
 __all__ = ["FAMILIES", "Family", "Tensor", "family_of"]
 
@@ -27,4 +27,7 @@ def family_of(hf: Mapping[str, Any]) -> Family:
             return family
     supported = ", ".join(name for family in FAMILIES.values() for name in family.model_types)
     named = f", architectures {hf['architectures']}" if hf.get("architectures") else ""
-    raise UserError(f"config.json: model_type {model_type!r}{named} is not supported; supported: {supported}")
+    raise UserError(
+        f"config.json: model_type {model_type!r}{named} is not supported; supported: {supported}. "
+        f"What this one says beyond Llama: {beyond_llama(hf)}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -127,7 +128,9 @@ class Family:
       config: translates the dict; raises UserError on what it can not express.
       tensors: every tensor of a checkpoint, once.
       aliases: (pattern, replacement) of names in files that spell the table's names otherwise; `re.sub`, in order.
-      ignored: pattern of tensors that hold nothing which the config does not say, or belong to another modality.
+      ignored: pattern of tensors that hold nothing which the config does not say.
+      foreign: pattern of tensors of another modality, which are left out; loading says so.
+      text: the `config.json` of the language model in one of several modalities; any other as it is.
       gguf_architectures: values of `general.architecture` in GGUF files.
       gguf_interleaved: the GGUF converter of this family stores q and k with rotary pairs interleaved.
       gguf_config: completes the `config.json` that a GGUF file's metadata were written as, with what llama.cpp
@@ -140,6 +143,8 @@ class Family:
     tensors: tuple[Tensor, ...]
     aliases: tuple[tuple[str, str], ...] = ()
     ignored: str = r"\.rotary_emb\.inv_freq$"
+    foreign: str = r"(?!)"
+    text: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda hf: hf
     gguf_architectures: tuple[str, ...] = ()
     gguf_interleaved: bool = False
     gguf_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda hf: hf
@@ -153,6 +158,7 @@ class Family:
         return parts
 
 
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys that change the mathematics, with the values under which they change nothing. A family that handles
 # a key takes it out by naming it in `handled`.
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -201,6 +207,26 @@ def check_neutral(hf: Mapping[str, Any], handled: tuple[str, ...] = ()) -> None:
             f"config.json of model_type {hf.get('model_type')!r}: {key} = {hf[key]!r} is not supported "
             f"(it must be {fine}); the numbers would be wrong without it"
         )
+
+
+# Keys under which a Llama says how large it is and how it was written, and those of use in generation alone.
+_PLAIN = (
+    r"_|.*_token_id$|(torch_)?dtype$|(model_type|architectures|auto_map|initializer_range|use_cache|pretraining_tp|"
+    r"transformers_version|vocab_size|hidden_size|intermediate_size|num_hidden_layers|num_attention_heads|head_dim|"
+    r"num_key_value_heads|max_position_embeddings|rms_norm_eps|rope_theta|rope_scaling|rope_parameters|"
+    r"tie_word_embeddings)$"
+)
+
+
+def beyond_llama(hf: Mapping[str, Any], most: int = 6) -> str:
+    """What a `config.json` says that a plain Llama's does not, for the refusal of an unknown family."""
+    entries = [
+        f"{key} = {str(value)[:40]}"
+        for key, value in hf.items()
+        if not re.match(_PLAIN, key) and value and value not in _NEUTRAL.get(key, ())
+    ]
+    more = f" and {len(entries) - most} more" if len(entries) > most else ""
+    return f"{', '.join(entries[:most])}{more}" or "nothing but its name"
 
 
 def required(hf: Mapping[str, Any], key: str) -> Any:

@@ -14,11 +14,13 @@ _LAYER = "model.layers.{layer}."
 # What Llama calls post_attention_layernorm stands before its MLP; Gemma has four norms, and names them all.
 TENSORS = (
     *(tensor for tensor in llama.TENSORS if tensor.param != "layers.mlp_norm.scale"),
+    *llama.ATTENTION_BIASES,
     Tensor(_LAYER + "post_attention_layernorm.weight", "layers.attention_post_norm.scale"),
     Tensor(_LAYER + "pre_feedforward_layernorm.weight", "layers.mlp_norm.scale"),
     Tensor(_LAYER + "post_feedforward_layernorm.weight", "layers.mlp_post_norm.scale"),
 )
 HANDLED = (
+    "attention_bias",
     "hidden_act",
     "hidden_activation",
     "query_pre_attn_scalar",

@@ -9,7 +9,7 @@ from typing import Any
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import gemma2, qwen3
-from smallr.models.families.base import Family, check_neutral, required, windows_of
+from smallr.models.families.base import TOKEN_IDS, Family, check_neutral, required, windows_of
 
 # The published multimodal files leave out of `text_config` what transformers has as default.
 _DEFAULTS: Mapping[str, Any] = {
@@ -26,8 +26,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that `model_type: gemma3_text` describes, or the `text_config` of `model_type: gemma3`."""
-    if hf.get("model_type") == "gemma3":
-        hf = _DEFAULTS | {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | required(hf, "text_config")
+    hf = text_of(hf)
     check_neutral(hf, handled=gemma2.HANDLED)
     if hf.get("use_bidirectional_attention"):
         raise UserError("config.json: use_bidirectional_attention makes an encoder; smallr trains decoders")
@@ -45,6 +44,15 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def text_of(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `config.json` of the language model in a multimodal one; another as it is."""
+    if hf.get("model_type") != "gemma3":
+        return hf
+    text = _DEFAULTS | {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | required(hf, "text_config")
+    ids = {key: hf[key] for key in TOKEN_IDS if hf.get(key) is not None}  # text_config has transformers' defaults
+    return text | ids | {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+
+
 def _ropes(hf: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, float]:
     """The rotary parameters of the layers that see all, and the base of those with a window."""
     both = hf.get("rope_parameters") or {}
@@ -60,7 +68,8 @@ FAMILY = Family(
     config=config,
     tensors=(*gemma2.TENSORS, *qwen3.QK_NORMS),
     aliases=((r"^(language_model\.model|model\.language_model)\.", "model."), (r"^language_model\.lm_head", "lm_head")),
-    ignored=r"(vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$",
+    foreign=r"(^|\.)(vision_tower|multi_modal_projector)\.",
+    text=text_of,
     gguf_architectures=("gemma3",),
     gguf_config=partial(gemma2.gguf_config, largest=62),
 )

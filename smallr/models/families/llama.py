@@ -22,10 +22,22 @@ TENSORS = (
     Tensor("model.norm.weight", "final_norm.scale"),
     Tensor("lm_head.weight", "head.table", when="!tie_embeddings"),
 )
+_LAYER = "model.layers.{layer}."
+QKV_BIASES = (
+    Tensor(_LAYER + "self_attn.q_proj.bias", "layers.attention.q_bias", "flat", when="qkv_bias"),
+    Tensor(_LAYER + "self_attn.k_proj.bias", "layers.attention.k_bias", "flat", when="qkv_bias"),
+    Tensor(_LAYER + "self_attn.v_proj.bias", "layers.attention.v_bias", "flat", when="qkv_bias"),
+)
+ATTENTION_BIASES = (*QKV_BIASES, Tensor(_LAYER + "self_attn.o_proj.bias", "layers.attention.o_bias", when="o_bias"))
+MLP_BIASES = (
+    Tensor(_LAYER + "mlp.gate_proj.bias", "layers.mlp.gate_bias", when="mlp_bias"),
+    Tensor(_LAYER + "mlp.up_proj.bias", "layers.mlp.up_bias", when="mlp_bias"),
+    Tensor(_LAYER + "mlp.down_proj.bias", "layers.mlp.down_bias", when="mlp_bias"),
+)
 
 
 def base_fields(hf: Mapping[str, Any], theta: float = 10000.0, tied: bool = False) -> dict[str, Any]:
-    """Fields that Llama and its descendants spell alike.
+    """Fields that Llama and its descendants spell alike; a family without the biases has `check_neutral` refuse them.
 
     Args:
       hf: the dict.
@@ -45,6 +57,9 @@ def base_fields(hf: Mapping[str, Any], theta: float = 10000.0, tied: bool = Fals
         "rope_theta": theta,
         "rope_scaling": scaling,
         "norm_eps": float(required(hf, "rms_norm_eps")),
+        "qkv_bias": bool(hf.get("attention_bias")),
+        "o_bias": bool(hf.get("attention_bias")),
+        "mlp_bias": bool(hf.get("mlp_bias")),
         "tie_embeddings": bool(hf.get("tie_word_embeddings", tied)),
         "max_positions": int(required(hf, "max_position_embeddings")),
     }
@@ -52,7 +67,7 @@ def base_fields(hf: Mapping[str, Any], theta: float = 10000.0, tied: bool = Fals
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` with `model_type: llama` describes."""
-    check_neutral(hf)
+    check_neutral(hf, handled=("attention_bias", "mlp_bias"))
     return DecoderConfig(family="llama", **base_fields(hf))
 
 
@@ -60,7 +75,7 @@ FAMILY = Family(
     name="llama",
     model_types=("llama",),
     config=config,
-    tensors=TENSORS,
+    tensors=(*TENSORS, *ATTENTION_BIASES, *MLP_BIASES),
     gguf_architectures=("llama",),
     gguf_interleaved=True,
 )

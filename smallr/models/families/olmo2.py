@@ -12,6 +12,7 @@ from smallr.models.families.base import Family, Tensor, check_neutral
 _NORMS = {"layers.attention_norm.scale", "layers.mlp_norm.scale"}
 TENSORS = (
     *(tensor for tensor in llama.TENSORS if tensor.param not in _NORMS),
+    *llama.ATTENTION_BIASES,
     Tensor("model.layers.{layer}.self_attn.q_norm.weight", "layers.attention.q_norm.scale", "flat"),
     Tensor("model.layers.{layer}.self_attn.k_norm.weight", "layers.attention.k_norm.scale", "flat"),
     Tensor("model.layers.{layer}.post_attention_layernorm.weight", "layers.attention_post_norm.scale"),
@@ -21,7 +22,7 @@ TENSORS = (
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` with `model_type: olmo2` describes."""
-    check_neutral(hf)
+    check_neutral(hf, handled=("attention_bias",))
     return DecoderConfig(family="olmo2", norm_place="after", qk_norm="all", **llama.base_fields(hf))
 
 

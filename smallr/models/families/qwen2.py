@@ -7,20 +7,13 @@ from typing import Any
 
 from smallr.models.config import DecoderConfig
 from smallr.models.families import llama
-from smallr.models.families.base import Family, Tensor, check_neutral, required, windows_of
-
-TENSORS = (
-    *llama.TENSORS,
-    Tensor("model.layers.{layer}.self_attn.q_proj.bias", "layers.attention.q_bias", "flat", when="qkv_bias"),
-    Tensor("model.layers.{layer}.self_attn.k_proj.bias", "layers.attention.k_bias", "flat", when="qkv_bias"),
-    Tensor("model.layers.{layer}.self_attn.v_proj.bias", "layers.attention.v_bias", "flat", when="qkv_bias"),
-)
+from smallr.models.families.base import Family, check_neutral, required, windows_of
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` with `model_type: qwen2` describes."""
     check_neutral(hf, handled=("use_sliding_window", "sliding_window"))
-    return DecoderConfig(family="qwen2", qkv_bias=True, **windows(hf), **llama.base_fields(hf))
+    return DecoderConfig(family="qwen2", **windows(hf), **llama.base_fields(hf) | {"qkv_bias": True})
 
 
 def windows(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,4 +23,10 @@ def windows(hf: Mapping[str, Any]) -> dict[str, Any]:
     return windows_of(hf, kinds, hf.get("sliding_window") if hf.get("use_sliding_window") else None)
 
 
-FAMILY = Family(name="qwen2", model_types=("qwen2",), config=config, tensors=TENSORS, gguf_architectures=("qwen2",))
+FAMILY = Family(
+    name="qwen2",
+    model_types=("qwen2",),
+    config=config,
+    tensors=(*llama.TENSORS, *llama.QKV_BIASES),
+    gguf_architectures=("qwen2",),
+)

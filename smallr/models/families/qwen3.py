@@ -17,7 +17,7 @@ QK_NORMS = (
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` with `model_type: qwen3` describes."""
-    check_neutral(hf, handled=("use_sliding_window", "sliding_window"))
+    check_neutral(hf, handled=("attention_bias", "use_sliding_window", "sliding_window"))
     required(hf, "head_dim")  # it is not hidden_size / num_attention_heads
     return DecoderConfig(family="qwen3", qk_norm="head", **qwen2.windows(hf), **llama.base_fields(hf))
 
@@ -26,6 +26,6 @@ FAMILY = Family(
     name="qwen3",
     model_types=("qwen3",),
     config=config,
-    tensors=(*llama.TENSORS, *QK_NORMS),
+    tensors=(*llama.TENSORS, *llama.ATTENTION_BIASES, *QK_NORMS),
     gguf_architectures=("qwen3",),
 )

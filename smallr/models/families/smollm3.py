@@ -9,10 +9,19 @@ from smallr.models.config import DecoderConfig
 from smallr.models.families import llama
 from smallr.models.families.base import Family, check_neutral, windows_of
 
+_HANDLED = (
+    "attention_bias",
+    "mlp_bias",
+    "no_rope_layers",
+    "no_rope_layer_interval",
+    "use_sliding_window",
+    "sliding_window",
+)
+
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` with `model_type: smollm3` describes."""
-    check_neutral(hf, handled=("no_rope_layers", "no_rope_layer_interval", "use_sliding_window", "sliding_window"))
+    check_neutral(hf, handled=_HANDLED)
     fields = llama.base_fields(hf, theta=2e6, tied=True)
     rotates = hf.get("no_rope_layers")  # 1 where a layer does rotate
     if rotates is None:
@@ -28,7 +37,7 @@ FAMILY = Family(
     name="smollm3",
     model_types=("smollm3",),
     config=config,
-    tensors=llama.TENSORS,
+    tensors=(*llama.TENSORS, *llama.ATTENTION_BIASES, *llama.MLP_BIASES),
     gguf_architectures=("smollm3",),
     gguf_interleaved=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -41,16 +42,30 @@ def tiny(config_class: type[transformers.PretrainedConfig], **fields: Any) -> tr
     return model.float().eval()
 
 
-def check_parity(model: transformers.PreTrainedModel, length: int = LENGTH, **overrides: Any) -> Decoder:
-    """Logits and every gradient within 1e-4 of the largest in float32; bfloat16 no further off than transformers'.
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """How far a decoder is from transformers' model.
 
-    Returns:
-      The decoder, in float32.
+    Attributes:
+      decoder: in float32.
+      logits: largest difference over the largest logit, float32.
+      gradients: for each parameter, largest difference over the largest number of its gradient, float32.
+      sizes: for each parameter, the largest number of its gradient.
+      bfloat16: root mean square of our logits in bfloat16 from transformers' in float32, over that of theirs.
     """
+
+    decoder: Decoder
+    logits: float
+    gradients: dict[str, float]
+    sizes: dict[str, float]
+    bfloat16: float
+
+
+def parity(model: transformers.PreTrainedModel, length: int = LENGTH, **overrides: Any) -> Parity:
+    """Compares two rows of random tokens, and the gradient of a weighted sum of their log-probs."""
     overrides = {"remat": "none"} | overrides  # compiles faster
     decoder = from_torch(model, **overrides)
     config = decoder.config
-    assert config.num_params == model.num_parameters()
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, config.vocab_size, (2, length))
     weights = rng.standard_normal((2, length, config.vocab_size)).astype(np.float32)
@@ -63,7 +78,6 @@ def check_parity(model: transformers.PreTrainedModel, length: int = LENGTH, **ov
     expected = model(torch.tensor(tokens)).logits
     torch.sum(torch.log_softmax(expected, -1) * torch.tensor(weights)).backward()
     expected = expected.detach().numpy()
-    assert relative(logits, expected) <= 1e-4
     stored = {name: value.grad.numpy() for name, value in model.named_parameters()}
     wanted = by_param(stored, config, decoder)
     got = {".".join(path): leaf[...] for path, leaf in nnx.to_flat_state(grads)}
@@ -71,17 +85,35 @@ def check_parity(model: transformers.PreTrainedModel, length: int = LENGTH, **ov
     if config.learned_positions:  # a shift of all keys shifts all scores of a query alike: softmax does not see it
         assert np.abs(got.pop("layers.attention.k_bias")).max() < 1e-3
         del wanted["layers.attention.k_bias"]
-    for path, want in wanted.items():
-        assert np.abs(want).max() > 1e-3, f"the gradient of {path} says nothing"
-        assert relative(got[path], want) <= 1e-4, path
     model.zero_grad()
     rounded = logits_of(from_torch(model, dtype="bfloat16", **overrides), tokens)
     with torch.no_grad():
         theirs = model.to(torch.bfloat16)(torch.tensor(tokens)).logits.float().numpy()
     model.float()
     ours_off, theirs_off = (np.sqrt(np.mean((np.asarray(x) - expected) ** 2)) for x in (rounded, theirs))
-    assert 0 < ours_off <= 1.1 * theirs_off
-    return decoder
+    return Parity(
+        decoder=decoder,
+        logits=relative(logits, expected),
+        gradients={path: relative(got[path], want) for path, want in wanted.items()},
+        sizes={path: float(np.abs(want).max()) for path, want in wanted.items()},
+        bfloat16=float(ours_off / theirs_off),
+    )
+
+
+def check_parity(model: transformers.PreTrainedModel, length: int = LENGTH, **overrides: Any) -> Decoder:
+    """Logits and every gradient within 1e-4 of the largest in float32; bfloat16 no further off than transformers'.
+
+    Returns:
+      The decoder, in float32.
+    """
+    found = parity(model, length, **overrides)
+    assert found.decoder.config.num_params == model.num_parameters()
+    assert found.logits <= 1e-4
+    for path, size in found.sizes.items():
+        assert size > 1e-3, f"the gradient of {path} says nothing"
+        assert found.gradients[path] <= 1e-4, path
+    assert 0 < found.bfloat16 <= 1.1
+    return found.decoder
 
 
 @nnx.jit

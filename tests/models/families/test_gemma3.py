@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
@@ -11,7 +12,10 @@ from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
-from tests.models.families.checks import check_parity, check_sees_beyond, check_table, config_of, tiny
+from smallr.training.exporting import convert
+from tests.data import toy_tokenizer
+from tests.models.families.checks import check_parity, check_sees_beyond, check_table, config_of
+from tests.models.families.models import gemma3
 from tests.models.files import save_folder
 
 GEMMA3_270M = {
@@ -54,18 +58,8 @@ GEMMA3_4B = {  # as published: what is left out is transformers' default
 }
 
 
-def _model(**fields) -> transformers.PreTrainedModel:
-    rope = {
-        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-    }
-    fields = {"head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 6, "rope_parameters": rope} | fields
-    kinds = ["sliding_attention", "full_attention"] * 2
-    return tiny(transformers.Gemma3TextConfig, layer_types=kinds, **fields)
-
-
 def test_parity_with_two_kinds_of_layers():
-    model = _model()
+    model = gemma3()
     assert config_of(model).layer_windows == (6, None, 6, None)
     check_parity(model)
     check_sees_beyond(model, window=7, local_rope_theta=None)
@@ -91,7 +85,7 @@ def test_what_it_can_not_compute():
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_the_text_of_a_multimodal_folder(tmp_path, prefix):
-    model = _model(num_hidden_layers=4)
+    model = gemma3()
     folder = save_folder(model, tmp_path)
     tensors = {name.replace("model.", prefix, 1): x for name, x in load_file(folder / "model.safetensors").items()}
     tensors["vision_tower.embeddings.weight"] = np.zeros(3, np.float32)
@@ -100,3 +94,34 @@ def test_the_text_of_a_multimodal_folder(tmp_path, prefix):
     assert got.config == want
     scale = got.layers.attention.q_norm.scale[2]
     np.testing.assert_array_equal(scale, model.model.layers[2].self_attn.q_norm.weight.detach().numpy())
+
+
+def test_the_language_model_of_a_multimodal_folder_is_exported_alone(tmp_path, caplog):
+    """What transformers saves of text and vision comes out as `gemma3_text`, and computes the same on text."""
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = gemma3(vocab_size=531).config
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, eos_token_id=[1, 106]
+    )
+    whole = transformers.Gemma3ForConditionalGeneration(config).float().eval()
+    folder = save_folder(whole, tmp_path / "whole", toy_tokenizer.build())
+    stored = load_file(folder / "model.safetensors")
+    foreign = [name for name in stored if "vision" in name or "multi_modal" in name]
+    assert len(foreign) > 10
+    with caplog.at_level("WARNING"):
+        convert(str(folder), tmp_path / "text", dtype="float32", shard_size="5GB")
+    assert f"{len(foreign)} tensors of another modality are left out, e.g. " in caplog.text
+    out = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text")
+    assert isinstance(out, transformers.Gemma3ForCausalLM)
+    assert (out.config.model_type, out.config.eos_token_id) == ("gemma3_text", [1, 106])
+    tokens = torch.arange(1, 38)[None]
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=tokens).logits.numpy() for model in (out, whole))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    again = load_file(tmp_path / "text" / "model.safetensors")
+    assert len(again) == len(stored) - len(foreign)
+
+    stored["audio_tower.weight"] = np.zeros(3, np.float32)
+    save_file(stored, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"not part of this model: audio_tower\.weight"):
+        load_decoder(open_model(str(folder)), make_mesh())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import transformers
 from safetensors.numpy import load_file, save_file
 
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
-from tests.models.families.checks import check_parity, check_table, config_of, logits_of, tiny
+from tests.models.families.checks import check_parity, check_table, config_of, logits_of
+from tests.models.families.models import gpt2
 from tests.models.files import save_folder
 from tests.models.helpers import from_torch
 
@@ -32,13 +32,8 @@ GPT2 = {
 }
 
 
-def _model() -> transformers.PreTrainedModel:
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "n_inner": 58, "max_position_embeddings": 37}
-    return tiny(transformers.GPT2Config, bos_token_id=0, eos_token_id=0, **sizes)
-
-
 def test_parity():
-    model = _model()
+    model = gpt2()
     decoder = check_parity(model)
     check_table(model)
     beyond = np.asarray(logits_of(decoder, np.ones((1, 38), np.int32)))
@@ -47,7 +42,7 @@ def test_parity():
 
 def test_files_without_the_prefix_and_with_the_mask(tmp_path):
     """As the first files on the hub are."""
-    model = _model()
+    model = gpt2()
     folder = save_folder(model, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
@@ -61,7 +56,7 @@ def test_files_without_the_prefix_and_with_the_mask(tmp_path):
 def test_published_size():
     config = DecoderConfig.from_hf(GPT2)
     assert (config.num_params, config.d_ff, config.activation) == (124_439_808, 3072, "gelu_tanh")
-    assert config_of(_model()).d_ff == 58
+    assert config_of(gpt2()).d_ff == 58
     with pytest.raises(UserError, match="scale_attn_by_inverse_layer_idx = True is not supported"):
         DecoderConfig.from_hf(GPT2 | {"scale_attn_by_inverse_layer_idx": True})
     with pytest.raises(UserError, match="activation_function = 'relu' is not supported"):

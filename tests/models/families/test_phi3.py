@@ -12,6 +12,7 @@ from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
 from tests.models.families.checks import check_parity, check_sees_beyond, check_table, config_of, logits_of, tiny
+from tests.models.families.models import phi3
 from tests.models.files import save_folder
 from tests.models.helpers import from_torch, packed_rule
 
@@ -41,24 +42,11 @@ PHI4_MINI = {
     "tie_word_embeddings": True,
     "vocab_size": 200064,
 }
-LONG_ROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1000.0,
-    "partial_rotary_factor": 0.5,
-    "short_factor": [1.0, 1.5, 2.0],
-    "long_factor": [3.0, 5.0, 9.0],
-    "original_max_position_embeddings": 24,
-}
-
-
-def _long_model() -> transformers.PreTrainedModel:
-    sizes = {"hidden_size": 72, "num_hidden_layers": 2, "max_position_embeddings": 96}
-    return tiny(transformers.Phi3Config, rope_parameters=LONG_ROPE, original_max_position_embeddings=24, **sizes)
 
 
 @pytest.mark.parametrize("length", [24, 37], ids=["short", "long"])
 def test_parity_with_long_rope(length):
-    model = _long_model()
+    model = phi3()
     assert config_of(model).rotary_dim == 6
     check_parity(model, length=length)
     check_table(model)
@@ -72,7 +60,7 @@ def test_parity_with_a_window():
 
 def test_a_packed_row_of_short_and_long_examples_is_its_examples():
     """Which divisors an example gets depends on its own length alone."""
-    decoder = from_torch(_long_model())
+    decoder = from_torch(phi3())
     tokens = np.random.default_rng(0).integers(1, 101, (1, 52))
     positions, horizon = packed_rule([[(20,), (32,)]], 52)
     packed = nnx.jit(lambda decoder, tokens: decoder(tokens, positions, horizon))(decoder, tokens)
@@ -82,7 +70,7 @@ def test_a_packed_row_of_short_and_long_examples_is_its_examples():
 
 
 def test_a_folder_with_fused_tensors(tmp_path):
-    model = _long_model()
+    model = phi3()
     got, want = load_decoder(open_model(str(save_folder(model, tmp_path))), make_mesh()), from_torch(model)
     for path in ("q", "k", "v", "o"):
         np.testing.assert_array_equal(getattr(got.layers.attention, path), getattr(want.layers.attention, path))
