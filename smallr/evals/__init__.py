@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, graders, statistics. They know language models by their interface alone."""

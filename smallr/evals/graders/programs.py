@@ -1,0 +1,164 @@
+"""Code judged by running it in the sandbox: against a benchmark's tests, or from standard input to standard output.
+
+The model's code runs in a process that never sees the tests. A second process, which runs the benchmark's code alone,
+calls it over a socket, gets values of builtin types, and decides. So leaving early, printing what a test would print, or
+changing builtins proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from smallr.evals import extraction
+from smallr.evals.graders.base import Job, Verdict
+from smallr.evals.isolation import sandbox
+from smallr.evals.isolation.sandbox import Limits, Process
+
+_PROGRAMS = Path(sandbox.__file__).with_name("programs")
+_WIRE, _SERVER, _TESTER = ((_PROGRAMS / name).read_text() for name in ("wire.py", "serve_solution.py", "run_tests.py"))
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Tests that call the solution.
+
+    Attributes:
+      setup: the benchmark's own code, run before the tests.
+      remote: names in the tests -> names that the solution must define.
+      tests: pieces of code; all must run through.
+    """
+
+    setup: str
+    remote: Mapping[str, str]
+    tests: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Tests of a whole program: (standard input, expected standard output) each."""
+
+    cases: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is run: `program` gets the extracted code and gives the whole source."""
+
+    tests: Calls | Streams
+    program: Callable[[str], str] = field(default=lambda code: code)
+
+
+class Programs:
+    """Right if the code passes all tests of its question."""
+
+    def __init__(self, *, unsafe: bool = False, workers: int = 2, limits: Limits | None = None):
+        """Checks that code can be isolated here.
+
+        Args:
+          unsafe: run it with limits alone.
+          workers: solutions at once.
+          limits: of each process; of Streams, for each case.
+
+        Raises:
+          UserError: code cannot be isolated here and `unsafe` is not set.
+        """
+        self._isolate = sandbox.require_isolation(unsafe)
+        self._limits = limits or Limits()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="programs")
+
+    def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
+        """One verdict for each job; gold is a `Check`."""
+        return list(self._threads.map(self._grade, jobs))
+
+    def _grade(self, job: Job) -> Verdict:
+        code = extraction.code(job.output)
+        if code is None:
+            return Verdict(False, None, "no answer")
+        check: Check = job.gold
+        source = check.program(code)
+        if "\0" in source or not _encodable(source):
+            return Verdict(False, code, "not text that Python reads")
+        judge = self._streams if isinstance(check.tests, Streams) else self._calls
+        return replace(judge(source, check.tests), extracted=code)
+
+    def _calls(self, source: str, tests: Calls) -> Verdict:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            spec = json.dumps({"setup": tests.setup, "remote": dict(tests.remote), "tests": list(tests.tests)})
+            solution = Process(
+                ["serve_solution.py", "solution.py", str(theirs.fileno())],
+                {"wire.py": _WIRE, "serve_solution.py": _SERVER, "solution.py": source},
+                self._limits,
+                isolate=self._isolate,
+                descriptors=[theirs.fileno()],
+            )
+            with solution:
+                tester = Process(
+                    ["run_tests.py", "tests.json", str(ours.fileno())],
+                    {"wire.py": _WIRE, "run_tests.py": _TESTER, "tests.json": spec},
+                    self._limits,
+                    isolate=self._isolate,
+                    descriptors=[ours.fileno()],
+                )
+                # Only the two programs hold the connection now, so that the end of one is seen by the other.
+                ours.close()
+                theirs.close()
+                outcome = tester.wait()
+        if outcome.status != "exited":
+            return Verdict(False, None, "timed out" if outcome.status == "timeout" else outcome.status)
+        try:
+            result = json.loads(outcome.stdout)
+        except ValueError:
+            return Verdict(False, None, f"the tests ended early: {outcome.stderr.decode(errors='replace')[-200:]}")
+        return Verdict(result["ok"] is True and outcome.returncode == 0, None, result["failure"] or "")
+
+    def _streams(self, source: str, tests: Streams) -> Verdict:
+        for number, (given, expected) in enumerate(tests.cases, start=1):
+            outcome = sandbox.run(
+                ["main.py"], {"main.py": source}, self._limits, isolate=self._isolate, stdin=given.encode()
+            )
+            if outcome.status != "exited":
+                return Verdict(False, None, "timed out" if outcome.status == "timeout" else "too much output")
+            if outcome.returncode != 0:
+                last = outcome.stderr.decode(errors="replace").strip().splitlines()[-1:]
+                return Verdict(False, None, f"case {number}: exit code {outcome.returncode} {''.join(last)[:200]}")
+            if not same_output(outcome.stdout.decode(errors="replace"), expected):
+                return Verdict(False, None, f"case {number}: another output")
+        return Verdict(bool(tests.cases), None, "" if tests.cases else "no tests")
+
+    def close(self) -> None:
+        """Ends the threads; processes end with their jobs."""
+        self._threads.shutdown()
+
+
+def same_output(found: str, expected: str) -> bool:
+    """Whether outputs are equal line by line, up to white space and the notation of numbers."""
+    lines = [[line.split() for line in text.strip().splitlines()] for text in (found, expected)]
+    if len(lines[0]) != len(lines[1]):
+        return False
+    return all(
+        a == b or (len(a) == len(b) and all(x == y or _same_number(x, y) for x, y in zip(a, b, strict=True)))
+        for a, b in zip(*lines, strict=True)
+    )
+
+
+def _same_number(a: str, b: str) -> bool:
+    try:
+        x, y = Decimal(a), Decimal(b)
+    except InvalidOperation:
+        return False
+    return x.is_finite() and y.is_finite() and x == y
+
+
+def _encodable(source: str) -> bool:
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
