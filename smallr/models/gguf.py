@@ -97,13 +97,14 @@ class GGUFFile:
         kind = "longrope" if long else self.metadata(f"{arch}.rope.scaling.type")
         if kind in (None, "none"):
             return None
-        return {
+        scaling = {
             "rope_type": kind,
             "factor": self.metadata(f"{arch}.rope.scaling.factor"),
             "original_max_position_embeddings": self.metadata(f"{arch}.rope.scaling.original_context_length"),
             "attention_factor": self.metadata(f"{arch}.rope.scaling.attn_factor"),
             **long,
         }
+        return {key: value for key, value in scaling.items() if value is not None}
 
     def _rope_divisors(self) -> dict[str, list[float]]:
         names = {"short_factor": _SHORT, "long_factor": _LONG}

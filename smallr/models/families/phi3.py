@@ -32,11 +32,18 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(family="phi3", window=hf.get("sliding_window"), **fields)
 
 
+def gguf_config(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The dict in Phi-3's words: no window is none, not 0, and the original length stands outside the scaling too."""
+    original = (hf.get("rope_scaling") or {}).get("original_max_position_embeddings")
+    own = {"original_max_position_embeddings": original} if original else {}
+    return {**hf, **own, "sliding_window": hf.get("sliding_window") or None}
+
+
 FAMILY = Family(
     name="phi3",
     model_types=("phi3",),
     config=config,
     tensors=TENSORS,
     gguf_architectures=("phi3",),
-    gguf_config=lambda hf: {**hf, "sliding_window": hf.get("sliding_window") or None},  # 0: none
+    gguf_config=gguf_config,
 )

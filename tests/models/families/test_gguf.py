@@ -7,11 +7,15 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 import transformers
 from flax import nnx
 
+from smallr.errors import UserError
 from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
+from smallr.training.exporting import convert
+from tests.data import toy_tokenizer
 from tests.models.families.checks import tiny
 from tests.models.helpers import from_torch
 
@@ -23,23 +27,22 @@ LONG_ROPE = {
     "long_factor": [3.0, 5.0, 9.0],
     "original_max_position_embeddings": 24,
 }
-MAKERS = {
-    "qwen3": lambda: tiny(transformers.Qwen3Config, head_dim=10, **SIZES),
-    "smollm3": lambda: tiny(transformers.SmolLM3Config, **SIZES),
-    "gemma2": lambda: tiny(transformers.Gemma2Config, head_dim=10, query_pre_attn_scalar=10, sliding_window=6, **SIZES),
-    "gemma3": lambda: tiny(
-        transformers.Gemma3TextConfig,
-        head_dim=10,
-        query_pre_attn_scalar=10,
-        sliding_window=6,
-        **SIZES | {"num_hidden_layers": 6},
-    ),
-    "phi3": lambda: tiny(
-        transformers.Phi3Config, rope_parameters=LONG_ROPE, original_max_position_embeddings=24, **SIZES
-    ),
-    "olmo2": lambda: tiny(transformers.Olmo2Config, **SIZES),
-    "gpt2": lambda: tiny(transformers.GPT2Config, n_inner=64, bos_token_id=0, eos_token_id=0, **SIZES),
+_GEMMA = {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 6}
+KINDS = {
+    "qwen3": (transformers.Qwen3Config, {"head_dim": 10}),
+    "smollm3": (transformers.SmolLM3Config, {}),
+    "gemma2": (transformers.Gemma2Config, _GEMMA),
+    "gemma3": (transformers.Gemma3TextConfig, _GEMMA | {"num_hidden_layers": 6}),
+    "phi3": (transformers.Phi3Config, {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": 24}),
+    "olmo2": (transformers.Olmo2Config, {}),
+    "gpt2": (transformers.GPT2Config, {"n_inner": 64, "bos_token_id": 0, "eos_token_id": 0}),
 }
+
+
+def made(arch: str, **fields) -> transformers.PreTrainedModel:
+    """A tiny random model of an architecture."""
+    kind, own = KINDS[arch]
+    return tiny(kind, **SIZES | own | fields)
 
 
 def save(model, path: Path, arch: str, quantised: gguf.GGMLQuantizationType | None = None) -> Path:
@@ -101,9 +104,9 @@ def _leaves(decoder) -> dict[str, np.ndarray]:
     return {".".join(path): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
 
 
-@pytest.mark.parametrize("arch", list(MAKERS))
+@pytest.mark.parametrize("arch", list(KINDS))
 def test_a_file_is_its_model(tmp_path, arch):
-    model = MAKERS[arch]()
+    model = made(arch)
     want = from_torch(model)
     source = open_model(str(save(model, tmp_path / "model.gguf", arch)))
     got = load_decoder(source, make_mesh())
@@ -116,6 +119,25 @@ def test_a_file_is_its_model(tmp_path, arch):
     for path, value in want.items():
         atol = 1e-6 if arch.startswith("gemma") and path.endswith("scale") else 0  # the file has scale + 1
         np.testing.assert_allclose(got[path], value, rtol=0, atol=atol, err_msg=path)
+
+
+@pytest.mark.parametrize("arch", list(KINDS))
+def test_a_file_becomes_a_folder_that_transformers_reads(tmp_path, arch):
+    """With the tokenizer of another folder, since these files have none."""
+    model = made(arch, vocab_size=531)
+    toy_tokenizer.build().save_pretrained(tmp_path / "tokenizer")
+    path = save(model, tmp_path / "model.gguf", arch)
+    with pytest.raises(UserError, match="no tokenizer in the GGUF metadata"):
+        convert(str(path), tmp_path / "out", dtype="float32", shard_size="5GB")
+    convert(str(path), tmp_path / "out", dtype="float32", shard_size="5GB", tokenizer=str(tmp_path / "tokenizer"))
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(again) is type(model)
+    tokens = torch.arange(1, 38)[None]
+    with torch.no_grad():
+        ours, theirs = (m(tokens).logits.numpy() for m in (again, model))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids
+    assert ids == toy_tokenizer.build()("a b").input_ids
 
 
 STEPS = {"F16": 2**-11, "BF16": 2**-8, "Q8_0": 1 / 127, "Q5_0": 1 / 16, "Q4_0": 1 / 8, "Q4_1": 1 / 7}
