@@ -6,6 +6,7 @@ axes each is split. A parameter's names are in its `axes` metadata: `nnx.Param(v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -19,6 +20,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # Logical axis -> mesh axis or axes. `None`: never split.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "lookup_batch": "data",  # of an array whose width is split over fsdp
     "tokens": None,
     "layers": None,
     "embed": "fsdp",
@@ -95,3 +97,19 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh is None or mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+def split_axes(axis: str, size: int) -> tuple[str, ...]:
+    """The mesh axes over which a dimension of this logical axis and size is split here; none without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh is None or mesh.empty:
+        return ()
+    entry = partition_spec((axis,), (size,), mesh)[0]
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return tuple(name for name in names if mesh.shape[name] > 1)
+
+
+def parts(axis: str, size: int) -> int:
+    """Into how many parts a dimension of this logical axis and size is split here; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in split_axes(axis, size))

@@ -34,8 +34,10 @@ class Table(nnx.Module):
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The rows of these ids, float32."""
-        # Each device looks up its own rows of the batch, so it needs the whole width of the table.
-        return constrain(self.table[...], self.axis, "activation_embed")[ids]
+        # A device looks up the ids of all rows in its part of the table's width, then parts are exchanged for rows:
+        # far fewer bytes than the whole table and, on the way back, the whole table's gradient.
+        parts = constrain(self.table[...][constrain(ids, "lookup_batch", "tokens")], "lookup_batch", "tokens", "embed")
+        return constrain(parts, "batch", "tokens", "activation_embed")
 
 
 class _Kind(NamedTuple):
