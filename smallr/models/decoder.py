@@ -48,12 +48,16 @@ class _Kind(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What a layer reads beside the residual stream. `window` and `rope` are the layer's own."""
+    """What a layer reads beside the residual stream. `window` and `rope` are the layer's own.
+
+    `attend` takes the place of `attention` where there is no row: it gets q, k, v, window, softcap and scale.
+    """
 
     positions: Int[Array, "B T"]
-    horizon: Int[Array, "B T"]
+    horizon: Int[Array, "B T"] | None
     window: int | Int[Array, ""] | None
     rope: tuple[Float[Array, "B T half"], Float[Array, "B T half"]] | None
+    attend: Callable[..., Float[Array, "B T H D"]] | None = None
 
 
 class Attention(nnx.Module):
@@ -84,12 +88,11 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:
             q, k = apply_rope(q, *inputs.rope), apply_rope(k, *inputs.rope)
-        mixed = attention(
-            *(q, k, v, inputs.horizon, inputs.positions, inputs.window),
-            softcap=config.attention_softcap,
-            scale=config.query_scale,
-            impl=config.attention,
-        )
+        rule = {"window": inputs.window, "softcap": config.attention_softcap, "scale": config.query_scale}
+        if inputs.attend is None:
+            mixed = attention(q, k, v, inputs.horizon, inputs.positions, **rule, impl=config.attention)
+        else:
+            mixed = inputs.attend(q, k, v, **rule)
         bias = self.o_bias[...] if config.o_bias else None
         return project(self, "o", mixed, bias, dtype=config.dtype, inputs=2)
 
@@ -197,15 +200,9 @@ class Decoder(nnx.Module):
           horizon: first query index that no longer sees this key; 0 for padding, whose hidden states mean nothing.
         """
         config = self.config
-        # The residual stream is float32 in every compute dtype: in bfloat16 its roundings alone would double the
-        # error of a completion's log-prob. The lookup's gradients of one token's many places add up in float32 too.
-        x = self.embed(tokens) * config.embedding_scale
-        if config.learned_positions:
-            # An index beyond a table would quietly read its last row; NaN is seen.
-            x = x + self.position.table[...].at[positions].get(mode="fill", fill_value=jnp.nan)
-        x = constrain(x, "batch", "tokens", "activation_embed")
+        x = self.embedded(tokens, positions)
         graphdef, stacked = nnx.split(self.layers)
-        of_layer, pattern = _layer_inputs(config, positions, horizon)
+        of_layer, pattern = layer_inputs(config, positions, horizon)
 
         def layer(x, scanned):
             weights, kind = scanned
@@ -214,23 +211,37 @@ class Decoder(nnx.Module):
         x, _ = jax.lax.scan(_remat(layer, config.remat), x, (stacked, pattern))
         return self.final_norm(x).astype(config.dtype)
 
+    def embedded(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """What enters the first layer, float32."""
+        # The residual stream is float32 in every compute dtype: in bfloat16 its roundings alone would double the
+        # error of a completion's log-prob. The lookup's gradients of one token's many places add up in float32 too.
+        x = self.embed(tokens) * self.config.embedding_scale
+        if self.config.learned_positions:
+            # An index beyond a table would quietly read its last row; NaN is seen.
+            x = x + self.position.table[...].at[positions].get(mode="fill", fill_value=jnp.nan)
+        return constrain(x, "batch", "tokens", "activation_embed")
+
     def unembedding(self) -> Float[Array, "V D"]:
         """The head's float32 master: logits are hidden · unembeddingᵀ. The embedding itself when tied."""
         return (self.embed if self.config.tie_embeddings else self.head).table[...]
 
 
-def _layer_inputs(
-    config: DecoderConfig, positions: Int[Array, "B T"], horizon: Int[Array, "B T"]
+def layer_inputs(
+    config: DecoderConfig,
+    positions: Int[Array, "B T"],
+    horizon: Int[Array, "B T"] | None,
+    longest: Int[Array, "B T"] | None = None,
 ) -> tuple[Callable[[_Kind], LayerInputs], _Kind]:
     """What tells layers apart, as arrays to scan over, and the function from a layer's slice to its inputs.
 
-    One scanned program serves every pattern of layers. What all layers share stays static.
+    One scanned program serves every pattern of layers. What all layers share stays static. `longest` is as in
+    `rope_tables`.
     """
     windows, ropes = config.layer_windows, layer_ropes(config)
     kinds = sorted(set(ropes))
     tables = None
     if kinds != ["none"]:
-        each = [rope_tables(positions, config, kind) for kind in kinds]
+        each = [rope_tables(positions, config, kind, longest) for kind in kinds]
         tables = each[0] if len(kinds) == 1 else jax.tree.map(lambda *arrays: jnp.stack(arrays), *each)
     pattern = _Kind(
         None

@@ -75,7 +75,7 @@ def layer_ropes(config: DecoderConfig) -> tuple[str, ...]:
 
 
 def rope_tables(
-    positions: Int[Array, "B T"], config: DecoderConfig, kind: str = "main"
+    positions: Int[Array, "B T"], config: DecoderConfig, kind: str = "main", longest: Int[Array, "B T"] | None = None
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """float32 cos and sin of every position's angles, times the scaling's attention factor.
 
@@ -83,6 +83,7 @@ def rope_tables(
       positions: position within the example.
       config: the base and scaling.
       kind: as in `layer_ropes`; "none" is the rotation by 0.
+      longest: the largest position of each token's example; None where whole examples stand in the row.
     """
     scaling = config.rope_scaling if kind == "main" else None
     if kind == "none":
@@ -93,7 +94,8 @@ def rope_tables(
         frequencies = rope_frequencies(config)
     if scaling is not None and scaling.kind == "longrope":
         long = _divided(_plain(config.rope_theta, config.rotary), scaling.long_factors, config).astype(np.float32)
-        is_long = (_longest(positions) >= scaling.original_max_positions)[..., None]
+        longest = _longest(positions) if longest is None else longest
+        is_long = (longest >= scaling.original_max_positions)[..., None]
         frequencies = jnp.where(is_long, long, frequencies)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     factor = scaling.attention_factor if scaling else 1.0

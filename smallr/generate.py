@@ -1,0 +1,84 @@
+"""Write with a model: python -m smallr.generate --model=NAME --prompts=FILE [--out=FILE.jsonl], or --interactive
+
+NAME is anything that config.model takes, a run's workdir, one of its checkpoints, or an adapter in PEFT's format.
+FILE is text with a prompt a line, JSON lines with `prompt` or `messages`, or - for standard input. Plain prompts are
+messages of a user, if the model has a chat template; --chat=false continues them as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+import jax
+from absl import app, flags, logging
+
+from smallr.cache import cache_dir
+from smallr.errors import UserError
+
+MODEL = flags.DEFINE_string("model", None, "Model, run, checkpoint or adapter", required=True)
+PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, or - for standard input")
+OUT = flags.DEFINE_string("out", None, "File of JSON lines to write; standard output if it is not given")
+INTERACTIVE = flags.DEFINE_bool("interactive", False, "Talk at the terminal; /reset forgets, /exit ends")
+CHAT = flags.DEFINE_bool("chat", None, "Plain prompts are messages of a user; by default if there is a chat template")
+SLOTS = flags.DEFINE_integer("slots", 32, "Completions written at once", lower_bound=1)
+MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "Tokens of prompt and completion; the model's context, at most 4096"
+)
+DTYPE = flags.DEFINE_string("dtype", "float32", "float32 | bfloat16")
+STOP = flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be repeated")
+PARAMS = {
+    "max_tokens": flags.DEFINE_integer("max_tokens", 256, "Longest completion"),
+    "temperature": flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token"),
+    "top_k": flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest; 0 is all"),
+    "top_p": flags.DEFINE_float("top_p", 1.0, "Draw from the fewest likeliest that hold this share"),
+    "min_p": flags.DEFINE_float("min_p", 0.0, "Draw from those at least so likely, relative to the likeliest"),
+    "n": flags.DEFINE_integer("n", 1, "Completions of each prompt"),
+    "ignore_eos": flags.DEFINE_bool("ignore_eos", False, "Write on behind the end token"),
+    "seed": flags.DEFINE_integer("seed", None, "Of the draws; by default each prompt has its own"),
+    "logprobs": flags.DEFINE_integer("logprobs", None, "Log-probs of the tokens, and of this many likeliest ones"),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Opens the model and runs the engine; errors of the user's making are one line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    try:
+        run()
+    except UserError as error:
+        sys.exit(f"smallr: {error}")
+
+
+def run() -> None:
+    """The command, with its flags checked."""
+    from smallr.language.loading import load_engine  # after the cache is set
+    from smallr.sampling.chat import converse
+    from smallr.sampling.files import read_requests, write_results
+    from smallr.sampling.requests import SamplingParams
+
+    if bool(PROMPTS.value) == INTERACTIVE.value:
+        raise UserError("give either --prompts=FILE or --interactive")
+    try:
+        params = SamplingParams(**{name: flag.value for name, flag in PARAMS.items()} | {"stop": tuple(STOP.value)})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    slots = 1 if INTERACTIVE.value else SLOTS.value
+    engine = load_engine(MODEL.value, dtype=DTYPE.value, slots=slots, max_length=MAX_LENGTH.value).engine
+    chat = bool(engine.tokenizer.chat_template) if CHAT.value is None else CHAT.value
+    if INTERACTIVE.value:
+        return converse(engine, params, chat=chat)
+    requests = read_requests(PROMPTS.value, params, chat=chat)
+    with Path(OUT.value).open("w") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
+        write_results(requests, engine.generate(requests), out)
+
+
+if __name__ == "__main__":
+    app.run(main)

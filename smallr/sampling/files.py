@@ -1,0 +1,87 @@
+"""Prompts from files, and results into them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from smallr.errors import UserError
+from smallr.sampling.requests import Request, Result, SamplingParams
+
+
+def read_requests(name: str, params: SamplingParams, *, chat: bool) -> list[Request]:
+    """The prompts of a file.
+
+    Args:
+      name: `-` for standard input; `.jsonl` has a `prompt` (string or token ids) or `messages` in each line; any other
+        file has a prompt in each line that is not empty.
+      params: of all requests.
+      chat: a plain prompt is a user's message.
+
+    Raises:
+      UserError: no such file, or a line without a prompt, by its number.
+    """
+    path = Path(name)
+    if name != "-" and not path.is_file():
+        raise UserError(f"--prompts: there is no file {name}")
+    text = sys.stdin.read() if name == "-" else path.read_text()
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"--prompts: {name} has no prompt")
+    is_json = path.suffix == ".jsonl" or (name == "-" and lines[0][1].lstrip().startswith("{"))
+    prompts = [_parsed(line, f"{name}, line {number}") if is_json else line for number, line in lines]
+    return [_request(prompt, params, chat) for prompt in prompts]
+
+
+def _parsed(line: str, place: str) -> Any:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}: not valid JSON ({error})") from error
+    if not isinstance(row, dict) or bool(row.get("messages")) == bool(row.get("prompt")):
+        raise UserError(f"{place}: expected an object with either `prompt` or `messages`")
+    if "prompt" in row:
+        prompt = row["prompt"]
+        if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(id) is int for id in prompt)):
+            raise UserError(f"{place}: `prompt` is neither a string nor a list of token ids")
+        return prompt
+    messages = row["messages"]
+    good = isinstance(messages, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
+    )
+    if not good:
+        raise UserError(f"{place}: `messages` is not a list of objects with the strings `role` and `content`")
+    return tuple(messages)
+
+
+def _request(prompt: Any, params: SamplingParams, chat: bool) -> Request:
+    if isinstance(prompt, tuple):
+        return Request(messages=prompt, params=params)
+    if isinstance(prompt, list):
+        return Request(prompt=tuple(prompt), params=params)
+    return (
+        Request(messages=({"role": "user", "content": prompt},), params=params)
+        if chat
+        else Request(prompt=prompt, params=params)
+    )
+
+
+def write_results(requests: Sequence[Request], results: Iterable[Result], out: TextIO) -> None:
+    """A line of JSON for each request."""
+    for request, result in zip(requests, results, strict=True):
+        asked = {"messages": list(request.messages)} if request.messages else {"prompt": request.prompt}
+        samples = [_sample(sample) for sample in result.samples]
+        usage = {"prompt_tokens": result.usage.prompt_tokens, "completion_tokens": result.usage.completion_tokens}
+        row = asked | {"samples": samples, "usage": usage} | ({"error": result.error} if result.error else {})
+        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _sample(sample: Any) -> dict[str, Any]:
+    row = {"text": sample.text, "finish_reason": sample.finish_reason, "token_ids": list(sample.token_ids)}
+    if sample.logprobs is not None:
+        row["logprobs"] = [[each.logprob, [list(pair) for pair in each.top]] for each in sample.logprobs]
+    return row

@@ -1,0 +1,95 @@
+"""New tokens of many sequences through the decoder, over a cache of the tokens before them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from smallr.models import cached_attention
+from smallr.models.cached_attention import LayerCache
+from smallr.models.config import DecoderConfig
+from smallr.models.decoder import layer_inputs
+from smallr.models.linear import precision
+from smallr.sampling.weights import Weights
+from smallr.sharding import named_sharding
+
+NOWHERE = 2**30  # an index beyond every capacity: nothing is written
+KEY_AXES = ("batch", "kv_heads", "head_dim", None)
+VALUE_AXES = ("batch", "kv_heads", None, "head_dim")
+
+Cache = tuple[LayerCache, ...]  # of each layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The decoder as a function of `Weights`; hashable, so that programs are found by it."""
+
+    config: DecoderConfig
+    block: nnx.GraphDef
+    trunk: nnx.GraphDef
+
+    def extend(
+        self,
+        weights: Weights,
+        cache: Cache,
+        tokens: Int[Array, "R P"],
+        positions: Int[Array, "R P"],
+        index: Int[Array, "R P"],
+        longest: Int[Array, "R 1"],
+        slots: Int[Array, "R"] | None,
+    ) -> tuple[Float[Array, "R P D"], Cache]:
+        """Hidden states of the new tokens after the final norm, and the cache with their keys and values.
+
+        Args:
+          weights: as `Packer` makes them.
+          cache: of the tokens before.
+          tokens: the new ones, one behind the other.
+          positions: theirs in their sequences; of what is no token, any that exists.
+          index: where they go in the cache: the position, or NOWHERE for what is no token.
+          longest: the largest position of each prompt (see `rope_tables`).
+          slots: of each row; None where the rows are the slots.
+        """
+        trunk = nnx.merge(self.trunk, weights.trunk)
+        x = trunk.embedded(tokens, positions)
+        of_layer, pattern = layer_inputs(self.config, positions, None, jnp.maximum(longest, positions))
+        after = []
+        for layer, state in enumerate(weights.layers):
+            kind = jax.tree.map(lambda each, layer=layer: each[layer], pattern)
+
+            def attend(q, k, v, layer=layer, **rule):
+                after.append(cached_attention.write(cache[layer], k, v, index, slots))
+                seen = after[layer] if slots is None else cached_attention.rows_of(after[layer], slots)
+                return cached_attention.attend(q, seen, positions, **rule)
+
+            x = nnx.merge(self.block, state)(x, of_layer(kind)._replace(attend=attend))
+        return trunk.final_norm(x).astype(self.config.dtype), tuple(after)
+
+    def logits(self, weights: Weights, hidden: Float[Array, "S D"]) -> Float[Array, "S V"]:
+        """What the head says of hidden states, float32."""
+        out = jnp.einsum(
+            "sd,vd->sv",
+            hidden,
+            weights.head,
+            precision=precision(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        cap = self.config.final_softcap
+        return out if cap is None else cap * jnp.tanh(out / cap)
+
+
+def empty_cache(config: DecoderConfig, slots: int, capacity: int, mesh: Mesh) -> Cache:
+    """Zeros: slots over `data` and `fsdp`, kv heads over `tensor`."""
+    heads, dim = config.num_kv_heads, config.head_dim
+
+    def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
+        return jnp.zeros(shape, config.dtype, device=named_sharding(mesh, axes, shape))
+
+    return tuple(
+        LayerCache(zeros((slots, heads, dim, capacity), KEY_AXES), zeros((slots, heads, capacity, dim), VALUE_AXES))
+        for _ in range(config.num_layers)
+    )

@@ -1,0 +1,222 @@
+"""What runs on the devices: reading prompts, writing tokens, and the upkeep of the cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from smallr.models.cached_attention import LayerCache
+from smallr.sampling.choice import Rules, choose
+from smallr.sampling.forward import KEY_AXES, NOWHERE, VALUE_AXES, Cache, Forward
+from smallr.sampling.weights import Weights
+from smallr.sharding import named_sharding
+
+TOP = 20  # likeliest tokens that can be told
+
+
+class HookInputs(NamedTuple):
+    """What a logits hook sees of one step.
+
+    Attributes:
+      logits: of the model, after its soft-cap, at temperature 1.
+      hidden: what the head made them of, in the compute dtype.
+      index: of the token to be drawn in its completion.
+      slots: the hook's arrays of each request, one row a slot.
+      shared: the hook's arrays for all, e.g. parameters of a value head.
+    """
+
+    logits: Float[Array, "S V"]
+    hidden: Float[Array, "S D"]
+    index: Int[Array, "S"]
+    slots: Any
+    shared: Any
+
+
+Hook = Callable[[HookInputs], Float[Array, "S V"]]  # pure; the logits that are drawn from
+
+
+class Slots(NamedTuple):
+    """What a decoding program is told of each slot."""
+
+    alive: Bool[Array, "S"]
+    length: Int[Array, "S"]  # tokens in the cache
+    written: Int[Array, "S"]  # tokens of the completion
+    limit: Int[Array, "S"]  # of the completion
+    longest: Int[Array, "S"]  # largest position of the prompt
+    stop: Int[Array, "S E"]  # tokens that end it; -1 is none
+    tell: Int[Array, "S"]  # -1: no log-probs; 0: of the chosen; k: of the k likeliest too
+    rules: Rules
+
+
+class Written(NamedTuple):
+    """What a decoding program wrote. Where a slot was not alive, the numbers mean nothing."""
+
+    tokens: Int[Array, "steps S"]
+    alive: Bool[Array, "steps S"]
+    logprobs: Float[Array, "steps S"]
+    top_tokens: Int[Array, "steps S TOP"]
+    top_logprobs: Float[Array, "steps S TOP"]
+
+
+class Prompts(NamedTuple):
+    """A piece of some prompts."""
+
+    slot: Int[Array, "R"]  # where each goes; the number of slots for none
+    tokens: Int[Array, "R P"]
+    start: Int[Array, "R"]  # position of the first token
+    count: Int[Array, "R"]  # how many are tokens
+    longest: Int[Array, "R"]
+
+
+class Programs:
+    """The compiled functions of one structure of decoder, mesh and hook. Cache and hidden states are donated."""
+
+    def __init__(self, forward: Forward, mesh: Mesh, steps: int, hook: Hook | None):
+        whole = NamedSharding(mesh, PartitionSpec())
+        self.mesh = mesh
+        self.read = jax.jit(functools.partial(_read, forward), donate_argnums=(1, 2))
+        self.write = jax.jit(
+            functools.partial(_write, forward, steps, hook), donate_argnums=(1, 2), out_shardings=(None, None, whole)
+        )
+        self.fork = jax.jit(_fork, donate_argnums=(0, 1))
+        self._resize = jax.jit(self._resized, static_argnums=1)
+
+    def resize(self, cache: Cache, capacity: int) -> Cache:
+        """The cache with more, or fewer, places in each slot; layer by layer, so that there are never two whole ones."""
+        layers = list(cache)
+        del cache
+        for layer in range(len(layers)):
+            layers[layer] = self._resize(layers[layer], capacity)
+        return tuple(layers)
+
+    def _resized(self, cache: LayerCache, capacity: int) -> LayerCache:
+        more = capacity - cache.capacity
+        keys = jax.lax.pad(cache.keys, jnp.zeros((), cache.keys.dtype), ((0, 0, 0),) * 3 + ((0, more, 0),))
+        values = jax.lax.pad(
+            cache.values, jnp.zeros((), cache.values.dtype), ((0, 0, 0),) * 2 + ((0, more, 0), (0, 0, 0))
+        )
+
+        def place(x: Array, axes: tuple[str | None, ...]) -> Array:
+            return jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape))
+
+        return LayerCache(place(keys, KEY_AXES), place(values, VALUE_AXES))
+
+
+def _read(
+    forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], prompts: Prompts
+) -> tuple[Cache, Float[Array, "S D"]]:
+    """The cache with these tokens, and each slot's hidden state at the last of them."""
+    offset = jnp.arange(prompts.tokens.shape[1])
+    is_token = offset < prompts.count[:, None]
+    index = prompts.start[:, None] + offset
+    # What is no token repeats the last position, so that none is beyond a table of learned positions.
+    positions = jnp.minimum(index, (prompts.start + prompts.count - 1)[:, None])
+    states, cache = forward.extend(
+        weights,
+        cache,
+        prompts.tokens,
+        positions,
+        jnp.where(is_token, index, NOWHERE),
+        prompts.longest[:, None],
+        prompts.slot,
+    )
+    last = jnp.take_along_axis(states, jnp.maximum(prompts.count - 1, 0)[:, None, None], axis=1)[:, 0]
+    return cache, hidden.at[prompts.slot].set(last, mode="drop")
+
+
+class _Loop(NamedTuple):
+    step: Int[Array, ""]
+    cache: Cache
+    hidden: Float[Array, "S D"]
+    alive: Bool[Array, "S"]
+    written: Written
+
+
+def _write(
+    forward: Forward,
+    capacity: int,
+    hook: Hook | None,
+    weights: Weights,
+    cache: Cache,
+    hidden: Float[Array, "S D"],
+    slots: Slots,
+    steps: Int[Array, ""],
+    hook_slots: Any,
+    hook_shared: Any,
+) -> tuple[Cache, Float[Array, "S D"], Written]:
+    """Up to `steps` tokens (at most `capacity`) of every slot that is alive, in one program."""
+    count = len(slots.alive)
+
+    def body(loop: _Loop) -> _Loop:
+        index, length = slots.written + loop.step, slots.length + loop.step
+        logits = forward.logits(weights, loop.hidden)
+        drawn_from = logits
+        if hook is not None:
+            drawn_from = hook(HookInputs(logits, loop.hidden, index, hook_slots, hook_shared))
+        tokens = choose(drawn_from, slots.rules, index)
+        told = _tell(logits, tokens, jnp.where(loop.alive, slots.tell, -1))
+        row = (tokens, loop.alive, *told)
+        written = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.written, Written(*row))
+        place = jnp.where(loop.alive, length, NOWHERE)[:, None]
+        position = jnp.where(loop.alive, length, 0)[:, None]
+        states, cache = forward.extend(
+            weights, loop.cache, tokens[:, None], position, place, slots.longest[:, None], None
+        )
+        alive = loop.alive & ~(tokens[:, None] == slots.stop).any(-1) & (index + 1 < slots.limit)
+        return _Loop(loop.step + 1, cache, states[:, 0], alive, written)
+
+    nothing = Written(
+        jnp.zeros((capacity, count), jnp.int32),
+        jnp.zeros((capacity, count), bool),
+        jnp.zeros((capacity, count)),
+        jnp.zeros((capacity, count, TOP), jnp.int32),
+        jnp.zeros((capacity, count, TOP)),
+    )
+    loop = jax.lax.while_loop(
+        lambda loop: (loop.step < steps) & loop.alive.any(),
+        body,
+        _Loop(jnp.int32(0), cache, hidden, slots.alive, nothing),
+    )
+    return loop.cache, loop.hidden, loop.written
+
+
+def _tell(
+    logits: Float[Array, "S V"], tokens: Int[Array, "S"], tell: Int[Array, "S"]
+) -> tuple[Float[Array, "S"], Int[Array, "S TOP"], Float[Array, "S TOP"]]:
+    """Log-probs of the chosen tokens, and the likeliest tokens with theirs; zeros if no slot wants them."""
+    count, top = len(tokens), min(TOP, logits.shape[1])
+
+    def chosen(logits):
+        highest = logits.max(-1)
+        log_sum = jnp.log(jnp.exp(logits - highest[:, None]).sum(-1))
+        picked = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
+        return (picked - highest) - log_sum, highest + log_sum
+
+    def likeliest(logits, lse):
+        values, ids = jax.lax.top_k(logits, top)
+        widths = ((0, 0), (0, TOP - top))
+        pad = functools.partial(jnp.pad, pad_width=widths)
+        return pad(ids), pad(values - lse[:, None], constant_values=-jnp.inf)
+
+    zeros = jnp.zeros(count)
+    logps, lse = jax.lax.cond((tell >= 0).any(), chosen, lambda _: (zeros, zeros), logits)
+    ids, values = jax.lax.cond(
+        (tell > 0).any(),
+        likeliest,
+        lambda *_: (jnp.zeros((count, TOP), jnp.int32), jnp.zeros((count, TOP))),
+        *(logits, lse),
+    )
+    return logps, ids, values
+
+
+def _fork(
+    cache: Cache, hidden: Float[Array, "S D"], source: Int[Array, ""], target: Int[Array, ""]
+) -> tuple[Cache, Float[Array, "S D"]]:
+    """Slot `target` becomes a copy of slot `source`."""
+    return jax.tree.map(lambda x: x.at[target].set(x[source]), (cache, hidden))
