@@ -91,11 +91,17 @@ def named_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int] 
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def is_sharded() -> bool:
+    """Whether the program is for more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh is not None and not mesh.empty and mesh.size > 1
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin an activation's layout inside a jitted program; without a mesh (`jax.set_mesh`) it does nothing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh is None or mesh.empty or mesh.size == 1:
+    if not is_sharded():
         return x
+    mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 

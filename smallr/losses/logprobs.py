@@ -1,9 +1,12 @@
-"""Log-probs of scored tokens without ever holding [B, T, V] logits.
+"""Log-probs of scored tokens without ever holding [B, N, V] logits.
 
-Cost model, for B*N scored tokens, width D, vocabulary V: 2 B N V D FLOPs forward and 6 B N V D backward
-(the logits are computed again, then two products), against 2 and 4 for a dense head that keeps its
-logits. Peak extra memory: B*chunk*V floats for the logits of one chunk and as many for their gradient,
-instead of B*N*V.
+The vocabulary is walked in chunks, all tokens at once, with a running log-sum-exp: a chunk of the head is read once a
+pass, its gradient is complete when the walk has passed it, and on a CPU a tile of logits never leaves the cache.
+
+Cost model, for n = B N scored tokens, width D, vocabulary V: 2 n V D FLOPs forward and 6 n V D backward (the logits are
+computed again, then two products), against 2 and 4 for a dense head that keeps its logits; three exponentials a
+logit. Bytes: the head once forward, the head and its gradient once backward, n D floats a chunk for the gradient of
+the hidden states. Peak extra memory: n x chunk floats of logits and as many of their gradient, instead of n V.
 """
 
 from __future__ import annotations
@@ -13,7 +16,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from smallr.models.linear import precision, transpose_minor
+from smallr.sharding import constrain, parts
+
+# Logits held at once where no chunk is given: what two cores keep in their second-level caches; 512 MiB elsewhere.
+CPU_TILE, ACCELERATOR_TILE = 3 * 2**18, 2**27
+CHUNK_MULTIPLE = 128
+BELOW_ALL = -1e30  # finite, so that the first chunk's correction is 0 and not NaN
 
 
 class TokenScores(NamedTuple):
@@ -33,7 +45,7 @@ def token_logps(
     head: Float[Array, "V D"],
     target: Int[Array, "B N"],
     *,
-    chunk: int = 128,
+    chunk: int = 0,
     softcap: float | None = None,
 ) -> Float[Array, "B N"]:
     """log p(target) under softmax(hidden @ head.T): `token_scores` without more."""
@@ -45,11 +57,11 @@ def token_scores(
     head: Float[Array, "V D"],
     target: Int[Array, "B N"],
     *,
-    chunk: int = 128,
+    chunk: int = 0,
     softcap: float | None = None,
     collision: bool = False,
 ) -> TokenScores:
-    """log p(target) under softmax(hidden @ head.T), in float32, computed `chunk` slots at a time.
+    """log p(target) under softmax(hidden @ head.T), in float32, `chunk` entries of the vocabulary at a time.
 
     The products run in the dtype of `hidden` with float32 accumulation; log-sum-exp, soft-cap and the
     gradient of `head` are float32. The backward pass recomputes each chunk's logits from the saved
@@ -59,109 +71,147 @@ def token_scores(
       hidden: hidden states that predict the targets, any float dtype.
       head: unembedding matrix, one row a token.
       target: token ids in [0, V).
-      chunk: slots (columns of N) whose logits are held at once; the last chunk may be padded.
+      chunk: entries of the vocabulary (on each of its shards) whose logits are held at once; 0 chooses by platform.
       softcap: c in `c * tanh(logits / c)` (Gemma 2), or None.
       collision: whether log sum_v p(v)^2 is wanted too; no gradient goes through it.
 
     Returns:
       float32 values [B, N].
     """
-    slots = hidden.shape[1]
-    chunk = max(1, min(chunk, slots))
-    # Equal chunks: the fewest that respect the limit, then as short as they can be, to pad little.
-    count = -(-slots // chunk)
-    size = -(-slots // count)
-    padding = count * size - slots
-    if padding:
-        hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-        target = jnp.pad(target, ((0, 0), (0, padding)))
-    scores = _chunked_scores(count, softcap, collision, hidden, head, target)
-    return jax.tree.map(lambda x: x[:, :slots], scores)
+    batch, slots, width = hidden.shape
+    shards = parts("vocab", head.shape[0])
+    # Split over devices, each walks its own part of the vocabulary.
+    table = head.reshape(shards, head.shape[0] // shards, width)
+    scores = _scores(chunk, softcap, collision, hidden.reshape(batch * slots, width), table, target.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(batch, slots), scores)
+
+
+class _Chunk(NamedTuple):
+    """A part of the vocabulary, seen by all tokens. Arrays of logits are [shards, entries, tokens]."""
+
+    start: Int[Array, ""]  # within a shard
+    rows: Float[Array, "S c D"]
+    logits: Float[Array, "S c n"]  # soft-capped
+    hit: Bool[Array, "S c n"]  # whether the entry is the token's target
+    fresh: Bool[Array, "c 1"] | None  # whether no earlier chunk had the entry; None: all are fresh
+
+
+def _walk(length: int, tokens: int, chunk: int, tile: int) -> tuple[int, int]:
+    """Number and size of equal chunks of a shard; the last is moved back to end where the shard does."""
+    if not chunk:
+        local = max(1, tokens // parts("batch", tokens))
+        chunk = max(tile // local // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
+    count = -(-length // min(chunk, length))
+    return count, -(-length // count)
+
+
+def _chunk_of(table, columns, target, softcap, count, size, i) -> _Chunk:
+    shards, length, _ = table.shape
+    start = jnp.minimum(i * size, length - size)
+    rows = lax.dynamic_slice_in_dim(table, start, size, axis=1).astype(columns.dtype)
+    rows = constrain(rows, "vocab", None, "activation_embed")
+    entries = start + jnp.arange(size)
+    ids = length * jnp.arange(shards)[:, None] + entries
+    fresh = None if count * size == length else (entries >= i * size)[:, None]
+    return _Chunk(start, rows, _cap(_dot(rows, columns, ((2,), (0,))), softcap), ids[..., None] == target, fresh)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked_scores(
-    count: int,
+def _scores(
+    chunk: int,
     softcap: float | None,
     collision: bool,
-    hidden: Float[Array, "B N D"],
-    head: Float[Array, "V D"],
-    target: Int[Array, "B N"],
+    hidden: Float[Array, "n D"],
+    table: Float[Array, "S v D"],
+    target: Int[Array, "n"],
 ) -> TokenScores:
-    return _forward(count, softcap, collision, hidden, head, target)[0]
+    return _forward(chunk, softcap, collision, hidden, table, target)[0]
 
 
-def _forward(count, softcap, collision, hidden, head, target):
-    rows = head.astype(hidden.dtype)
+def _forward(chunk, softcap, collision, hidden, table, target):
+    walk = partial(_forward_walk, chunk=chunk, softcap=softcap, collision=collision)
+    scores, lse = _by_platform(walk, hidden, table, target)
+    return scores, (hidden, table, target, lse)
 
-    def chunk_scores(_, inputs):
-        states, ids = inputs
-        logits = _cap(_logits(states, rows), softcap)
-        top = jnp.max(logits, axis=-1)
-        shifted = jnp.exp(logits - top[..., None])
-        log_sum = jnp.log(jnp.sum(shifted, axis=-1))
+
+def _forward_walk(hidden, table, target, *, chunk, softcap, collision, tile):
+    columns = transpose_minor(hidden)
+    count, size = _walk(table.shape[1], len(hidden), chunk, tile)
+
+    def step(i, state):
+        top, total, picked, squares = state
+        at = _chunk_of(table, columns, target, softcap, count, size, i)
+        logits, hit = at.logits, at.hit
+        if at.fresh is not None:
+            logits, hit = jnp.where(at.fresh, logits, BELOW_ALL), hit & at.fresh
+        new_top = jnp.maximum(top, jnp.max(logits, axis=1))
+        shifted = jnp.exp(logits - new_top[:, None])
+        shrink = jnp.exp(top - new_top)
         # A masked sum rather than a gather: it stays local when the vocabulary is split over devices.
-        picked = jnp.sum(jnp.where(_is_target(ids, head.shape[0]), logits, 0.0), axis=-1)
-        squares = jnp.log(jnp.sum(jnp.square(shifted), axis=-1)) - 2.0 * log_sum if collision else None
-        # Subtracting `top` first keeps the difference exact where logits are large.
-        return None, (TokenScores((picked - top) - log_sum, squares), top + log_sum)
+        picked = picked + jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
+        if collision:
+            squares = squares * jnp.square(shrink) + jnp.sum(jnp.square(shifted), axis=1)
+        return new_top, total * shrink + jnp.sum(shifted, axis=1), picked, squares
 
-    _, (scores, lse) = jax.lax.scan(chunk_scores, None, (_split(hidden, count), _split(target, count)))
-    return jax.tree.map(_join, scores), (hidden, head, target, _join(lse))
+    zeros = jnp.zeros((table.shape[0], len(hidden)), jnp.float32)
+    top, total, picked, squares = lax.fori_loop(0, count, step, (zeros + BELOW_ALL, zeros, zeros, zeros))
+    # The shards' sums are brought to one maximum and added.
+    whole = jnp.max(top, axis=0)
+    shrink = jnp.exp(top - whole)
+    log_sum = jnp.log(jnp.sum(total * shrink, axis=0))
+    # Subtracting the maximum first keeps the difference exact where logits are large.
+    logps = (jnp.sum(picked, axis=0) - whole) - log_sum
+    log_squares = jnp.log(jnp.sum(squares * jnp.square(shrink), axis=0)) - 2.0 * log_sum if collision else None
+    return TokenScores(logps, log_squares), whole + log_sum
 
 
-def _backward(count, softcap, collision, residuals, cotangents):
-    hidden, head, target, lse = residuals
-    cotangent = cotangents.logps  # `collision` is a constant
-    rows = head.astype(hidden.dtype)
+def _backward(chunk, softcap, collision, residuals, cotangents):
+    hidden, table, target, lse = residuals
+    outer = cotangents.logps.astype(jnp.float32)  # `collision` is a constant
+    walk = partial(_backward_walk, chunk=chunk, softcap=softcap)
+    hidden_gradient, table_gradient = _by_platform(walk, hidden, table, target, lse, outer)
+    return hidden_gradient.astype(hidden.dtype), table_gradient.astype(table.dtype), None
 
-    def chunk_gradient(head_gradient, inputs):
-        states, ids, chunk_lse, outer = inputs
-        raw = _logits(states, rows)
-        capped = _cap(raw, softcap)
-        probs = jnp.exp(capped - chunk_lse[..., None])
-        gradient = outer[..., None] * (_is_target(ids, head.shape[0]).astype(jnp.float32) - probs)
+
+def _backward_walk(hidden, table, target, lse, outer, *, chunk, softcap, tile):
+    columns = transpose_minor(hidden)
+    count, size = _walk(table.shape[1], len(hidden), chunk, tile)
+
+    def step(i, state):
+        columns_gradient, table_gradient = state
+        at = _chunk_of(table, columns, target, softcap, count, size, i)
+        probs = jnp.exp(at.logits - lse)
+        slope = outer * (at.hit.astype(jnp.float32) - probs)
         if softcap is not None:
-            gradient = gradient * (1.0 - jnp.square(capped / softcap))
-        gradient = gradient.astype(hidden.dtype)
-        states_gradient = _product("bnv,vd->bnd", gradient, rows)
-        head_gradient = head_gradient + _product("bnv,bnd->vd", gradient, states)
-        return head_gradient, states_gradient.astype(hidden.dtype)
+            slope = slope * (1.0 - jnp.square(at.logits / softcap))
+        slope = slope.astype(hidden.dtype)
+        # Entries that an earlier chunk had get the same gradient again, but must not count twice for the states.
+        rows = at.rows if at.fresh is None else jnp.where(at.fresh, at.rows, 0)
+        # Each shard of the vocabulary sums for itself, so that devices talk once, after the walk.
+        columns_gradient += _dot(transpose_minor(rows), slope, ((2,), (1,)), ((0,), (0,)))
+        rows_gradient = constrain(_dot(slope, hidden, ((2,), (0,))), "vocab", None, "embed")
+        return columns_gradient, lax.dynamic_update_slice_in_dim(table_gradient, rows_gradient, at.start, axis=1)
 
-    chunks = tuple(_split(x, count) for x in (hidden, target, lse, cotangent.astype(jnp.float32)))
-    head_gradient, hidden_gradient = jax.lax.scan(chunk_gradient, jnp.zeros(head.shape, jnp.float32), chunks)
-    return _join(hidden_gradient), head_gradient.astype(head.dtype), None
-
-
-_chunked_scores.defvjp(_forward, _backward)
-
-
-def _product(subscripts: str, a: Array, b: Array) -> Array:
-    # HIGHEST keeps float32 inputs exact on devices that would use tf32 or bfloat16; bfloat16 inputs are unaffected.
-    return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    start = jnp.zeros((table.shape[0], *columns.shape), jnp.float32), jnp.zeros(table.shape, jnp.float32)
+    columns_gradient, table_gradient = lax.fori_loop(0, count, step, start)
+    return jnp.sum(columns_gradient, axis=0).T, table_gradient
 
 
-def _logits(states: Float[Array, "B n D"], rows: Float[Array, "V D"]) -> Float[Array, "B n V"]:
-    return _product("bnd,vd->bnv", states, rows)
+_scores.defvjp(_forward, _backward)
 
 
-def _cap(logits: Float[Array, "B n V"], softcap: float | None) -> Float[Array, "B n V"]:
+def _by_platform(walk, *args):
+    """Runs `walk` with the tile of the platform that the program is compiled for."""
+    choices = [partial(walk, tile=tile) for tile in (CPU_TILE, ACCELERATOR_TILE)]
+    return lax.platform_dependent(*args, cpu=choices[0], default=choices[1])
+
+
+def _dot(a, b, contract, batch=((), ())):
+    return lax.dot_general(a, b, (contract, batch), precision=precision(a.dtype), preferred_element_type=jnp.float32)
+
+
+def _cap(logits: Float[Array, "S c n"], softcap: float | None) -> Float[Array, "S c n"]:
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-
-
-def _is_target(ids: Int[Array, "B n"], vocabulary: int) -> Array:
-    return ids[..., None] == jnp.arange(vocabulary, dtype=ids.dtype)
-
-
-def _split(x: Array, count: int) -> Array:
-    """[B, count * n, …] -> [count, B, n, …]: the batch axis keeps its sharding."""
-    return jnp.moveaxis(x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:]), 1, 0)
-
-
-def _join(x: Array) -> Array:
-    """[count, B, n, …] -> [B, count * n, …]."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
 
 def branch_sums(
