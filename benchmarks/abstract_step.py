@@ -1,0 +1,156 @@
+"""The training step on arrays that do not exist: shapes, dtypes and shardings, for ahead-of-time compilation.
+
+The program is `smallr.training.step.make_step`, as training builds it; only its arguments are
+`jax.ShapeDtypeStruct`s, so that an 8B model is compiled on a machine that could not hold it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from smallr.data.batch import ROLE_ANSWER, Batch, Branch, Example
+from smallr.data.packing import RowShape
+from smallr.data.pipeline import assemble
+from smallr.models.attention import ACCELERATOR_TILE, CPU_TILE
+from smallr.models.config import DecoderConfig
+from smallr.models.decoder import Decoder
+from smallr.training.objective import make_objective
+from smallr.training.optimizer import make_optimizer, make_schedule
+from smallr.training.policy import NOTHING, Policy
+from smallr.training.step import TrainState, batch_sharding, make_step, param_sharding, state_sharding
+
+# Sizes from the models' public config.json files.
+SHAPES: Mapping[str, DecoderConfig] = {
+    name: DecoderConfig(*sizes, **more)
+    for name, sizes, more in (
+        # vocab, layers, d_model, heads, kv heads, head_dim, d_ff
+        (
+            "qwen2.5-0.5b",
+            (151936, 24, 896, 14, 2, 64, 4864),
+            {"rope_theta": 1e6, "tie_embeddings": True, "qkv_bias": True, "norm_eps": 1e-6, "family": "qwen2"},
+        ),
+        (
+            "qwen2.5-1.5b",
+            (151936, 28, 1536, 12, 2, 128, 8960),
+            {"rope_theta": 1e6, "tie_embeddings": True, "qkv_bias": True, "norm_eps": 1e-6, "family": "qwen2"},
+        ),
+        ("llama-3.2-3b", (128256, 28, 3072, 24, 8, 128, 8192), {"rope_theta": 5e5, "tie_embeddings": True}),
+        ("llama-3.1-8b", (128256, 32, 4096, 32, 8, 128, 14336), {"rope_theta": 5e5}),
+        # For tests: every kind of weight, the vocabulary much larger than anything else.
+        ("tiny", (4096, 3, 64, 8, 4, 8, 192), {"tie_embeddings": True, "qkv_bias": True}),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Rows filled with preference pairs of one length.
+
+    Attributes:
+      rows: of a step.
+      row_length: tokens of a row.
+      prompt: tokens of a pair's prompt.
+      completion: tokens of each of its completions, all scored.
+    """
+
+    rows: int
+    row_length: int
+    prompt: int = 256
+    completion: int = 256
+
+    @property
+    def per_row(self) -> int:
+        """Pairs of a row."""
+        return self.row_length // (self.prompt + 2 * self.completion)
+
+    def batch(self) -> Batch:
+        """The step's batch, with its numbers."""
+        branch = Branch(np.zeros(self.completion, np.int32), np.full(self.completion, ROLE_ANSWER, np.int32))
+        pair = Example(np.zeros(self.prompt, np.int32), (branch, branch), {}, 0)
+        slots = -(-self.per_row * 2 * self.completion // 64) * 64
+        shape = RowShape(tokens=self.row_length, slots=slots, examples=-(-self.per_row // 4) * 4)
+        columns = {name: np.ones(1, np.float32) for name in ("beta", "gap", "ref_chosen", "ref_rejected")}
+        return assemble([[0] * self.per_row] * self.rows, [pair], shape, columns, share_prompt=True)
+
+    def useful_flops(self, config: DecoderConfig, live_reference: bool) -> float:
+        """FLOPs of a step's forward and backward pass: products of real tokens, visible pairs, scored slots."""
+        prompt, completion = self.prompt, self.completion
+        visible = prompt * (prompt + 1) / 2 + 2 * (completion * prompt + completion * (completion + 1) / 2)
+        pairs = self.rows * self.per_row
+        forward = config.forward_flops(pairs * (prompt + 2 * completion), pairs * visible, pairs * 2 * completion)
+        return forward * (4 if live_reference else 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractStep:
+    """A step and the arguments it is lowered with."""
+
+    config: DecoderConfig
+    mesh: Mesh
+    pairs: Pairs
+    step: Callable
+    arguments: tuple
+
+    def compile(self) -> jax.stages.Compiled:
+        """The compiled step."""
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(*self.arguments).compile()
+
+    def useful_flops(self) -> float:
+        """FLOPs that a step needs, over all devices."""
+        return self.pairs.useful_flops(self.config, live_reference=self.arguments[2] is not None)
+
+    def visible_tiles(self) -> int:
+        """Trips of the loop over tiles of `xla` attention, the only one whose length depends on data."""
+        platform = self.mesh.devices.flat[0].platform
+        tile = min(CPU_TILE if platform == "cpu" else ACCELERATOR_TILE, self.pairs.row_length)
+        horizon = self.pairs.batch().horizon
+        horizon = np.pad(horizon, ((0, 0), (0, -horizon.shape[1] % tile)))
+        last = horizon.reshape(len(horizon), -1, tile).max(axis=(0, 2))
+        index = np.arange(len(last))
+        return int(np.sum((index[None] <= index[:, None]) & (last[None] > index[:, None] * tile)))
+
+
+def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: Pairs) -> AbstractStep:
+    """The step of `config` (objective, optimizer, accumulation, chunk) on `model` over `mesh`."""
+    objective = make_objective(config)
+    schedule = make_schedule(config.optimizer, 1000)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))))
+
+    def create(params: nnx.State) -> TrainState:
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(jax.random.key(0))
+        )
+
+    state = jax.eval_shape(create, params)
+    sharding = state_sharding(state, optimizer, mesh)
+    step = make_step(
+        Policy(graphdef),
+        objective,
+        optimizer,
+        schedule,
+        sharding,
+        mesh,
+        chunk=config.compute.logp_chunk,
+        accumulation=config.batch.accumulation,
+    )
+    batch = jax.tree.map(functools.partial(_struct, sharding=batch_sharding(mesh)), pairs.batch())
+    reference = None
+    if objective.reference == "live":
+        reference = jax.tree.map(_struct, params, param_sharding(params, mesh))
+    arguments = (jax.tree.map(_struct, state, sharding), batch, reference, NOTHING)
+    return AbstractStep(model, mesh, pairs, step, arguments)
+
+
+def _struct(x: jax.Array, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
