@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -110,8 +110,11 @@ class ServerModel(CompletingModel):
 
     async def _check(self) -> None:
         try:
-            text = await self._retried(lambda: self._call(self._client.models.with_raw_response.list))
+            # Without a list or a right to it there may be completions; with a wrong key there are none.
+            text = await self._retried(lambda: self._call(self._client.models.with_raw_response.list, hopeless=(401,)))
             served = [entry["id"] for entry in json.loads(text)["data"]]
+        except UserError:
+            raise
         except (Refused, ValueError, KeyError, TypeError):
             served = []  # a server without that list
         if not self.name:
@@ -206,8 +209,8 @@ class ServerModel(CompletingModel):
                     raise Refused(f"{error}; {number} attempts") from error
             await asyncio.sleep(delay)
 
-    async def _call(self, send: Callable[[], Awaitable[Any]]) -> str:
-        """The text of one reply with a good status code."""
+    async def _call(self, send: Callable[[], Awaitable[Any]], hopeless: Sequence[int] = (401, 403, 404)) -> str:
+        """The text of one reply with a good status code; one of `hopeless` before any completion ends everything."""
         try:
             async with asyncio.timeout(self._timeout):
                 text = (await send()).text
@@ -223,18 +226,18 @@ class ServerModel(CompletingModel):
             raise _Passing(f"the connection was lost ({type(cause).__name__}: {cause})") from error
         except openai.APIStatusError as error:
             self._is_reached = True
-            raise self._judged(error) from None  # the cause would show all that the server wrote
+            raise self._judged(error, hopeless) from None  # the cause would show all that the server wrote
         self._is_reached = True
         return text
 
-    def _judged(self, error: openai.APIStatusError) -> Exception:
+    def _judged(self, error: openai.APIStatusError, hopeless: Sequence[int]) -> Exception:
         """What a bad status code means for the request, or for all."""
         status, message = error.status_code, _message(error)
         message = message.replace(self._key, "***") if self._key else message
         broke = status == 429 and (error.code in _NO_MONEY or error.type in _NO_MONEY)
         if is_passing(status) and not broke:
             return _Passing(f"{status}: {message}", retry_after(error.response.headers))
-        if self._has_answered or not (broke or status in (401, 403, 404)):
+        if self._has_answered or not (broke or status in hopeless):
             return Refused(f"{status}: {message}", status)
         what = {
             401: f"it refuses the key: put the right one in the environment variable {self._key_name}"

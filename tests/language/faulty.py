@@ -37,7 +37,7 @@ class FaultyServer:
       url: with /v1.
       bodies: of every completion request that came, in order.
       headers: theirs.
-      models: what /v1/models says; None makes it 404.
+      models: what /v1/models says; a number is a status code that it fails with.
       behave: what to do with the request number i (from 0) and its body, by the handler's `send` and the like.
     """
 
@@ -45,7 +45,7 @@ class FaultyServer:
         self.behave = behave
         self.bodies: list[Body] = []
         self.headers: list[dict[str, str]] = []
-        self.models: list[str] | None = ["m"]
+        self.models: list[str] | int = ["m"]
         self.lock = threading.Lock()
         server = self
 
@@ -70,8 +70,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The list of models."""
-        if self.owner.models is None:
-            self.send(404, error("no such page"))
+        if isinstance(self.owner.models, int):
+            self.send(self.owner.models, error("no list for you"))
         else:
             self.send(200, {"object": "list", "data": [{"id": name} for name in self.owner.models]})
 

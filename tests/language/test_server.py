@@ -351,6 +351,21 @@ def test_unknown_models_of_a_server_without_a_list(open_at):
             open_at(server.url).complete_sync([chat("x")])
 
 
+@pytest.mark.parametrize("status", [403, 404, 500, 501])
+def test_servers_without_a_list_of_models_are_taken_at_their_word(status, open_at, monkeypatch):
+    monkeypatch.delenv("SMALLR_API_KEY", raising=False)
+    with serving() as server:
+        server.models = status
+        model = open_at(server.url)
+        model.check()
+        assert model.complete_sync([chat("x")])[0].samples[0].text == "echo x"
+        with pytest.raises(UserError, match=r"name the model: .* it does not say"):
+            open_at(server.url, None).check()
+        server.models = 401
+        with pytest.raises(UserError, match="SMALLR_API_KEY, which is not set"):
+            open_at(server.url).check()
+
+
 def test_a_bad_key_is_said_at_once_and_never_shown(open_at, monkeypatch, caplog):
     monkeypatch.setenv("SMALLR_API_KEY", "sk-very-secret")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-host")

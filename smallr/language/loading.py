@@ -1,0 +1,104 @@
+"""From the name of a model to an engine that completes with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from smallr.models.decoder import Decoder
+from smallr.models.loading import RANDOM_SEED, ModelSource, load_decoder, open_model
+from smallr.models.peft import CONFIG, base_of
+from smallr.sampling.engine import Engine
+from smallr.sharding import make_mesh, named_sharding
+from smallr.training.digest import tree_digest
+from smallr.training.exporting import Read, adapted_params, run_params
+from smallr.training.saved import find_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model ready to complete.
+
+    Attributes:
+      engine: with the weights on the mesh.
+      identity: see the function of that name.
+    """
+
+    engine: Engine
+    identity: str
+
+
+def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_length: int | None = None) -> Loaded:
+    """Loads a model over all devices.
+
+    Args:
+      name: a run's workdir, one of its checkpoints' folders, an adapter in PEFT's format, or any model that training
+        takes.
+      dtype: of the computation, float32 or bfloat16.
+      slots: sequences that are decoded at once.
+      max_length: tokens of prompt and completion together; None as `Engine` has it.
+
+    Raises:
+      UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`.
+    """
+    mesh = make_mesh(1, 1, -1)
+    with jax.set_mesh(mesh):
+        source, decoder = load_trained(name, mesh, dtype=dtype)
+        tokenizer = source.tokenizer()
+        engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length)
+        return Loaded(engine, identity(decoder, tokenizer, engine.max_length))
+
+
+def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, max_length: int) -> str:
+    """What a local model's results are filed under: all that changes them, but for the request.
+
+    The number of slots and the devices do too, in the last bits of a log-prob; a result is not computed again for that.
+    """
+    written = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
+    texts = hashlib.sha256(written.encode()).hexdigest()
+    return f"local {tree_digest(nnx.state(decoder))} {decoder.config.dtype} {texts} {max_length}"
+
+
+def load_trained(name: str, mesh: Mesh, **overrides: Any) -> tuple[ModelSource, Decoder]:
+    """The source of a model and its decoder with the parameters that training left, adapters merged.
+
+    Args:
+      name: see `load_engine`.
+      mesh: see `load_decoder`.
+      **overrides: fields of DecoderConfig.
+
+    Raises:
+      UserError: see `load_engine`.
+    """
+    path = Path(name).expanduser()
+    run = find_run(path)
+    if run is not None:
+        saved = run.config
+        source = open_model(
+            saved["model"], saved.get("tokenizer", ""), allow_nonfinite=saved.get("allow_nonfinite", False)
+        )
+        return source, _filled(source, run_params(run, source), mesh, **overrides)
+    if (path / CONFIG).exists():
+        source = open_model(base_of(path))
+        return source, _filled(source, adapted_params(path, source), mesh, **overrides)
+    source = open_model(name)
+    return source, load_decoder(source, mesh, **overrides)
+
+
+def _filled(source: ModelSource, read: Read, mesh: Mesh, **overrides: Any) -> Decoder:
+    config = dataclasses.replace(source.config, **overrides)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))))
+    filled = []
+    for path, leaf in nnx.to_flat_state(abstract):
+        sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
+        filled.append((path, leaf.replace(jax.device_put(read(".".join(path)), sharding))))
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))

@@ -1,0 +1,33 @@
+"""A smallr model in this process, as a `LanguageModel`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from smallr.language.cache import ResultCache
+from smallr.language.completing import CompletingModel
+from smallr.language.engine_thread import ContinuousEngine, EngineThread
+from smallr.sampling.requests import Request, Result
+
+
+class LocalModel(CompletingModel):
+    """A model behind an engine, whose batch all callers share.
+
+    Args:
+      name: what results are reported under.
+      engine: no one else may use it any more.
+      identity, cache: see `CompletingModel`. With a cache the identity must tell apart whatever changes the tokens:
+        weights, tokenizer, chat template, dtype.
+    """
+
+    def __init__(
+        self, name: str, engine: ContinuousEngine, *, identity: str | None = None, cache: ResultCache | None = None
+    ):
+        super().__init__(name, identity=identity, cache=cache)
+        self.engine = EngineThread(engine)
+
+    async def _answer(self, request: Request) -> Result:
+        return await asyncio.wrap_future(self.engine.submit(request))
+
+    async def _release(self) -> None:
+        self.engine.close()

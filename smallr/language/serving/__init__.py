@@ -1,0 +1,1 @@
+"""smallr's own model behind OpenAI's protocol. Needs the extra `serve`."""

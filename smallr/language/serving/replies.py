@@ -1,0 +1,106 @@
+"""Replies in OpenAI's protocol, whole and in chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from smallr.sampling.requests import Result, Sample, TokenLogprob, Usage
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """Writes the replies to one request.
+
+    Attributes:
+      chat: the kind of completion.
+      model: the model's name.
+    """
+
+    chat: bool
+    model: str
+    id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(12))
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+
+    def whole(self, results: Sequence[Result]) -> dict[str, Any]:
+        """The reply with all choices of all prompts."""
+        samples = [sample for result in results for sample in result.samples]
+        choices = [self._choice(index, sample) for index, sample in enumerate(samples)]
+        usage = sum((result.usage for result in results), Usage())
+        return self._frame("") | {"choices": choices, "usage": usage_fields(usage)}
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The first chunk of a chat's choice: whose turn it is."""
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
+
+    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, Any]:
+        """A chunk with more text, which begins at the character `offset` of the choice."""
+        written = {"delta": {"content": text}} if self.chat else {"text": text}
+        return self._chunk(index, {**written, "logprobs": self._logprobs(logprobs, offset)})
+
+    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """The last chunk of a choice."""
+        written = {"delta": {}} if self.chat else {"text": ""}
+        return self._chunk(index, {**written, "finish_reason": finish_reason})
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """The chunk after all others, without a choice."""
+        return self._frame(".chunk") | {"choices": [], "usage": usage_fields(usage)}
+
+    def _frame(self, part: str) -> dict[str, Any]:
+        if self.chat:
+            head = {"id": f"chatcmpl-{self.id}", "object": f"chat.completion{part}"}
+        else:
+            head = {"id": f"cmpl-{self.id}", "object": "text_completion"}
+        return head | {"created": self.created, "model": self.model}
+
+    def _chunk(self, index: int, choice: dict[str, Any]) -> dict[str, Any]:
+        return self._frame(".chunk") | {"choices": [{"index": index, "logprobs": None, "finish_reason": None} | choice]}
+
+    def _choice(self, index: int, sample: Sample) -> dict[str, Any]:
+        message = {"message": {"role": "assistant", "content": sample.text}} if self.chat else {"text": sample.text}
+        logprobs = self._logprobs(sample.logprobs, 0)
+        return {"index": index, **message, "logprobs": logprobs, "finish_reason": sample.finish_reason}
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, Any] | None:
+        if logprobs is None:
+            return None
+        if self.chat:
+            return {"content": [_chat_logprob(each) for each in logprobs], "refusal": None}
+        offsets = []
+        for each in logprobs:
+            offsets.append(offset)
+            offset += len(each.token)
+        return {
+            "tokens": [each.token for each in logprobs],
+            "token_logprobs": [each.logprob for each in logprobs],
+            # As OpenAI and vLLM: the chosen token is among them.
+            "top_logprobs": [dict(each.top) | {each.token: each.logprob} for each in logprobs],
+            "text_offset": offsets,
+        }
+
+
+def _chat_logprob(each: TokenLogprob) -> dict[str, Any]:
+    def entry(token: str, logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+
+    return entry(each.token, each.logprob) | {"top_logprobs": [entry(*top) for top in each.top]}
+
+
+def usage_fields(usage: Usage) -> dict[str, int]:
+    """Tokens, as OpenAI counts them."""
+    total = usage.prompt_tokens + usage.completion_tokens
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": total,
+    }
+
+
+def sse(fields: dict[str, Any] | str) -> str:
+    """A server-sent event."""
+    return f"data: {fields if isinstance(fields, str) else json.dumps(fields)}\n\n"
