@@ -1,7 +1,7 @@
 """Memory and step time of full fine-tuning, LoRA and QLoRA: `python -m benchmarks.lora [--model=NAME] [--steps=5]`.
 
 Each method is a process of its own that trains CogPO on the same batch. They take their steps in turn, so that whatever
-else the machine does falls on all of them; times are medians, and the ratios to full fine-tuning those of medians.
+else the machine does falls on all of them; times are medians, and the ratios those of medians.
 """
 
 from __future__ import annotations
@@ -122,7 +122,6 @@ def start(method: str, model: str, reference: str) -> subprocess.Popen:
         [sys.executable, "-m", "benchmarks.lora", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         env=os.environ,
     )
@@ -136,7 +135,7 @@ def answer(process: subprocess.Popen, word: str = "") -> dict[str, float]:
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError(f"a method's process ended with {process.wait()}")
+    raise RuntimeError(f"{' '.join(process.args)} ended with {process.wait()}; its message is above")
 
 
 def main() -> None:
@@ -144,17 +143,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each method, after one untimed")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="they are all in memory at once; ratios are to the first"
+    )
     parser.add_argument("--reference", default="cached", help="cached | live")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.child, args.model, args.reference)
         return
+    methods = args.methods.split(",")
+    if unknown := set(methods) - METHODS.keys():
+        parser.error(f"--methods: {', '.join(sorted(unknown))}; known: {', '.join(METHODS)}")
     processes, reports = {}, {}
-    for method in METHODS:  # one after the other: each needs both cores to compile
+    for method in methods:  # one after the other: each needs both cores to compile
         processes[method] = start(method, args.model, args.reference)
         reports[method] = answer(processes[method])
-    steps = {method: [] for method in METHODS}
+    steps = {method: [] for method in methods}
     for n in range(args.steps + 1):
         for method, process in processes.items():
             measured = answer(process, "step")
@@ -165,13 +170,13 @@ def main() -> None:
         "| | weights | weights + optimizer | a step, by the compiler | of it temporary | resident | s a step | ratio |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    whole = statistics.median(step["seconds"] for step in steps["full"])
+    first = statistics.median(step["seconds"] for step in steps[methods[0]])
     for method, report in reports.items():
         seconds = statistics.median(step["seconds"] for step in steps[method])
         report["resident"] = statistics.median(step["resident"] for step in steps[method])
         columns = ("weights", "held", "compiled", "temporary", "resident")
         numbers = " | ".join(f"{report[column]:.0f}" for column in columns)
-        print(f"| {method} | {numbers} | {seconds:.2f} | {seconds / whole:.2f} |")
+        print(f"| {method} | {numbers} | {seconds:.2f} | {seconds / first:.2f} |")
     print("\n| base | a token's log-prob differs by, nats | a completion's |\n|---|---|---|")
     for method, process in processes.items():
         changed = answer(process, "end")
