@@ -45,7 +45,7 @@ def number(text: str) -> str | None:
 def option(letters: str = "ABCDE") -> Extract:
     """Extracts the letter of an option: boxed, stated ("the answer is (B)", "Answer: B"), or alone on the last line."""
     letter = rf"[\[(*$\s]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{{)?\s*\(?([{letters}])(?![A-Za-z'’])"
-    stated = re.compile(rf"\b(?:answer|choice|option)\b[^.\n]{{0,40}}?(?:is|:|=)[:\s]*{letter}")
+    stated = re.compile(rf"\b(?i:answer|choice|option)\b[^.\n]{{0,40}}?(?:is|:|=)[:\s]*{letter}")
     chosen = re.compile(rf"\b(?:option|choice)\s+\(?([{letters}])\b", re.IGNORECASE)
     alone = re.compile(rf"^{letter}[)\].:*}}$\s]*(?:\s.*)?$")
     bracketed = re.compile(rf"\(([{letters}])\)")

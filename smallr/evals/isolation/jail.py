@@ -11,6 +11,7 @@ See user_namespaces(7), pid_namespaces(7), pivot_root(2).
 """
 
 import ctypes
+import itertools
 import json
 import os
 import resource
@@ -143,7 +144,7 @@ def execute(spec: dict) -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     edges = [2, *sorted(keep), 1024]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         os.closerange(low + 1, high)
     for fd in keep:
         os.set_inheritable(fd, True)

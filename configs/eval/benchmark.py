@@ -1,0 +1,15 @@
+"""Any benchmark by its name, e.g. configs/eval/benchmark.py:svamp.
+
+Command:   python -m smallr.evaluate --config=configs/eval/benchmark.py:NAME --config.model=RUN_OR_MODEL
+Data:      from the hub, or a local copy by --config.data=FILE; some benchmarks have none on the hub and say so.
+An unknown name lists all.
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.evals.config import base
+
+
+def get_config(name: str = "gsm8k") -> ConfigDict:
+    """The evaluation of one benchmark."""
+    return base(name)

@@ -1,0 +1,15 @@
+"""CommonsenseQA: the letter of one of five options.
+
+Command:   python -m smallr.evaluate --config=configs/eval/commonsense_qa.py --config.model=RUN_OR_MODEL
+Data:      tau/commonsense_qa from the hub, or a local copy: --config.data=FILE
+Metric:    acc, by likelihood
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.evals.config import base
+
+
+def get_config() -> ConfigDict:
+    """The evaluation."""
+    return base("commonsense_qa")

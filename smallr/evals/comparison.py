@@ -1,0 +1,90 @@
+"""Two evaluations of the same questions, side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from smallr.errors import UserError
+from smallr.evals.running import Record, scores
+from smallr.evals.statistics import Difference, paired_difference
+from smallr.evals.store import read_samples
+
+FIELDS = {"acc_norm": "correct_norm"}  # of a record, by metric; all others are `correct`
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B minus A.
+
+    Attributes:
+      benchmark, metric: what was compared.
+      shared: questions that both have.
+      only_a, only_b: questions that one has alone; they are left out.
+    """
+
+    benchmark: str
+    metric: str
+    models: tuple[str, str]
+    difference: Difference
+    shared: int
+    only_a: int
+    only_b: int
+
+
+def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 0.95) -> Comparison:
+    """Compares two finished evaluations on the questions they share.
+
+    Args:
+      a: folder of `smallr.evaluate`.
+      b: another.
+      shared_only: leave out what only one has, instead of refusing.
+      confidence: of the interval.
+
+    Raises:
+      UserError: no results, different benchmarks, different questions, another prompt for the same question.
+    """
+    results = [_results(folder) for folder in (a, b)]
+    names = [result["benchmark"] for result in results]
+    if names[0] != names[1]:
+        raise UserError(f"{a} is of {names[0]}, {b} of {names[1]}: only evaluations of one benchmark are compared")
+    metric = results[0]["metric"]
+    records = [_by_question(read_samples(folder)) for folder in (a, b)]
+    field = FIELDS.get(metric, "correct")
+    known = [scores([r for group in each.values() for r in group], field) for each in records]
+    shared = [name for name in known[0] if name in known[1]]
+    only = [len(each) - len(shared) for each in known]
+    if not shared or (any(only) and not shared_only):
+        raise UserError(
+            f"{a} and {b} share {len(shared)} questions; {only[0]} are only in the first and {only[1]} only in the second"
+            + (". Compare the shared ones with --shared" if shared else "")
+        )
+    changed = [name for name in shared if records[0][name][0]["gold"] != records[1][name][0]["gold"]]
+    if changed:
+        raise UserError(
+            f"question {changed[0]!r} has another right answer in {b} than in {a}: other data of the same name"
+        )
+    difference = paired_difference(*([each[name] for name in shared] for each in known), confidence=confidence)
+    models = (results[0]["model"], results[1]["model"])
+    return Comparison(names[0], metric, models, difference, len(shared), only[0], only[1])
+
+
+def _results(folder: Path) -> dict:
+    path = folder / "results.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} does not exist: give folders of finished evaluations (python -m smallr.evaluate)"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
+def _by_question(samples: list[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for sample in samples:
+        sample.setdefault("gold", None)
+        found.setdefault(sample["id"], []).append(sample)
+    return found

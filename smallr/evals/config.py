@@ -1,0 +1,60 @@
+"""The config tree of an evaluation: every field, its default and its meaning.
+
+A file in `configs/eval/` starts from `base(NAME)`. Configs are locked: a field that does not exist is an error that names
+the nearest one.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from smallr.evals.benchmarks import find
+from smallr.evals.benchmarks.base import Generation
+
+
+def base(benchmark: str) -> ConfigDict:
+    """Fields of an evaluation on one benchmark, locked.
+
+    Raises:
+      UserError: no such benchmark; the message lists all.
+    """
+    entry = find(benchmark)
+    config = ConfigDict()
+    config.benchmark = benchmark
+    # A run's workdir or checkpoint, a folder in Hugging Face layout, a .gguf file, a built-in name, a hub id; to answer
+    # in text also http(s)://HOST/v1#MODEL.
+    config.model = "smollm2-135m-instruct"
+    config.data = ""  # a file, folder or hub id of rows; empty: the benchmark's own on the hub
+    config.split = ""  # of the data, or a part of it as in test[:100]; empty: the benchmark's own
+    config.limit = 0  # questions, from the first; 0: all
+
+    config.compute = ConfigDict()  # of a local model
+    config.compute.dtype = "bfloat16"  # float32 | bfloat16
+    config.compute.max_length = 0  # tokens of prompt and completion together; 0: the model's context, within reason
+    if not isinstance(entry, Generation):
+        config.compute.tokens_per_batch = 8192  # rows times their padded length
+        config.lock()
+        return config
+
+    config.compute.slots = 32  # sequences decoded at once
+    config.chat = True  # questions are messages of a user; else plain text
+    config.seed = 0
+    config.cache = True  # keep the model's answers in smallr's cache, and take from there what was asked before
+    config.sampling = ConfigDict()
+    config.sampling.n = 1  # samples of each question
+    config.sampling.temperature = 0.0  # 0: greedy
+    config.sampling.top_p = 1.0
+    config.sampling.top_k = 0  # 0: all
+    config.sampling.min_p = 0.0
+    config.sampling.max_tokens = entry.max_tokens
+    config.sampling.stop = ()  # texts before which an answer ends
+    config.grader = ConfigDict()
+    config.grader.workers = 2  # processes at once
+    config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own
+    config.server = ConfigDict()  # of a server
+    config.server.api_key_env = ""  # the environment variable that holds the key; empty: as docs/language.md says
+    config.server.concurrency = 32  # requests under way at once
+    config.server.max_retries = 6  # of a request
+    config.server.timeout = 600.0  # seconds of one attempt
+    config.lock()
+    return config

@@ -1,0 +1,128 @@
+"""One evaluation from its config to its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smallr.errors import UserError
+from smallr.evals import models
+from smallr.evals.benchmarks import find
+from smallr.evals.benchmarks.base import Generation, GraderOptions
+from smallr.evals.questions import Item, load_items
+from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_likelihood
+from smallr.evals.store import Store
+from smallr.evals.summary import summarise
+from smallr.language.base import LanguageModel
+from smallr.sampling.requests import SamplingParams
+from smallr.training.progress import say
+
+
+def evaluate(
+    config: ConfigDict,
+    folder: Path,
+    *,
+    unsafe_code_execution: bool = False,
+    model: LanguageModel | LikelihoodModel | None = None,
+) -> dict[str, Any]:
+    """Runs an evaluation, or goes on with the one in `folder`.
+
+    Args:
+      config: of `smallr.evals.config.base`.
+      folder: of answers and results; see `smallr.evals.store`.
+      unsafe_code_execution: run code with limits alone where it cannot be isolated.
+      model: an open one, which is not closed; by default `config.model` is opened.
+
+    Returns:
+      The results, as they stand in `results.json`.
+
+    Raises:
+      UserError: anything that the user must change; as much of it as possible before the model is opened.
+    """
+    benchmark = find(config.benchmark)
+    items, report = load_items(benchmark, config.data, config.split, config.limit)
+    if report.dropped:
+        say(str(report))
+    answers = isinstance(benchmark, Generation)
+    asked = Asked(_params(config), config.chat, config.seed) if answers else None
+    store = Store(folder, identity(config))
+    if answers:
+        records = _answered(benchmark, items, asked, config, store, unsafe_code_execution, model)
+    else:
+        records = run_likelihood(items, model or _open_scorer(config), store)
+    results = summarise(benchmark, records, report)
+    results["model"], results["config"] = config.model, config.to_dict()
+    store.finish(records, results)
+    return results
+
+
+def _answered(
+    benchmark: Generation,
+    items: list[Item],
+    asked: Asked,
+    config: ConfigDict,
+    store: Store,
+    unsafe: bool,
+    model: LanguageModel | None,
+) -> list[dict[str, Any]]:
+    """Records of a benchmark answered in text."""
+    grader = benchmark.grader(GraderOptions(config.grader.workers, config.grader.seconds or None, unsafe))
+    with contextlib.closing(grader):
+        if model is not None:
+            return run_generation(items, model, asked, grader, store)
+        with contextlib.closing(models.open_for_answers(config)) as opened:
+            return run_generation(items, opened, asked, grader, store)
+
+
+def _open_scorer(config: ConfigDict) -> LikelihoodModel:
+    compute = config.compute
+    return models.open_scorer(
+        config.model,
+        dtype=compute.dtype,
+        max_length=compute.max_length or None,
+        tokens_per_batch=compute.tokens_per_batch,
+    )
+
+
+def _params(config: ConfigDict) -> SamplingParams:
+    """The sampling parameters; SamplingParams checks their ranges."""
+    fields = config.sampling.to_dict()
+    try:
+        return SamplingParams(**{**fields, "stop": tuple(fields["stop"])})
+    except ValueError as error:
+        raise UserError(f"config.{str(error).replace('sampling: ', 'sampling.')}") from error
+
+
+# What may differ between two starts of one evaluation: which questions, how fast, and how they are judged. Answers are
+# filed under the text of the question, so other data does no harm.
+_FREE = ("limit", "grader", "cache", "server", "data", "split")
+
+
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """What must be the same for answers on disk to be used."""
+    fields = {key: value for key, value in config.to_dict().items() if key not in _FREE}
+    fields["compute"] = {key: config.compute[key] for key in ("dtype", "max_length")}
+    fields["files"] = _stamp(config.model)
+    return fields
+
+
+def _stamp(model: str) -> str:
+    """Tells a model's files from later ones of the same name; empty for what is no file here."""
+    path = Path(model).expanduser()
+    patterns = ("*.safetensors", "checkpoints/*", "metadata/metadata") if path.is_dir() else ()
+    files = sorted(file for pattern in patterns for file in path.glob(pattern)) or ([path] if path.is_file() else [])
+    known = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16] if known else ""
+
+
+def default_folder(config: ConfigDict) -> Path:
+    """Where results go if no folder is named: the same for the same evaluation, so that a second start goes on."""
+    name = Path(config.model).name if Path(config.model).exists() else config.model
+    readable = "".join(c if c.isalnum() or c in "-._" else "-" for c in name).strip("-")
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / "evals" / f"{config.benchmark}-{readable}-{digest}"

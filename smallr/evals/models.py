@@ -1,0 +1,48 @@
+"""Models for evaluation by their names: the one place that opens them."""
+
+from __future__ import annotations
+
+import jax
+from ml_collections import ConfigDict
+
+from smallr.errors import UserError
+from smallr.evals.likelihood import TOKENS_PER_BATCH, LikelihoodScorer
+from smallr.language.base import LanguageModel
+from smallr.language.opening import open_language_model
+from smallr.sharding import make_mesh
+
+
+def open_for_answers(config: ConfigDict) -> LanguageModel:
+    """The model that answers in text.
+
+    Raises:
+      UserError: no such model, a run without a checkpoint, a server that is down.
+    """
+    return open_language_model(
+        config.model,
+        cache=config.cache,
+        dtype=config.compute.dtype,
+        slots=config.compute.slots,
+        max_length=config.compute.max_length or None,
+        **{**config.server, "api_key_env": config.server.api_key_env or None},
+    )
+
+
+def open_scorer(
+    name: str, *, dtype: str = "bfloat16", max_length: int | None = None, tokens_per_batch: int = TOKENS_PER_BATCH
+) -> LikelihoodScorer:
+    """The model that scores given texts, on all devices.
+
+    Raises:
+      UserError: no such model, a run without a checkpoint, a server.
+    """
+    from smallr.language.loading import load_trained
+
+    if name.startswith(("http:", "https:")):
+        raise UserError(f"model {name!r}: likelihoods of given texts need the weights; a server does not give them")
+    mesh = make_mesh(1, 1, -1)
+    with jax.set_mesh(mesh):
+        source, decoder = load_trained(name, mesh, dtype=dtype)
+        return LikelihoodScorer(
+            decoder, source.tokenizer(), mesh, max_length=max_length, tokens_per_batch=tokens_per_batch
+        )

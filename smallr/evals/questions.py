@@ -1,0 +1,106 @@
+"""Rows of a benchmark, read and checked: what can be asked, and what was left out and why."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smallr.data.drops import DropReport
+from smallr.data.errors import DataError
+from smallr.data.sources import load_rows
+from smallr.errors import UserError
+from smallr.evals.benchmarks.base import Benchmark, Choice, Question
+
+# Columns that name a row, the first that it has.
+ID_COLUMNS = ("id", "unique_id", "task_id", "question_id", "qid", "ID", "Record ID", "ind", "uid")
+_JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row that can be asked. `id` is the row's own, or its number; it is unique."""
+
+    id: str
+    row: dict[str, Any]
+    task: Question | Choice
+
+
+def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int = 0) -> tuple[list[Item], DropReport]:
+    """Reads a benchmark's rows.
+
+    Args:
+      benchmark: the entry.
+      data: a source of rows as `smallr.data.sources` takes them; empty: the benchmark's own.
+      split: of the source; empty: the benchmark's own on the hub, else `train`, which is all of a file.
+      limit: the first so many rows; 0: all.
+
+    Returns:
+      The items in the order of the rows, and what was left out. A malformed row is left out and counted.
+
+    Raises:
+      UserError: no source, a missing file or split, no usable row.
+    """
+    if not data and not benchmark.source.hub:
+        raise UserError(
+            f"benchmark {benchmark.name} has no source on the hub ({benchmark.source.advice}): --config.data=FILE"
+        )
+    source = data or benchmark.source.hub
+    try:
+        rows = _rows(source, split or ("train" if data else benchmark.source.split))
+    except DataError as error:
+        advice = (
+            f" {benchmark.source.advice[:1].upper()}{benchmark.source.advice[1:]}." if benchmark.source.advice else ""
+        )
+        raise UserError(f"benchmark {benchmark.name}: {error}{advice} A local copy: --config.data=FILE") from error
+    report = DropReport(source, max_length=0)
+    items, seen = [], {}
+    for number, row in enumerate(rows):
+        if limit and number >= limit:
+            break
+        report.total += 1
+        try:
+            if not isinstance(row, dict):
+                raise TypeError("no object")
+            task = benchmark.read(row)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError) as error:
+            report.drop(number, f"malformed: {type(error).__name__}: {str(error)[:100]}")
+            continue
+        name = next((str(row[column]) for column in ID_COLUMNS if row.get(column) not in (None, "")), str(number))
+        seen[name] = seen.get(name, 0) + 1
+        items.append(Item(name if seen[name] == 1 else f"{name}#{seen[name]}", row, task))
+    report.kept = len(items)
+    if not items:
+        raise UserError(f"benchmark {benchmark.name}: no usable row.\n{report}")
+    return items, report
+
+
+def _rows(source: str, split: str) -> Iterator[Any]:
+    """Rows one by one. JSON files are read as they are: a broken line costs that line, and lists may be of any shape."""
+    path = Path(source.removeprefix("files:")).expanduser()
+    if path.name.endswith(_JSON) and path.is_file() and split == "train":
+        return _json_rows(path)
+    return iter(load_rows(source, split))
+
+
+def _json_rows(path: Path) -> Iterator[Any]:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        try:
+            text = file.read()
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+    if text.lstrip()[:1] == "[":
+        try:
+            yield from json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error}") from error
+        return
+    for line in text.split("\n"):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                yield line  # no object: counted as malformed

@@ -1,0 +1,203 @@
+"""The core of an evaluation: questions to an open model, answers to verdicts. No files are needed, no command line."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from smallr.evals.graders.base import Grader, Job
+from smallr.evals.questions import Item
+from smallr.evals.store import Store, question_key
+from smallr.language.base import LanguageModel
+from smallr.sampling.requests import Request, Result, SamplingParams
+
+Record = dict[str, Any]
+
+# How models and servers say that a prompt does not fit.
+_TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)
+_GROUP = 64  # questions by likelihood between two writes
+
+
+class LikelihoodModel(Protocol):
+    """Scores given texts."""
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation): the sum of log-probs of the continuation (nats; NaN if the pair does not fit
+        into the context), and whether it is what greedy decoding writes.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How questions are put.
+
+    Attributes:
+      params: of sampling; `n` samples a question. Its seed is made of `seed` and the question.
+      chat: as a user's message; else as plain text.
+    """
+
+    params: SamplingParams = field(default_factory=SamplingParams)
+    chat: bool = True
+    seed: int = 0
+
+    def request(self, item: Item) -> Request:
+        """The request for a question. It depends on nothing else, so neither do its samples."""
+        digest = hashlib.sha256(f"{self.seed}:{item.id}".encode()).digest()
+        params = replace(self.params, seed=int.from_bytes(digest[:4], "big") >> 1)
+        if self.chat:
+            return Request(messages=({"role": "user", "content": item.task.prompt},), params=params)
+        return Request(prompt=item.task.prompt, params=params)
+
+
+def run_generation(
+    items: Sequence[Item], model: LanguageModel, asked: Asked, grader: Grader, store: Store | None = None
+) -> list[Record]:
+    """Asks a model and judges what it says.
+
+    Args:
+      items: of a benchmark answered in text.
+      model: any; all questions that are not in the store are given to it at once.
+      asked: how.
+      grader: the benchmark's.
+      store: where answers are kept as they come; what is there already is not asked again.
+
+    Returns:
+      A record a sample, in order; see `docs/evaluation.md`. A question that got no answer has one record with `error`.
+    """
+    keys = {item.id: question_key(item.id, item.task.prompt) for item in items}
+    answers = {} if store is None else store.answers()
+    open_items = [item for item in items if keys[item.id] not in answers]
+    failed: dict[str, str] = {}
+
+    with tqdm(total=len(items), initial=len(items) - len(open_items), desc="answers", disable=None) as bar:
+
+        def received(index: int, result: Result) -> None:
+            key = keys[open_items[index].id]
+            bar.update()
+            if result.error is not None:
+                failed[key] = result.error
+                return
+            answers[key] = _answer(result)
+            if store is not None:
+                store.add(key, answers[key])
+
+        if open_items:
+            model.complete_sync([asked.request(item) for item in open_items], progress=received)
+    records = [
+        record
+        for item in items
+        for record in _records(item, answers.get(keys[item.id]), failed.get(keys[item.id], "no result"))
+    ]
+    return _judged(records, {item.id: item for item in items}, grader)
+
+
+def _answer(result: Result) -> Record:
+    """What is stored of a result."""
+    samples = [
+        {"text": sample.text, "finish_reason": sample.finish_reason, "tokens": len(sample.token_ids) or None}
+        for sample in result.samples
+    ]
+    if len(samples) == 1 and samples[0]["tokens"] is None:  # a server says how many there were in all
+        samples[0]["tokens"] = result.usage.completion_tokens or None
+    return {
+        "samples": samples,
+        "prompt_tokens": result.usage.prompt_tokens,
+        "completion_tokens": result.usage.completion_tokens,
+    }
+
+
+def _records(item: Item, answer: Mapping[str, Any] | None, error: str) -> list[Record]:
+    base = {"id": item.id, "prompt": item.task.prompt}
+    if answer is None:
+        reason = "prompt too long" if _TOO_LONG.search(error) else "no result"
+        return [{**base, "sample": 0, "output": None, "correct": False, "reason": reason, "error": error}]
+    share = answer["completion_tokens"] / max(len(answer["samples"]), 1)
+    return [
+        {
+            **base,
+            "sample": index,
+            "output": sample["text"],
+            "finish_reason": sample["finish_reason"],
+            "tokens": sample["tokens"] or share or None,
+            "prompt_tokens": answer["prompt_tokens"],
+        }
+        for index, sample in enumerate(answer["samples"])
+    ]
+
+
+def _judged(records: list[Record], items: Mapping[str, Item], grader: Grader) -> list[Record]:
+    """Adds verdicts to the records that have an output."""
+    given = [record for record in records if record["output"] is not None]
+    jobs = [Job(record["output"], items[record["id"]].task.gold, items[record["id"]].row) for record in given]
+    for record, job, verdict in zip(given, jobs, grader.grade(jobs), strict=True):
+        gold = job.gold if isinstance(job.gold, str) else None  # tests are in the data
+        record.update(correct=verdict.correct, extracted=verdict.extracted, reason=verdict.reason, gold=gold)
+    return records
+
+
+def run_likelihood(items: Sequence[Item], model: LikelihoodModel, store: Store | None = None) -> list[Record]:
+    """Scores the options of each question; arguments as in `run_generation`.
+
+    Returns:
+      A record a question: `loglikelihoods`, `choice` and `correct` by their sum (lm-evaluation-harness's acc), `choice_norm`
+      and `correct_norm` by the sum over the option's characters (its acc_norm).
+    """
+    keys = {item.id: question_key(item.id, repr((item.task.contexts, item.task.continuations))) for item in items}
+    answers = {} if store is None else store.answers()
+    open_items = [item for item in items if keys[item.id] not in answers]
+    with tqdm(total=len(items), initial=len(items) - len(open_items), desc="scores", disable=None) as bar:
+        for start in range(0, len(open_items), _GROUP):
+            group = open_items[start : start + _GROUP]
+            pairs = [pair for item in group for pair in zip(item.task.contexts, item.task.continuations, strict=True)]
+            values = iter(model.loglikelihood(pairs))
+            for item in group:
+                scored = [next(values) for _ in item.task.continuations]
+                answer = {"loglikelihoods": [None if np.isnan(value) else value for value, _ in scored]}
+                answers[keys[item.id]] = answer
+                if store is not None:
+                    store.add(keys[item.id], answer)
+            bar.update(len(group))
+    return [_chosen(item, answers[keys[item.id]]["loglikelihoods"]) for item in items]
+
+
+def _chosen(item: Item, values: Sequence[float | None]) -> Record:
+    task = item.task
+    record = {
+        "id": item.id,
+        "sample": 0,
+        "prompt": task.contexts[0],
+        "loglikelihoods": list(values),
+        "gold": task.gold,
+    }
+    if None in values:
+        return {**record, "output": None, "correct": False, "correct_norm": False, "reason": "prompt too long"}
+    lengths = np.array([len(text) for text in task.texts], float)
+    choice = int(np.argmax(values))
+    normalised = int(np.argmax(np.asarray(values) / lengths))
+    return {
+        **record,
+        "output": task.texts[choice],
+        "choice": choice,
+        "choice_norm": normalised,
+        "correct": choice == task.gold,
+        "correct_norm": normalised == task.gold,
+        "reason": "",
+    }
+
+
+def scores(records: Sequence[Record], field: str = "correct") -> dict[str, list[float]]:
+    """Scores of the samples of each question that was answered or could not be, by id; results that are missing are
+    left out.
+    """
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if record["reason"] != "no result":
+            found.setdefault(record["id"], []).append(float(record[field]))
+    return found
