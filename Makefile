@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/cogpo.py
 ARGS ?=
 JOBS ?= 2
+PEERS ?= trl
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint clean
+.PHONY: help install train test lint bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -32,9 +33,19 @@ train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=configs/dpo.p
 test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
+# An environment for each peer of the benchmarks, from the peer's own list of versions.
+.venv-%/.installed: benchmarks/peers/%.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+comma := ,
+bench: $(VENV)/.installed $(patsubst %,.venv-%/.installed,$(filter-out self,$(subst $(comma), ,$(PEERS))))  ## Time a step beside PEERS=trl,tunix,easydel. ARGS="--cases=… --steps=…" change it.
+	$(BIN)/python -m benchmarks.preference_step --peers=$(PEERS) $(ARGS)
+
 lint: $(VENV)/.installed-test  ## Check style.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:  ## Remove .venv and build products; runs and caches stay.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+clean:  ## Remove .venv, those of peers and build products; runs and caches stay.
+	rm -rf $(VENV) .venv-trl .venv-tunix .venv-easydel build dist *.egg-info .pytest_cache .ruff_cache
