@@ -99,7 +99,14 @@ def held_trainer(worker: Worker, folder: str) -> Any:
 
 
 def score_references(trainer: Any) -> None:
-    """Adds the reference's log-probs to every batch."""
+    """Adds the reference's log-probs to every batch.
+
+    EasyDeL 0.3.0 declares the output of its compiled forward pass a tuple, where it is a dict, and so fails: the same
+    pass is compiled here without that declaration.
+    """
+    import jax
+
+    trainer.concatenated_forward = jax.jit(trainer._train_shared_fn_static_args[1])
     for batch in trainer.steps:
         with trainer.mesh:
             chosen, rejected = trainer.compute_reference_log_probs(batch)
