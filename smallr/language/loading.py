@@ -15,6 +15,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.loading import RANDOM_SEED, ModelSource, load_decoder, open_model
 from smallr.models.peft import CONFIG, base_of
 from smallr.sampling.engine import Engine
+from smallr.sampling.prompts import end_ids
 from smallr.sharding import make_mesh, named_sharding
 from smallr.training.digest import tree_digest
 from smallr.training.exporting import Read, adapted_params, run_params
@@ -54,18 +55,18 @@ def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_leng
     with jax.set_mesh(mesh):
         source, decoder = load_trained(name, mesh, dtype=dtype)
         tokenizer = source.tokenizer()
-        engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length)
-        return Loaded(engine, identity(decoder, tokenizer, engine.max_length))
+        engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length, end_ids=end_ids(source))
+        return Loaded(engine, identity(decoder, tokenizer, engine.end_ids, engine.max_length))
 
 
-def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, max_length: int) -> str:
+def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...], max_length: int) -> str:
     """What a local model's results are filed under: all that changes them, but for the request.
 
     The number of slots and the devices do too, in the last bits of a log-prob; a result is not computed again for that.
     """
     written = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
     texts = hashlib.sha256(written.encode()).hexdigest()
-    return f"local {tree_digest(nnx.state(decoder))} {decoder.config.dtype} {texts} {max_length}"
+    return f"local {tree_digest(nnx.state(decoder))} {decoder.config.dtype} {texts} {ends} {max_length}"
 
 
 def load_trained(name: str, mesh: Mesh, **overrides: Any) -> tuple[ModelSource, Decoder]:

@@ -98,17 +98,18 @@ def test_identities_tell_apart_what_changes_the_results(loaded):
     with jax.set_mesh(mesh):
         source, decoder = load_trained("tiny-random", mesh, dtype="float32")
         tokenizer = source.tokenizer()
-        assert identity(decoder, tokenizer, 192) == loaded.identity
-        seen = {loaded.identity, identity(decoder, tokenizer, 64)}
+        ends = loaded.engine.end_ids
+        assert identity(decoder, tokenizer, ends, 192) == loaded.identity
+        seen = {loaded.identity, identity(decoder, tokenizer, ends, 64), identity(decoder, tokenizer, (), 192)}
         tokenizer.chat_template += "{# as before #}"
-        seen.add(identity(decoder, tokenizer, 192))
+        seen.add(identity(decoder, tokenizer, ends, 192))
         tokenizer = source.tokenizer()
         table = decoder.final_norm.scale
         table.set_value(table.get_value().at[0].add(1e-6))
-        seen.add(identity(decoder, tokenizer, 192))
+        seen.add(identity(decoder, tokenizer, ends, 192))
         _, halved = load_trained("tiny-random", mesh, dtype="bfloat16")
-        seen.add(identity(halved, tokenizer, 192))
-    assert len(seen) == 5
+        seen.add(identity(halved, tokenizer, ends, 192))
+    assert len(seen) == 6
 
 
 def test_the_parameters_of_a_run_find_their_places(monkeypatch):
