@@ -49,7 +49,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A worker, whether it recomputes activations if left alone, and the cases that it has no means for."""
+    """A worker, whether it recomputes activations if left alone, and the cases that its worker does not run."""
 
     module: str
     checkpointing: bool = False
@@ -58,8 +58,8 @@ class Peer:
 
 PEERS = {
     "trl": Peer("benchmarks.peers.trl", checkpointing=True),
-    "tunix": Peer("benchmarks.peers.tunix", lacks=("cached",)),  # scores the reference live
-    "easydel": Peer("benchmarks.peers.easydel"),
+    "tunix": Peer("benchmarks.peers.tunix", lacks=("cached", "lora")),  # scores the reference live
+    "easydel": Peer("benchmarks.peers.easydel", lacks=("lora",)),
     "self": Peer("benchmarks.peers.ours"),
 }
 
@@ -248,7 +248,7 @@ def main() -> None:
             for peer in args.peers.split(","):
                 for name in args.cases.split(","):
                     if name in PEERS[peer].lacks:
-                        print(f"{name}, {peer}: left out, {peer} cannot", flush=True)
+                        print(f"{name}, {peer}: left out, its worker does not run this case", flush=True)
                         continue
                     print(f"{name}, {peer}, {dtype}", flush=True)
                     results.append(compare(name, peer, args, {**job, "dtype": dtype}, folder))

@@ -18,7 +18,6 @@ from benchmarks.peers.padding import batches
 from benchmarks.peers.protocol import Worker
 
 NAMES = {"ids": "input_ids", "mask": "attention_mask"}
-ADAPTED = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*"
 
 
 def load(job: dict[str, Any]) -> Any:
@@ -92,10 +91,7 @@ def held_trainer(worker: Worker, folder: str) -> Any:
         report_metrics=False,
     )
     rows = datasets.Dataset.from_list([{name: array[0] for name, array in steps[0].items()}])
-    model = load(job)
-    if job["lora"]:
-        model = model.apply_lora_to_layers(job["lora"], ADAPTED)
-    return Held(arguments, model, processing_class=tokenizer, train_dataset=rows)
+    return Held(arguments, load(job), processing_class=tokenizer, train_dataset=rows)
 
 
 def score_references(trainer: Any) -> None:

@@ -17,8 +17,6 @@ from unittest import mock
 from benchmarks.peers.padding import batches
 from benchmarks.peers.protocol import Worker
 
-ADAPTED = ".*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
 
 def load(job: dict[str, Any]) -> Any:
     """The model of the job as Tunix's `Llama3`.
@@ -57,21 +55,14 @@ def trainer_of(job: dict[str, Any]) -> Any:
     """A `DPOTrainer` with the optimizer of the job."""
     import jax
     import optax
-    import qwix
     from flax import nnx
     from tunix.sft.dpo import dpo_trainer
 
-    reference = load(job)
-    if job["lora"]:
-        provider = qwix.LoraProvider(module_path=ADAPTED, rank=job["lora"], alpha=2 * job["lora"])
-        model = qwix.apply_lora_to_model(reference, provider, **reference.get_model_input())
-    else:
-        model = load(job)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(job["learning_rate"], b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
     )
     config = dpo_trainer.DPOTrainingConfig(beta=0.1, eval_every_n_steps=job["steps"] + 1)
-    trainer = dpo_trainer.DPOTrainer(model, reference, optimizer, config)
+    trainer = dpo_trainer.DPOTrainer(load(job), load(job), optimizer, config)
     # Placed like the outputs of a step, else the second step would be compiled once more.
     nnx.update(trainer.optimizer, jax.device_put(nnx.state(trainer.optimizer), jax.devices()[0]))
     return trainer
