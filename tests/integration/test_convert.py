@@ -21,6 +21,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.loading import open_model
 from smallr.training.exporting import convert
 from smallr.training.loop import train
+from tests.data import toy_tokenizer
 from tests.models.helpers import param_at, whole
 from tests.runs import ROOT, environment, final_arrays, smoke
 
@@ -114,6 +115,20 @@ def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     assert again.returncode == 1
     assert "not an empty folder" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_another_tokenizer_is_used_and_goes_along(tmp_path):
+    toy = toy_tokenizer.build()
+    toy.save_pretrained(tmp_path / "tokenizer")
+    fields = {"tokenizer": str(tmp_path / "tokenizer"), "data.eval": "", "data.train_split": "train[:4]", "steps": 1}
+    train(smoke("sft", **fields, **{"batch.row_length": 1024}), tmp_path / "run")
+    convert(str(tmp_path / "run"), tmp_path / "out", **OPTIONS)
+    out = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert out("a b <|im_end|>").input_ids == toy("a b <|im_end|>").input_ids
+    assert out.chat_template == toy.chat_template
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == toy.eos_token_id
+    with pytest.raises(UserError, match=r"config\.tokenizer: 'nowhere' is no folder here, and no hub id"):
+        train(smoke("sft", **fields | {"tokenizer": "nowhere"}), tmp_path / "other")
 
 
 @pytest.mark.parametrize(

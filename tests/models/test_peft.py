@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import ml_dtypes
 import numpy as np
 import peft
 import pytest
@@ -111,6 +112,24 @@ def test_an_adapter_that_peft_wrote_is_read(base, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_bfloat16_adapters_are_read_as_they_are(base, tmp_path):
+    source = open_model(str(base))
+    pairs = random_pairs(source, LORAS["all"])
+    options = {"base": str(base), "digest": "d", "dtype": "bfloat16", "card": ""}
+    write_adapter(tmp_path / "adapter", source.config, LORAS["all"], pairs.get, **options)
+    _, found = read_adapter(tmp_path / "adapter", source.config, "d")
+    for path, pair in pairs.items():
+        for ours, theirs in zip(found[path], pair, strict=True):
+            np.testing.assert_array_equal(ours, theirs.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_an_adapter_without_a_base_is_refused(base, tmp_path):
+    written(base, tmp_path / "adapter", LORAS["all"])
+    rewrite(tmp_path / "adapter", base_model_name_or_path=None)
+    with pytest.raises(UserError, match="has no base_model_name_or_path: set it to the model"):
+        convert(str(tmp_path / "adapter"), tmp_path / "out", dtype="float32", shard_size="5GB")
+
+
 def rewrite(folder, change=lambda tensors: None, metadata=None, **fields):
     """Changes the tensors or the configuration of an adapter folder."""
     path = folder / "adapter_model.safetensors"
@@ -135,6 +154,7 @@ def add_unknown(tensors):
         (lambda tensors: None, {"use_dora": True}, "use_dora"),
         (lambda tensors: None, {"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         (lambda tensors: None, {"peft_type": "IA3"}, "IA3"),
+        (lambda tensors: None, {"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
         (drop_last_layer, {}, r"layers\.2\.self_attn\.q_proj\.lora_A"),
         (add_unknown, {}, "z_proj"),
         (lambda tensors: tensors.clear(), {}, "no tensor"),
