@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
@@ -20,7 +22,9 @@ from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
 from smallr.training.exporting import convert, load
 from smallr.training.loop import train
-from smallr.training.policy import prepare_policy
+from smallr.training.policy import NOTHING, prepare_policy
+from smallr.training.setup import prepare
+from smallr.training.timing import Clock
 from tests.models.helpers import whole
 from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke
 
@@ -104,6 +108,74 @@ def test_a_live_reference_is_the_base_and_costs_no_copy(tmp_path):
         losses[reference] = [line["loss"] for line in metrics(tmp_path / reference)]
     assert losses["live"][0] == pytest.approx(np.log(2), abs=2e-6)
     np.testing.assert_allclose(losses["live"], losses["cached"], rtol=5e-5)
+
+
+def test_a_live_reference_has_no_parameters_and_dropout_is_off_beside_the_step(tmp_path):
+    """What the compiled step takes: the state, the base once, the batch; and what evaluation computes."""
+    mesh, runs = make_mesh(1, 1, 1), {}
+    for dropout in (0.0, 0.5):
+        changes = {
+            "objective.reference": "live",
+            "data.eval": "",
+            "lora.dropout": dropout,
+            "data.train_split": "train[:8]",
+        }
+        with jax.set_mesh(mesh):
+            runs[dropout] = prepare(smoke("cogpo_lora", **changes), tmp_path / str(dropout), mesh, Clock())
+    sizes = {}
+    for dropout, (prepared, state) in runs.items():
+        batch = next(prepared.training.batches(mesh, 0, 1))
+        assert not jax.tree.leaves(prepared.reference)
+        held = sum(x.nbytes for x in jax.tree.leaves((state, prepared.trained.frozen, batch)))
+        taken = prepared.step.memory_analysis().argument_size_in_bytes
+        base = sum(x.nbytes for x in jax.tree.leaves(prepared.trained.frozen))
+        assert held <= taken < held + 0.05 * base, "the step takes more than the state, one base and a batch"
+        sizes[dropout] = taken
+        assert not [path for path, _ in nnx.to_flat_state(state.params) if path[-1] not in ("a", "b")]
+    assert sizes[0.0] == sizes[0.5]
+
+    with jax.set_mesh(mesh):
+        values, losses = {}, {}
+        for dropout, (prepared, state) in runs.items():
+            moved = jax.tree.map(lambda x: x + 0.05, state.params)
+            values[dropout] = prepared.evaluation(moved, batch, prepared.reference)
+            _, logged, _ = prepared.step(
+                dataclasses.replace(state, params=moved), batch, prepared.reference, prepared.trained.frozen
+            )
+            losses[dropout] = float(logged["loss"])
+    for name, value in values[0.0].items():
+        np.testing.assert_array_equal(value, values[0.5][name], err_msg=name)
+    plain = np.mean(np.asarray(values[0.0]["loss"])[np.asarray(values[0.0]["example"]) >= 0])
+    assert losses[0.0] == pytest.approx(plain, rel=1e-5)
+    assert abs(losses[0.5] - losses[0.0]) > 1e-3, "the step did not drop"
+
+
+def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
+    """Not merged: the low-rank products beside the base's."""
+    convert("tiny-random", tmp_path / "base", **OPTIONS)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    how = peft.LoraConfig(r=16, lora_alpha=32, target_modules=["q_proj", "o_proj", "up_proj"], use_rslora=True)
+    model = peft.get_peft_model(base, how)
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    tokens = np.random.default_rng(0).integers(0, 49152, (2, 40))
+    with torch.no_grad():
+        expected = model.eval()(torch.from_numpy(tokens)).logits.numpy()
+        with model.disable_adapter():
+            plain = model(torch.from_numpy(tokens)).logits.numpy()
+    assert np.abs(expected - plain).max() > 0.1
+    fields = {"lora.adapter": str(tmp_path / "adapter"), "lora.rslora": True, "lora.target": "(q|o|up)$"}
+    mesh = make_mesh(1, 1, 1)
+    trained = prepare_policy(load_decoder(open_model("tiny-random"), mesh), smoke("cogpo_lora", **fields), mesh)
+    for decoder, want in (
+        (trained.policy.decoder(trained.params, trained.frozen), expected),
+        (trained.policy.reference(NOTHING, trained.frozen), plain),
+    ):
+        got = decoder(jnp.asarray(tokens), *whole(40, 2)) @ decoder.unembedding().T
+        np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_path, lora_run):
