@@ -147,8 +147,11 @@ def test_slow_replies_time_out_and_are_sent_again(fault, open_at):
             handler.trickle(5)
 
     with serving(behave) as server:
+        (late,) = open_at(server.url, timeout=0.5, max_retries=0).complete_sync([chat("x")])
+        server.bodies.clear()
         (result,) = open_at(server.url, timeout=0.5).complete_sync([chat("x")])
         hold.set()
+    assert late.error == "time-out: no whole reply within 0.5 s; 1 attempts"
     assert result.samples[0].text == "echo x"
     assert len(server.bodies) == 2
 
