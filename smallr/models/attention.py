@@ -19,10 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from smallr.models.linear import precision, transpose_minor
+from smallr.models.remat import keep_residual
 
 CPU_TILE = 128  # the scores of a few heads stay in a core's cache
 ACCELERATOR_TILE = 512  # few, large steps
@@ -85,7 +85,7 @@ def _attend(q, k, v, horizon, positions, window, softcap, scale):
 def _attend_forward(q, k, v, horizon, positions, window, softcap, scale):
     tiles = functools.partial(_forward_tiles, softcap=softcap, scale=scale)
     out, lse = _by_platform(tiles, q, k, v, horizon, positions, window)
-    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
+    out, lse = keep_residual(out, "attention_out"), keep_residual(lse, "attention_lse")
     return out, (q, k, v, horizon, positions, window, out, lse)
 
 

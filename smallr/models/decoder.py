@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from smallr.models.attention import attention
@@ -17,11 +16,10 @@ from smallr.models.config import DecoderConfig
 from smallr.models.norms import RMSNorm, norm
 from smallr.models.parameters import normal, param
 from smallr.models.projection import project
+from smallr.models.remat import keep, rematerialised
 from smallr.models.rope import apply_rope, layer_ropes, rope_tables
 from smallr.sharding import constrain
 
-# What remat="dots" keeps: the products of a layer, in the compute dtype, and the attention's statistics.
-SAVED_NAMES = ("projection", "attention_out", "attention_lse")
 NO_WINDOW = 2**31 - 1  # a traced window that bounds nothing
 
 
@@ -83,7 +81,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
         """The mixed and projected values."""
         config = self.config
-        q, k, v = (checkpoint_name(self._project(x, name), "projection") for name in ("q", "k", "v"))
+        q, k, v = (keep(self._project(x, name), "projection") for name in ("q", "k", "v"))
         if config.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:
@@ -135,11 +133,11 @@ class MLP(nnx.Module):
         """The gated product, in the compute dtype."""
         act = _ACTIVATIONS[self.config.activation]
         if self.config.gated_mlp:
-            gate = checkpoint_name(self._project(x, "gate"), "projection")
-            up = checkpoint_name(self._project(x, "up"), "projection")
+            gate = keep(self._project(x, "gate"), "projection")
+            up = keep(self._project(x, "up"), "projection")
             hidden = act(gate.astype(jnp.float32)) * up.astype(jnp.float32)
         else:
-            hidden = act(checkpoint_name(self._project(x, "up"), "projection").astype(jnp.float32))
+            hidden = act(keep(self._project(x, "up"), "projection").astype(jnp.float32))
         return self._project(hidden, "down")
 
     def _project(self, x: Float[Array, "B T inputs"], name: str) -> Float[Array, "B T outputs"]:
@@ -208,7 +206,7 @@ class Decoder(nnx.Module):
             weights, kind = scanned
             return nnx.merge(graphdef, weights)(x, of_layer(kind)), None
 
-        x, _ = jax.lax.scan(_remat(layer, config.remat), x, (stacked, pattern))
+        x, _ = jax.lax.scan(rematerialised(layer, config.remat), x, (stacked, pattern))
         return self.final_norm(x).astype(config.dtype)
 
     def embedded(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -256,11 +254,3 @@ def layer_inputs(
         return LayerInputs(positions, horizon, window, rope)
 
     return of_layer, pattern
-
-
-def _remat(layer: Callable, remat: str) -> Callable:
-    if remat == "none":
-        return layer
-    policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES) if remat == "dots" else None
-    # Inside a scan XLA can not merge the second computation with the first, so the costly guard is not needed.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

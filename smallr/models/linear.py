@@ -98,5 +98,21 @@ def weight_gradient(
 ) -> Float[Array, "*inputs *outputs"]:
     """The float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
     count = math.prod(x.shape[:batch])
-    out = _dot(transpose_minor(x.reshape(count, -1)), dout.reshape(count, -1), ((1,), (0,)))
+    rows, columns = x.reshape(count, -1), dout.reshape(count, -1)
+    if x.dtype == jnp.float32:
+        out = _outer(rows, columns)
+    else:
+        out = lax.platform_dependent(rows, columns, cpu=_outer_on_cpu, default=_outer)
     return out.reshape(*x.shape[batch:], *dout.shape[batch:])
+
+
+def _outer(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Float[Array, "inputs outputs"]:
+    return _dot(x, dout, ((0,), (0,)))
+
+
+def _outer_on_cpu(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Float[Array, "inputs outputs"]:
+    """`_outer` with the narrower operand transposed (see `transpose_minor`)."""
+    if x.shape[1] <= dout.shape[1]:
+        return _dot(transpose_minor(x), dout, ((1,), (0,)))
+    out = _dot(transpose_minor(dout), x, ((1,), (0,)))
+    return lax.optimization_barrier(out).T  # else XLA would turn the product around again
