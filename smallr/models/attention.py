@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from smallr.models import attention_tpu
+from smallr.models.config import ATTENTION
 from smallr.models.linear import precision, transpose_minor
 from smallr.models.remat import keep_residual
 
@@ -38,7 +40,7 @@ def attention(
     window: int | Int[Array, ""] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
-    impl: str = "xla",
+    impl: str = "auto",
 ) -> Float[Array, "B T H D"]:
     """softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
 
@@ -52,7 +54,8 @@ def attention(
         are one scanned program.
       softcap: None, or scores become softcap * tanh(score / softcap) (Gemma 2, arXiv 2408.00118, section 2).
       scale: None for 1 / √D.
-      impl: "xla", which runs on every backend.
+      impl: "xla", which runs on every backend; "tpu", a kernel that other backends only interpret (for tests); "auto",
+        the kernel on TPUs and else "xla".
 
     Returns:
       The mixed values in q's dtype. A query without any visible key gives zeros, and takes and gives no gradient.
@@ -60,12 +63,12 @@ def attention(
     Raises:
       ValueError: an unknown `impl`, or heads that are not a multiple of the kv heads.
     """
-    if impl != "xla":
-        raise ValueError(f"attention: unknown implementation {impl!r}; known: xla")
+    if impl not in ATTENTION:
+        raise ValueError(f"attention: unknown implementation {impl!r}; known: {', '.join(ATTENTION)}")
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
-    return _attend(q, k, v, horizon, positions, window, softcap, q.shape[3] ** -0.5 if scale is None else scale)
+    return _attend(q, k, v, horizon, positions, window, softcap, q.shape[3] ** -0.5 if scale is None else scale, impl)
 
 
 class _Rule(NamedTuple):
@@ -77,32 +80,38 @@ class _Rule(NamedTuple):
     count: Int[Array, ""]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _attend(q, k, v, horizon, positions, window, softcap, scale):
-    return _attend_forward(q, k, v, horizon, positions, window, softcap, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _attend(q, k, v, horizon, positions, window, softcap, scale, impl):
+    return _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl)[0]
 
 
-def _attend_forward(q, k, v, horizon, positions, window, softcap, scale):
-    tiles = functools.partial(_forward_tiles, softcap=softcap, scale=scale)
-    out, lse = _by_platform(tiles, q, k, v, horizon, positions, window)
+def _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl):
+    ways = [functools.partial(f, softcap=softcap, scale=scale) for f in (_forward_tiles, attention_tpu.forward)]
+    out, lse = _by_platform(impl, *ways, q, k, v, horizon, positions, window)
     out, lse = keep_residual(out, "attention_out"), keep_residual(lse, "attention_lse")
     return out, (q, k, v, horizon, positions, window, out, lse)
 
 
-def _attend_backward(softcap, scale, residuals, dout):
+def _attend_backward(softcap, scale, impl, residuals, dout):
     q, k, v, horizon, positions, window, out, lse = residuals
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    tiles = functools.partial(_backward_tiles, softcap=softcap, scale=scale)
-    return *_by_platform(tiles, q, k, v, horizon, positions, window, dout, lse, delta), None, None, None
+    ways = [functools.partial(f, softcap=softcap, scale=scale) for f in (_backward_tiles, attention_tpu.backward)]
+    gradients = _by_platform(impl, *ways, q, k, v, horizon, positions, window, dout, lse, delta)
+    return *gradients, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _by_platform(tiles, q, *args):
-    """Runs `tiles` with the tile size of the platform that the program is compiled for."""
-    choices = [functools.partial(tiles, tile=min(tile, q.shape[1])) for tile in (CPU_TILE, ACCELERATOR_TILE)]
-    return lax.platform_dependent(q, *args, cpu=choices[0], default=choices[1])
+def _by_platform(impl, tiles, kernel, q, *args):
+    """Runs what `impl` means on the platform that the program is compiled for; `tiles` with its tile size."""
+    cpu, other = (functools.partial(tiles, tile=min(tile, q.shape[1])) for tile in (CPU_TILE, ACCELERATOR_TILE))
+    ways = {
+        "auto": {"cpu": cpu, "tpu": kernel, "default": other},
+        "xla": {"cpu": cpu, "default": other},
+        "tpu": {"tpu": kernel, "default": functools.partial(kernel, interpret=True)},
+    }
+    return lax.platform_dependent(q, *args, **ways[impl])
 
 
 def _forward_tiles(q, k, v, horizon, positions, window, *, tile, softcap, scale):

@@ -14,7 +14,7 @@ from smallr.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
-ATTENTION = ("xla",)
+ATTENTION = ("auto", "xla", "tpu")  # see `smallr.models.attention.attention`
 NORMS = ("rms", "layer")
 NORM_PLACES = ("before", "after", "both")
 QK_NORMS = ("none", "head", "all")
@@ -122,7 +122,7 @@ class DecoderConfig:
     family: str = "llama"
     dtype: str = "float32"
     remat: str = "full"
-    attention: str = "xla"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):
