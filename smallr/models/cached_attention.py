@@ -3,16 +3,14 @@
 A slot of the cache is one sequence; the key at index i of a slot is that of its token i. So query q sees key k  ⇔
 index[k] ≤ position[q], and, with a window, position[q] - index[k] < window.
 
-Sums over keys are taken tile by tile in a fixed order, and a tile that a query does not see adds exact zeros: what a
-sequence gives does not depend on how far the cache reaches beyond it.
+What a query does not see adds exact zeros, so that a sequence is not changed by how far the cache reaches beyond it, but
+for the order in which a compiler adds.
 
 Dimension letters: S slots, P new tokens of each, C capacity, H heads, K kv heads, G = H / K, D head_dim, R = G × P.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 from typing import NamedTuple
 
 import jax
@@ -22,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from smallr.models.attention import MASKED
 from smallr.models.linear import precision
 
-TILE = 128  # keys whose values are summed at once; capacities are multiples of it
+TILE = 64  # keys whose values are summed at once, fast on a CPU; capacities are multiples of it
 
 
 class LayerCache(NamedTuple):
@@ -99,17 +97,12 @@ def attend(
     scores = jnp.where(visible[:, None, None], by_group, MASKED).reshape(scores.shape)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     tiled = weights.reshape(*weights.shape[:3], tiles, TILE)
-    total = _in_order(tiled.sum(-1), 3)[..., None]
+    total = tiled.sum((3, 4))[..., None]
     tiled = tiled.transpose(0, 1, 3, 2, 4).astype(q.dtype)
     values = cache.values.reshape(slots, kv_heads, tiles, TILE, dim)
-    mixed = _in_order(_dot("sknrc,skncd->sknrd", tiled, values), 2) / total
+    mixed = _dot("sknrc,skncd->sknrd", tiled, values).sum(2) / total
     mixed = mixed.reshape(slots, kv_heads, groups, new, dim).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(q.shape).astype(q.dtype)
-
-
-def _in_order(x: Array, axis: int) -> Array:
-    """The sum over an axis from first to last; a compiler may cut `sum` into parts that depend on the length."""
-    return functools.reduce(operator.add, [jax.lax.index_in_dim(x, i, axis, False) for i in range(x.shape[axis])])
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

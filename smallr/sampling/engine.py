@@ -42,8 +42,8 @@ class Engine:
       decoder: with adapters or a quantised base or without; its arrays may be changed afterwards (`update`).
       tokenizer: its own.
       mesh: that the decoder is on.
-      slots: completions written at once. A completion's numbers depend on it in the last bits, and on nothing else
-        beside its own request.
+      slots: completions written at once. A request's draws depend on itself alone. Its logits do so up to the last bits
+        of float32, in which sizes of the cache and the number of the slot have their part (`docs/sampling.md`).
       max_length: tokens of a prompt and its completion together; None is the model's context, at most DEFAULT_LENGTH.
       end_ids: tokens that end a completion besides the tokenizer's EOS and the chat template's end of turn.
       piece: tokens of a prompt read at once; None chooses by the backend.
@@ -89,7 +89,7 @@ class Engine:
         self._hook_slots = jax.tree.map(lambda x: np.stack([x] * slots), hook_slot)
         with jax.set_mesh(mesh):
             self._weights = self._packer(decoder)
-            self._cache = empty_cache(config, slots, TILE, mesh)
+            self._cache = empty_cache(config, slots, _capacity(1), mesh)
             shape = (slots, config.d_model)
             self._hidden = jnp.zeros(shape, config.dtype, device=named_sharding(mesh, ("batch", None), shape))
 
@@ -291,9 +291,9 @@ class Engine:
 
 
 def _capacity(length: int) -> int:
-    """The smallest size of the cache for this many tokens: 1, 2, 3, 4, 6, 8, 12, 16 … tiles."""
+    """The smallest size of the cache for this many tokens: 2, 3, 4, 6, 8, 12, 16 … tiles."""
     tiles = -(-length // TILE)
-    size = 1
+    size = 2
     while size < tiles:
-        size = size + max(size // 2, 1) if size & (size - 1) == 0 else (size // 3) * 4
+        size = size + size // 2 if size & (size - 1) == 0 else (size // 3) * 4
     return size * TILE

@@ -1,4 +1,4 @@
-"""A decoder's parameters as decoding wants them: each layer by itself, factors of products in the compute dtype.
+"""A decoder's parameters as decoding wants them: each layer by itself, in the compute dtype, outputs first.
 
 A scan over stacked layers copies every layer's weights out of the stack in each step, and float32 masters under bfloat16
 compute are cast in each step. In training both are small beside the work; in decoding they would be most of it.
@@ -6,6 +6,7 @@ compute are cast in each step. In training both are small beside the work; in de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ from jaxtyping import Array, Float
 
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
+from smallr.models.projection import Turned
 from smallr.models.quantized import Quantized
 from smallr.sharding import named_sharding
 
-Value = Array | Quantized
+Value = Array | Quantized | Turned
 
 
 class Weights(NamedTuple):
@@ -48,7 +50,7 @@ class Packer:
         self.config, self.mesh = decoder.config, mesh
         self.block = nnx.split(decoder.layers)[0]
         self.trunk = nnx.split(_trunk(decoder))[0]
-        self._factors = {path.removeprefix("layers.") for path in projections(self.config)}
+        self._inputs = {path.removeprefix("layers."): row.inputs for path, row in projections(self.config).items()}
         self._head = jax.jit(lambda head: head.astype(self.config.dtype))
         self._splits: dict[tuple[str, ...], Callable[[Value], tuple[Value, ...]]] = {}
 
@@ -73,17 +75,27 @@ class Packer:
     def _by_layer(self, path: tuple[str, ...], variable: nnx.Variable) -> tuple[Value, ...]:
         if path not in self._splits:
             axes = variable.get_metadata("axes")[1:]
-            is_factor = ".".join(path) in self._factors or is_adapter_path(path)
-            self._splits[path] = jax.jit(lambda value: self._split(value, axes, is_factor))
+            inputs = self._inputs.get(".".join(path), 0)
+            cast = self.config.dtype if inputs or is_adapter_path(path) else None
+            self._splits[path] = jax.jit(lambda value: self._split(value, axes, inputs, cast))
         return self._splits[path](variable.get_value())
 
-    def _split(self, value: Value, axes: tuple[str | None, ...], is_factor: bool) -> tuple[Value, ...]:
+    def _split(
+        self, value: Array | Quantized, axes: tuple[str | None, ...], inputs: int, dtype: str | None
+    ) -> tuple[Value, ...]:
         parts = tuple(jax.tree.map(lambda x, i=layer: x[i], value) for layer in range(self.config.num_layers))
-        if is_factor and not isinstance(value, Quantized):
-            parts = tuple(part.astype(self.config.dtype) for part in parts)
-        return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape)), parts
-        )
+        if isinstance(value, Quantized):
+            return jax.tree.map(lambda x: self._placed(x, axes), parts)
+        parts = tuple(self._placed(part if dtype is None else part.astype(dtype), axes) for part in parts)
+        return tuple(_turned(part, inputs) for part in parts) if inputs else parts
+
+    def _placed(self, x: Array, axes: tuple[str | None, ...]) -> Array:
+        return jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape))
+
+
+def _turned(weight: Float[Array, "*inputs *outputs"], inputs: int) -> Turned:
+    outputs = weight.shape[inputs:]
+    return Turned(weight.reshape(math.prod(weight.shape[:inputs]), math.prod(outputs)).T, outputs)
 
 
 def _trunk(decoder: Decoder) -> Decoder:

@@ -56,7 +56,8 @@ def test_cache_of_a_bfloat16_decoder_is_bfloat16_and_its_logits_are_near():
     rounded = from_torch(model("llama"), remat="none", dtype="bfloat16")
     packer = Packer(rounded, make_mesh(1, 1, 1))
     forward, weights = Forward(rounded.config, packer.block, packer.trunk), packer(rounded)
-    assert {leaf.dtype.name for path, leaf in _flat(weights) if "norm" not in path} == {"bfloat16"}
+    leaves = jax.tree_util.tree_leaves_with_path((weights.layers, weights.head))
+    assert {leaf.dtype.name for path, leaf in leaves if "norm" not in str(path)} == {"bfloat16"}
     cache = empty_cache(rounded.config, 1, TILE, make_mesh(1, 1, 1))
     assert cache[0].keys.dtype == jnp.bfloat16
     tokens = np.random.default_rng(0).integers(1, 101, (1, 24))
@@ -66,10 +67,3 @@ def test_cache_of_a_bfloat16_decoder_is_bfloat16_and_its_logits_are_near():
     full = np.asarray(logits_of(rounded, tokens))[0]
     off, full_off = (np.sqrt(np.mean((np.asarray(x) - exact) ** 2)) for x in (ours, full))
     assert 0 < off <= 1.2 * full_off
-
-
-def _flat(weights):
-    from flax import nnx
-
-    layer = [(".".join(map(str, path)), leaf.get_value()) for path, leaf in nnx.to_flat_state(weights.layers[0])]
-    return [*layer, ("head", weights.head)]
