@@ -1,0 +1,52 @@
+"""Eight simulated devices write what one writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.runs import ROOT, environment
+from tests.sampling.models import engine
+from tests.sampling.test_engine import OTHERS, ask, tokens, told
+
+PROGRAM = """
+import json, sys
+import jax
+from flax import nnx
+from smallr.sampling.engine import Engine
+from smallr.sharding import make_mesh, named_sharding
+from tests.sampling.models import decoder, letters
+from tests.sampling.test_mesh import requests, told, tokens
+mesh = make_mesh(2, 2, 2)
+graphdef, state = nnx.split(decoder("llama"))
+place = lambda x: x.replace(jax.device_put(x.get_value(), named_sharding(mesh, x.get_metadata("axes"), x.shape)))
+state = jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+engine = Engine(nnx.merge(graphdef, state), letters(), mesh, slots=4, piece=16, steps=5)
+keys = engine._cache[0].keys
+assert keys.addressable_shards[0].data.size * 8 == keys.size, keys.sharding
+results = engine.generate(requests(), progress=False)
+print(json.dumps([[tokens(result), told(result)] for result in results]))
+"""
+
+
+def requests():
+    greedy = [ask(other, logprobs=0, max_tokens=20) for other in OTHERS[:4]]
+    return [*greedy, ask(OTHERS[4], logprobs=0, temperature=1.0, top_p=0.8, n=2), ask(OTHERS[5], logprobs=0, top_k=5)]
+
+
+def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env=environment(8),
+        check=True,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
+    eight = json.loads(done.stdout.splitlines()[-1])
+    one = engine().generate(requests(), progress=False)
+    for (ids, logprobs), result in zip(eight, one, strict=True):
+        assert ids == tokens(result)
+        assert max(abs(a - b) for a, b in zip(logprobs, told(result), strict=True)) < 2e-5
