@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smallr.errors import UserError
-from smallr.evals.running import Record, scores
+from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Difference, paired_difference
 from smallr.evals.store import read_samples
 

@@ -20,7 +20,6 @@ from smallr.evals.store import Store
 from smallr.evals.summary import summarise
 from smallr.language.base import LanguageModel
 from smallr.sampling.requests import SamplingParams
-from smallr.training.progress import say
 
 
 def evaluate(
@@ -47,7 +46,7 @@ def evaluate(
     benchmark = find(config.benchmark)
     items, report = load_items(benchmark, config.data, config.split, config.limit)
     if report.dropped:
-        say(str(report))
+        print(report, flush=True)
     answers = isinstance(benchmark, Generation)
     asked = Asked(_params(config), config.chat, config.seed) if answers else None
     store = Store(folder, identity(config))
@@ -56,7 +55,7 @@ def evaluate(
     else:
         records = run_likelihood(items, model or _open_scorer(config), store)
     results = summarise(benchmark, records, report)
-    results["model"], results["config"] = config.model, config.to_dict()
+    results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
     store.finish(records, results)
     return results
 

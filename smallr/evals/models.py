@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING
+
 from ml_collections import ConfigDict
 
 from smallr.errors import UserError
-from smallr.evals.likelihood import TOKENS_PER_BATCH, LikelihoodScorer
 from smallr.language.base import LanguageModel
 from smallr.language.opening import open_language_model
-from smallr.sharding import make_mesh
+
+if TYPE_CHECKING:
+    from smallr.evals.likelihood import LikelihoodScorer
 
 
 def open_for_answers(config: ConfigDict) -> LanguageModel:
@@ -29,17 +31,21 @@ def open_for_answers(config: ConfigDict) -> LanguageModel:
 
 
 def open_scorer(
-    name: str, *, dtype: str = "bfloat16", max_length: int | None = None, tokens_per_batch: int = TOKENS_PER_BATCH
+    name: str, *, dtype: str = "bfloat16", max_length: int | None = None, tokens_per_batch: int = 8192
 ) -> LikelihoodScorer:
     """The model that scores given texts, on all devices.
 
     Raises:
       UserError: no such model, a run without a checkpoint, a server.
     """
-    from smallr.language.loading import load_trained
-
     if name.startswith(("http:", "https:")):
         raise UserError(f"model {name!r}: likelihoods of given texts need the weights; a server does not give them")
+    import jax  # only now: a server needs none of this
+
+    from smallr.evals.likelihood import LikelihoodScorer
+    from smallr.language.loading import load_trained
+    from smallr.sharding import make_mesh
+
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
         source, decoder = load_trained(name, mesh, dtype=dtype)

@@ -13,11 +13,10 @@ from tqdm import tqdm
 
 from smallr.evals.graders.base import Grader, Job
 from smallr.evals.questions import Item
+from smallr.evals.records import Record
 from smallr.evals.store import Store, question_key
 from smallr.language.base import LanguageModel
 from smallr.sampling.requests import Request, Result, SamplingParams
-
-Record = dict[str, Any]
 
 # How models and servers say that a prompt does not fit.
 _TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)
@@ -69,7 +68,7 @@ def run_generation(
       store: where answers are kept as they come; what is there already is not asked again.
 
     Returns:
-      A record a sample, in order; see `docs/evaluation.md`. A question that got no answer has one record with `error`.
+      A record a sample, in order. A question that got no answer has one record with `error`.
     """
     keys = {item.id: question_key(item.id, item.task.prompt) for item in items}
     answers = {} if store is None else store.answers()
@@ -190,14 +189,3 @@ def _chosen(item: Item, values: Sequence[float | None]) -> Record:
         "correct_norm": normalised == task.gold,
         "reason": "",
     }
-
-
-def scores(records: Sequence[Record], field: str = "correct") -> dict[str, list[float]]:
-    """Scores of the samples of each question that was answered or could not be, by id; results that are missing are
-    left out.
-    """
-    found: dict[str, list[float]] = {}
-    for record in records:
-        if record["reason"] != "no result":
-            found.setdefault(record["id"], []).append(float(record[field]))
-    return found

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from smallr.data.drops import DropReport
 from smallr.evals.benchmarks.base import Benchmark, Generation
-from smallr.evals.running import Record, scores
+from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Estimate, majority_is_right, mean_pass_at_k, pass_at_1
 
 
