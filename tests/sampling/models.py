@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import torch
 import transformers
@@ -16,13 +15,6 @@ from smallr.sharding import make_mesh
 from tests.models.families.checks import tiny
 from tests.models.helpers import from_torch
 
-LONG = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0, 1.1, 1.3],
-    "long_factor": [1.5, 2.0, 4.0],
-    "original_max_position_embeddings": 64,
-}
 ROPES = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
@@ -94,6 +86,3 @@ def greedy(family: str, prompt: Sequence[int], new: int) -> list[int]:
         eos_token_id=None,
     )
     return out[0, len(prompt) :].tolist()
-
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
