@@ -119,6 +119,11 @@ class AbstractStep:
         index = np.arange(len(last))
         return int(np.sum((index[None] <= index[:, None]) & (last[None] > index[:, None] * tile)))
 
+    def visible_share(self) -> float:
+        """Of the tiles on and below the diagonal, those that hold a visible pair."""
+        tiles = -(-self.pairs.row_length // ACCELERATOR_TILE)
+        return self.visible_tiles() / (tiles * (tiles + 1) / 2)
+
 
 def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: Pairs) -> AbstractStep:
     """The step of `config` (objective, optimizer, accumulation, chunk) on `model` over `mesh`."""

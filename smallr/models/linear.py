@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from smallr.sharding import is_sharded
+from smallr.sharding import constrain, is_sharded
 
 
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
@@ -26,6 +26,7 @@ def linear(
     *,
     dtype: jnp.dtype | str,
     inputs: int = 1,
+    axes: tuple[str | None, ...] | None = None,
 ) -> Float[Array, "*batch *outputs"]:
     """`x · w + bias`, contracting the last `inputs` axes of `x` with the first `inputs` axes of `w`.
 
@@ -35,6 +36,7 @@ def linear(
       bias: float32 or None; added to the float32 accumulator.
       dtype: compute dtype, "float32" or "bfloat16". Sums are always float32.
       inputs: number of contracted axes.
+      axes: logical axes of `w` (`smallr.sharding`), if it is split over devices by them: it is then gathered in `dtype`.
 
     Returns:
       The product in `dtype`. The gradient of `w` and `bias` is float32 and never rounded to `dtype`.
@@ -44,32 +46,42 @@ def linear(
     """
     if x.shape[x.ndim - inputs :] != w.shape[:inputs]:
         raise ValueError(f"linear: the last {inputs} axes of x {x.shape} are not the first {inputs} of w {w.shape}")
-    return _linear(x.astype(dtype), w, bias, jnp.dtype(dtype), inputs)
+    return _linear(x.astype(dtype), w, bias, jnp.dtype(dtype), inputs, axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _linear(x, w, bias, dtype, inputs):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _linear(x, w, bias, dtype, inputs, axes):
     batch = x.ndim - inputs
     contract = (tuple(range(batch, x.ndim)), tuple(range(inputs)))
-    out = _dot(x, w.astype(dtype), contract)
+    out = _dot(x, _gathered(w, dtype, axes), contract)
     return (out if bias is None else out + bias).astype(dtype)
 
 
-def _forward(x, w, bias, dtype, inputs):
-    return _linear(x, w, bias, dtype, inputs), (x, w, bias is not None)
+def _forward(x, w, bias, dtype, inputs, axes):
+    return _linear(x, w, bias, dtype, inputs, axes), (x, w, bias is not None)
 
 
-def _backward(dtype, inputs, residuals, dout):
+def _backward(dtype, inputs, axes, residuals, dout):
     x, w, has_bias = residuals
     batch, outputs = x.ndim - inputs, w.ndim - inputs
     # Cast w again rather than keep the forward's copy: a cast is cheap, a second copy of the weights is not.
-    dx = _dot(dout, w.astype(dtype), (tuple(range(batch, batch + outputs)), tuple(range(inputs, w.ndim))))
+    dx = _dot(dout, _gathered(w, dtype, axes), (tuple(range(batch, batch + outputs)), tuple(range(inputs, w.ndim))))
     dw = weight_gradient(x, dout, batch)
     dbias = jnp.sum(dout, axis=tuple(range(batch)), dtype=jnp.float32) if has_bias else None
     return dx.astype(dtype), dw.astype(w.dtype), dbias
 
 
 _linear.defvjp(_forward, _backward)
+
+
+def _gathered(w, dtype, axes):
+    """The weight in the compute dtype, its "embed" axis whole.
+
+    Left to itself XLA passes a weight that is split along a contracted axis around a ring of devices, and adds every
+    part's float32 product to the sum in memory: on TPUs that is bound by memory. Other axes stay split.
+    """
+    w = w.astype(dtype)
+    return w if axes is None else constrain(w, *(None if axis == "embed" else axis for axis in axes))
 
 
 def _dot(a, b, contract):
