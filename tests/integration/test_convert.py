@@ -15,12 +15,13 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from smallr.errors import UserError
 from smallr.models.decoder import Decoder
 from smallr.models.loading import open_model
 from smallr.training.exporting import convert
-from smallr.training.loop import train
+from smallr.training.loop import NonFiniteError, train
 from tests.data import toy_tokenizer
 from tests.models.helpers import param_at, whole
 from tests.runs import ROOT, environment, final_arrays, smoke
@@ -115,6 +116,32 @@ def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     assert again.returncode == 1
     assert "not an empty folder" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
+    """By the command line, and by the configuration of a run."""
+    convert("tiny-random", tmp_path / "model", **OPTIONS)
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"up_proj\.weight holds NaN .*--allow-nonfinite"):
+        convert(str(tmp_path / "model"), tmp_path / "refused", **OPTIONS)
+    assert not (tmp_path / "refused").exists()
+    flags = [f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'taken'}", "--dtype=float32", "--allow-nonfinite"]
+    line = [sys.executable, "-m", "smallr.convert", *flags]
+    taken = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert taken.returncode == 0, taken.stderr
+    written = load_file(tmp_path / "taken" / "model.safetensors")
+    assert sorted(written) == sorted(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+
+    fields = {"model": str(tmp_path / "model"), "data.eval": "", "data.train_split": "train[:8]"}
+    with pytest.raises(UserError, match=r"up_proj\.weight holds NaN"):
+        train(smoke("sft", **fields), tmp_path / "run")
+    with pytest.raises(NonFiniteError, match="not finite in rows"):
+        train(smoke("sft", **fields, allow_nonfinite=True), tmp_path / "run")
 
 
 def test_another_tokenizer_is_used_and_goes_along(tmp_path):
