@@ -18,9 +18,12 @@ class Tally:
 
     def add(self, row: int) -> None:
         """Counts one row."""
-        self.count += 1
-        if len(self.rows) < SHOWN:
-            self.rows.append(row)
+        self.merge(Tally(1, [row]))
+
+    def merge(self, other: Tally) -> None:
+        """Counts the rows of another tally; rows may come in any order, the first by number are kept."""
+        self.count += other.count
+        self.rows = sorted(self.rows + other.rows)[:SHOWN]
 
     def __str__(self) -> str:
         more = ", …" if self.count > len(self.rows) else ""
@@ -64,19 +67,34 @@ class DropReport:
             self.longest, self.longest_row = length, row
         return length <= self.max_length
 
+    def merge(self, other: DropReport) -> None:
+        """Adds what was counted of rows further on in the same source."""
+        self.total += other.total
+        self.kept += other.kept
+        for mine, others in ((self.dropped, other.dropped), (self.notes, other.notes)):
+            for reason, tally in others.items():
+                mine.setdefault(reason, Tally()).merge(tally)
+        self.measure(other.longest_row, other.longest)
+
     def __str__(self) -> str:
         longest = f"longest example {self.longest} tokens (row {self.longest_row})" if self.longest else "no tokens"
         lines = [f"{self.source}: {self.total} rows, {self.kept} kept; {longest}, limit {self.max_length}"]
-        lines += [f"  dropped, {reason}: {tally}" for reason, tally in self.dropped.items()]
-        lines += [f"  kept, {reason}: {tally}" for reason, tally in self.notes.items()]
+        lines += [f"  dropped, {reason}: {tally}" for reason, tally in _by_first_row(self.dropped)]
+        lines += [f"  kept, {reason}: {tally}" for reason, tally in _by_first_row(self.notes)]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        tallies = {key: dict(_by_first_row(getattr(self, key))) for key in ("dropped", "notes")}
+        return dataclasses.asdict(dataclasses.replace(self, **tallies))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DropReport:
         """The inverse of `to_dict`."""
         tallies = {key: {k: Tally(**v) for k, v in values[key].items()} for key in ("dropped", "notes")}
         return cls(**{**values, **tallies})
+
+
+def _by_first_row(tallies: dict[str, Tally]) -> list[tuple[str, Tally]]:
+    """In an order that does not depend on how rows were grouped while they were tokenised."""
+    return sorted(tallies.items(), key=lambda item: (item[1].rows[0], item[0]))

@@ -110,14 +110,22 @@ def columns_of(kind: str, present: Sequence[str], source: str) -> tuple[str, ...
     )
 
 
-def parse_rows(rows: Iterable[Mapping[str, Any]], kind: str, report: DropReport) -> Iterator[TextRow | RationaleRow]:
+def parse_rows(
+    rows: Iterable[Mapping[str, Any]], kind: str, report: DropReport, start: int = 0
+) -> Iterator[TextRow | RationaleRow]:
     """Checks raw rows one by one; what cannot be used is counted in `report`.
+
+    Args:
+      rows: of the source, from row `start` on.
+      kind: one of KINDS.
+      report: counts them all.
+      start: number of the first.
 
     Raises:
       DataError: a value of a wrong type, an unknown gap, a beta that is negative or not finite.
     """
     parse = {"preference": _preference, "unpaired": _unpaired, "sft": _sft, "rationale": _rationale}[kind]
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, start):
         report.total += 1
         try:
             parsed = parse(row, index, report.source)

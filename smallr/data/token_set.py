@@ -71,13 +71,16 @@ class TokenSet(Sequence[Example]):
         return Example(tokens[: ends[0]], branches, columns, int(self.rows[index]))
 
 
-def write(folder: Path, examples: Iterable[Example], report: DropReport) -> None:
+def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool:
     """Writes examples so that `folder` either does not exist or is complete.
 
     Args:
       folder: replaced if it is there.
-      examples: at least one; all with the same number of branches and the same columns.
+      examples: all with the same number of branches and the same columns.
       report: completed by consuming `examples`, so it is stored after them.
+
+    Returns:
+      Whether there was an example; if not, nothing is written.
     """
     tokens, roles, prefix, branches, scored, rows, columns = [], [], [], [], [], [], []
     for example in examples:
@@ -89,17 +92,43 @@ def write(folder: Path, examples: Iterable[Example], report: DropReport) -> None
         rows.append(example.row)
         columns.append(list(example.columns.values()))
         names = list(example.columns)
-    lengths = np.asarray(prefix, np.int64) + np.sum(branches, axis=1)
+    if not rows:
+        return False
     arrays = {
         "tokens": np.concatenate(tokens).astype(np.int32),
         "roles": np.concatenate(roles).astype(np.int8),
-        "starts": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         "prefix_lengths": np.asarray(prefix, np.int32),
         "branch_lengths": np.asarray(branches, np.int32),
         "num_scored": np.asarray(scored, np.int32),
         "rows": np.asarray(rows, np.int64),
         "columns": np.asarray(columns, np.float32).T,
     }
+    _save(folder, arrays, names, report)
+    return True
+
+
+def merge(folder: Path, parts: Sequence[Path], report: DropReport) -> None:
+    """Writes the examples of several folders, in their order, as `write` writes them all at once.
+
+    Args:
+      folder: replaced if it is there.
+      parts: at least one folder that `write` wrote, all of rows of one data set.
+      report: of all of them together.
+    """
+
+    def whole(name: str) -> np.ndarray:
+        # `columns` may be empty, which cannot be mapped into memory; it is [columns, E].
+        axis, mode = (1, None) if name == "columns" else (0, "r")
+        return np.concatenate([np.load(part / f"{name}.npy", mode, allow_pickle=False) for part in parts], axis)
+
+    names = json.loads((parts[0] / "meta.json").read_text())["columns"]
+    _save(folder, {name: whole(name) for name in _ARRAYS if name != "starts"}, names, report)
+
+
+def _save(folder: Path, arrays: dict[str, np.ndarray], names: list[str], report: DropReport) -> None:
+    """Writes the arrays, all but `starts`, which follows from the lengths."""
+    lengths = arrays["prefix_lengths"].astype(np.int64) + np.sum(arrays["branch_lengths"], axis=1, dtype=np.int64)
+    arrays["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     meta = {"columns": names, "report": report.to_dict(), "fingerprint": _fingerprint(arrays, names)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))

@@ -2,16 +2,21 @@
 
 `max_length` is a limit on the whole example: its prefix and all its branches, because that is what has to fit in a row
 of a batch. A longer example is dropped and counted, never cut.
+
+Large sets are tokenised by several processes, a part of the rows each (see `parts`), with the same result. Unpaired rows
+are not: the second completion of a row depends on all rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,7 @@ from smallr.data.chat import FORMATS, ORDERS, Marked, Renderer, Unrenderable, ra
 from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder, to_example
 from smallr.data.errors import DataError, nearest
+from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
 from smallr.data.token_set import UNREADABLE, TokenSet, write
 
@@ -102,42 +108,75 @@ def tokenize(
     encoder = Encoder(tokenizer)
     key = _key(rows, encoder, tokenizer, options)
     folder = (cache or cache_dir("tokens")) / key[:32]
-    report = DropReport(source, options.max_length)
-    if folder.exists():
-        try:
-            return _named(TokenSet(folder), source)
-        except UNREADABLE as error:
-            logging.warning("tokens in %s cannot be read (%s); tokenising again", folder, error)
-    renderer = Renderer(tokenizer, chat=options.chat, rationale_format=options.format)
-    progress = tqdm(_iterate(rows), total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None)
-    parsed = parse_rows(progress, options.kind, report)
-    if options.kind == "unpaired":
-        parsed = mismatched(list(parsed))
-    examples = _examples(parsed, renderer, encoder, options, report)
-    first = next(examples, None)
-    if first is None:
+    if (found := _found(folder, source)) is not None:
+        return found
+    maker = ExampleMaker(encoder, tokenizer, options)
+    workers = 1 if options.kind == "unpaired" else num_workers(rows)
+    with (
+        tqdm(total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None) as progress,
+        turn() if workers > 1 else contextlib.nullcontext(False) as waited,
+    ):
+        # Another process of this run may have made it meanwhile.
+        if waited and (found := _found(folder, source)) is not None:
+            return found
+        if workers == 1:
+            report = maker.write(folder, rows, source, progress=progress)
+        else:
+            job = {"options": dataclasses.asdict(options), "source": source}
+            here = functools.partial(maker.write, source=source)
+            report = tokenize_parts(folder, rows, tokenizer, job, here, workers, progress)
+    if not report.kept:
         raise DataError(f"no row is left to train on\n{report}")
-    write(folder, itertools.chain([first], examples), report)
     return TokenSet(folder)
 
 
-def _examples(
-    rows: Iterable[TextRow | RationaleRow],
-    renderer: Renderer,
-    encoder: Encoder,
-    options: TokenizeOptions,
-    report: DropReport,
-) -> Iterator[Example]:
-    for batch in _batched(_rendered(rows, renderer, report), _BATCH):
-        sides = iter(encoder([text for _, texts in batch for text in texts]))
-        for row, texts in batch:
-            example = to_example([next(sides) for _ in texts], getattr(row, "columns", {}), row.row)
-            reason = _problem(example, options, report)
-            if reason:
-                report.drop(row.row, reason)
-            else:
-                report.kept += 1
-                yield example
+class ExampleMaker:
+    """Rows -> examples on disk.
+
+    Args:
+      encoder: of `tokenizer`.
+      tokenizer: with the chat template.
+      options: what is made of rows.
+    """
+
+    def __init__(self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> None:
+        self._encoder = encoder
+        self._renderer = Renderer(tokenizer, chat=options.chat, rationale_format=options.format)
+        self._options = options
+
+    def write(
+        self, folder: Path, rows: datasets.Dataset, source: str, start: int = 0, progress: tqdm | None = None
+    ) -> DropReport:
+        """Writes the `TokenSet` of rows; nothing if none is left.
+
+        Args:
+          folder: where it goes.
+          rows: of `source`, from row `start` on.
+          source: name of the rows.
+          start: number of the first.
+          progress: counts them.
+
+        Returns:
+          What was kept and dropped.
+        """
+        report = DropReport(source, self._options.max_length)
+        parsed = parse_rows(_iterate(rows, progress), self._options.kind, report, start)
+        if self._options.kind == "unpaired":
+            parsed = mismatched(list(parsed))
+        write(folder, self._examples(parsed, report), report)
+        return report
+
+    def _examples(self, rows: Iterable[TextRow | RationaleRow], report: DropReport) -> Iterator[Example]:
+        for batch in _batched(_rendered(rows, self._renderer, report), _BATCH):
+            sides = iter(self._encoder([text for _, texts in batch for text in texts]))
+            for row, texts in batch:
+                example = to_example([next(sides) for _ in texts], getattr(row, "columns", {}), row.row)
+                reason = _problem(example, self._options, report)
+                if reason:
+                    report.drop(row.row, reason)
+                else:
+                    report.kept += 1
+                    yield example
 
 
 def _problem(example: Example | None, options: TokenizeOptions, report: DropReport) -> str | None:
@@ -163,10 +202,13 @@ def _rendered(
             report.drop(row.row, str(reason))
 
 
-def _iterate(rows: datasets.Dataset) -> Iterator[dict[str, Any]]:
+def _iterate(rows: datasets.Dataset, progress: tqdm | None) -> Iterator[Mapping[str, Any]]:
     """Rows one by one, read in batches: single rows of Arrow are slow."""
     for batch in rows.iter(_BATCH):
-        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+            if progress is not None:
+                progress.update()
 
 
 def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -189,7 +231,15 @@ def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenize
     return digest.hexdigest()
 
 
-def _named(tokens: TokenSet, source: str) -> TokenSet:
-    """The same rows may be found under another name than the one they were cached under."""
+def _found(folder: Path, source: str) -> TokenSet | None:
+    """The result in the cache, if it is there and whole."""
+    if not folder.exists():
+        return None
+    try:
+        tokens = TokenSet(folder)
+    except UNREADABLE as error:
+        logging.warning("tokens in %s cannot be read (%s); tokenising again", folder, error)
+        return None
+    # The same rows may be found under another name than the one they were cached under.
     tokens.report.source = source
     return tokens
