@@ -74,6 +74,15 @@ def base() -> ConfigDict:
     config.log_every = 1
     config.eval_every = 0  # steps between evaluations; 0: only before and after training
 
+    config.benchmark = ConfigDict()  # answered before, during and after training, with the weights as they are
+    config.benchmark.name = ""  # gsm8k, commonsense_qa …, see docs/evaluation.md; empty: none
+    config.benchmark.data = ""  # a file, folder or hub id of its rows; empty: the benchmark's own on the hub
+    config.benchmark.split = ""  # empty: the benchmark's own
+    config.benchmark.limit = 100  # questions, from the first; 0: all
+    config.benchmark.every = 0  # steps between; 0: only before and after training
+    config.benchmark.max_tokens = 0  # of an answer; 0: the benchmark's own
+    config.benchmark.slots = 32  # answers written at once
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 100  # steps; the last step is always saved
     config.checkpoint.keep_last = 2

@@ -54,6 +54,10 @@ class LikelihoodScorer:
         graphdef, self._params = nnx.split(decoder)
         self._run = jax.jit(partial(_score, graphdef))
 
+    def update(self, decoder: Decoder) -> None:
+        """Takes other weights of the same structure; nothing is compiled again."""
+        _, self._params = nnx.split(decoder)
+
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Sum of log-probs of each continuation given its context (nats), and whether greedy decoding would write it.
 

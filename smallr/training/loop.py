@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smallr.errors import UserError
+from smallr.models.decoder import Decoder
 from smallr.sharding import make_mesh
 from smallr.training import report
 from smallr.training.digest import tree_digest
@@ -30,8 +34,21 @@ class NonFiniteError(RuntimeError):
     """Loss or gradient is NaN or infinite."""
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+# Metrics of a model as it is; `smallr.evals.in_training` makes one of `config.benchmark`.
+Benchmark = Callable[[Decoder], dict[str, float]]
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    open_benchmark: Callable[[ConfigDict, Mesh], Benchmark | None] = lambda config, mesh: None,
+) -> dict[str, Any]:
     """Trains as `config` says, in `workdir`; goes on from the newest checkpoint there.
+
+    Args:
+      config: of the run.
+      workdir: of checkpoints, metrics and the report.
+      open_benchmark: makes what is measured besides the held-out rows; it is asked before the model is loaded.
 
     Returns:
       The report, as written to `workdir/report.json`.
@@ -44,16 +61,25 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     mesh = make_mesh(**config.mesh)
     peak = peak_flops(config.compute.dtype)  # measured on a CPU, so before the mesh claims the devices
     with jax.set_mesh(mesh), StopSignal() as stop:
+        benchmark = open_benchmark(config, mesh)
+        if benchmark is None and config.benchmark.name:
+            raise UserError(
+                f"config.benchmark.name={config.benchmark.name}: give train() smallr.evals.in_training.open_benchmark"
+            )
         run, state = prepare(config, workdir, mesh, clock)
         first = int(state.step)
         writer = MetricsWriter(workdir, resume_step=first)
         costs = report.costs(run, peak)
         report.start(run, costs, clock)
         baseline = run.baseline if run.baseline is not None else evaluate_start(run, state, writer)
+        if first == 0:
+            measure(run, state, benchmark, writer, 0)
         clock.lap("evaluation")
-        state, stopped = fit(run, state, baseline, costs, writer, stop)
+        state, stopped = fit(run, state, baseline, costs, writer, stop, benchmark)
         clock.lap("training")
         final = None if stopped else evaluate(run, state, writer, int(state.step))
+        if not stopped:
+            measure(run, state, benchmark, writer, int(state.step))
         clock.lap("evaluation")
         run.checkpointer.close()
         writer.close()
@@ -67,6 +93,7 @@ def fit(
     costs: report.Costs,
     writer: MetricsWriter,
     stop: StopSignal,
+    benchmark: Benchmark | None = None,
 ) -> tuple[TrainState, bool]:
     """Takes the remaining steps; returns the state, and whether a signal ended the run early."""
     config, first = run.config, int(state.step)
@@ -78,10 +105,14 @@ def fit(
             last, stopping = n == run.steps, stop.should_stop(n)
             saving = last or stopping or n % config.checkpoint.every == 0
             evaluating = not last and config.eval_every > 0 and n % config.eval_every == 0
-            if saving or evaluating or n % config.log_every == 0:
+            measuring = not last and config.benchmark.every > 0 and n % config.benchmark.every == 0
+            if saving or evaluating or measuring or n % config.log_every == 0:
                 progress.update(n, **pending.flush())  # before saving, so that only finite states are saved
             if evaluating:
                 evaluate(run, state, writer, n)
+            if measuring:
+                measure(run, state, benchmark, writer, n)
+            if evaluating or measuring:
                 pending.restart_clock()
             if saving:
                 run.checkpointer.save(n, state, _metadata(run, baseline))
@@ -186,6 +217,16 @@ def evaluate(run: Run, state: TrainState, writer: MetricsWriter, n: int) -> dict
     metrics = heldout_metrics(run, state)
     writer.write(n, metrics, split="eval")
     return metrics
+
+
+def measure(run: Run, state: TrainState, benchmark: Benchmark | None, writer: MetricsWriter, n: int) -> None:
+    """Metrics of the benchmark, if there is one, logged as step n and said."""
+    if benchmark is None:
+        return
+    metrics = benchmark(run.trained.policy.decoder(state.params, run.trained.frozen))
+    writer.write(n, metrics, split="benchmark")
+    name = run.config.benchmark.name
+    say(f"step {n}: {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
 
 
 def heldout_metrics(run: Run, state: TrainState) -> dict[str, float]:

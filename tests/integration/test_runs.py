@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from smallr.errors import UserError
+from smallr.evals.in_training import open_benchmark
 from smallr.training.loop import NonFiniteError, train
 from tests.runs import metrics, smoke
 
@@ -58,7 +59,7 @@ def leaves(node: ConfigDict, prefix: str = "") -> set[str]:
 def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("smallr.training.resume._as_dict", lambda config: config._node.to_dict())
     config, seen = smoke(name), set()
-    report = train(Recorder(config, seen), tmp_path)
+    report = train(Recorder(config, seen), tmp_path, open_benchmark)
     assert leaves(config) == seen, "fields that nothing reads"
 
     assert report["finished"]
