@@ -35,8 +35,10 @@ from smallr.data.encode import backend_definition
 from smallr.data.errors import DataError
 from smallr.data.token_set import merge
 
-# A worker needs some seconds to start; with so many rows for each it has earned them.
-ROWS_PER_WORKER = 10_000
+# Workers take some two seconds to start, all at the same time. Two of them are faster than one process, which is
+# parallel inside of the Rust tokenizer, from about 15,000 short pairs on.
+LEAST_ROWS = 20_000
+ROWS_PER_WORKER = 2_500
 MOST_WORKERS = 64
 # Rows of a part: enough to hide what a part costs, few enough that its examples are small beside the worker itself.
 _MOST_ROWS = 2048
@@ -65,6 +67,8 @@ def num_workers(rows: datasets.Dataset) -> int:
         raise DataError(f"the environment variable SMALLR_WORKERS must be a number of processes, found {limit!r}")
     # Rows that Python code writes on the fly (`set_transform`) can be read in this process alone.
     if rows.format["type"] is not None or not sys.executable:
+        return 1
+    if len(rows) < LEAST_ROWS:
         return 1
     cores = len(os.sched_getaffinity(0))
     return max(1, min(int(limit or cores), cores, MOST_WORKERS, len(rows) // ROWS_PER_WORKER))

@@ -43,10 +43,10 @@ def preference(n):
         row |= {"prompt": ""}  # dropped when read
     if n % 10 == 5:
         row |= {"rejected": row["chosen"] + (" " if n % 20 == 5 else "")}  # dropped when tokenised, or when read
-    if n % 17 == 6:
+    if n % 17 == 15:
         row |= {"prompt": "odd"}  # dropped when rendered
-    if n % 29 == 7:
-        row |= {"chosen": "9" * (90 + n % 5)}  # too long
+    if n % 29 == 25:
+        row |= {"chosen": "9" * (90 + n % 5)}  # too long; the first stands before the first that is refused
     return row
 
 
@@ -75,7 +75,8 @@ def run(tmp_path, monkeypatch):
     """`run(rows, kind, workers)`: parts of ten rows for that many processes; one: in this process."""
 
     def run(rows, kind, workers, tokenizer=TOKENIZER, **options):
-        monkeypatch.setattr(parts, "ROWS_PER_WORKER", 10 if workers > 1 else 10**9)
+        monkeypatch.setattr(parts, "LEAST_ROWS", 0 if workers > 1 else 10**9)
+        monkeypatch.setattr(parts, "ROWS_PER_WORKER", 10)
         monkeypatch.setattr(parts, "_MOST_ROWS", 10)
         monkeypatch.setattr(parts, "_PARTS_PER_WORKER", 1)
         monkeypatch.setattr(parts.os, "sched_getaffinity", lambda _: set(range(workers)))
@@ -172,13 +173,16 @@ def test_no_row_left_in_any_part(run, monkeypatch):
 
 
 def test_number_of_processes(monkeypatch):
-    rows = datasets.Dataset.from_dict({"a": range(4 * parts.ROWS_PER_WORKER)})
+    least = parts.LEAST_ROWS
+    rows = datasets.Dataset.from_dict({"a": range(least)})
     monkeypatch.delenv("SMALLR_WORKERS", raising=False)
     monkeypatch.setattr(parts.os, "sched_getaffinity", lambda _: set(range(3)))
     assert parts.num_workers(rows) == 3
-    assert parts.num_workers(rows.select(range(2 * parts.ROWS_PER_WORKER))) == 2
-    assert parts.num_workers(rows.select(range(2 * parts.ROWS_PER_WORKER - 1))) == 1
+    assert parts.num_workers(rows.select(range(least - 1))) == 1
     assert parts.num_workers(rows.select([])) == 1
+    monkeypatch.setattr(parts, "ROWS_PER_WORKER", least // 2)
+    assert parts.num_workers(rows) == 2
+    monkeypatch.setattr(parts, "ROWS_PER_WORKER", 1)
     assert parts.num_workers(rows.with_transform(lambda batch: batch)) == 1
     monkeypatch.setenv("SMALLR_WORKERS", "2")
     assert parts.num_workers(rows) == 2
@@ -189,7 +193,6 @@ def test_number_of_processes(monkeypatch):
         parts.num_workers(rows)
     monkeypatch.delenv("SMALLR_WORKERS")
     monkeypatch.setattr(parts.os, "sched_getaffinity", lambda _: set(range(1000)))
-    monkeypatch.setattr(parts, "ROWS_PER_WORKER", 1)
     assert parts.num_workers(rows) == parts.MOST_WORKERS
 
 
