@@ -2,7 +2,7 @@
 
 Command:   python -m smallr.train --config=configs/sft.py
 Smoke:     python -m smallr.train --config=configs/sft.py:smoke
-Hardware:  2 CPU cores with 3 GiB of memory free, or any GPU or TPU.
+Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
 Time:      4 minutes on two shared cores of a Xeon with AMX.
 Expect:    held-out loss (nats a token) 1.60 -> 0.80.
 """
