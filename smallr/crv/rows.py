@@ -1,0 +1,120 @@
+"""What goes into CRV and what comes out: the columns of its data sets.
+
+A finished run has two data sets with the splits of the source, both with `FEATURES`: `verified`, to train on, and `failed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Features, List, Value
+
+LABELS = ("easy", "medium", "hard")  # too terse for the student, fitting, too involved
+ROLES = ("critic", "rethinker", "verifier", "student", "injector")
+# How an attempt came about: the teacher's rationale as it is, steps added, simplified, or a mistake mended.
+ACTIONS = ("keep", "extend", "simplify", "repair")
+# What became of an attempt: right; no usable reply; the rule check or the verifier said no; the verifier said nothing.
+VERDICTS = ("right", "malformed", "wrong answer", "rejected", "no verdict")
+INCORRECT_SOURCES = ("teacher", "student", "injected")
+
+_TEXT, _COUNT, _FLAG = Value("string"), Value("int64"), Value("bool")
+ATTEMPT = {
+    "action": _TEXT,  # one of ACTIONS
+    "rationale": _TEXT,  # empty if there was no usable reply
+    "verdict": _TEXT,  # one of VERDICTS
+    "reason": _TEXT,  # why not right; the rethinker is told it
+    "prompt_tokens": _COUNT,  # of the requests of this attempt, the verifier's included
+    "completion_tokens": _COUNT,
+}
+INCORRECT = {
+    "rationale": _TEXT,
+    "source": _TEXT,  # one of INCORRECT_SOURCES
+    "answer": _TEXT,  # the wrong answer, as extracted; empty without a gold answer
+    "reason": _TEXT,  # how it is known to be wrong
+}
+FEATURES = Features(
+    {
+        "id": _TEXT,  # digest of split, question, answer and the teacher's rationale
+        "source": _TEXT,  # the row's own `source`, else the data set
+        "row": _COUNT,  # its number in the source's split
+        "question": _TEXT,
+        "answer": _TEXT,  # gold; empty if there is none
+        "prompt": _TEXT,  # what the student is asked: prompts/student.txt
+        "completion": _TEXT,  # equal to `rationale`: prompt and completion are what kind=sft reads
+        "rationale": _TEXT,  # fitted to the student and verified; empty in `failed`
+        "teacher_rationale": _TEXT,  # as it stood in the source
+        "original": _TEXT,  # the same in the form of `rationale` (format, box), to be compared with it in pairs
+        "original_correct": _FLAG,  # rule check, and the verifier where that was asked or there is no gold answer
+        "original_verdict": _TEXT,  # of the verifier on `original`: right, rejected, no verdict; empty: not asked
+        "label": _TEXT,  # the critic on the teacher's rationale, one of LABELS; empty if it gave none
+        "relabel": _TEXT,  # the critic on `rationale`, with config.recheck; else empty
+        "rewritten": _FLAG,  # whether `rationale` is another text than `original`
+        "verified_by": _TEXT,  # "rule and agent", or "agent" where there is no gold answer; empty in `failed`
+        "attempts": List(ATTEMPT),
+        "incorrect": List(INCORRECT),
+        "agents": {role: _TEXT for role in ROLES},  # the model that played each
+        "requests": _COUNT,
+        "prompt_tokens": _COUNT,  # of all requests of the row
+        "completion_tokens": _COUNT,
+        "reason": _TEXT,  # why it failed; empty in `verified`
+        "detail": _TEXT,  # more on that
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherRow:
+    """A row to be worked on.
+
+    Attributes:
+      split, row, source: where it stands.
+      question, rationale: of the teacher.
+      answer: gold; empty if there is none.
+    """
+
+    split: str
+    row: int
+    source: str
+    question: str
+    answer: str
+    rationale: str
+
+    @property
+    def id(self) -> str:
+        """Digest of what the row says, so that other rows of the same file do not matter."""
+        content = json.dumps([self.split, self.question, self.answer, self.rationale])
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def blank(row: TeacherRow, prompt: str, agents: Mapping[str, str]) -> dict[str, Any]:
+    """The output row as far as it is known before anything was asked."""
+    return {
+        "id": row.id,
+        "source": row.source,
+        "row": row.row,
+        "question": row.question,
+        "answer": row.answer,
+        "prompt": prompt,
+        "completion": "",
+        "rationale": "",
+        "teacher_rationale": row.rationale,
+        "original": row.rationale,
+        "original_correct": False,
+        "original_verdict": "",
+        "label": "",
+        "relabel": "",
+        "rewritten": False,
+        "verified_by": "",
+        "attempts": [],
+        "incorrect": [],
+        "agents": dict(agents),
+        "requests": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "reason": "",
+        "detail": "",
+    }
