@@ -3,7 +3,7 @@
   folder written by `save_to_disk`           runs/rows, disk:runs/rows
   file or glob of files                      rows.jsonl.gz, "data/*.parquet", files:rows.json
   TFDS, read without TensorFlow              tfds:gsm8k, tfds:name/config:1.0.0
-  built in                                   builtin:arithmetic/preference, builtin:arithmetic/rationale
+  built in                                   builtin:arithmetic/preference, builtin:arithmetic/rationale, builtin:arithmetic/teacher
   Hugging Face hub                           org/name, org/name:config, hub:name
 
 What exists on disk goes before the hub. A split is a name, or a part of it: `train[:90%]`, `train[-100:]`. Files and
@@ -32,7 +32,7 @@ OFFLINE_CHOICES = (
     "Without the hub: a folder written by datasets' save_to_disk, local files (json, jsonl, parquet, csv, a glob of "
     "them), tfds:NAME, or builtin:arithmetic/preference"
 )
-BUILTIN = ("arithmetic/preference", "arithmetic/rationale")
+BUILTIN = ("arithmetic/preference", "arithmetic/rationale", "arithmetic/teacher")
 _FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet", "csv": "csv"}
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")

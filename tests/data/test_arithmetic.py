@@ -15,6 +15,7 @@ from smallr.data import arithmetic
 from smallr.data.arithmetic import __main__ as command
 from smallr.data.arithmetic import dataset
 from smallr.data.arithmetic.dataset import normalise
+from smallr.data.arithmetic.lookup import find_problem
 from smallr.data.arithmetic.problems import Problem, Step, solve
 from smallr.data.arithmetic.slips import SLIPS, make_slips
 from smallr.data.arithmetic.templates import TEMPLATES
@@ -198,6 +199,28 @@ def test_rows_by_gap(questions):
     assert all(count > 150 for count in slips.values())
 
 
+def test_a_teacher_mostly_does_not_fit(questions):
+    rows = list(arithmetic.teacher_rows(questions["train"], "train"))
+    assert Counter(row["slip"] != "" for row in rows) == {False: 360, True: 40}
+    assert Counter(row["fits"] == "medium" for row in rows)[True] == 80
+    for q, row in zip(questions["train"], rows, strict=True):
+        assert row["question"] == q.problem.question
+        right = boxed(row["rationale"]) == q.answer
+        assert right == (row["slip"] == "") == (row["fits"] != "")
+        assert int(row["answer"]) == q.answer
+        if right:
+            assert row["rationale"] == (q.fitted if row["fits"] == "medium" else q.unfitted)
+
+
+def test_a_question_leads_back_to_its_problem(questions):
+    for q in (*questions["train"], *questions["test"]):
+        assert find_problem(q.problem.question) == q.problem
+    question = questions["train"][0].problem.question
+    assert find_problem(question.replace(" ", "  ")) == questions["train"][0].problem
+    for strange in ("", "What is 12 + 30?", question[:-1], question + " 7 8 9 10 11 12 13"):
+        assert find_problem(strange) is None
+
+
 def test_length_does_not_decide(questions):
     rows = list(arithmetic.preference_rows(questions["train"], "train"))
     for gap in GAPS:
@@ -239,14 +262,14 @@ def test_more_questions_begin_with_the_same(questions):
 def test_build_and_read_back(tmp_path):
     built = arithmetic.build(tmp_path / "a", seed=3, train_questions=6, test_questions=2)
     arithmetic.build(tmp_path / "b", seed=3, train_questions=6, test_questions=2)
-    for kind, count in (("preference", 3), ("rationale", 1)):
+    for kind, count in (("preference", 3), ("teacher", 1), ("rationale", 1)):
         read = load_from_disk(tmp_path / "a" / kind)
         assert {split: len(rows) for split, rows in read.items()} == {"train": 6 * count, "test": 2 * count}
         for split in read:
             assert read[split].to_list() == built[kind][split].to_list()
             assert read[split].to_list() == load_from_disk(tmp_path / "b" / kind)[split].to_list()
     assert set(REQUIRED["rationale"][0]) <= set(read["train"].column_names)
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"preference", "rationale"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"preference", "rationale", "teacher"}
     arithmetic.build(tmp_path / "a", seed=3, train_questions=3, test_questions=1)
     assert len(load_from_disk(tmp_path / "a" / "rationale")["train"]) == 3
 
@@ -263,7 +286,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         arithmetic.build(tmp_path, train_questions=3, test_questions=1)
     assert len(load_from_disk(tmp_path / "rationale")["train"]) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"preference", "rationale"}
+    assert {path.name for path in tmp_path.iterdir()} == {"preference", "rationale", "teacher"}
 
 
 def test_ensure_built_builds_once(tmp_path, monkeypatch):

@@ -214,6 +214,7 @@ def test_builtin(tmp_path, monkeypatch):
         rows = load_rows(f"builtin:arithmetic/{kind}", "test")
         assert rows.to_list() == built[kind]["test"].to_list()
         assert columns_of(kind, rows.column_names, "builtin")
+    assert load_rows("builtin:arithmetic/teacher", "test").to_list() == built["teacher"]["test"].to_list()
     with pytest.raises(
         DataError, match=r"builtin:arithmetic/rational is none of .* did you mean 'arithmetic/rationale'"
     ):

@@ -17,8 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Builds, and shows what was built."""
     parser = argparse.ArgumentParser(
         prog="python -m smallr.data.arithmetic",
-        description="Arithmetic word problems with step-by-step rationales: <out>/preference (pairs of three gaps) and "
-        "<out>/rationale, each with splits train and test, to be read with datasets.load_from_disk.",
+        description="Arithmetic word problems with step-by-step rationales: <out>/preference (pairs of three gaps), "
+        "<out>/rationale and <out>/teacher (rationales that mostly do not fit), each with splits train and test, to be "
+        "read with datasets.load_from_disk.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; data sets in it are replaced")

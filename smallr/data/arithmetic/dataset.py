@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, DatasetDict
 
 from smallr.cache import cache_dir
 from smallr.data.arithmetic.problems import Problem
 from smallr.data.arithmetic.rationales import MEDIUM, Rationales, write_rationales
 from smallr.data.arithmetic.templates import draw_problem
+from smallr.data.saving import save_splits
 
 # Part of the name in the cache: raise it when the rows of a seed change.
 VERSION = 1
-KINDS = ("preference", "rationale")
+KINDS = ("preference", "rationale", "teacher")
 TRAIN_QUESTIONS, TEST_QUESTIONS = 1000, 100
 _ATTEMPTS = 1000
 
@@ -107,13 +104,36 @@ def rationale_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dic
         }
 
 
+def teacher_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dict[str, Any]]:
+    """One row per question, as a teacher who does not know the reader writes it.
+
+    Two in ten rationales fit, seven do not, one has a slip; which is which stands in `fits` (a critic's verdict; empty
+    with a slip) and `slip` (its kind; empty without).
+    """
+    for i, q in enumerate(questions):
+        text, fits, slip = q.unfitted, q.label, ""
+        if i % 10 < 2:
+            text, fits = q.fitted, MEDIUM
+        elif i % 10 == 2:
+            text, fits, slip = q.incorrect[0].text, "", q.incorrect[0].slip
+        yield {
+            "question": q.problem.question,
+            "rationale": text,
+            "answer": str(q.answer),
+            "question_id": f"{prefix}-{i}",
+            "template": q.problem.template,
+            "fits": fits,
+            "slip": slip,
+        }
+
+
 def build(
     out: str | os.PathLike[str],
     seed: int = 0,
     train_questions: int = TRAIN_QUESTIONS,
     test_questions: int = TEST_QUESTIONS,
 ) -> dict[str, DatasetDict]:
-    """Writes `<out>/preference` and `<out>/rationale`, each with splits train and test, for `load_from_disk`.
+    """Writes `<out>/preference`, `<out>/rationale` and `<out>/teacher`, each with splits train and test.
 
     A data set appears whole or not at all; one that is there is replaced.
 
@@ -122,51 +142,20 @@ def build(
       OSError: `out` cannot be written.
     """
     questions = make_questions(seed, train_questions, test_questions)
-    makers = dict(zip(KINDS, (preference_rows, rationale_rows), strict=True))
+    makers = dict(zip(KINDS, (preference_rows, rationale_rows, teacher_rows), strict=True))
     built = {
         kind: DatasetDict({split: Dataset.from_list(list(rows(qs, split))) for split, qs in questions.items()})
         for kind, rows in makers.items()
     }
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     for kind, splits in built.items():
-        _save(splits, out / kind)
+        save_splits(splits, out / kind)
     return built
 
 
 def ensure_built(seed: int = 0, train_questions: int = TRAIN_QUESTIONS, test_questions: int = TEST_QUESTIONS) -> Path:
-    """The folder in the cache that holds both data sets, made on first use."""
+    """The folder in the cache that holds the data sets, made on first use."""
     folder = cache_dir("arithmetic") / f"v{VERSION}-seed{seed}-{train_questions}-{test_questions}"
     if not all((folder / kind).is_dir() for kind in KINDS):
         build(folder, seed, train_questions, test_questions)
     return folder
-
-
-def _save(splits: DatasetDict, target: Path) -> None:
-    """Saves beside the target and renames, so that nobody ever sees half a data set."""
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        new, old = scratch / "new", scratch / "old"
-        with _no_bars():
-            splits.save_to_disk(new)
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:  # another process built the same in the meantime
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Saving takes milliseconds: no progress bars, which `datasets` switches for the whole process."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -15,6 +15,7 @@ from smallr.data.arithmetic.slips import make_slips
 
 # Verdicts of a critic on a right rationale: lacks steps, fits, has more than the reader can follow.
 EASY, MEDIUM, HARD = "easy", "medium", "hard"
+MANNERS = ("terse", "fitted", "involved")  # in the order of these verdicts
 _DECIDING = {"fitted": 2, "terse": 1, "involved": 1}  # how often a wrong rationale is written in each manner
 
 
@@ -58,18 +59,27 @@ def write_rationales(problem: Problem, rng: random.Random, wrong: int = 2) -> Ra
         outcome = solve(slipped)
         assert outcome is not None
         (manner,) = rng.choices(tuple(_DECIDING), tuple(_DECIDING.values()))
-        incorrect.append(Incorrect(_write(manner, slipped, outcome, rng, right=False), kind, outcome[-1].value))
+        incorrect.append(Incorrect(write(manner, slipped, outcome, rng, right=False), kind, outcome[-1].value))
     return Rationales(
         problem=problem,
         answer=lines[-1].value,
-        fitted=_write("fitted", problem, lines, rng, right=True),
-        unfitted=_write("terse" if label == EASY else "involved", problem, lines, rng, right=True),
+        fitted=write("fitted", problem, lines, rng, right=True),
+        unfitted=write("terse" if label == EASY else "involved", problem, lines, rng, right=True),
         label=label,
         incorrect=tuple(incorrect),
     )
 
 
-def _write(manner: str, problem: Problem, lines: Sequence[Line], rng: random.Random, right: bool) -> str:
+def write(manner: str, problem: Problem, lines: Sequence[Line], rng: random.Random, right: bool) -> str:
+    """One rationale in a manner of `MANNERS`.
+
+    Args:
+      manner: how.
+      problem: whose steps are told; with a slip in them for a wrong rationale.
+      lines: its solution.
+      rng: chooses among ways to say it.
+      right: whether there is no slip; a right, terse rationale may be shorter than all its equations.
+    """
     if manner == "fitted":
         return _fitted(problem, lines, rng)
     if manner == "involved":
