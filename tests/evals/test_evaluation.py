@@ -198,7 +198,7 @@ def test_a_damaged_line_is_named(tmp_path):
     store.add("a", {"samples": []})
     path = tmp_path / "out" / "answers.jsonl"
     path.write_text(path.read_text() + "no json\n")
-    with pytest.raises(UserError, match=r"answers.jsonl, line 2: not an answer"):
+    with pytest.raises(UserError, match=r"answers.jsonl, line 2: not an entry"):
         Store(tmp_path / "out", {"seed": 0})
 
 
