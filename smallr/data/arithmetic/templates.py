@@ -7,7 +7,7 @@ whether divisions come out: `draw_problem` draws again until the solution is who
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from smallr.data.arithmetic.problems import Problem, Step, solve
 
@@ -20,9 +20,9 @@ _FRACTIONS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 6: "a sixth
 Template = Callable[[random.Random], Problem]
 
 
-def draw_problem(rng: random.Random) -> Problem:
-    """A problem of a random template whose numbers differ and come out whole."""
-    template = rng.choice(TEMPLATES)
+def draw_problem(rng: random.Random, templates: Sequence[Template] | None = None) -> Problem:
+    """A problem of a random template, of all by default, whose numbers differ and come out whole."""
+    template = rng.choice(templates or TEMPLATES)
     while True:
         problem = template(rng)
         numbers = list(problem.givens.values())
