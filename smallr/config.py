@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from smallr.data.chat import CHOICES, FORMATS, PROMPT
 from smallr.data.rows import COLUMNS
 from smallr.errors import UserError
 from smallr.losses.preference import parse
@@ -42,7 +43,7 @@ def base() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.data = ConfigDict()
-    config.data.kind = "preference"  # preference | unpaired | sft | rationale
+    config.data.kind = "preference"  # preference | unpaired | sft | rationale | choice
     config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
     config.data.train_split = "train[:240]"  # a split, or a part of it: train, train[:90%], train[100:200]
     config.data.eval = "builtin:arithmetic/preference"  # held-out rows; empty: none
@@ -135,6 +136,26 @@ def add_lora(config: ConfigDict, rank: int = 16, alpha: float = 32.0) -> ConfigD
     return config
 
 
+def add_soft_prompts(config: ConfigDict, length: int = 20) -> ConfigDict:
+    """Adds the fields of soft prompts: trained vectors in front of each prompt, of a frozen model; see docs/adapters.md."""
+    config.soft = ConfigDict()
+    config.soft.length = length  # vectors of a soft prompt, each a token of a row
+    config.optimizer.learning_rate = 1e-2
+    return config
+
+
+def choice() -> ConfigDict:
+    """Fields of runs on questions with two choices, of which each row's `label` says which is right."""
+    config = base()
+    config.data.kind = "choice"
+    config.data.prompt = PROMPT  # in a chat only what stands before and in {question}
+    config.data.choices = CHOICES  # two texts, of which the first token is read
+    config.objective = ConfigDict()
+    config.objective.name = "choice"
+    config.objective.balanced = True  # both labels weigh the same in total
+    return config
+
+
 def unpaired() -> ConfigDict:
     """Fields of KTO runs: completions with a label each."""
     config = base()
@@ -151,12 +172,20 @@ def unpaired() -> ConfigDict:
     return config
 
 
-def rationale(order: str) -> ConfigDict:
-    """Fields of likelihood runs on question, rationale and answer; `order`: answer_first | rationale_first."""
+def rationale(order: str, formats: Mapping[str, str] = FORMATS) -> ConfigDict:
+    """Fields of likelihood runs on question, rationale and answer.
+
+    Args:
+      order: answer_first | rationale_first | both.
+      formats: the texts of the two orders.
+    """
     config = base()
     config.data.kind = "rationale"
     config.data.train = config.data.eval = "builtin:arithmetic/rationale"
     config.data.order = order
+    # What ends the first part is the separator: rows in whose first part it occurs are dropped and counted. In a chat
+    # the question is the user's message, and the format's text between it and the first part is left out.
+    config.data.formats = ConfigDict(dict(formats))
     config.optimizer.learning_rate = 1e-4
     config.objective = ConfigDict()
     config.objective.name = "rationale"

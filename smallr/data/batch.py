@@ -6,6 +6,8 @@ visible only before its *horizon*: query q sees key k  <=>  k <= q < horizon[k].
 is the end of its example, a branch key's the end of its branch, a padding key's is 0. So packing,
 prompt sharing, plain rows and padding are one rule and one int array.
 
+A token id below 0 is a soft token: -1 - i is read as vector i of the model's soft prompts, see `soft_ids`.
+
 Dimension letters: B rows, T tokens, N scored slots per row, P examples per row, S branches per example.
 """
 
@@ -56,7 +58,7 @@ class Batch:
     """Packed rows, as numpy arrays from the pipeline or as sharded jax arrays in the step.
 
     Attributes:
-      tokens: token ids; padding is 0 and known by its horizon, never by its id.
+      tokens: token ids, or soft tokens below 0; padding is 0 and known by its horizon, never by its id.
       positions: position within the example; the second branch continues from the end of the prefix.
       horizon: first query index that no longer sees this key; 0 for padding.
       predictor: index into T of the hidden state that predicts the slot's target. The first token of
@@ -78,3 +80,8 @@ class Batch:
     role: Int[Any, "B N"]
     example: Int[Any, "B P"]
     columns: dict[str, Float[Any, "B P"]]
+
+
+def soft_ids(number: int, length: int) -> Int[np.ndarray, "length"]:
+    """Token ids of soft prompt `number` of a model whose soft prompts have `length` vectors each."""
+    return (-1 - np.arange(number * length, (number + 1) * length)).astype(np.int32)

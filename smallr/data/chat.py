@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -18,11 +18,14 @@ from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
 from smallr.data.errors import DataError
 from smallr.data.rows import Message, RationaleRow, TextRow, common_length
 
-ORDERS = ("answer_first", "rationale_first")
+ORDERS = ("answer_first", "rationale_first")  # a row's number of its order is the index here
+BOTH = "both"  # of a row, one example in each order
 FORMATS = {
     "answer_first": "{question} ### {answer} --> {rationale}",
     "rationale_first": "{question} ### {rationale} --> {answer}",
 }
+PROMPT = "{question} ###"  # of choice rows
+CHOICES = (" answer", " think")
 _ROLE_OF = {"answer": ROLE_ANSWER, "rationale": ROLE_RATIONALE}
 
 
@@ -75,22 +78,51 @@ def rationale_pieces(template: str) -> tuple[str, str, str, str, tuple[str, str]
     return literals[0], literals[1], literals[2], literals[3], (names[1], names[2])
 
 
+def choice_pieces(template: str) -> tuple[str, str]:
+    """What a prompt has before and behind `{question}`; no white space at its end.
+
+    Raises:
+      DataError: the question is not in it, or not once.
+    """
+    head, *tails = template.split("{question}")
+    if len(tails) != 1:
+        raise DataError(f"prompt {template!r} must hold {{question}} once, like {PROMPT!r}")
+    return head, tails[0].rstrip()
+
+
+def separator(template: str) -> str:
+    """What ends the first part of a target, without white space around it; all of it where it is nothing else."""
+    between = rationale_pieces(template)[2]
+    return between.strip() or between
+
+
 class Renderer:
     """Writes checked rows as marked texts for one tokenizer.
 
     Args:
       tokenizer: its chat template is used for messages, and for plain text if `chat`.
       chat: wrap a plain prompt as a user message and a plain completion as an assistant message.
-      rationale_format: see `rationale_pieces`. In a chat the question is the user's message.
+      formats: of each order, see `rationale_pieces`. In a chat the question is the user's message, with what the format
+        has before it; what it has behind the question is left out.
+      prompt: of choice rows, see `choice_pieces`; in a chat likewise.
 
     Raises:
       DataError: `chat` without a chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, chat: bool, rationale_format: str) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        chat: bool,
+        formats: Mapping[str, str] = FORMATS,
+        prompt: str = PROMPT,
+    ) -> None:
         self._tokenizer = tokenizer
         self._chat = chat
-        self._pieces = rationale_pieces(rationale_format)
+        self._pieces = {order: rationale_pieces(template) for order, template in formats.items()}
+        self._around = choice_pieces(prompt)
+        self._separators = {order: separator(template) for order, template in formats.items()}
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {tokenizer.eos_token} if tokenizer.eos_token else set()
         # Longest first: one special token may begin with another.
@@ -106,15 +138,42 @@ class Renderer:
         opening = self._opening(prompt)
         return tuple(self._turns(prompt, _messages(text, "assistant"), opening) for text in row.completions)
 
-    def rationale_row(self, row: RationaleRow) -> tuple[Marked]:
-        """The target in the order of the format; the answer alone where there is no rationale.
+    def prompt(self, question: str, order: str) -> str:
+        """All that stands before the target of a rationale row; in a chat it ends with the opening of the answer.
+
+        Raises:
+          Unrenderable: the chat template refuses the question.
+        """
+        lead = self._lead(question, order)
+        return self._opening(_messages(lead, "user")) if self._chat else lead
+
+    def choice_prompt(self, question: str) -> str:
+        """All that stands before the token of a choice row.
+
+        Raises:
+          Unrenderable: the chat template refuses the question.
+        """
+        head, tail = self._around
+        return self._opening(_messages(head + question, "user")) if self._chat else head + question + tail
+
+    def _lead(self, question: str, order: str) -> str:
+        head, mid, *_ = self._pieces[order]
+        return head + question if self._chat else head + question + mid.rstrip()
+
+    def rationale_row(self, row: RationaleRow, order: str) -> tuple[Marked]:
+        """The target in an order; the answer alone where there is no rationale.
 
         What stands between the parts ends the first one and has its role, as EOS has the last one's. White space
         before a part belongs to that part, so that a prompt never ends in a space.
+
+        Raises:
+          Unrenderable: the part that is written first contains what is to end it.
         """
-        head, mid, between, tail, order = self._pieces
-        parts = [(name, getattr(row, name)) for name in order if getattr(row, name) is not None]
-        lead = head + row.question if self._chat else head + row.question + mid.rstrip()
+        _, mid, between, tail, names = self._pieces[order]
+        parts = [(name, getattr(row, name)) for name in names if getattr(row, name) is not None]
+        if self._separators[order] and self._separators[order] in parts[0][1]:
+            raise Unrenderable(f"the separator {self._separators[order]!r} occurs in the {parts[0][0]}")
+        lead = self._lead(row.question, order)
         body = "" if self._chat else mid[len(mid.rstrip()) :]
         ends = []
         for index, (_, value) in enumerate(parts):

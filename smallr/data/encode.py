@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +11,7 @@ from jaxtyping import Int
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from smallr.data.batch import ROLE_NONE, Branch, Example
+from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Branch, Example, soft_ids
 from smallr.data.chat import Marked
 from smallr.data.errors import DataError
 
@@ -47,6 +48,11 @@ class Encoder:
                 encodings[i] = encoding
         return [self._roles(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
+    def prompts(self, texts: Sequence[str], *, is_chat: bool) -> list[list[int]]:
+        """Tokens of texts that are to be continued: as above, but nothing is added behind a text."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=not is_chat)
+        return [_before_end(encoding) for encoding in encodings]
+
     def _roles(self, text: Marked, encoding: Encoding) -> Branch:
         """A token belongs to a span if they overlap, and to the later one of two: a token that straddles the end of
         the prompt belongs to the completion.
@@ -66,6 +72,14 @@ class Encoder:
                 tokens, roles = np.append(tokens, np.int32(self.eos)), np.append(roles, np.int32(ROLE_NONE))
             roles[-1] = text.spans[-1].role
         return Branch(tokens, roles)
+
+
+def _before_end(encoding: Encoding) -> list[int]:
+    """The ids without special tokens that the tokenizer adds behind the text."""
+    ids = list(encoding.ids)
+    while ids and encoding.special_tokens_mask[len(ids) - 1] and encoding.offsets[len(ids) - 1] == (0, 0):
+        ids.pop()
+    return ids
 
 
 def backend_definition(tokenizer: PreTrainedTokenizerFast) -> dict:
@@ -100,6 +114,36 @@ def to_example(sides: Sequence[Branch], columns: Mapping[str, float], row: int) 
         return None
     branches = tuple(Branch(side.tokens[shared:], side.roles[shared:]) for side in sides)
     return Example(first[:shared], branches, columns, row)
+
+
+def choice_ids(encoder: Encoder, choices: Sequence[str]) -> tuple[int, int]:
+    """The first token of each of two texts.
+
+    Raises:
+      DataError: an empty text, or two that begin with the same token.
+    """
+    tokens = encoder.prompts(choices, is_chat=True)  # no special tokens
+    if not all(tokens) or tokens[0][0] == tokens[1][0]:
+        raise DataError(f"choices {list(choices)!r}: they must begin with different tokens of this tokenizer")
+    return tokens[0][0], tokens[1][0]
+
+
+def choice_example(
+    prefix: Sequence[int], choices: tuple[int, int], columns: Mapping[str, float], row: int
+) -> Example | None:
+    """A prompt with two branches of one scored token each; None if the prompt has no token."""
+    if not len(prefix):
+        return None
+    role = np.full(1, ROLE_ANSWER, np.int32)
+    branches = tuple(Branch(np.full(1, choice, np.int32), role) for choice in choices)
+    return Example(np.asarray(prefix, np.int32), branches, columns, row)
+
+
+def with_soft_tokens(example: Example, number: int, length: int) -> Example:
+    """The example with the `length` tokens of soft prompt `number` in front of its prompt."""
+    if not length:
+        return example
+    return dataclasses.replace(example, prefix=np.concatenate([soft_ids(number, length), example.prefix]))
 
 
 def _common(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"]) -> int:

@@ -1,4 +1,4 @@
-"""Raw rows -> checked rows of one of four kinds.
+"""Raw rows -> checked rows of one of five kinds.
 
   preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two sides share a first
               part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large), and
@@ -7,6 +7,7 @@
               `rejected`, which make two rows.
   sft         `prompt` and `completion` (text or messages), or `messages`: every assistant turn is scored.
   rationale   `question`, `rationale`, `answer` (text).
+  choice      `question` (text) and `label` (1 or true: the second of two choices is right, 0 or false: the first).
 
 A mistake in the set-up (a column missing or of a wrong type, an unknown gap, a beta that is negative or NaN) raises
 `DataError`. A single row that cannot be trained on (empty, equal sides, ...) is counted in the `DropReport`.
@@ -23,19 +24,21 @@ from smallr.data.drops import DropReport
 from smallr.data.errors import DataError, nearest, shorten
 
 GAPS = ("small", "medium", "large")
-KINDS = ("preference", "unpaired", "sft", "rationale")
+KINDS = ("preference", "unpaired", "sft", "rationale", "choice")
 # Columns that a kind reads; the sets are alternatives, all of one of them must be there.
 REQUIRED = {
     "preference": (("chosen", "rejected"),),
     "unpaired": (("prompt", "completion", "label"), ("prompt", "chosen", "rejected")),
     "sft": (("messages",), ("prompt", "completion")),
     "rationale": (("question", "rationale", "answer"),),
+    "choice": (("question", "label"),),
 }
 OPTIONAL = {
     "preference": ("prompt", "beta", "gap", "ref_chosen", "ref_rejected"),
     "unpaired": ("beta",),
     "sft": (),
     "rationale": (),
+    "choice": (),
 }
 COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for names in (*REQUIRED[kind], OPTIONAL[kind]) for name in names))
 
@@ -48,7 +51,7 @@ Text = str | tuple[Message, ...]
 
 @dataclasses.dataclass(frozen=True)
 class TextRow:
-    """A preference row (two completions: chosen, rejected), or an SFT or unpaired row (one).
+    """A preference row (two completions: chosen, rejected), an SFT or unpaired row (one), or a choice row (none).
 
     Attributes:
       row: index in the source.
@@ -124,7 +127,14 @@ def parse_rows(
     Raises:
       DataError: a value of a wrong type, an unknown gap, a beta that is negative or not finite.
     """
-    parse = {"preference": _preference, "unpaired": _unpaired, "sft": _sft, "rationale": _rationale}[kind]
+    parsers = {
+        "preference": _preference,
+        "unpaired": _unpaired,
+        "sft": _sft,
+        "rationale": _rationale,
+        "choice": _choice,
+    }
+    parse = parsers[kind]
     for index, row in enumerate(rows, start):
         report.total += 1
         try:
@@ -233,17 +243,22 @@ def _sft(row: Mapping[str, Any], index: int, source: str) -> TextRow:
 
 
 def _rationale(row: Mapping[str, Any], index: int, source: str) -> RationaleRow:
-    values = {}
-    for name in ("question", "answer", "rationale"):
-        value = row[name]
-        if value is not None and not isinstance(value, str):
-            raise _Cell(source, index, name).error(
-                f"expected text, found {_kind(value)} {shorten(value)}; write it out"
-            )
-        values[name] = (value or "").strip()
+    values = {name: _plain(row[name], _Cell(source, index, name)) for name in ("question", "answer", "rationale")}
     for name in ("question", "answer"):
         _filled(values[name], name)
     return RationaleRow(index, values["question"], values["answer"], values["rationale"] or None)
+
+
+def _choice(row: Mapping[str, Any], index: int, source: str) -> TextRow:
+    question = _filled(_plain(row["question"], _Cell(source, index, "question")), "question")
+    return TextRow(index, question, (), {"label": _label(row["label"], _Cell(source, index, "label"))})
+
+
+def _plain(value: Any, cell: _Cell) -> str:
+    """Text without white space around it; null is empty."""
+    if value is not None and not isinstance(value, str):
+        raise cell.error(f"expected text, found {_kind(value)} {shorten(value)}; write it out")
+    return (value or "").strip()
 
 
 def _text_or_chat(value: Any, cell: _Cell) -> Text:

@@ -26,9 +26,20 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.cache import cache_dir
 from smallr.data.batch import Example
-from smallr.data.chat import FORMATS, ORDERS, Marked, Renderer, Unrenderable, rationale_pieces
+from smallr.data.chat import (
+    BOTH,
+    CHOICES,
+    FORMATS,
+    ORDERS,
+    PROMPT,
+    Marked,
+    Renderer,
+    Unrenderable,
+    choice_pieces,
+    rationale_pieces,
+)
 from smallr.data.drops import DropReport
-from smallr.data.encode import Encoder, to_example
+from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens
 from smallr.data.errors import DataError, nearest
 from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
@@ -44,13 +55,19 @@ class TokenizeOptions:
     """How rows become tokens.
 
     Attributes:
-      kind: preference, unpaired, sft or rationale. An unpaired example has two branches: its completion, and one of
-        another prompt for the KL estimate of KTO, of which no gradient is taken.
+      kind: preference, unpaired, sft, rationale or choice. An unpaired example has two branches: its completion, and one of
+        another prompt for the KL estimate of KTO, of which no gradient is taken. A choice example has two branches of a
+        token each: the choices, in their order.
       max_length: most tokens of an example, its prefix and all branches together.
       chat: wrap plain strings in the chat template; rows of messages always use it.
       share_prompt: whether a row of a batch will hold the prefix once or once per branch, for `max_length`.
-      order: of rationale rows: answer_first or rationale_first.
-      rationale_format: another text for that order; empty for `chat.FORMATS[order]`.
+      order: of rationale rows: answer_first, rationale_first or both. In both, a row makes an example of each order,
+        with a column `order` (index in `ORDERS`); one without a rationale answers first alone.
+      formats: of the orders; those that are not given are `chat.FORMATS`.
+      soft_tokens: how many soft tokens stand in front of each example's prompt. In both orders each has its own: those
+        of soft prompt 0 for answer_first, 1 for rationale_first; else those of soft prompt 0.
+      prompt: of choice rows, see `chat.choice_pieces`.
+      choices: of choice rows: two texts that begin with different tokens, of which the first counts.
 
     Raises:
       DataError: a value that is not one of the choices.
@@ -61,23 +78,56 @@ class TokenizeOptions:
     chat: bool = False
     share_prompt: bool = True
     order: str = "answer_first"
-    rationale_format: str = ""
+    formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    soft_tokens: int = 0
+    prompt: str = PROMPT
+    choices: Sequence[str] = CHOICES
 
     def __post_init__(self) -> None:
-        for field, choices in (("kind", KINDS), ("order", ORDERS)):
+        for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
             value = getattr(self, field)
             if value not in choices:
                 raise DataError(f"{field} {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
         if self.max_length < 2:
             raise DataError(f"max_length {self.max_length} leaves no room for a prompt and a completion")
-        first = rationale_pieces(self.format)[-1][0]
-        if first != self.order.removesuffix("_first"):
-            raise DataError(f"rationale_format {self.format!r} begins with the {first}, but order is {self.order}")
+        if self.soft_tokens < 0:
+            raise DataError(f"soft_tokens {self.soft_tokens} must not be negative")
+        if len(self.choices) != 2:
+            raise DataError(f"choices {list(self.choices)!r}: expected two texts")
+        choice_pieces(self.prompt)
+        self._check_formats()
+
+    def _check_formats(self) -> None:
+        if unknown := sorted(set(self.formats) - set(ORDERS)):
+            raise DataError(f"formats: {unknown[0]!r} is none of {', '.join(ORDERS)}{nearest(unknown[0], ORDERS)}")
+        pieces = {order: rationale_pieces(template) for order, template in self.all_formats.items()}
+        for order, (*_, names) in pieces.items():
+            if names[0] != order.removesuffix("_first"):
+                raise DataError(f"format {self.all_formats[order]!r} begins with the {names[0]}, but order is {order}")
+        told = {(head, "" if self.chat else mid.rstrip()) for head, mid, *_ in pieces.values()}
+        if self.kind == "rationale" and self.order == BOTH and not self.soft_tokens and len(told) == 1:
+            where = "before {question}" if self.chat else "before or behind {question}"
+            raise DataError(
+                f"order {BOTH}: the prompts of the two formats are the same, so that nothing would tell the model which "
+                f"order is meant: put a word into each format {where}, or train soft prompts"
+            )
 
     @property
-    def format(self) -> str:
-        """The text of a rationale row."""
-        return self.rationale_format or FORMATS[self.order]
+    def all_formats(self) -> dict[str, str]:
+        """The texts of a rationale row by order."""
+        return {**FORMATS, **self.formats}
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """In which a rationale row is written."""
+        return ORDERS if self.order == BOTH else (self.order,)
+
+    @property
+    def soft_prompts(self) -> int:
+        """How many soft prompts the examples read."""
+        if not self.soft_tokens:
+            return 0
+        return len(self.orders) if self.kind == "rationale" else 1
 
 
 def tokenize(
@@ -141,7 +191,9 @@ class ExampleMaker:
 
     def __init__(self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> None:
         self._encoder = encoder
-        self._renderer = Renderer(tokenizer, chat=options.chat, rationale_format=options.format)
+        formats = {order: options.all_formats[order] for order in options.orders}
+        self._renderer = Renderer(tokenizer, chat=options.chat, formats=formats, prompt=options.prompt)
+        self._choices = choice_ids(encoder, options.choices) if options.kind == "choice" else None
         self._options = options
 
     def write(
@@ -167,16 +219,38 @@ class ExampleMaker:
         return report
 
     def _examples(self, rows: Iterable[TextRow | RationaleRow], report: DropReport) -> Iterator[Example]:
-        for batch in _batched(_rendered(rows, self._renderer, report), _BATCH):
-            sides = iter(self._encoder([text for _, texts in batch for text in texts]))
-            for row, texts in batch:
-                example = to_example([next(sides) for _ in texts], getattr(row, "columns", {}), row.row)
-                reason = _problem(example, self._options, report)
-                if reason:
-                    report.drop(row.row, reason)
-                else:
-                    report.kept += 1
-                    yield example
+        made = self._made_choices(rows, report) if self._choices else self._made(rows, report)
+        for row, number, example in made:
+            if example is not None:
+                example = with_soft_tokens(example, number, self._options.soft_tokens)
+            reason = _problem(example, self._options, report)
+            if reason:
+                report.drop(row, reason)
+            else:
+                report.kept += 1
+                yield example
+
+    def _made(
+        self, rows: Iterable[TextRow | RationaleRow], report: DropReport
+    ) -> Iterator[tuple[int, int, Example | None]]:
+        """(number of the row, number of its soft prompt, example)."""
+        for batch in _batched(_rendered(rows, self._renderer, self._options.orders, report), _BATCH):
+            sides = iter(self._encoder([text for *_, texts in batch for text in texts]))
+            for row, number, columns, texts in batch:
+                yield row, number, to_example([next(sides) for _ in texts], columns, row)
+
+    def _made_choices(self, rows: Iterable[TextRow], report: DropReport) -> Iterator[tuple[int, int, Example | None]]:
+        def prompts() -> Iterator[tuple[TextRow, str]]:
+            for row in rows:
+                try:
+                    yield row, self._renderer.choice_prompt(row.prompt)
+                except Unrenderable as reason:
+                    report.drop(row.row, str(reason))
+
+        for batch in _batched(prompts(), _BATCH):
+            ids = self._encoder.prompts([text for _, text in batch], is_chat=self._options.chat)
+            for (row, _), prefix in zip(batch, ids, strict=True):
+                yield row.row, 0, choice_example(prefix, self._choices, row.columns, row.row)
 
 
 def _problem(example: Example | None, options: TokenizeOptions, report: DropReport) -> str | None:
@@ -192,14 +266,24 @@ def _problem(example: Example | None, options: TokenizeOptions, report: DropRepo
 
 
 def _rendered(
-    rows: Iterable[TextRow | RationaleRow], renderer: Renderer, report: DropReport
-) -> Iterator[tuple[TextRow | RationaleRow, Sequence[Marked]]]:
+    rows: Iterable[TextRow | RationaleRow], renderer: Renderer, orders: Sequence[str], report: DropReport
+) -> Iterator[tuple[int, int, Mapping[str, float], Sequence[Marked]]]:
+    """(number of the row, number of its soft prompt, columns, texts)."""
     for row in rows:
-        render = renderer.rationale_row if isinstance(row, RationaleRow) else renderer.text_row
-        try:
-            yield row, render(row)
-        except Unrenderable as reason:
-            report.drop(row.row, str(reason))
+        if isinstance(row, RationaleRow):
+            # Without a rationale there is nothing to think about first.
+            wanted = orders if row.rationale is not None else orders[:1]
+            report.total += len(wanted) - 1
+        else:
+            wanted = ("",)
+        for number, order in enumerate(wanted):
+            columns = {"order": float(number)} if len(orders) > 1 and order else getattr(row, "columns", {})
+            try:
+                texts = renderer.rationale_row(row, order) if order else renderer.text_row(row)
+            except Unrenderable as reason:
+                report.drop(row.row, str(reason))
+            else:
+                yield row.row, number, columns, texts
 
 
 def _iterate(rows: datasets.Dataset, progress: tqdm | None) -> Iterator[Mapping[str, Any]]:

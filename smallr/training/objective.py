@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 
 from smallr.errors import UserError
 from smallr.training.objectives.base import Objective, PerExample, Summariser
+from smallr.training.objectives.choice import Choice
 from smallr.training.objectives.likelihood import Likelihood
 from smallr.training.objectives.preference import Preference
 from smallr.training.objectives.unpaired import Unpaired
 
 __all__ = [
     "OBJECTIVES",
+    "Choice",
     "Likelihood",
     "Objective",
     "PerExample",
@@ -34,6 +36,7 @@ OBJECTIVES: Mapping[str, Callable[[ConfigDict], Objective]] = {
     "unpaired": Unpaired.from_fields,
     "sft": Likelihood.from_fields,
     "rationale": Likelihood.from_fields,
+    "choice": Choice.from_fields,
 }
 
 

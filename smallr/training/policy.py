@@ -26,7 +26,9 @@ from smallr.models.lora import (
     targets,
 )
 from smallr.models.peft import read_adapter
+from smallr.models.soft import attach_soft_prompts, drawn_vectors, is_soft_path
 from smallr.training.digest import tree_digest
+from smallr.training.options import tokenize_options
 
 NOTHING = nnx.State({})  # no frozen parameters
 
@@ -101,11 +103,13 @@ class Trained:
 
 
 def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
-    """Splits a loaded decoder as `config.freeze` and `config.lora` say.
+    """Splits a loaded decoder as `config.freeze`, `config.lora` and `config.soft` say.
 
     Raises:
       UserError: a regular expression that finds nothing, or leaves nothing to train.
     """
+    if "soft" in config:
+        return _with_soft_prompts(decoder, config, mesh)
     if "lora" in config:
         if config.freeze:
             raise UserError("config.freeze: with config.lora all but the adapters is frozen; leave it empty")
@@ -139,6 +143,35 @@ def frozen_paths(decoder: Decoder, pattern: str) -> set[str]:
 def lora_of(fields: Any) -> LoRA:
     """`config.lora`, as a config or as the dict of a saved one."""
     return LoRA(**{field.name: fields[field.name] for field in dataclasses.fields(LoRA)})
+
+
+def _with_soft_prompts(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
+    digest = tree_digest(nnx.state(decoder))
+    count = config.soft.length * tokenize_options(config).soft_prompts
+    attach_soft_prompts(decoder, drawn_vectors(decoder, count, config.seed), mesh)
+    graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_soft_path(path), ...)
+    return Trained(Policy(graphdef), params, frozen, digest)
+
+
+def check_soft(config: ConfigDict, reference: str) -> None:
+    """Whether `config.soft` goes with the rest; `reference` is the objective's.
+
+    Raises:
+      UserError: it does not.
+    """
+    if "soft" not in config:
+        return
+    if config.soft.length < 1:
+        raise UserError(f"config.soft.length: {config.soft.length} vectors must be at least 1")
+    if config.freeze or "lora" in config:
+        raise UserError("config.soft: all but the soft prompts is frozen; leave out config.freeze and config.lora")
+    if reference != "none":
+        raise UserError(
+            "config.soft: a reference without soft prompts could not read the rows; take an objective without one (sft, "
+            "rationale, choice)"
+        )
+    if config.benchmark.name:
+        raise UserError("config.benchmark.name: its prompts have no soft tokens, so it would measure the frozen model")
 
 
 def _read_start(decoder: Decoder, lora: LoRA, folder: str, digest: str) -> None:

@@ -19,7 +19,7 @@ from smallr.training.checkpoints import Checkpointer
 from smallr.training.evaluation import add_reference
 from smallr.training.objective import Objective, make_objective
 from smallr.training.optimizer import make_optimizer, make_schedule
-from smallr.training.policy import NOTHING, Trained, prepare_policy
+from smallr.training.policy import NOTHING, Trained, check_soft, prepare_policy
 from smallr.training.progress import say
 from smallr.training.resume import check_resume, save_config
 from smallr.training.splits import Split, check_batch, load_split
@@ -27,7 +27,7 @@ from smallr.training.step import TrainState, init_state, make_evaluation, make_s
 from smallr.training.timing import Clock
 
 # Fields that a checkpoint is tied to; everything else may differ when a run is resumed.
-FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective", "freeze", "lora")
+FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective", "freeze", "lora", "soft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,7 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
     # ---- What is cheap to check ---------------------------------------------------------------------------
     check_batch(config, mesh)
     objective = make_objective(config)
+    check_soft(config, objective.reference)
     source = open_model(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
     checkpointer = Checkpointer(str(workdir / "checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_every)
 

@@ -17,9 +17,10 @@ from smallr.data.packing import Plan, RowShape, Sizes
 from smallr.data.pipeline import batches, process_rows
 from smallr.data.sources import load_rows
 from smallr.data.token_set import TokenSet
-from smallr.data.tokenize import TokenizeOptions, tokenize
+from smallr.data.tokenize import tokenize
 from smallr.errors import UserError
 from smallr.training.objective import Objective
+from smallr.training.options import tokenize_options
 from smallr.training.progress import say
 from smallr.training.step import batch_sharding
 
@@ -107,8 +108,7 @@ def load_split(
     renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
     rows = load_rows(source, data.train_split if training else data.eval_split, columns=renamed)
     share_prompt = batch.get("share_prompt", True)
-    order = {"order": data.order} if data.kind == "rationale" else {}
-    options = TokenizeOptions(data.kind, batch.row_length, chat=data.chat, share_prompt=share_prompt, **order)
+    options = tokenize_options(config)
     examples = tokenize(rows, tokenizer, options, source=source)
     if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
         say(str(examples.report))

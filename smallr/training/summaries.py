@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from smallr.data.chat import ORDERS
 from smallr.data.rows import GAPS
 from smallr.errors import UserError
 
@@ -76,13 +77,37 @@ def unpaired_summary(values: Values, columns: Values) -> dict[str, float]:
     summary = {f"reward_{side}": float(reward.mean()) for side, reward in rewards.items() if reward.size}
     if len(summary) == 2:
         summary["margin"] = summary["reward_chosen"] - summary["reward_rejected"]
-        ranks = stats.rankdata(values["reward"])
-        above = ranks[good].sum() - good.sum() * (good.sum() + 1) / 2
-        summary["accuracy"] = float(above / (good.sum() * (~good).sum()))
+        summary["accuracy"] = _area(values["reward"], good)
     summary["kl"] = float(-values["ratio"].mean())
     summary["kl_estimate"] = float(values["kl_estimate"].mean())
     summary["length_drift"] = _slope(columns["scored_completion"], values["ratio"])
     return summary
+
+
+def choice_summary(values: Values) -> dict[str, float]:
+    """How often the right one of two choices is the likelier.
+
+    * accuracy: share of the rows, a tie counting half; balanced_accuracy: its mean over the two labels, and auc, the
+      area under the ROC curve of the logit, where both labels occur.
+    * second: share of the rows whose second choice is the likelier; second_label: share whose label it is.
+    """
+    logit, is_second = values["logit"], values["label"] > 0
+    right = np.where(logit == 0, 0.5, (logit > 0) == is_second)
+    summary = {
+        "accuracy": float(right.mean()),
+        "second": float((logit > 0).mean()),
+        "second_label": float(is_second.mean()),
+    }
+    if 0 < is_second.mean() < 1:
+        summary["balanced_accuracy"] = float((right[is_second].mean() + right[~is_second].mean()) / 2)
+        summary["auc"] = _area(logit, is_second)
+    return summary
+
+
+def _area(values: np.ndarray, positive: np.ndarray) -> float:
+    """Share of the (positive, negative) couples in which the positive has the higher value; ties count half."""
+    above = stats.rankdata(values)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
+    return float(above / (positive.sum() * (~positive).sum()))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -102,6 +127,17 @@ def likelihood_summary(values: Values) -> dict[str, float]:
         if tokens:
             summary[f"nll_{role}"] = float(values[f"nll_{role}"].mean())
             summary[f"nll_{role}_token"] = float(values[f"nll_{role}"].sum() / tokens)
+    return summary
+
+
+def summary_by_order(values: Values, columns: Values) -> dict[str, float]:
+    """`likelihood_summary` of each order's examples by themselves, where a set has both."""
+    summary = {}
+    for index, name in enumerate(ORDERS if "order" in columns else ()):
+        members = columns["order"] == index
+        if members.any():
+            part = likelihood_summary({name: value[members] for name, value in values.items()})
+            summary |= {f"{key}/{name}": value for key, value in part.items() if key.startswith("nll_")}
     return summary
 
 

@@ -15,7 +15,7 @@ from smallr.errors import UserError
 from smallr.losses import TokenScores
 from smallr.losses.rationale import Normalisation, amplification, rationale_loss, role_nll
 from smallr.training.objectives.base import Fields, Summariser
-from smallr.training.summaries import RankCorrelation, likelihood_summary
+from smallr.training.summaries import RankCorrelation, likelihood_summary, summary_by_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Likelihood:
         correlation = RankCorrelation(self.window) if self.window else None
 
         def summarise(values: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-            summary = likelihood_summary(values)
+            summary = likelihood_summary(values) | summary_by_order(values, columns)
             if correlation is not None:
                 correlation.add(values)
                 if (value := correlation.value()) is not None:

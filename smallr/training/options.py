@@ -1,0 +1,28 @@
+"""How the rows of a config become tokens."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from smallr.data.tokenize import TokenizeOptions
+
+
+def tokenize_options(config: ConfigDict) -> TokenizeOptions:
+    """How `config.data` becomes tokens.
+
+    Raises:
+      UserError: a choice that is none.
+    """
+    data, fields = config.data, {}
+    if data.kind == "rationale":
+        fields = {"order": data.order, "formats": dict(data.formats.items())}
+    if data.kind == "choice":
+        fields = {"prompt": data.prompt, "choices": tuple(data.choices)}
+    return TokenizeOptions(
+        data.kind,
+        config.batch.row_length,
+        chat=data.chat,
+        share_prompt=config.batch.get("share_prompt", True),
+        soft_tokens=config.soft.length if "soft" in config else 0,
+        **fields,
+    )
