@@ -40,7 +40,7 @@ FEATURES = Features(
     {
         "id": _TEXT,  # digest of split, question, answer and the teacher's rationale
         "source": _TEXT,  # the row's own `source`, else the data set
-        "row": _COUNT,  # its number in the source's split
+        "row": _COUNT,  # its number among those loaded of the split
         "question": _TEXT,
         "answer": _TEXT,  # gold; empty if there is none
         "prompt": _TEXT,  # what the student is asked: prompts/student.txt
