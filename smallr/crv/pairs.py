@@ -175,11 +175,14 @@ def build_pairs(
       What pairs.json holds: counts by split.
 
     Raises:
-      UserError: no CRV run, an unknown mix, no pairs at all.
+      UserError: no CRV run, no such split, an unknown mix, no pairs at all.
     """
     splits, known = _verified(crv), Holdout.load(list(holdout))
+    for split in exempt:
+        if split not in splits:
+            raise UserError(f"exempt: {crv} has no split {split!r}; there is {', '.join(splits)}")
     outcomes = {
-        split: make_pairs(rows.to_list(), mix, known, seed) if len(rows) else Outcome()
+        split: make_pairs(rows.to_list(), mix, None if split in exempt else known, seed) if len(rows) else Outcome()
         for split, rows in splits.items()
     }
     if not any(outcome.pairs for outcome in outcomes.values()):
