@@ -15,7 +15,7 @@ from smallr.models.attention import attention
 from smallr.models.config import DecoderConfig
 from smallr.models.norms import RMSNorm, norm
 from smallr.models.parameters import normal, param
-from smallr.models.projection import project
+from smallr.models.projection import project, project_all
 from smallr.models.remat import keep, rematerialised
 from smallr.models.rope import apply_rope, layer_ropes, rope_tables
 from smallr.sharding import constrain
@@ -81,7 +81,10 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
         """The mixed and projected values."""
         config = self.config
-        q, k, v = (keep(self._project(x, name), "projection") for name in ("q", "k", "v"))
+        names = ("q", "k", "v")
+        biases = tuple(getattr(self, f"{name}_bias")[...] if config.qkv_bias else None for name in names)
+        projected = project_all(self, names, x, biases, dtype=config.dtype)
+        q, k, v = (keep(each, "projection") for each in projected)
         if config.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         if inputs.rope is not None:
@@ -93,10 +96,6 @@ class Attention(nnx.Module):
             mixed = inputs.attend(q, k, v, **rule)
         bias = self.o_bias[...] if config.o_bias else None
         return project(self, "o", mixed, bias, dtype=config.dtype, inputs=2)
-
-    def _project(self, x: Float[Array, "B T D"], name: str) -> Float[Array, "B T heads head_dim"]:
-        bias = getattr(self, f"{name}_bias")[...] if self.config.qkv_bias else None
-        return project(self, name, x, bias, dtype=self.config.dtype)
 
     def _head_norm(self, heads: int, axis: str, layers: tuple[int, ...]) -> RMSNorm:
         config = self.config
@@ -133,16 +132,19 @@ class MLP(nnx.Module):
         """The gated product, in the compute dtype."""
         act = _ACTIVATIONS[self.config.activation]
         if self.config.gated_mlp:
-            gate = keep(self._project(x, "gate"), "projection")
-            up = keep(self._project(x, "up"), "projection")
+            names = ("gate", "up")
+            projected = project_all(self, names, x, tuple(map(self._bias, names)), dtype=self.config.dtype)
+            gate, up = (keep(each, "projection") for each in projected)
             hidden = act(gate.astype(jnp.float32)) * up.astype(jnp.float32)
         else:
             hidden = act(keep(self._project(x, "up"), "projection").astype(jnp.float32))
         return self._project(hidden, "down")
 
     def _project(self, x: Float[Array, "B T inputs"], name: str) -> Float[Array, "B T outputs"]:
-        bias = getattr(self, f"{name}_bias")[...] if self.config.mlp_bias else None
-        return project(self, name, x, bias, dtype=self.config.dtype)
+        return project(self, name, x, self._bias(name), dtype=self.config.dtype)
+
+    def _bias(self, name: str) -> Float[Array, "outputs"] | None:
+        return getattr(self, f"{name}_bias")[...] if self.config.mlp_bias else None
 
 
 class Block(nnx.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -20,26 +21,28 @@ def adapter_name(name: str) -> str:
     return f"{name}_lora"
 
 
+TOGETHER = (("q", "k", "v"), ("gate", "up"))  # projections of one input, which may be one product
+
+
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("rows",), meta_fields=("outputs",))
 @dataclasses.dataclass(frozen=True)
 class Turned:
-    """A weight for inference alone: a row of all inputs for each output.
+    """Weights for inference alone: a row of all inputs for each output, of one projection or of those of one group of TOGETHER.
 
     XLA's CPU backend reads it as it lies; a weight with the outputs behind is packed anew for every product, which with few
-    tokens costs half as much again as the product.
+    tokens costs half as much again as the product. With few tokens one product is also faster than its parts: by 30 % on
+    two cores with 32 tokens and the widths of SmolLM2-135M.
 
     Attributes:
       rows: outputs × inputs, in the compute dtype.
-      outputs: shape of the outputs.
+      outputs: shape of the outputs of each projection, in the order of the rows.
     """
 
     rows: Float[Array, "outputs inputs"]
-    outputs: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
 
-    def product(
-        self, x: Float[Array, "*batch *inputs"], bias: Float[Array, "*outputs"] | None, inputs: int
-    ) -> Float[Array, "*batch *outputs"]:
-        """As `linear`, in the dtype of the rows."""
+    def products(self, x: Float[Array, "*batch *inputs"], inputs: int) -> tuple[Float[Array, "*batch *outputs"], ...]:
+        """As `linear` without bias, of each projection; float32."""
         batch = x.shape[: x.ndim - inputs]
         x = x.astype(self.rows.dtype).reshape(*batch, math.prod(x.shape[x.ndim - inputs :]))
         out = jax.lax.dot_general(
@@ -48,8 +51,35 @@ class Turned:
             (((x.ndim - 1,), (1,)), ((), ())),
             precision=precision(x.dtype),
             preferred_element_type=jnp.float32,
-        ).reshape(*batch, *self.outputs)
-        return (out if bias is None else out + bias).astype(x.dtype)
+        )
+        ends = list(itertools.accumulate(math.prod(shape) for shape in self.outputs))
+        parts = jnp.split(out, ends[:-1], axis=-1)
+        return tuple(part.reshape(*batch, *shape) for part, shape in zip(parts, self.outputs, strict=True))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class WithFirst:
+    """Stands for a weight whose rows lie with those of the first projection of its group."""
+
+
+def project_all(
+    module: nnx.Module,
+    names: tuple[str, ...],
+    x: Float[Array, "*batch inputs"],
+    biases: tuple[Array | None, ...],
+    *,
+    dtype: jnp.dtype | str,
+) -> tuple[Float[Array, "*batch *outputs"], ...]:
+    """`project` of `x` with each weight of one group of TOGETHER."""
+    first = getattr(module, names[0]).get_value()
+    if not (isinstance(first, Turned) and len(first.outputs) > 1):
+        return tuple(project(module, name, x, bias, dtype=dtype) for name, bias in zip(names, biases, strict=True))
+    outs = zip(names, biases, first.products(x, 1), strict=True)
+    return tuple(
+        _adapted(module, name, x, _biased(out, bias, first.rows.dtype), dtype=dtype, inputs=1)
+        for name, bias, out in outs
+    )
 
 
 def project(
@@ -69,13 +99,21 @@ def project(
     variable = getattr(module, name)
     weight = variable.get_value()
     if isinstance(weight, Turned):
-        out = weight.product(x, bias, inputs)
+        out = _biased(*weight.products(x, inputs), bias, weight.rows.dtype)
     elif isinstance(weight, Quantized):
         # The backward pass dequantises again, rather than keep a dense weight of every layer.
         out = jax.checkpoint(lambda x, weight: product(x, weight.dense()), prevent_cse=False)(x, weight)
     else:
         axes = variable.get_metadata().get("axes")
         out = product(x, weight, axes=axes and axes[-weight.ndim :])  # without that of the layers
+    return _adapted(module, name, x, out, dtype=dtype, inputs=inputs)
+
+
+def _biased(out: Array, bias: Array | None, dtype: jnp.dtype) -> Array:
+    return (out if bias is None else out + bias).astype(dtype)
+
+
+def _adapted(module: nnx.Module, name: str, x: Array, out: Array, *, dtype: jnp.dtype | str, inputs: int) -> Array:
     adapter = getattr(module, adapter_name(name), None)
     if adapter is None:
         return out

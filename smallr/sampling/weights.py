@@ -7,21 +7,23 @@ compute are cast in each step. In training both are small beside the work; in de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
-from smallr.models.projection import Turned
+from smallr.models.projection import TOGETHER, Turned, WithFirst
 from smallr.models.quantized import Quantized
 from smallr.sharding import named_sharding
 
-Value = Array | Quantized | Turned
+Path = tuple[str, ...]
+Value = Array | Quantized | Turned | WithFirst
 
 
 class Weights(NamedTuple):
@@ -52,7 +54,7 @@ class Packer:
         self.trunk = nnx.split(_trunk(decoder))[0]
         self._inputs = {path.removeprefix("layers."): row.inputs for path, row in projections(self.config).items()}
         self._head = jax.jit(lambda head: head.astype(self.config.dtype))
-        self._splits: dict[tuple[str, ...], Callable[[Value], tuple[Value, ...]]] = {}
+        self._splits: dict[tuple[Path, ...], Callable[..., tuple[tuple[Value, ...], ...]]] = {}
 
     def __call__(self, decoder: Decoder) -> Weights:
         """The weights, on the same shards. What needs no change is not copied: the embedding, a float32 head.
@@ -63,30 +65,60 @@ class Packer:
         graphdef, stacked = nnx.split(decoder.layers)
         if decoder.config != self.config or graphdef != self.block:
             raise ValueError("the decoder has not the structure of the one that this engine was made with")
-        split = [(path, variable, self._by_layer(path, variable)) for path, variable in nnx.to_flat_state(stacked)]
+        flat = dict(nnx.to_flat_state(stacked))
+        parts = {path: each for group in self._groups(flat) for path, each in self._by_layer(group, flat)}
         layers = tuple(
-            nnx.from_flat_state([(path, variable.replace(parts[layer])) for path, variable, parts in split])
+            nnx.from_flat_state([(path, variable.replace(parts[path][layer])) for path, variable in flat.items()])
             for layer in range(self.config.num_layers)
         )
         head = decoder.unembedding()
         head = head if head.dtype == self.config.dtype else self._head(head)
         return Weights(layers, nnx.split(_trunk(decoder))[1], head)
 
-    def _by_layer(self, path: tuple[str, ...], variable: nnx.Variable) -> tuple[Value, ...]:
-        if path not in self._splits:
-            axes = variable.get_metadata("axes")[1:]
-            inputs = self._inputs.get(".".join(path), 0)
-            cast = self.config.dtype if inputs or is_adapter_path(path) else None
-            self._splits[path] = jax.jit(lambda value: self._split(value, axes, inputs, cast))
-        return self._splits[path](variable.get_value())
+    def _groups(self, flat: Mapping[Path, nnx.Variable]) -> list[tuple[Path, ...]]:
+        """The paths; those of one product are one group.
 
-    def _split(
-        self, value: Array | Quantized, axes: tuple[str | None, ...], inputs: int, dtype: str | None
-    ) -> tuple[Value, ...]:
+        Rows that are split over devices stay by themselves: behind one another they would be split elsewhere.
+        """
+        groups = {path: (path,) for path in flat}
+        modules = {path[:-1] for path in flat} if self.mesh.shape["tensor"] == 1 else set()
+        for module in modules:
+            for names in TOGETHER:
+                group = tuple((*module, name) for name in names)
+                if all(path in flat and not isinstance(flat[path].get_value(), Quantized) for path in group):
+                    groups |= dict.fromkeys(group, group)
+        return list(dict.fromkeys(groups.values()))
+
+    def _by_layer(
+        self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable]
+    ) -> Iterable[tuple[Path, tuple[Value, ...]]]:
+        """Of each path of a group what stands there in each layer."""
+        if group not in self._splits:
+            self._splits[group] = jax.jit(lambda values: self._joined(group, flat, values))
+        return zip(group, self._splits[group](tuple(flat[path].get_value() for path in group)), strict=True)
+
+    def _joined(
+        self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable], values: tuple[Array | Quantized, ...]
+    ) -> tuple[tuple[Value, ...], ...]:
+        split = [self._split(path, flat[path], value) for path, value in zip(group, values, strict=True)]
+        if len(group) == 1:
+            return tuple(split)
+        layers = zip(*split, strict=True)
+        first = tuple(
+            Turned(jnp.concatenate([each.rows for each in turned]), tuple(each.outputs[0] for each in turned))
+            for turned in layers
+        )
+        return first, *(((WithFirst(),) * len(first),) * (len(group) - 1))
+
+    def _split(self, path: Path, variable: nnx.Variable, value: Array | Quantized) -> tuple[Value, ...]:
+        axes = variable.get_metadata("axes")[1:]
+        inputs = self._inputs.get(".".join(path), 0)
         parts = tuple(jax.tree.map(lambda x, i=layer: x[i], value) for layer in range(self.config.num_layers))
         if isinstance(value, Quantized):
             return jax.tree.map(lambda x: self._placed(x, axes), parts)
-        parts = tuple(self._placed(part if dtype is None else part.astype(dtype), axes) for part in parts)
+        if inputs or is_adapter_path(path):
+            parts = tuple(part.astype(self.config.dtype) for part in parts)
+        parts = tuple(self._placed(part, axes) for part in parts)
         return tuple(_turned(part, inputs) for part in parts) if inputs else parts
 
     def _placed(self, x: Array, axes: tuple[str | None, ...]) -> Array:
@@ -95,7 +127,7 @@ class Packer:
 
 def _turned(weight: Float[Array, "*inputs *outputs"], inputs: int) -> Turned:
     outputs = weight.shape[inputs:]
-    return Turned(weight.reshape(math.prod(weight.shape[:inputs]), math.prod(outputs)).T, outputs)
+    return Turned(weight.reshape(math.prod(weight.shape[:inputs]), math.prod(outputs)).T, (outputs,))
 
 
 def _trunk(decoder: Decoder) -> Decoder:

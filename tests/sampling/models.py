@@ -13,6 +13,7 @@ from smallr.models.decoder import Decoder
 from smallr.sampling.engine import Engine
 from smallr.sharding import make_mesh
 from tests.models.families.checks import tiny
+from tests.models.families.models import LONG_ROPE
 from tests.models.helpers import from_torch
 
 ROPES = {
@@ -38,6 +39,15 @@ FAMILIES = {
     ),
     "olmo2 norms": (transformers.Olmo2Config, {}),
     "gpt2 positions": (transformers.GPT2Config, {"n_embd": 36, "n_layer": 3, "n_head": 6, "n_positions": 256}),
+    "phi3 longrope": (  # of the prompts of 1, 7 and 40 tokens the last is beyond the original length, the first never are
+        transformers.Phi3Config,
+        {
+            "hidden_size": 72,
+            "num_hidden_layers": 2,
+            "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 39},
+            "original_max_position_embeddings": 39,
+        },
+    ),
     "mistral window": (transformers.MistralConfig, {"sliding_window": 16}),
 }
 
