@@ -1,0 +1,18 @@
+#!/bin/bash
+# One task of the array is one part of the grid. A task that is stopped for time or requeued goes on where it was.
+#SBATCH --job-name={{name}}
+#SBATCH --array=0-{{last}}
+#SBATCH --partition={{partition}}
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-task={{gpus}}
+#SBATCH --cpus-per-task={{cpus}}
+#SBATCH --mem={{memory}}
+#SBATCH --time={{hours}}:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --output=%x-%A-%a.log
+set -euo pipefail
+cd {{project}}
+source .venv/bin/activate
+srun --kill-on-bad-exit=1 {{command}} --share="$SLURM_ARRAY_TASK_ID/{{shares}}"

@@ -1,0 +1,110 @@
+"""Launchers are filled, and are what bash and a YAML reader take."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments.launch.templates import DEFAULTS, KINDS, render
+from smallr.errors import UserError
+
+COMMAND = "python -m experiments.cogpo_ablation --out=/results/cogpo --sweeps=beta,mix"
+VALUES = {
+    "slurm": {"partition": "gpu", "project": "/home/me/smallr", "shares": "3"},
+    "skypilot": {"bucket": "s3://my-bucket", "shares": "3"},
+    "xpk": {"cluster": "c", "project": "p", "zone": "us-central1-a", "image": "gcr.io/p/smallr:1", "storage": "s"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_field_is_left_open(kind):
+    text = render(kind, COMMAND, VALUES[kind])
+    assert not re.search(r"\{\{|\}\}", text)
+    assert COMMAND in text
+    with pytest.raises(UserError, match="set "):
+        render(kind, COMMAND, {})
+    assert set(DEFAULTS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", ["slurm", "xpk"])
+def test_bash_accepts_the_scripts(kind):
+    done = subprocess.run(
+        ["bash", "-n"], input=render(kind, COMMAND, VALUES[kind]), text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_slurm_task_runs_its_part(tmp_path):
+    project = tmp_path / "project"
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/activate").touch()
+    stand_in(tmp_path / "bin/srun", f'printf "%s\\n" "$PWD" "$@" > {tmp_path}/asked')
+    script = render("slurm", COMMAND, VALUES["slurm"] | {"project": str(project)})
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2", "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], env=environment, check=True)
+    where, *asked = (tmp_path / "asked").read_text().splitlines()
+    assert where == str(project)
+    assert asked == ["--kill-on-bad-exit=1", *shlex.split(COMMAND), "--share=2/3"]
+    assert "#SBATCH --array=0-2\n" in script
+
+
+def test_skypilot_yaml_says_what_the_task_needs():
+    task = yaml.safe_load(render("skypilot", COMMAND, VALUES["skypilot"]))
+    assert (task["name"], task["num_nodes"]) == ("cogpo", 3)
+    assert task["resources"] == {"accelerators": "H100:1", "use_spot": True}
+    assert task["file_mounts"] == {"/results": {"source": "s3://my-bucket", "mode": "MOUNT"}}
+    assert f'{COMMAND} --share="$SKYPILOT_NODE_RANK/3"' in task["run"]
+    for part in ("setup", "run"):
+        assert subprocess.run(["bash", "-n"], input=task[part], text=True, check=False).returncode == 0
+
+
+def test_xpk_creates_a_workload_a_share(tmp_path):
+    stand_in(tmp_path / "xpk", f'printf "%s\\n" "$@" >> {tmp_path}/asked')
+    script = render("xpk", COMMAND, VALUES["xpk"] | {"shares": "2"})
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], env=environment, check=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line for line in asked if line.startswith("--workload")] == ["--workload=cogpo-0", "--workload=cogpo-1"]
+    assert [line for line in asked if line.startswith("--command")] == [
+        f"--command={COMMAND} --share={share}/2" for share in range(2)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "command", "values", "message"),
+    [
+        ("sge", COMMAND, {}, "sge"),
+        ("slurm", COMMAND, {"partitoin": "gpu"}, "partition"),
+        ("slurm", COMMAND, VALUES["slurm"] | {"shares": "0"}, "at least 1"),
+        ("slurm", COMMAND, VALUES["slurm"] | {"project": "a; rm b"}, "may hold"),
+        ("xpk", COMMAND, VALUES["xpk"] | {"name": "Not_Allowed"}, "small letters"),
+        ("slurm", COMMAND + " --share=0/2", VALUES["slurm"], "without --share"),
+        ("slurm", "", VALUES["slurm"], "without --share"),
+        ("xpk", "python -m a --out=$HOME", VALUES["xpk"], "may not hold"),
+    ],
+)
+def test_what_would_not_run_is_refused(kind, command, values, message):
+    with pytest.raises(UserError, match=message):
+        render(kind, command, values)
+
+
+def test_the_command_prints_the_launcher():
+    arguments = [f"--set={name}={value}" for name, value in VALUES["slurm"].items()]
+    command = [sys.executable, "-m", "experiments.launch", "--kind=slurm", f"--command={COMMAND}", *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
+    assert done.stdout == render("slurm", COMMAND, VALUES["slurm"])
+
+
+def stand_in(path: Path, body: str) -> None:
+    """A program that does nothing but write down what it was asked."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
