@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from smallr.data.chat import CHOICES, FORMATS, PROMPT
+from smallr.data.chat import CHOICES, FORMATS, MARKED, PROMPT
 from smallr.data.rows import COLUMNS
 from smallr.errors import UserError
 from smallr.losses.preference import parse
@@ -141,6 +141,18 @@ def add_soft_prompts(config: ConfigDict, length: int = 20) -> ConfigDict:
     config.soft = ConfigDict()
     config.soft.length = length  # vectors of a soft prompt, each a token of a row
     config.optimizer.learning_rate = 1e-2
+    return config
+
+
+def add_labels(config: ConfigDict, formats: Mapping[str, str] = MARKED) -> ConfigDict:
+    """Adds the fields by which rows with `question` and `answer` get labels from `config.model`; see docs/adaptive.md."""
+    config.student = ConfigDict()
+    config.student.formats = ConfigDict(dict(formats))  # of both orders, as the student was trained with
+    config.student.prompts = ""  # a folder of mode prompts that tell the student its order; empty: the formats do
+    config.labels = ConfigDict()
+    config.labels.margin = 0.0  # nats a token by which the answer must be likelier after thinking
+    config.labels.max_tokens = 256  # of the student's own rationale and answer
+    config.labels.slots = 32  # rationales written at once
     return config
 
 

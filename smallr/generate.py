@@ -3,6 +3,9 @@
 NAME is anything that config.model takes, a run's workdir, one of its checkpoints, or an adapter in PEFT's format.
 FILE is text with a prompt a line, JSON lines with `prompt` or `messages`, or - for standard input. Plain prompts are
 messages of a user, if the model has a chat template; --chat=false continues them as they are.
+
+With --adaptive=FOLDER, a run of configs/adaptive_router.py or adaptive_prompts.py or its export, each prompt is a question
+that the student answers first or thinks about first; every line of the output says which.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from absl import app, flags, logging
 from smallr.cache import cache_dir
 from smallr.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "Model, run, checkpoint or adapter", required=True)
+MODEL = flags.DEFINE_string("model", None, "Model, run, checkpoint or adapter; with --adaptive by default its own")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, or - for standard input")
 OUT = flags.DEFINE_string("out", None, "File of JSON lines to write; standard output if it is not given")
 INTERACTIVE = flags.DEFINE_bool("interactive", False, "Talk at the terminal; /reset forgets, /exit ends")
@@ -31,6 +34,13 @@ MAX_LENGTH = flags.DEFINE_integer(
 )
 DTYPE = flags.DEFINE_string("dtype", "float32", "float32 | bfloat16")
 STOP = flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be repeated")
+ADAPTIVE = flags.DEFINE_string("adaptive", None, "Run or folder of an adaptive module")
+ADAPTIVE_MODE = flags.DEFINE_enum(
+    "adaptive_mode", "auto", ["auto", "answer", "think", "random"], "auto asks the module; the others do not"
+)
+SHARE = flags.DEFINE_float("share", 0.5, "Of questions thought about first, with --adaptive_mode=random", 0.0, 1.0)
+THRESHOLD = flags.DEFINE_float("threshold", None, "Score above which the student thinks; by default the module's")
+EARLY_STOP = flags.DEFINE_bool("early_stop", True, "Stop after an answer that comes first, without its rationale")
 PARAMS = {
     "max_tokens": flags.DEFINE_integer("max_tokens", 256, "Longest completion"),
     "temperature": flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token"),
@@ -66,6 +76,10 @@ def run() -> None:
 
     if bool(PROMPTS.value) == INTERACTIVE.value:
         raise UserError("give either --prompts=FILE or --interactive")
+    if ADAPTIVE.value:
+        return run_adaptive()
+    if not MODEL.value:
+        raise UserError("give --model=NAME, or --adaptive=FOLDER")
     try:
         params = SamplingParams(**{name: flag.value for name, flag in PARAMS.items()} | {"stop": tuple(STOP.value)})
     except ValueError as error:
@@ -78,6 +92,31 @@ def run() -> None:
     requests = read_requests(PROMPTS.value, params, chat=chat)
     with Path(OUT.value).open("w") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
         write_results(requests, engine.generate(requests), out)
+
+
+def run_adaptive() -> None:
+    """Answers the questions of a file, each in its mode."""
+    from smallr.adaptive.asking import ask, write_answers
+    from smallr.adaptive.opening import open_adaptive
+    from smallr.sampling.files import read_questions
+
+    if INTERACTIVE.value or CHAT.value is not None or STOP.value:
+        raise UserError("--adaptive: --interactive, --chat and --stop have no effect; the module's formats say it all")
+    names = ("max_tokens", "temperature", "seed")
+    if changed := [name for name, flag in PARAMS.items() if name not in names and flag.value != flag.default]:
+        raise UserError(f"--adaptive: --{changed[0]} has no effect; of the draws there are --{', --'.join(names)}")
+    questions = read_questions(PROMPTS.value)
+    module = open_adaptive(
+        ADAPTIVE.value, model=MODEL.value or "", dtype=DTYPE.value, slots=SLOTS.value, max_length=MAX_LENGTH.value
+    )
+    if THRESHOLD.value is not None:
+        module.threshold = THRESHOLD.value
+    options = {name: PARAMS[name].value for name in names}
+    decided, answers = ask(
+        module, questions, mode=ADAPTIVE_MODE.value, share=SHARE.value, early_stop=EARLY_STOP.value, **options
+    )
+    with Path(OUT.value).open("w") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
+        write_answers(questions, decided, answers, out)
 
 
 if __name__ == "__main__":

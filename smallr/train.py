@@ -48,13 +48,14 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
-    from smallr.evals.in_training import open_benchmark  # after the cache is set
+    from smallr.adaptive.labels import Labeller  # after the cache is set
+    from smallr.evals.in_training import open_benchmark
     from smallr.training.loop import train
 
     config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(WORKDIR.value or f"runs/{config_name}/{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        train(CONFIG.value, workdir, open_benchmark)
+        train(CONFIG.value, workdir, open_benchmark, Labeller(CONFIG.value))
     except UserError as error:
         sys.exit(f"smallr: {error}")
 

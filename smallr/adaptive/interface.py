@@ -36,12 +36,15 @@ class Decisions:
         nobody asked a model.
       tokens: written to come to each decision: none for a router, both attempts for mode prompts.
       seconds: wall-clock time of the whole call, compilation included where a program is new.
+      answers: of the chosen modes, where they had to be written to decide (mode prompts, greedy); their tokens are among
+        `tokens`, and there is no need to call `answer`.
     """
 
     modes: tuple[Mode, ...]
     scores: tuple[float, ...]
     tokens: tuple[int, ...]
     seconds: float
+    answers: tuple[Answer, ...] | None = None
 
     @property
     def share(self) -> float:

@@ -22,7 +22,7 @@ from smallr.models.safetensors_writer import DTYPES
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_DIGEST = "base_digest"  # in the weights' metadata: of the base's parameters
+DIGEST = "base_digest"  # in the weights' metadata: of the base's parameters
 # Keys of adapter_config.json under which the mathematics is another, and their values for plain LoRA.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none", None),
@@ -97,7 +97,7 @@ def write_adapter(
         "inference_mode": True,
     }
     with new_folder(target) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", _DIGEST: digest})
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", DIGEST: digest})
         write_json(folder / CONFIG, content)
         (folder / "README.md").write_text(card)
 
@@ -117,11 +117,11 @@ def read_adapter(folder: Path, config: DecoderConfig, digest: str) -> tuple[LoRA
     for key, plain in _PLAIN.items():
         if key in content and content[key] not in plain:
             raise UserError(f"{folder / CONFIG}: {key} = {content[key]!r} is not supported (it must be {plain[0]!r})")
-    tensors, metadata = _read_tensors(folder / WEIGHTS)
-    if metadata.get(_DIGEST, digest) != digest:
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    if metadata.get(DIGEST, digest) != digest:
         raise UserError(
             f"{folder}: the adapter was trained on another base ({content.get('base_model_name_or_path')}, digest "
-            f"{metadata[_DIGEST][:12]}) than this one (digest {digest[:12]})"
+            f"{metadata[DIGEST][:12]}) than this one (digest {digest[:12]})"
         )
     rank, shapes, pairs = int(content["r"]), parameter_shapes(config), {}
     for path, row in projections(config).items():
@@ -158,7 +158,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read ({error}); is this an adapter in PEFT's format?") from error
     if content.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= content.keys():
-        raise UserError(f"{folder / CONFIG}: peft_type {content.get('peft_type')!r} is not supported (LORA is)")
+        raise UserError(f"{folder / CONFIG}: peft_type {content.get('peft_type')!r} is not supported here (LORA is)")
     return content
 
 
@@ -176,7 +176,12 @@ def base_of(folder: Path) -> str:
     return str(name)
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All tensors of a file as float32, and its metadata.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     try:
         with safe_open(str(path), framework="numpy") as file:
             tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118

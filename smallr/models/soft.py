@@ -65,6 +65,12 @@ def drawn_vectors(decoder: Decoder, count: int, seed: int) -> Float[Array, "vect
     return decoder.embed.table[...][ids] * decoder.config.embedding_scale
 
 
+def soft_tokens(decoder: Decoder) -> int:
+    """How many soft tokens a decoder knows."""
+    soft = getattr(decoder, "soft", None)
+    return 0 if soft is None else soft.vectors.shape[0]
+
+
 def is_soft_path(path: tuple[str, ...]) -> bool:
     """Whether a parameter is of soft prompts."""
     return path[0] == "soft"

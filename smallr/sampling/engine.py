@@ -16,6 +16,7 @@ from tqdm import tqdm
 from smallr.errors import UserError
 from smallr.models.cached_attention import TILE
 from smallr.models.decoder import Decoder
+from smallr.models.soft import soft_tokens
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
 from smallr.sampling.programs import Hook, Programs, Prompts, Written
@@ -76,6 +77,7 @@ class Engine:
         if not 1 < self.max_length <= config.max_positions:
             raise UserError(f"max_length {self.max_length} is not between 2 and the model's {config.max_positions}")
         self.tokenizer, self.mesh, self.config = tokenizer, mesh, config
+        self._soft = soft_tokens(decoder)
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_of_turn(tokenizer), *end_ids)))
         self._piece = piece or (32 if jax.default_backend() == "cpu" else 256)
@@ -145,7 +147,7 @@ class Engine:
         """
         handle = Handle(request, (), on_delta, self._hook_slot if hook_slot is None else hook_slot)
         try:
-            ids = prompt_ids(request, self.tokenizer, self.config.vocab_size)
+            ids = prompt_ids(request, self.tokenizer, self.config.vocab_size, self._soft)
         except UserError as error:
             handle.result = Result(error=str(error))
             return handle

@@ -24,16 +24,32 @@ def read_requests(name: str, params: SamplingParams, *, chat: bool) -> list[Requ
     Raises:
       UserError: no such file, or a line without a prompt, by its number.
     """
+    return [_request(prompt, params, chat) for _, prompt in _prompts(name)]
+
+
+def read_questions(name: str) -> list[str]:
+    """The prompts of a file as texts.
+
+    Raises:
+      UserError: as `read_requests`, or a prompt that is no text.
+    """
+    prompts = _prompts(name)
+    if wrong := [place for place, prompt in prompts if not isinstance(prompt, str)]:
+        raise UserError(f"{wrong[0]}: `prompt` must be a string here, a question without anything around it")
+    return [prompt for _, prompt in prompts]
+
+
+def _prompts(name: str) -> list[tuple[str, Any]]:
+    """(where it stands, prompt) of each."""
     path = Path(name)
     if name != "-" and not path.is_file():
         raise UserError(f"--prompts: there is no file {name}")
     text = sys.stdin.read() if name == "-" else path.read_text()
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise UserError(f"--prompts: {name} has no prompt")
     is_json = path.suffix == ".jsonl" or (name == "-" and lines[0][1].lstrip().startswith("{"))
-    prompts = [_parsed(line, f"{name}, line {number}") if is_json else line for number, line in lines]
-    return [_request(prompt, params, chat) for prompt in prompts]
+    return [(place, _parsed(line, place) if is_json else line) for place, line in lines]
 
 
 def _parsed(line: str, place: str) -> Any:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from smallr.models.loading import ModelSource
 
 
-def prompt_ids(request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> list[int]:
+def prompt_ids(request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size: int, soft: int = 0) -> list[int]:
     """The tokens of a request's prompt, at least one.
 
     Messages go through the chat template, with the opening of an answer behind them; a last message of the assistant is
-    continued instead. Plain text gets the special tokens that the tokenizer adds. Token ids stay as they are.
+    continued instead. Plain text gets the special tokens that the tokenizer adds. Token ids stay as they are; `soft` of
+    them, below 0, are vectors of the model's soft prompts.
 
     Raises:
       UserError: no chat template, one that refuses the messages, an id without an embedding, no token at all.
@@ -32,8 +33,10 @@ def prompt_ids(request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size:
         ids = tokenizer(request.prompt)["input_ids"]
     else:
         ids = list(request.prompt)
-        if wrong := [token for token in ids if not 0 <= token < vocab_size]:
-            raise UserError(f"prompt: token id {wrong[0]} is not below the vocabulary's {vocab_size}")
+        if wrong := [token for token in ids if not -soft <= token < vocab_size]:
+            raise UserError(
+                f"prompt: token id {wrong[0]} is neither below the vocabulary's {vocab_size} nor one of {soft} soft tokens"
+            )
     if not ids:
         raise UserError("prompt: it has no tokens")
     return ids

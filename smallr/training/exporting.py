@@ -59,6 +59,11 @@ def convert(
     shard_bytes = parse_size(shard_size)
     path = Path(name).expanduser()
     run = find_run(path)
+    if run is not None and "soft" in run.config:
+        raise UserError(
+            f"{name} trained soft prompts, which cannot be merged into weights: give --adapter-only, or "
+            "`python -m smallr.generate --adaptive`"
+        )
     if adapter_only:
         if run is None or "lora" not in run.config:
             raise UserError(f"--adapter-only: {name} is not a run with config.lora")
@@ -108,6 +113,10 @@ def run_params(run: SavedRun, source: ModelSource) -> Read:
 
     if not run.checkpoint.metadata.get("frozen"):
         return read
+    if "soft" in run.config:
+        raise UserError(
+            f"{run.workdir} trained soft prompts of a frozen model; `python -m smallr.generate --adaptive` takes it"
+        )
     state = load(source)
     frozen = nnx.from_flat_state([(path, leaf) for path, leaf in state.items() if ".".join(path) not in saved])
     if tree_digest(frozen) != run.checkpoint.metadata["frozen"]:

@@ -25,7 +25,7 @@ from smallr.training.objective import Summariser
 from smallr.training.progress import Progress, say
 from smallr.training.setup import Run, prepare
 from smallr.training.signals import StopSignal
-from smallr.training.splits import Split
+from smallr.training.splits import PrepareRows, Split
 from smallr.training.step import TrainState
 from smallr.training.timing import Clock
 
@@ -42,6 +42,7 @@ def train(
     config: ConfigDict,
     workdir: Path,
     open_benchmark: Callable[[ConfigDict, Mesh], Benchmark | None] = lambda config, mesh: None,
+    prepare_rows: PrepareRows = lambda rows: rows,
 ) -> dict[str, Any]:
     """Trains as `config` says, in `workdir`; goes on from the newest checkpoint there.
 
@@ -49,6 +50,7 @@ def train(
       config: of the run.
       workdir: of checkpoints, metrics and the report.
       open_benchmark: makes what is measured besides the held-out rows; it is asked before the model is loaded.
+      prepare_rows: what is done with the rows of both splits before they are checked.
 
     Returns:
       The report, as written to `workdir/report.json`.
@@ -66,7 +68,7 @@ def train(
             raise UserError(
                 f"config.benchmark.name={config.benchmark.name}: give train() smallr.evals.in_training.open_benchmark"
             )
-        run, state = prepare(config, workdir, mesh, clock)
+        run, state = prepare(config, workdir, mesh, clock, prepare_rows)
         first = int(state.step)
         writer = MetricsWriter(workdir, resume_step=first)
         costs = report.costs(run, peak)

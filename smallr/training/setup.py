@@ -22,12 +22,12 @@ from smallr.training.optimizer import make_optimizer, make_schedule
 from smallr.training.policy import NOTHING, Trained, check_soft, prepare_policy
 from smallr.training.progress import say
 from smallr.training.resume import check_resume, save_config
-from smallr.training.splits import Split, check_batch, load_split
+from smallr.training.splits import PrepareRows, Split, check_batch, load_split
 from smallr.training.step import TrainState, init_state, make_evaluation, make_step
 from smallr.training.timing import Clock
 
 # Fields that a checkpoint is tied to; everything else may differ when a run is resumed.
-FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective", "freeze", "lora", "soft")
+FROZEN = ("seed", "model", "compute.dtype", "data", "batch", "objective", "freeze", "lora", "soft", "student", "labels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,12 @@ class Run:
     share_trained: float
 
 
-def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tuple[Run, TrainState]:
+def prepare(
+    config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock, prepare_rows: PrepareRows = lambda rows: rows
+) -> tuple[Run, TrainState]:
     """Reads, loads and compiles; resumes from the newest checkpoint of `workdir`.
+
+    `prepare_rows` is done with the rows of both splits before they are checked.
 
     Raises:
       UserError: whatever the user has to change, before any step is taken.
@@ -78,8 +82,10 @@ def prepare(config: ConfigDict, workdir: Path, mesh: Mesh, clock: Clock) -> tupl
 
     # ---- Data ---------------------------------------------------------------------------------------------
     tokenizer = source.tokenizer()
-    training = load_split(config, tokenizer, objective, "train")
-    heldout = load_split(config, tokenizer, objective, "eval", training.plan.shape) if config.data.eval else None
+    training = load_split(config, tokenizer, objective, "train", prepare_rows=prepare_rows)
+    heldout = None
+    if config.data.eval:
+        heldout = load_split(config, tokenizer, objective, "eval", training.plan.shape, prepare_rows)
     check_fit(source, training, heldout)
     steps = total_steps(config, training)
     fingerprint = training.examples.fingerprint

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
+import datasets
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -23,6 +24,8 @@ from smallr.training.objective import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import say
 from smallr.training.step import batch_sharding
+
+PrepareRows = Callable[[datasets.Dataset], datasets.Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ def load_split(
     objective: Objective,
     name: str,
     shape: RowShape | None = None,
+    prepare_rows: PrepareRows = lambda rows: rows,
 ) -> Split:
     """Reads, tokenises and plans `config.data.train` or `config.data.eval`.
 
@@ -99,6 +103,7 @@ def load_split(
       objective: says which columns are needed.
       name: train | eval; only training is shuffled.
       shape: capacities of a row to use if they suffice, so that two splits share one compiled program.
+      prepare_rows: what is done with the rows that were read.
 
     Raises:
       UserError: rows that cannot be read or used; the message names their place.
@@ -107,6 +112,7 @@ def load_split(
     source = data.train if training else data.eval
     renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
     rows = load_rows(source, data.train_split if training else data.eval_split, columns=renamed)
+    rows = prepare_rows(rows)
     share_prompt = batch.get("share_prompt", True)
     options = tokenize_options(config)
     examples = tokenize(rows, tokenizer, options, source=source)

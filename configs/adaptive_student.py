@@ -1,0 +1,18 @@
+"""A student that answers first or thinks first, as a mark in front of the question says; what a router is trained for.
+
+Command:   python -m smallr.train --config=configs/adaptive_student.py
+Smoke:     python -m smallr.train --config=configs/adaptive_student.py:smoke
+Export:    python -m smallr.convert --from=RUN --to=FOLDER --dtype=float32     (FOLDER is the model of a router)
+Hardware:  as configs/answer_first.py; each row makes two examples.
+Fields:    config.data.formats, see docs/adaptive.md
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.config import finish, rationale
+from smallr.data.chat import MARKED
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Likelihood of answer and rationale in both orders on the built-in arithmetic rows."""
+    return finish(rationale(order="both", formats=MARKED), arg)

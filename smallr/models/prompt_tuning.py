@@ -1,0 +1,99 @@
+"""Soft prompts in PEFT's format: adapter_config.json of type PROMPT_TUNING, and `prompt_embeddings` [vectors, D]."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import save_file
+
+from smallr.errors import UserError
+from smallr.models.config import DecoderConfig
+from smallr.models.export import new_folder, write_json
+from smallr.models.peft import CONFIG, DIGEST, WEIGHTS, read_tensors
+from smallr.models.safetensors_writer import DTYPES
+
+TYPE, TENSOR = "PROMPT_TUNING", "prompt_embeddings"
+
+
+def write_soft_prompt(
+    target: Path,
+    config: DecoderConfig,
+    vectors: Float[np.ndarray, "vectors D"],
+    *,
+    base: str,
+    digest: str,
+    dtype: str,
+    card: str,
+) -> None:
+    """Writes a folder that `peft.PeftModel.from_pretrained` reads.
+
+    Args:
+      target: the folder; it may exist if it is empty.
+      config: of the base.
+      vectors: of one soft prompt.
+      base: name of the base model.
+      digest: of the base's parameters, by which `read_soft_prompt` knows it.
+      dtype: of the stored tensor.
+      card: text of README.md.
+    """
+    content = {
+        "peft_type": TYPE,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "num_virtual_tokens": len(vectors),
+        "token_dim": config.d_model,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.num_layers,
+        "prompt_tuning_init": "RANDOM",
+        "inference_mode": True,
+    }
+    with new_folder(target) as folder:
+        tensors = {TENSOR: np.ascontiguousarray(vectors, DTYPES[dtype][0])}
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", DIGEST: digest})
+        write_json(folder / CONFIG, content)
+        (folder / "README.md").write_text(card)
+
+
+def read_soft_prompt(folder: Path, config: DecoderConfig, digest: str) -> Float[np.ndarray, "vectors D"]:
+    """The vectors of a folder, float32, for a base of this config.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors.
+      config: of the base.
+      digest: of the base's parameters; compared where the folder says which it was trained with.
+
+    Raises:
+      UserError: files that are missing or damaged, an adapter of another kind, or one for another base.
+    """
+    content = _read_config(folder / CONFIG)
+    tensors, metadata = read_tensors(folder / WEIGHTS)
+    if metadata.get(DIGEST, digest) != digest:
+        raise UserError(
+            f"{folder}: the soft prompt was trained on another model ({content.get('base_model_name_or_path')}, digest "
+            f"{metadata[DIGEST][:12]}) than this one (digest {digest[:12]})"
+        )
+    if set(tensors) != {TENSOR}:
+        raise UserError(f"{folder / WEIGHTS}: expected the tensor {TENSOR} alone, found {', '.join(sorted(tensors))}")
+    shape, wanted = tensors[TENSOR].shape, (content["num_virtual_tokens"], config.d_model)
+    if shape != wanted:
+        raise UserError(
+            f"{folder / WEIGHTS}: {TENSOR} has shape {shape}, this model needs {wanted}: it is a soft prompt for another model"
+        )
+    return tensors[TENSOR]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); is this a soft prompt in PEFT's format?") from error
+    if content.get("peft_type") != TYPE or "num_virtual_tokens" not in content:
+        raise UserError(f"{path}: peft_type {content.get('peft_type')!r} is no soft prompt ({TYPE} is)")
+    if content.get("num_transformer_submodules") not in (1, None):
+        raise UserError(f"{path}: num_transformer_submodules must be 1, as of a decoder")
+    return content
