@@ -9,8 +9,7 @@ Fields:    config.data.formats, see docs/adaptive.md
 
 from ml_collections import ConfigDict
 
-from smallr.config import finish, rationale
-from smallr.data.chat import MARKED
+from smallr.config import MARKED, finish, rationale
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

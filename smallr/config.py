@@ -14,10 +14,17 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from smallr.data.chat import CHOICES, FORMATS, MARKED, PROMPT
+from smallr.data.chat import FORMATS, PROMPT
 from smallr.data.rows import COLUMNS
 from smallr.errors import UserError
 from smallr.losses.preference import parse
+
+# For a model that knows both orders, and is told which one by a mark that chats have room for too.
+MARKED = {
+    "answer_first": "[answer] {question} ### {answer} --> {rationale}",
+    "rationale_first": "[think] {question} ### {rationale} --> {answer}",
+}
+CHOICES = (" answer", " think")
 
 
 def base() -> ConfigDict:

@@ -24,13 +24,7 @@ FORMATS = {
     "answer_first": "{question} ### {answer} --> {rationale}",
     "rationale_first": "{question} ### {rationale} --> {answer}",
 }
-# For a model that knows both orders, and is told which one by a mark that chats have room for too.
-MARKED = {
-    "answer_first": "[answer] {question} ### {answer} --> {rationale}",
-    "rationale_first": "[think] {question} ### {rationale} --> {answer}",
-}
 PROMPT = "{question} ###"  # of choice rows
-CHOICES = (" answer", " think")
 _ROLE_OF = {"answer": ROLE_ANSWER, "rationale": ROLE_RATIONALE}
 
 

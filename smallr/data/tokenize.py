@@ -28,7 +28,6 @@ from smallr.cache import cache_dir
 from smallr.data.batch import Example
 from smallr.data.chat import (
     BOTH,
-    CHOICES,
     FORMATS,
     ORDERS,
     PROMPT,
@@ -81,7 +80,7 @@ class TokenizeOptions:
     formats: Mapping[str, str] = dataclasses.field(default_factory=dict)
     soft_tokens: int = 0
     prompt: str = PROMPT
-    choices: Sequence[str] = CHOICES
+    choices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
@@ -92,7 +91,7 @@ class TokenizeOptions:
             raise DataError(f"max_length {self.max_length} leaves no room for a prompt and a completion")
         if self.soft_tokens < 0:
             raise DataError(f"soft_tokens {self.soft_tokens} must not be negative")
-        if len(self.choices) != 2:
+        if self.kind == "choice" and len(self.choices) != 2:
             raise DataError(f"choices {list(self.choices)!r}: expected two texts")
         choice_pieces(self.prompt)
         self._check_formats()

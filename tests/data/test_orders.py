@@ -75,7 +75,9 @@ def test_the_prompt_of_inference_is_that_of_training(run, is_chat):
     for example, order in zip(run([ROW], chat=is_chat, order="both", formats=MARKED), FORMATS, strict=True):
         (ids,) = encoder.prompts([renderer.prompt(ROW["question"], order)], is_chat=is_chat)
         assert ids == example.prefix.tolist()
-    (example,) = run([{"question": "How many?", "label": 1}], chat=is_chat, kind="choice", soft_tokens=2)
+    (example,) = run(
+        [{"question": "How many?", "label": 1}], chat=is_chat, kind="choice", choices=("a", "b"), soft_tokens=2
+    )
     (ids,) = encoder.prompts([renderer.choice_prompt("How many?")], is_chat=is_chat)
     assert example.prefix.tolist() == [-1, -2, *ids]
 
@@ -92,9 +94,11 @@ def test_choice_rows(run):
     with pytest.raises(DataError, match="begin with different tokens"):
         run(rows, kind="choice", choices=("12", "1"))
     with pytest.raises(DataError, match="expected true or false, found a str 'maybe'"):
-        run([{"question": "?", "label": "maybe"}], kind="choice")
+        run([{"question": "?", "label": "maybe"}], kind="choice", choices=("a", "b"))
     with pytest.raises(DataError, match=r"must hold {question} once"):
-        TokenizeOptions("choice", 9, prompt="?")
+        TokenizeOptions("choice", 9, prompt="?", choices=("a", "b"))
+    with pytest.raises(DataError, match="expected two texts"):
+        TokenizeOptions("choice", 9)
 
 
 def test_soft_tokens_stand_in_front_and_count(run):
