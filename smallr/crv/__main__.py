@@ -13,12 +13,12 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
 from smallr.cache import cache_dir
+from smallr.crv.running import default_folder, run_crv
 from smallr.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), e.g. configs/crv.py")
@@ -31,11 +31,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
-
-    from smallr.crv.running import default_folder, run_crv  # after the cache is set
-
+    # JAX itself is imported for local models alone.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir("compiled")))
     console = Console()
     try:
         folder = Path(OUT.value) if OUT.value else default_folder(CONFIG.value)

@@ -27,7 +27,8 @@ def save_splits(splits: DatasetDict, target: str | os.PathLike[str]) -> None:
     try:
         new, old = scratch / "new", scratch / "old"
         with _no_bars():
-            splits.save_to_disk(new)
+            # Without a shard an empty split cannot be read again.
+            splits.save_to_disk(new, num_shards={name: None if len(rows) else 1 for name, rows in splits.items()})
         if target.exists():
             target.rename(old)
         try:

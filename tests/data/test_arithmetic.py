@@ -277,7 +277,7 @@ def test_build_and_read_back(tmp_path):
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     arithmetic.build(tmp_path, train_questions=2, test_questions=1)
 
-    def fail(self, path):
+    def fail(self, path, **_):
         path.mkdir()
         (path / "half").touch()
         raise OSError("disk full")
