@@ -182,7 +182,10 @@ class Asking:
             tally.counts[role, "reasks"] += attempt > 0
             tally.counts[role, "prompt_tokens"] += result.usage.prompt_tokens
             tally.counts[role, "completion_tokens"] += result.usage.completion_tokens
-        return result.samples
+        # Half a character, as some servers send it, could not be written to a data set.
+        return [
+            dataclasses.replace(each, text=each.text.encode("utf-8", "replace").decode()) for each in result.samples
+        ]
 
     async def read(
         self, role: str, prompt: str, read: Callable[[Sample], tuple[T | None, str]], variant: int = 0

@@ -210,3 +210,8 @@ def test_without_gold_the_verifier_confirms_the_error():
     assert out["incorrect"] == [
         {"rationale": WRONG, "source": "injected", "answer": "", "reason": "rejected: 2 + 3 comes later."}
     ]
+
+
+def test_half_a_character_in_a_reply_can_be_written():
+    out, _ = course()(critic=["hard"], rethinker=["\ud800 " + GOOD], verifier=[RIGHT])
+    assert out["rationale"] == "? " + GOOD
