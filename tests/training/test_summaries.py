@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from smallr.training.summaries import RankCorrelation, likelihood_summary, preference_summary
+from smallr.training.summaries import RankCorrelation, likelihood_summary, preference_summary, summary_by_order
 
 
 def test_preference_summary_by_hand():
@@ -74,3 +74,20 @@ def test_rank_correlation_without_enough_examples_is_none():
     assert RankCorrelation(5).value() is None
     with pytest.raises(ValueError, match="window"):
         RankCorrelation(1)
+
+
+def test_both_orders_are_told_apart():
+    values = {
+        "loss": np.array([1.0, 2.0, 3.0, 4.0]),
+        "nll_answer": np.array([1.0, 2.0, 3.0, 4.0]),
+        "nll_answer_tokens": np.array([1.0, 1.0, 3.0, 2.0]),
+        "nll_rationale": np.array([10.0, 20.0, 0.0, 40.0]),
+        "nll_rationale_tokens": np.array([5.0, 5.0, 0.0, 5.0]),
+    }
+    found = summary_by_order(values, {"order": np.array([0.0, 1.0, 0.0, 1.0])})
+    assert found["nll_answer/answer_first"] == 2
+    assert found["nll_answer_token/answer_first"] == 1
+    assert found["nll_rationale_token/answer_first"] == 2
+    assert found["nll_answer/rationale_first"] == 3
+    assert found["nll_rationale/rationale_first"] == 30
+    assert not summary_by_order(values, {})
