@@ -19,16 +19,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smallr.models import attention_tpu
+from smallr.models import attention_gpu, attention_tpu
 from smallr.models.config import ATTENTION
 from smallr.models.linear import precision, transpose_minor
 from smallr.models.remat import keep_residual
+from smallr.models.tiles import MASKED, padded, visible_tiles
+from smallr.sharding import is_sharded, split_axes
 
 CPU_TILE = 128  # the scores of a few heads stay in a core's cache
 ACCELERATOR_TILE = 512  # few, large steps
-MASKED = -1e30  # finite, so that a row without a visible key gives zeros and no NaN
 
 
 def attention(
@@ -54,8 +56,8 @@ def attention(
         are one scanned program.
       softcap: None, or scores become softcap * tanh(score / softcap) (Gemma 2, arXiv 2408.00118, section 2).
       scale: None for 1 / √D.
-      impl: "xla", which runs on every backend; "tpu", a kernel that other backends only interpret (for tests); "auto",
-        the kernel on TPUs and else "xla".
+      impl: "xla", which runs on every backend; "tpu" or "gpu" (NVIDIA's), kernels that other backends only interpret
+        (for tests); "auto", the kernel on TPUs and else "xla".
 
     Returns:
       The mixed values in q's dtype. A query without any visible key gives zeros, and takes and gives no gradient.
@@ -69,6 +71,13 @@ def attention(
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
     return _attend(q, k, v, horizon, positions, window, softcap, q.shape[3] ** -0.5 if scale is None else scale, impl)
+
+
+def describe(impl: str, backend: str) -> str:
+    """In words what `impl` runs on a backend of JAX ("cpu", "gpu", "tpu")."""
+    chosen = ("tpu" if backend == "tpu" else "xla") if impl == "auto" else impl
+    note = "" if chosen in ("xla", backend) else f", interpreted on the {backend}: slow, for tests alone"
+    return chosen + (" (auto)" if impl == "auto" else "") + note
 
 
 class _Rule(NamedTuple):
@@ -86,8 +95,8 @@ def _attend(q, k, v, horizon, positions, window, softcap, scale, impl):
 
 
 def _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl):
-    ways = [functools.partial(f, softcap=softcap, scale=scale) for f in (_forward_tiles, attention_tpu.forward)]
-    out, lse = _by_platform(impl, *ways, q, k, v, horizon, positions, window)
+    ways = _forward_tiles, attention_tpu.forward, attention_gpu.forward
+    out, lse = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window)
     out, lse = keep_residual(out, "attention_out"), keep_residual(lse, "attention_lse")
     return out, (q, k, v, horizon, positions, window, out, lse)
 
@@ -95,23 +104,40 @@ def _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl):
 def _attend_backward(softcap, scale, impl, residuals, dout):
     q, k, v, horizon, positions, window, out, lse = residuals
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    ways = [functools.partial(f, softcap=softcap, scale=scale) for f in (_backward_tiles, attention_tpu.backward)]
-    gradients = _by_platform(impl, *ways, q, k, v, horizon, positions, window, dout, lse, delta)
+    ways = _backward_tiles, attention_tpu.backward, attention_gpu.backward
+    gradients = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window, dout, lse, delta)
     return *gradients, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _by_platform(impl, tiles, kernel, q, *args):
-    """Runs what `impl` means on the platform that the program is compiled for; `tiles` with its tile size."""
+def _by_platform(impl, ways, softcap, scale, q, k, *args):
+    """Runs what `impl` means on the platform that the program is compiled for; see also `describe`."""
+    tiles, tpu, gpu = (functools.partial(way, softcap=softcap, scale=scale) for way in ways)
     cpu, other = (functools.partial(tiles, tile=min(tile, q.shape[1])) for tile in (CPU_TILE, ACCELERATOR_TILE))
+    tpu, gpu = functools.partial(_per_device, tpu), functools.partial(_per_device, gpu)
     ways = {
-        "auto": {"cpu": cpu, "tpu": kernel, "default": other},
+        "auto": {"cpu": cpu, "tpu": tpu, "default": other},
         "xla": {"cpu": cpu, "default": other},
-        "tpu": {"tpu": kernel, "default": functools.partial(kernel, interpret=True)},
+        "tpu": {"tpu": tpu, "default": functools.partial(tpu, interpret=True)},
+        "gpu": {"cuda": gpu, "default": functools.partial(gpu, interpret=True)},
     }
-    return lax.platform_dependent(q, *args, **ways[impl])
+    return lax.platform_dependent(q, k, *args, **ways[impl])
+
+
+def _per_device(kernel, q, k, *args, **options):
+    """A kernel is opaque to XLA, which would gather what it reads: each device computes its own rows and kv heads.
+
+    Kv heads that do not divide stay whole, and so do heads.
+    """
+    kernel = functools.partial(kernel, **options)
+    if not is_sharded():
+        return kernel(q, k, *args)
+    rows = PartitionSpec(split_axes("batch", q.shape[0]) or None)
+    heads = PartitionSpec(*rows, None, split_axes("kv_heads", k.shape[2]) or None)
+    specs = (heads, heads, heads, rows, rows, PartitionSpec(), *(heads,) * (len(args) - 4))
+    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(q, k, *args)
 
 
 def _forward_tiles(q, k, v, horizon, positions, window, *, tile, softcap, scale):
@@ -190,13 +216,10 @@ def _rule(
     horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | Int[Array, ""] | None
 ) -> _Rule:
     """Blocks the rule, and lists the tiles in which any row may have a visible pair."""
-    horizon, positions = (_blocked(x[..., None, None], tile)[:, :, 0, :, 0] for x in (horizon, positions))
-    count = len(horizon)
-    index = jnp.arange(count)
-    active = (index[None, :] <= index[:, None]) & (horizon.max((1, 2))[None, :] > index[:, None] * tile)
-    if window is not None:  # the nearest positions of the two tiles, row by row
-        nearest = positions.min(2)[:, None] - positions.max(2)[None, :]
-        active &= (nearest < window).any(2)
+    horizon, positions = padded(horizon, tile), padded(positions, tile)
+    active = visible_tiles(horizon, positions, tile, window).any(0)
+    count = len(active)
+    horizon, positions = (x.reshape(len(x), count, tile).swapaxes(0, 1) for x in (horizon, positions))
     (pairs,) = jnp.nonzero(active.ravel(), size=count * (count + 1) // 2, fill_value=0)
     return _Rule(horizon, positions, pairs, active.sum())
 

@@ -15,7 +15,6 @@ S steps of the list.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,15 +22,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from smallr.models.linear import precision
-from smallr.sharding import is_sharded, split_axes
+from smallr.models.tiles import MASKED, padded, visible_tiles
 
 TILE = 512  # as in splash attention's defaults: large products, and scores of a tile are 1 MiB
 LANES = 128
-MASKED = -1e30  # finite: a query without a visible key gives zeros and no NaN
 ACTIVE, FIRST, LAST = 1, 2, 4  # of a step: it counts, it begins an output tile, it ends one
 
 
@@ -58,12 +55,27 @@ def forward(
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H"]]:
     """The mixed values in q's dtype, and the float32 log-sum-exp of the scores.
 
-    Each device computes its own rows and kv heads. `interpret` runs the kernel's operations on any backend.
+    `interpret` runs the kernel's operations on any backend.
     """
-    local = functools.partial(_forward, softcap=softcap, scale=scale, interpret=interpret)
-    rows, heads = _layouts(q, k)
-    mapped = _per_device(local, (heads, heads, heads, rows, rows, PartitionSpec()), (heads, heads))
-    return mapped(q, k, v, horizon, positions, window)
+    length, heads = q.shape[1:3]
+    tile = _tile(length)
+    q, k, v = _by_head(q, tile, k.shape[2]), _by_head(k, tile), _by_head(v, tile).swapaxes(-1, -2)
+    rule = padded(horizon, tile), padded(positions, tile)
+    steps = _steps(*rule, tile, window)
+    batch, kv_heads, groups, tokens, dim = q.shape
+    out, lse = _call(
+        functools.partial(_forward_kernel, softcap=softcap, scale=scale, windowed=window is not None),
+        steps,
+        inputs=[(q, "queries"), (k, "keys"), (v, "keys last"), *_rule_inputs(rule)],
+        outputs=[
+            ((batch, kv_heads, groups, dim, tokens), q.dtype, "queries last"),
+            ((batch, kv_heads, groups, tokens), jnp.float32, "queries last"),
+        ],
+        scratch=[(groups, tile), (groups, tile), (groups, dim, tile)],
+        products=2,
+        interpret=interpret,
+    )
+    return _by_token(out.swapaxes(-1, -2), length, heads), _by_token(lse[..., None], length, heads)[..., 0]
 
 
 def backward(
@@ -82,53 +94,13 @@ def backward(
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T K D"], Float[Array, "B T K D"]]:
     """Gradients of q, k and v; `delta` is the sum over D of out * dout."""
-    local = functools.partial(_backward, softcap=softcap, scale=scale, interpret=interpret)
-    rows, heads = _layouts(q, k)
-    mapped = _per_device(local, (heads, heads, heads, rows, rows, PartitionSpec(), *(heads,) * 3), (heads,) * 3)
-    return mapped(q, k, v, horizon, positions, window, dout, lse, delta)
-
-
-def _layouts(q, k) -> tuple[PartitionSpec, PartitionSpec]:
-    """How rows, and rows of heads, are split over devices. Kv heads that do not divide stay whole, and so do heads."""
-    rows = split_axes("batch", q.shape[0]) or None
-    return PartitionSpec(rows), PartitionSpec(rows, None, split_axes("kv_heads", k.shape[2]) or None)
-
-
-def _per_device(f: Callable, specs: tuple, out: tuple) -> Callable:
-    """A kernel is opaque to XLA, which would gather what it reads: so it is mapped over devices by hand."""
-    return jax.shard_map(f, in_specs=specs, out_specs=out, check_vma=False) if is_sharded() else f
-
-
-def _forward(q, k, v, horizon, positions, window, *, softcap, scale, interpret):
-    length, heads = q.shape[1:3]
-    tile = _tile(length)
-    q, k, v = _by_head(q, tile, k.shape[2]), _by_head(k, tile), _by_head(v, tile).swapaxes(-1, -2)
-    rule = _padded(horizon, tile), _padded(positions, tile)
-    steps = _steps(*rule, tile, window)
-    batch, kv_heads, groups, padded, dim = q.shape
-    out, lse = _call(
-        functools.partial(_forward_kernel, softcap=softcap, scale=scale, windowed=window is not None),
-        steps,
-        inputs=[(q, "queries"), (k, "keys"), (v, "keys last"), *_rule_inputs(rule)],
-        outputs=[
-            ((batch, kv_heads, groups, dim, padded), q.dtype, "queries last"),
-            ((batch, kv_heads, groups, padded), jnp.float32, "queries last"),
-        ],
-        scratch=[(groups, tile), (groups, tile), (groups, dim, tile)],
-        products=2,
-        interpret=interpret,
-    )
-    return _by_token(out.swapaxes(-1, -2), length, heads), _by_token(lse[..., None], length, heads)[..., 0]
-
-
-def _backward(q, k, v, horizon, positions, window, dout, lse, delta, *, softcap, scale, interpret):
     length, heads = q.shape[1:3]
     kv_heads, tile = k.shape[2], _tile(length)
     q, dout = _by_head(q, tile, kv_heads), _by_head(dout, tile, kv_heads)
     lse, delta = (_by_head(x[..., None], tile, kv_heads)[..., 0] for x in (lse, delta))
     k, v = _by_head(k, tile), _by_head(v, tile)
-    rule = _padded(horizon, tile), _padded(positions, tile)
-    batch, _, groups, padded, dim = q.shape
+    rule = padded(horizon, tile), padded(positions, tile)
+    batch, _, groups, tokens, dim = q.shape
     options = {"softcap": softcap, "scale": scale, "windowed": window is not None}
     inputs = [(q, "queries"), (k, "keys"), (v, "keys"), (dout, "queries")]
     inputs += [(lse, "queries last"), (delta, "queries last"), *_rule_inputs(rule)]
@@ -136,7 +108,7 @@ def _backward(q, k, v, horizon, positions, window, dout, lse, delta, *, softcap,
         functools.partial(_query_gradient_kernel, **options),
         _steps(*rule, tile, window),
         inputs=[*inputs, (k.swapaxes(-1, -2), "keys last")],
-        outputs=[((batch, kv_heads, groups, dim, padded), q.dtype, "queries last")],
+        outputs=[((batch, kv_heads, groups, dim, tokens), q.dtype, "queries last")],
         scratch=[(groups, dim, tile)],
         products=3,
         interpret=interpret,
@@ -282,14 +254,9 @@ def _steps(horizon, positions, tile, window, by_key=False) -> _Steps:
 
     The diagonal always belongs to them, so that each output tile is written.
     """
-    horizon, positions = (x.reshape(x.shape[0], -1, tile) for x in (horizon, positions))
-    count = horizon.shape[1]
-    index = jnp.arange(count)
-    query, key = index[:, None], index[None, :]
-    visible = (key <= query) & (horizon.max(2)[:, None, :] > query * tile)
-    if window is not None:
-        visible &= positions.min(2)[:, :, None] - positions.max(2)[:, None, :] < window
-    visible |= query == key
+    visible = visible_tiles(horizon, positions, tile, window)
+    count = visible.shape[1]
+    visible |= jnp.eye(count, dtype=bool)
     if by_key:
         visible = visible.swapaxes(1, 2)
     visible = visible.reshape(len(visible), -1)
@@ -372,10 +339,6 @@ def _rule_inputs(rule):
 
 def _tile(length: int) -> int:
     return min(TILE, -(-length // LANES) * LANES)
-
-
-def _padded(x: Int[Array, "B T"], tile: int) -> Int[Array, "B T"]:
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)))
 
 
 def _by_head(x: Float[Array, "B T H D"], tile: int, kv_heads: int | None = None) -> Float[Array, "B K *G T D"]:

@@ -14,7 +14,7 @@ from smallr.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
-ATTENTION = ("auto", "xla", "tpu")  # see `smallr.models.attention.attention`
+ATTENTION = ("auto", "xla", "tpu", "gpu")  # see `smallr.models.attention.attention`
 NORMS = ("rms", "layer")
 NORM_PLACES = ("before", "after", "both")
 QK_NORMS = ("none", "head", "all")

@@ -1,4 +1,4 @@
-"""The TPU kernel, interpreted on the CPU, against the dense mask; and compiled for TPUs where libtpu is at hand."""
+"""The TPU kernels' list of tiles; and the kernels compiled for TPUs where libtpu is at hand."""
 
 from __future__ import annotations
 
@@ -7,93 +7,13 @@ import os
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from smallr.models import attention_tpu
-from smallr.models.attention import attention
 from tests.models.helpers import packed_rule
-from tests.models.test_attention import LAYOUT, _dense_jax, _qkv
 from tests.runs import ROOT
-
-LENGTH = 300  # three tiles of 128, the last one partly filled
-
-
-@pytest.fixture(autouse=True)
-def _small_tiles(monkeypatch):
-    monkeypatch.setattr(attention_tpu, "TILE", 128)
-
-
-def _both(heads: int, kv_heads: int, window: int | None, softcap: float | None, dtype: str = "float32"):
-    """Jitted functions of (q, k, v, cotangent, horizon, positions) to the output and the gradients: kernel, dense."""
-
-    def outcome(f, q, k, v, cotangent):
-        out, vjp = jax.vjp(f, q, k, v)
-        return out, *vjp(cotangent.astype(out.dtype))
-
-    def kernel(q, k, v, cotangent, horizon, positions):
-        return outcome(lambda *x: attention(*x, horizon, positions, window, softcap, impl="tpu"), q, k, v, cotangent)
-
-    def dense(q, k, v, cotangent, horizon, positions):
-        arrays = (x.astype(jnp.float32) for x in (q, k, v))
-        return outcome(lambda *x: _dense_jax(*x, horizon, positions, window, softcap), *arrays, cotangent)
-
-    return jax.jit(kernel), jax.jit(dense)
-
-
-def _assert_equal(ours, theirs, tolerance: float):
-    for name, a, b in zip(("out", "dq", "dk", "dv"), ours, theirs, strict=True):
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(), 1.0), err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "window", "softcap"), [(6, 2, None, None), (3, 3, 17, 3.0), (2, 1, 1, None), (2, 1, 200, 3.0)]
-)
-def test_values_and_gradients_are_those_of_the_dense_mask(heads, kv_heads, window, softcap):
-    arrays = _qkv(heads, kv_heads, len(LAYOUT), LENGTH)
-    positions, horizon = packed_rule(LAYOUT, LENGTH)
-    kernel, dense = _both(heads, kv_heads, window, softcap)
-    _assert_equal(kernel(*arrays, horizon, positions), dense(*arrays, horizon, positions), 1e-5)
-
-
-def test_bfloat16_stays_within_its_rounding():
-    arrays = _qkv(4, 2, len(LAYOUT), LENGTH, dtype="bfloat16")
-    positions, horizon = packed_rule(LAYOUT, LENGTH)
-    kernel, dense = _both(4, 2, None, None)
-    ours = kernel(*arrays, horizon, positions)
-    assert all(x.dtype == jnp.bfloat16 for x in ours)
-    _assert_equal(ours, dense(*arrays, horizon, positions), 2e-2)
-
-
-# An example: a prefix and its branches, lengths of each.
-_EXAMPLES = st.lists(st.lists(st.integers(1, 140), min_size=2, max_size=3).map(tuple), min_size=0, max_size=6)
-_MADE = {}
-
-
-def _fitting(row: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    kept, used = [], 0
-    for example_ in row:
-        if used + sum(example_) <= LENGTH:
-            kept.append(example_)
-            used += sum(example_)
-    return kept
-
-
-@settings(max_examples=25, deadline=None)
-@given(rows=st.lists(_EXAMPLES, min_size=2, max_size=2), windowed=st.booleans())
-@example(rows=[[(128, 128)], [(1, 127), (127, 1)]], windowed=False)  # ends on the edges of tiles
-def test_any_packing_equals_the_dense_mask(rows, windowed):
-    if windowed not in _MADE:
-        _MADE[windowed] = _both(2, 1, 40 if windowed else None, None)
-    kernel, dense = _MADE[windowed]
-    positions, horizon = packed_rule([_fitting(row) for row in rows], LENGTH)
-    arrays = _qkv(2, 1, 2, LENGTH)
-    _assert_equal(kernel(*arrays, horizon, positions), dense(*arrays, horizon, positions), 1e-5)
 
 
 def test_only_tiles_with_a_visible_pair_are_listed():

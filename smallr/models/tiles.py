@@ -1,0 +1,38 @@
+"""Which tiles of the (query, key) square hold a visible pair; common to all implementations of attention.
+
+Dimension letters: B rows, T tokens, a multiple of the tile t; n = T / t.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+MASKED = -1e30  # of a hidden score; finite, so that a query without a visible key gives zeros and no NaN
+
+
+def padded(x: Int[Array, "B L"], tile: int) -> Int[Array, "B T"]:
+    """Zeros up to whole tiles: a horizon of 0 is seen by no query."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)))
+
+
+def visible_tiles(
+    horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | Int[Array, ""] | None
+) -> Bool[Array, "B n n"]:
+    """Whether the row may have a visible pair in a tile of queries (second axis) and keys (third axis).
+
+    It is True for every tile that has one. With a window it can be True for a tile that has none: only the nearest
+    positions of the two tiles are compared.
+    """
+    horizon, positions = (x.reshape(x.shape[0], -1, tile) for x in (horizon, positions))
+    index = jnp.arange(horizon.shape[1])
+    query, key = index[:, None], index[None, :]
+    visible = (key <= query) & (horizon.max(2)[:, None, :] > query * tile)
+    if window is not None:
+        visible &= positions.min(2)[:, :, None] - positions.max(2)[:, None, :] < window
+    return visible
+
+
+def tile_lists(visible: Bool[Array, "B n n"]) -> tuple[Int[Array, "B n n"], Int[Array, "B n"]]:
+    """Of each row and entry of the second axis: the visible entries of the third in order, then others; how many."""
+    return jnp.argsort(~visible, axis=2, stable=True).astype(jnp.int32), visible.sum(2, dtype=jnp.int32)
