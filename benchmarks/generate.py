@@ -1,8 +1,12 @@
 """Tokens/s beside transformers: `python -m benchmarks.generate --prompts=GSM8K_TEST.jsonl[.gz] [--repeats=2]`.
 
 SmolLM2-135M in float32, the same prompts, greedy, every completion of the same length. Both write in turns in one process
-(A B A B), after one round that is not timed. transformers runs as one batch with left padding, which is its fastest way
-here unless `--continuous` says that its `generate_batch` is to be tried too. Times include the reading of the prompts.
+(A B A B), after all programs have been compiled. transformers runs as one batch with left padding, which is its fastest
+way here unless `--continuous` says that its `generate_batch` is to be tried too. Times include the reading of the prompts,
+of which smallr remembers nothing from one round to the next.
+
+For smallr the share of the memory's bandwidth is printed too: the bytes of weights and cache that the decoding steps read,
+by the seconds they took, over what summing a large array reaches on the same device. `--no_transformers` measures that alone.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
@@ -29,6 +34,7 @@ from smallr.sampling.requests import Request, SamplingParams
 from smallr.sharding import make_mesh
 
 Tokens = list[list[int]]
+STEPS = 8  # tokens of a slot in one program
 
 
 def read_prompts(path: Path, count: int, tokenizer: Any) -> Tokens:
@@ -79,18 +85,49 @@ def continuous(model: transformers.LlamaForCausalLM, prompts: Tokens, new: int) 
     return [list(outputs[name].generated_tokens) for name in sorted(outputs, key=lambda name: int(name.split("_")[-1]))]
 
 
-def engine_of(source: ModelSource, tokenizer: Any, slots: int) -> Engine:
-    """smallr's engine."""
-    mesh = make_mesh(1, 1, 1)
-    with jax.set_mesh(mesh):
-        return Engine(load_decoder(source, mesh), tokenizer, mesh, slots=slots)
+class Ours:
+    """smallr's engine, and what its decoding steps took."""
+
+    def __init__(self, source: ModelSource, tokenizer: Any, slots: int, dtype: str):
+        mesh = make_mesh(1, 1, -1)
+        with jax.set_mesh(mesh):
+            self._decoder = load_decoder(source, mesh, dtype=dtype)
+            self.engine = Engine(self._decoder, tokenizer, mesh, slots=slots, steps=STEPS)
+        self.seconds, self.bytes, self.steps = 0.0, 0, 0
+
+    def compile(self, longest: int) -> None:
+        """Compiles what sequences of up to so many tokens need, one short completion for each size of the cache."""
+        for length in range(48, longest + 64, 64):
+            params = SamplingParams(max_tokens=12, ignore_eos=True)
+            self.engine.generate([Request(prompt=(5,) * length, params=params)], progress=False)
+
+    def forget(self) -> None:
+        """Drops the prompts that the cache still holds."""
+        self.engine.update(self._decoder)
+
+    def __call__(self, prompts: Tokens, new: int) -> Tokens:
+        """All tokens; steps in which nothing was read are timed by themselves."""
+        params = SamplingParams(max_tokens=new, ignore_eos=True)
+        handles = [self.engine.submit(Request(prompt=tuple(prompt), params=params)) for prompt in prompts]
+        self.engine.step()  # reads the prompts, as many as there are slots
+        for written in range(STEPS, new, STEPS):
+            start = time.perf_counter()
+            self.engine.step()
+            self.seconds += time.perf_counter() - start
+            steps = min(STEPS, new - written)
+            self.steps, self.bytes = self.steps + steps, self.bytes + steps * self.engine.bytes_of_a_step
+        return [list(handle.result.samples[0].token_ids) for handle in handles]
 
 
-def ours(engine: Engine, prompts: Tokens, new: int) -> Tokens:
-    """smallr's tokens."""
-    params = SamplingParams(max_tokens=new, ignore_eos=True)
-    results = engine.generate([Request(prompt=tuple(prompt), params=params) for prompt in prompts], progress=False)
-    return [list(result.samples[0].token_ids) for result in results]
+def bandwidth() -> float:
+    """Bytes/s at which summing half a gigabyte reads it, the best of five."""
+    numbers = jnp.ones(2**27, jnp.float32)
+    total, best = jax.jit(jnp.sum), 0.0
+    for _ in range(6):
+        start = time.perf_counter()
+        total(numbers).block_until_ready()
+        best = max(best, numbers.nbytes / (time.perf_counter() - start))
+    return best
 
 
 def agreement(model: transformers.LlamaForCausalLM, prompts: Tokens, mine: Tokens, theirs: Tokens) -> None:
@@ -118,37 +155,44 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--warm", type=int, help="tokens of the round that is not timed; default: all")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="of the Llama family")
+    parser.add_argument("--dtype", default="float32", help="of smallr; transformers computes in float32")
     parser.add_argument("--continuous", action="store_true", help="try transformers' generate_batch too")
+    parser.add_argument("--no_transformers", action="store_true", help="smallr alone")
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
-    source = open_model("smollm2-135m-instruct")
+    source = open_model(args.model)
     tokenizer = source.tokenizer()
     prompts = read_prompts(args.prompts, args.count, tokenizer)
     lengths = sorted(map(len, prompts))
-    print(f"{len(prompts)} prompts of {lengths[0]} to {lengths[-1]} tokens, {args.new} new tokens each, float32")
-    model, engine = torch_model(source), engine_of(source, tokenizer, args.count)
-    ways: dict[str, Callable[[int], Tokens]] = {
-        "transformers": lambda new: padded(model, prompts, new),
-        "smallr": lambda new: ours(engine, prompts, new),
-    }
-    if args.continuous:
-        ways["transformers, continuous"] = lambda new: continuous(model, prompts, new)
-    ways["transformers"](2)
-    ways["smallr"](args.warm or args.new)  # compiles
+    print(f"{len(prompts)} prompts of {lengths[0]} to {lengths[-1]} tokens, {args.new} new tokens each, {args.dtype}")
+    ours = Ours(source, tokenizer, args.count, args.dtype)
+    ours.compile(lengths[-1] + args.new)
+    ways: dict[str, Callable[[int], Tokens]] = {"smallr": lambda new: ours(prompts, new)}
+    if not args.no_transformers:
+        model = torch_model(source)
+        padded(model, prompts, 2)
+        ways["transformers"] = lambda new: padded(model, prompts, new)
+        if args.continuous:
+            ways["transformers, continuous"] = lambda new: continuous(model, prompts, new)
     outputs: dict[str, Tokens] = {}
     for repeat in range(args.repeats):
         rates = {}
+        ours.forget()
         for name, way in ways.items():
             start = time.perf_counter()
             outputs[name] = way(args.new)
             rates[name] = len(prompts) * args.new / (time.perf_counter() - start)
-        best = max(rate for name, rate in rates.items() if name != "smallr")
-        print(
-            f"repetition {repeat}: " + ", ".join(f"{name} {rate:.0f} tokens/s" for name, rate in rates.items()), end=""
-        )
-        print(f"; ratio {rates['smallr'] / best:.2f}", flush=True)
-    agreement(model, prompts, outputs["smallr"], outputs["transformers"])
+        line = ", ".join(f"{name} {rate:.0f} tokens/s" for name, rate in rates.items())
+        best = max((rate for name, rate in rates.items() if name != "smallr"), default=None)
+        print(f"repetition {repeat}: {line}" + (f"; ratio {rates['smallr'] / best:.2f}" if best else ""), flush=True)
+    reached, possible = ours.bytes / ours.seconds, bandwidth()
+    print(
+        f"decoding: {1e3 * ours.seconds / ours.steps:.1f} ms a step, {ours.bytes / ours.steps / 1e6:.0f} MB of weights and "
+        f"cache a step, {reached / 1e9:.1f} of {possible / 1e9:.1f} GB/s, a share of {reached / possible:.0%}"
+    )
+    if not args.no_transformers:
+        agreement(model, prompts, outputs["smallr"], outputs["transformers"])
 
 
 if __name__ == "__main__":

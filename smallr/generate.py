@@ -32,7 +32,7 @@ SLOTS = flags.DEFINE_integer("slots", 32, "Completions written at once", lower_b
 MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens of prompt and completion; the model's context, at most 4096"
 )
-DTYPE = flags.DEFINE_string("dtype", "float32", "float32 | bfloat16")
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the computation")
 STOP = flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be repeated")
 ADAPTIVE = flags.DEFINE_string("adaptive", None, "Run or folder of an adaptive module")
 ADAPTIVE_MODE = flags.DEFINE_enum(
@@ -71,7 +71,7 @@ def run() -> None:
     """The command, with its flags checked."""
     from smallr.language.loading import load_engine  # after the cache is set
     from smallr.sampling.chat import converse
-    from smallr.sampling.files import read_requests, write_results
+    from smallr.sampling.files import as_requests, read_prompts, write_results
     from smallr.sampling.requests import SamplingParams
 
     if bool(PROMPTS.value) == INTERACTIVE.value:
@@ -84,12 +84,15 @@ def run() -> None:
         params = SamplingParams(**{name: flag.value for name, flag in PARAMS.items()} | {"stop": tuple(STOP.value)})
     except ValueError as error:
         raise UserError(str(error)) from error
+    prompts = [] if INTERACTIVE.value else read_prompts(PROMPTS.value)
+    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
+        raise UserError(f"--out: there is no folder {Path(OUT.value).absolute().parent}")
     slots = 1 if INTERACTIVE.value else SLOTS.value
     engine = load_engine(MODEL.value, dtype=DTYPE.value, slots=slots, max_length=MAX_LENGTH.value).engine
     chat = bool(engine.tokenizer.chat_template) if CHAT.value is None else CHAT.value
     if INTERACTIVE.value:
         return converse(engine, params, chat=chat)
-    requests = read_requests(PROMPTS.value, params, chat=chat)
+    requests = as_requests(prompts, params, chat=chat)
     with Path(OUT.value).open("w") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
         write_results(requests, engine.generate(requests), out)
 

@@ -80,7 +80,7 @@ class Engine:
         self._soft = soft_tokens(decoder)
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_of_turn(tokenizer), *end_ids)))
-        self._piece = piece or (32 if jax.default_backend() == "cpu" else 256)
+        self._piece = piece or (64 if jax.default_backend() == "cpu" else 256)
         self._rows = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self._steps = steps
         self._packer = Packer(decoder, mesh)
@@ -110,6 +110,15 @@ class Engine:
         if hook_shared is not None:
             self._hook_shared = hook_shared
         self._table.forget()
+
+    @property
+    def bytes_of_a_step(self) -> int:
+        """Bytes that are read to write a token in every slot: all weights, and the cache in its present size.
+
+        Not counted are the embedding's rows of the tokens, and activations.
+        """
+        read = jax.tree.leaves((self._weights.layers, self._weights.head, self._cache))
+        return sum(leaf.nbytes for leaf in read)
 
     @property
     def busy(self) -> bool:

@@ -11,27 +11,32 @@ from typing import Any, TextIO
 from smallr.errors import UserError
 from smallr.sampling.requests import Request, Result, SamplingParams
 
+Prompt = str | list[int] | tuple[dict[str, str], ...]  # text, token ids or messages
 
-def read_requests(name: str, params: SamplingParams, *, chat: bool) -> list[Request]:
+
+def read_prompts(name: str) -> list[Prompt]:
     """The prompts of a file.
 
     Args:
       name: `-` for standard input; `.jsonl` has a `prompt` (string or token ids) or `messages` in each line; any other
         file has a prompt in each line that is not empty.
-      params: of all requests.
-      chat: a plain prompt is a user's message.
 
     Raises:
       UserError: no such file, or a line without a prompt, by its number.
     """
-    return [_request(prompt, params, chat) for _, prompt in _prompts(name)]
+    return [prompt for _, prompt in _prompts(name)]
+
+
+def as_requests(prompts: Sequence[Prompt], params: SamplingParams, *, chat: bool) -> list[Request]:
+    """A request for each prompt; with `chat` a plain one is a user's message."""
+    return [_request(prompt, params, chat) for prompt in prompts]
 
 
 def read_questions(name: str) -> list[str]:
     """The prompts of a file as texts.
 
     Raises:
-      UserError: as `read_requests`, or a prompt that is no text.
+      UserError: as `read_prompts`, or a prompt that is no text.
     """
     prompts = _prompts(name)
     if wrong := [place for place, prompt in prompts if not isinstance(prompt, str)]:
@@ -39,7 +44,7 @@ def read_questions(name: str) -> list[str]:
     return [prompt for _, prompt in prompts]
 
 
-def _prompts(name: str) -> list[tuple[str, Any]]:
+def _prompts(name: str) -> list[tuple[str, Prompt]]:
     """(where it stands, prompt) of each."""
     path = Path(name)
     if name != "-" and not path.is_file():
@@ -52,7 +57,7 @@ def _prompts(name: str) -> list[tuple[str, Any]]:
     return [(place, _parsed(line, place) if is_json else line) for place, line in lines]
 
 
-def _parsed(line: str, place: str) -> Any:
+def _parsed(line: str, place: str) -> Prompt:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -74,7 +79,7 @@ def _parsed(line: str, place: str) -> Any:
     return tuple(messages)
 
 
-def _request(prompt: Any, params: SamplingParams, chat: bool) -> Request:
+def _request(prompt: Prompt, params: SamplingParams, chat: bool) -> Request:
     if isinstance(prompt, tuple):
         return Request(messages=prompt, params=params)
     if isinstance(prompt, list):

@@ -67,6 +67,15 @@ def test_results_are_in_order_and_slots_are_used_again(shared):
     assert not shared.busy
 
 
+def test_bytes_of_a_step():
+    small = engine(slots=3)
+    config = small.config
+    cache = config.num_layers * 2 * 3 * config.num_kv_heads * config.head_dim * 128
+    square, wide = config.d_model * config.head_dim, config.d_model * config.d_ff
+    layer = square * 2 * (config.num_heads + config.num_kv_heads) + 3 * wide + 2 * config.d_model
+    assert small.bytes_of_a_step == 4 * (cache + config.num_layers * layer + config.vocab_size * config.d_model)
+
+
 def test_a_prompt_of_many_samples_is_read_once(shared):
     reads, read = [], shared._programs.read
     shared._programs.read = lambda *args: reads.append(args[-1]) or read(*args)
