@@ -105,6 +105,11 @@ class Labeller:
         """Rows with `label`, as they are where they have one or nobody asked."""
         if "labels" not in self._config or "label" in rows.column_names:
             return rows
+        if jax.process_count() > 1:
+            raise UserError(
+                "config.labels: rows are labelled in one process: write them with `python -m smallr.adaptive.labels` and give "
+                "its folder as config.data.train"
+            )
         folder = cache_dir("labels") / self._name(rows)
         if folder.exists():
             found = datasets.load_from_disk(str(folder))

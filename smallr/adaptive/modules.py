@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from smallr.adaptive.interface import Answers, Decisions, Mode
+from smallr.adaptive.interface import Answer, Answers, Decisions, Mode
 from smallr.adaptive.student import Student
 from smallr.data.chat import PROMPT, Renderer, Unrenderable
 from smallr.errors import UserError
@@ -101,14 +101,19 @@ class ModePrompts(_Over):
         first, second = attempts[:count], attempts[count:]
         nll_first = self.answer_nll(questions, [attempt.answer for attempt in first])
         nll_second = self.answer_nll(questions, [a.answer for a in second], [a.rationale for a in second])
-        worst = [
-            tuple(math.inf if math.isnan(value) else value for value in pair)
-            for pair in zip(nll_first, nll_second, strict=True)
-        ]
-        scores = tuple(0.0 if math.isinf(a) and math.isinf(b) else a - b for a, b in worst)
+        pairs = zip(_lost(first, nll_first), _lost(second, nll_second), strict=True)
+        scores = tuple(0.0 if math.isinf(a) and math.isinf(b) else a - b for a, b in pairs)
         chosen = self._modes(scores)
         answers = tuple(b if mode == "think" else a for mode, a, b in zip(chosen, first, second, strict=True))
         tokens = tuple(a.tokens + b.tokens for a, b in zip(first, second, strict=True))
         return dataclasses.replace(
             Decisions(chosen, scores, tokens, 0.0), answers=answers, seconds=time.perf_counter() - start
         )
+
+
+def _lost(attempts: Sequence[Answer], values: Sequence[float]) -> list[float]:
+    """NLL of each attempt's answer; infinite where it did not come to one, or was cut off in it."""
+    return [
+        value if attempt.complete and not math.isnan(value) else math.inf
+        for attempt, value in zip(attempts, values, strict=True)
+    ]

@@ -62,11 +62,6 @@ class Student:
     ):
         self.decoder, self.tokenizer, self.mesh, self.chat = decoder, tokenizer, mesh, chat
         self.formats = {**FORMATS, **formats}
-        self.engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length, end_ids=end_ids)
-        self.scorer = LikelihoodScorer(decoder, tokenizer, mesh, max_length=self.engine.max_length)
-        self._renderer = Renderer(tokenizer, chat=chat, formats=self.formats)
-        self._encoder = Encoder(tokenizer)
-        self._prompts = {mode: tuple(map(int, (prompts or {}).get(mode, ()))) for mode in MODES}
         self._separators = {mode: separator(self.formats[order]) for mode, order in ORDER_OF.items()}
         for mode, mark in self._separators.items():
             if not mark:
@@ -74,6 +69,11 @@ class Student:
                     f"format {self.formats[ORDER_OF[mode]]!r}: nothing stands between the answer and the rationale, so that "
                     "they cannot be told apart in what the student writes"
                 )
+        self.engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length, end_ids=end_ids)
+        self.scorer = LikelihoodScorer(decoder, tokenizer, mesh, max_length=self.engine.max_length)
+        self._renderer = Renderer(tokenizer, chat=chat, formats=self.formats)
+        self._encoder = Encoder(tokenizer)
+        self._prompts = {mode: tuple(map(int, (prompts or {}).get(mode, ()))) for mode in MODES}
 
     def encoded(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of prompts that a renderer of this student wrote."""
