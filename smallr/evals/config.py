@@ -27,6 +27,10 @@ def base(benchmark: str) -> ConfigDict:
     config.data = ""  # a file, folder or hub id of rows; empty: the benchmark's own on the hub
     config.split = ""  # of the data, or a part of it as in test[:100]; empty: the benchmark's own
     config.limit = 0  # questions, from the first; 0: all
+    config.shots = ConfigDict()  # worked examples before each question
+    config.shots.count = 0
+    config.shots.data = ""  # a file, folder or hub id of rows in the benchmark's columns; empty: its own on the hub
+    config.shots.split = ""  # of that; empty: train
 
     config.compute = ConfigDict()  # of a local model
     config.compute.dtype = "bfloat16"  # float32 | bfloat16

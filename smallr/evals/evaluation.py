@@ -16,6 +16,7 @@ from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
 from smallr.evals.questions import Item, load_items
 from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_likelihood
+from smallr.evals.shots import before_options, load_shots
 from smallr.evals.store import Store
 from smallr.evals.summary import summarise
 from smallr.language.base import LanguageModel
@@ -48,12 +49,13 @@ def evaluate(
     if report.dropped:
         print(report, flush=True)
     answers = isinstance(benchmark, Generation)
-    asked = Asked(_params(config), config.chat, config.seed) if answers else None
+    shots = load_shots(benchmark, items, **config.shots)
+    asked = Asked(_params(config), config.chat, config.seed, shots) if answers else None
     store = Store(folder, identity(config))
     if answers:
         records = _answered(benchmark, items, asked, config, store, unsafe_code_execution, model)
     else:
-        records = run_likelihood(items, model or _open_scorer(config), store)
+        records = run_likelihood(before_options(items, shots), model or _open_scorer(config), store)
     results = summarise(benchmark, records, report)
     results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
     store.finish(records, results)

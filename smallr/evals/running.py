@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from smallr.evals.benchmarks.base import Question
 from smallr.evals.graders.base import Grader, Job
 from smallr.evals.questions import Item
 from smallr.evals.records import Record
@@ -40,19 +41,29 @@ class Asked:
     Attributes:
       params: of sampling; `n` samples a question. Its seed is made of `seed` and the question.
       chat: as a user's message; else as plain text.
+      shots: examples before each question: turns of the conversation, or paragraphs of the text.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     chat: bool = True
     seed: int = 0
+    shots: tuple[Question, ...] = ()
+
+    def text(self, item: Item) -> str:
+        """All that is asked, as plain text."""
+        if not self.shots:
+            return item.task.prompt
+        return "".join(f"{shot.prompt}\n{shot.solution}\n\n" for shot in self.shots) + f"{item.task.prompt}\n"
 
     def request(self, item: Item) -> Request:
         """The request for a question. It depends on nothing else, so neither do its samples."""
         digest = hashlib.sha256(f"{self.seed}:{item.id}".encode()).digest()
         params = replace(self.params, seed=int.from_bytes(digest[:4], "big") >> 1)
-        if self.chat:
-            return Request(messages=({"role": "user", "content": item.task.prompt},), params=params)
-        return Request(prompt=item.task.prompt, params=params)
+        if not self.chat:
+            return Request(prompt=self.text(item), params=params)
+        turns = [(("user", shot.prompt), ("assistant", shot.solution)) for shot in self.shots]
+        said = [*(each for turn in turns for each in turn), ("user", item.task.prompt)]
+        return Request(messages=tuple({"role": role, "content": content} for role, content in said), params=params)
 
 
 def run_generation(
@@ -70,7 +81,7 @@ def run_generation(
     Returns:
       A record a sample, in order. A question that got no answer has one record with `error`.
     """
-    keys = {item.id: question_key(item.id, item.task.prompt) for item in items}
+    keys = {item.id: question_key(item.id, asked.text(item)) for item in items}
     answers = {} if store is None else store.answers()
     open_items = [item for item in items if keys[item.id] not in answers]
     failed: dict[str, str] = {}

@@ -22,6 +22,7 @@ from smallr.evals.graders.base import Job
 from smallr.evals.questions import load_items
 from smallr.evals.store import Store, read_samples
 from tests.evals.fakes import FakeModel, FakeScorer
+from tests.runs import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +90,35 @@ def test_several_samples(tmp_path):
     assert metrics["maj@4"]["value"] == 0.5  # the first by its earlier answer, the second outvoted
 
 
+def test_several_samples_by_the_command(tmp_path):
+    """All the way: the engine draws, the grader judges, the files hold every sample."""
+    fields = {
+        "data": write(tmp_path / "rows.jsonl", sums(2)),
+        "chat": False,
+        "cache": False,
+        "sampling.n": 4,
+        "sampling.temperature": 1.0,
+    }
+    fields |= {"model": "tiny-random", "sampling.max_tokens": 6, "compute.slots": 4, "compute.dtype": "float32"}
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [
+        sys.executable,
+        "-m",
+        "smallr.evaluate",
+        "--config=configs/eval/gsm8k.py",
+        f"--out={tmp_path}/out",
+        *flags,
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples = read_samples(tmp_path / "out")
+    assert [(sample["id"], sample["sample"]) for sample in samples] == [(id, n) for id in "01" for n in range(4)]
+    assert len({sample["output"] for sample in samples}) > 4
+    metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    assert list(metrics) == ["pass@1", "pass@2", "pass@4", "maj@4"]
+    assert all(name in done.stdout for name in metrics)
+
+
 def test_plain_prompts_and_seeds(tmp_path):
     model = FakeModel(add)
     evaluate(gsm8k(tmp_path, chat=False), tmp_path / "a", model=model)
@@ -100,6 +130,41 @@ def test_plain_prompts_and_seeds(tmp_path):
     again = FakeModel(add)
     evaluate(gsm8k(tmp_path, chat=False, limit=3), tmp_path / "c", model=again)
     assert all(seeds[0][request.prompt] == request.params.seed for request in again.requests)
+
+
+def test_worked_examples_stand_before_every_question(tmp_path):
+    others = [{"question": "What is 70 + 70?", "answer": "It is <<70+70=140>>140.\n#### 140"}, *sums(9)[6:]]
+    config = gsm8k(tmp_path, limit=2, shots__count=2, shots__data=write(tmp_path / "train.jsonl", [*sums(1), *others]))
+    model, plain = FakeModel(lambda _: "0"), FakeModel(lambda _: "0")
+    assert evaluate(config, tmp_path / "chat", model=model)["metrics"]["pass@1"]["value"] == 0.5
+    asked = [(message["role"], message["content"]) for message in model.requests[0].messages]
+    assert asked[1] == ("assistant", "It is 140.\n#### 140")  # not the row that is asked itself
+    assert [role for role, _ in asked] == ["user", "assistant"] * 2 + ["user"]
+    assert [text.split("?")[0] for role, text in asked if role == "user"] == [
+        "What is 70 + 70",
+        "What is 6 + 6",
+        "What is 1 + 1",
+    ]
+    config.chat = False
+    evaluate(config, tmp_path / "plain", model=plain)
+    assert [text.strip() for text in plain.requests[0].prompt.split("\n\n")][:2] == [
+        f"{question}\n{answer}" for (_, question), (_, answer) in (asked[:2], asked[2:4])
+    ]
+    assert plain.requests[0].prompt.endswith(asked[4][1] + "\n")
+    config.shots.count = 9
+    with pytest.raises(UserError, match=r"shots.count=9: .*train.jsonl has only 4 rows"):
+        evaluate(config, tmp_path / "many", model=model)
+
+
+def test_examples_of_likelihoods_show_the_right_option(tmp_path):
+    rows = [{"question": f"Q{i}", "choices": ["no", "yes"], "gold": i % 2} for i in range(3)]
+    config = base("arc_easy")
+    config.data, config.limit = write(tmp_path / "rows.jsonl", rows), 1
+    config.shots.count, config.shots.data = 2, config.data
+    scorer = FakeScorer(lambda context, option: -len(option))
+    evaluate(config, tmp_path / "out", model=scorer)
+    before = "Question: Q1\nAnswer: yes\n\nQuestion: Q2\nAnswer: no\n\n"
+    assert scorer.asked == [(f"{before}Question: Q0\nAnswer:", f" {option}") for option in ("no", "yes")]
 
 
 def test_likelihoods(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 
 from smallr.evals.benchmarks.base import Generation, GraderOptions, Question, Row, Source
@@ -49,7 +50,8 @@ def _gsm8k(row: Row) -> Question:
     _, mark, answer = _text(row["answer"]).rpartition("####")
     if not mark:
         raise ValueError("the answer has no ####")
-    return Question(f"{_text(row['question'])}\n{_BOX}", _number(answer.strip()))
+    solution = re.sub("<<.*?>>", "", _text(row["answer"]))  # the calculator's marks are no part of an answer
+    return Question(f"{_text(row['question'])}\n{_BOX}", _number(answer.strip()), solution)
 
 
 def _svamp(row: Row) -> Question:
@@ -63,14 +65,15 @@ def _word_problem(row: Row) -> Question:
 
 
 def _competition(row: Row) -> Question:
-    return Question(f"{_text(row['problem'])}\n{_BOX}", _text(str(row["answer"])))
+    solution = row.get("solution") or ""
+    return Question(f"{_text(row['problem'])}\n{_BOX}", _text(str(row["answer"])), str(solution).strip())
 
 
 def _aqua(row: Row) -> Question:
     options = [_text(option).replace(")", ") ", 1) for option in row["options"]]
-    return Question(
-        f"{_text(row['question'])}\n" + "\n".join(options) + f"\n{_LETTER}", _letter(row["correct"], "ABCDE")
-    )
+    gold, rationale = _letter(row["correct"], "ABCDE"), str(row.get("rationale") or "").strip()
+    solution = f"{rationale}\nThe answer is ({gold})." if rationale else ""
+    return Question(f"{_text(row['question'])}\n" + "\n".join(options) + f"\n{_LETTER}", gold, solution)
 
 
 def _letter(value: object, letters: str) -> str:

@@ -48,10 +48,12 @@ class Question:
     Attributes:
       prompt: what the model is asked.
       gold: as the grader wants it.
+      solution: an answer as a model should give it, for examples; empty where the row has none.
     """
 
     prompt: str
     gold: Any
+    solution: str = ""
 
 
 @dataclass(frozen=True)

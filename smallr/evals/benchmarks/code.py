@@ -52,7 +52,11 @@ def _mbpp(row: Row) -> Question:
     used = {node.id for test in tests for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
     calls = Calls(setup, {name: name for name in sorted(defined & used)}, tests)
     listed = "\n".join(tests)
-    return Question(f"{row['text'].strip()} {_FENCED}\nYour code should pass these tests:\n{listed}", Check(calls))
+    return Question(
+        f"{row['text'].strip()} {_FENCED}\nYour code should pass these tests:\n{listed}",
+        Check(calls),
+        f"```python\n{row['code'].strip()}\n```",
+    )
 
 
 def _names(code: str) -> tuple[set[str], str]:
