@@ -86,6 +86,15 @@ def token_scores(
     return jax.tree.map(lambda x: x.reshape(batch, slots), scores)
 
 
+def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[int, int]:
+    """How many chunks of how many entries the vocabulary, or a device's shard of it, is walked in; 0 as above.
+
+    `tokens` are those that are scored at once, over all devices of the mesh (`jax.set_mesh`); `backend` is JAX's name.
+    """
+    tile = CPU_TILE if backend == "cpu" else ACCELERATOR_TILE
+    return _walk(vocabulary // parts("vocab", vocabulary), tokens, chunk, tile)
+
+
 class _Chunk(NamedTuple):
     """A part of the vocabulary, seen by all tokens. Arrays of logits are [shards, entries, tokens]."""
 

@@ -10,6 +10,8 @@ import jax
 
 from smallr.data.packing import describe
 from smallr.data.rows import GAPS
+from smallr.losses.logprobs import chunking
+from smallr.models.attention import describe as describe_attention
 from smallr.training.progress import say, table
 from smallr.training.setup import Run
 from smallr.training.splits import attended_pairs
@@ -47,7 +49,7 @@ def costs(run: Run, peak: float | None) -> Costs:
 
 
 def start(run: Run, costs: Costs, clock: Clock) -> None:
-    """Prints what is about to happen."""
+    """Prints what is about to happen; in the run's mesh (`jax.set_mesh`)."""
     config, plan = run.config, run.training.plan
     mesh = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     memory = run.step.memory_analysis()
@@ -73,6 +75,8 @@ def start(run: Run, costs: Costs, clock: Clock) -> None:
             f"{about.epoch.padding:.1%} padding; {about.epoch.saved:.1%} of tokens saved by storing prompts once; "
             f"longest example {about.longest} of {plan.shape.tokens}",
         ),
+        ("attention", describe_attention(config.compute.attention, jax.default_backend())),
+        ("head", _describe_head(run)),
         (
             "work",
             f"{costs.flops / 1e12:.2f} TFLOP a step (forward + backward, real tokens, causal half; no recomputation)"
@@ -93,6 +97,14 @@ def _trained_row(run: Run) -> list[tuple[str, str]]:
     if run.share_trained == 1:
         return []
     return [("trained", f"{run.share_trained * run.model.num_params / 1e6:.2f} M parameters; the others are frozen")]
+
+
+def _describe_head(run: Run) -> str:
+    config, plan = run.config, run.training.plan
+    tokens = plan.rows_per_step // config.batch.accumulation * plan.shape.slots
+    count, size = chunking(run.model.vocab_size, tokens, config.compute.logp_chunk, jax.default_backend())
+    chosen = "by platform" if config.compute.logp_chunk == 0 else "as set"
+    return f"logits of {tokens} tokens in {count} chunk(s) of {size} entries ({chosen})"
 
 
 def _describe_split(split: Any) -> str:

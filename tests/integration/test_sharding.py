@@ -43,6 +43,8 @@ def test_eight_devices_as_data_2_fsdp_2_tensor_2_equal_one(tmp_path, one_device)
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     done = run(CONFIG, tmp_path, *OVERRIDES, *mesh, devices=8)
     assert "mesh data 2 x fsdp 2 x tensor 2" in done.stdout
+    assert "xla (auto)" in done.stdout, "the implementation of attention is told"
+    assert "entries (by platform)" in done.stdout, "and how the head walks the vocabulary"
     assert_same_training(tmp_path, one_device)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from smallr.losses.logprobs import branch_sums, token_logps, token_scores
+from smallr.losses.logprobs import branch_sums, chunking, token_logps, token_scores
 
 
 def make_case(rows=2, slots=13, width=8, vocab=37, seed=0):
@@ -114,3 +114,9 @@ def test_collision_is_the_log_of_the_sum_of_squares():
     np.testing.assert_array_equal(scores.logps, token_logps(hidden, head, target, chunk=2, softcap=3.0))
     gradient = jax.grad(lambda h: token_scores(h, head, target, chunk=2, collision=True).collision.sum())(hidden)
     assert not np.any(gradient)
+
+
+def test_chunks_of_the_vocabulary_as_a_run_prints_them():
+    assert chunking(49152, 1504, 0, "cpu") == (96, 512)
+    assert chunking(49152, 1504, 0, "gpu") == (1, 49152)
+    assert chunking(49152, 1504, 1000, "cpu") == (50, 984)
