@@ -97,16 +97,19 @@ def train(
         run, state = prepare(config, folder, mesh, Clock())
         writer = MetricsWriter(folder, resume_step=int(state.step), tensorboard=False)
         costs = report.costs(run, None)
-        for share, look in sorted({**(looks or {}), 1.0: (looks or {}).get(1.0)}.items()):
-            until = max(1, round(share * run.steps))
-            if int(state.step) < until:
-                state, stopped = fit(dataclasses.replace(run, steps=until), state, {}, costs, writer, stop)
-                if stopped:
-                    raise Stopped
-            if look is not None:
-                look(run, state.params)
-        run.checkpointer.close()
-        writer.close()
+        stages = {**(looks or {}), 1.0: (looks or {}).get(1.0)}
+        try:
+            for share, look in sorted(stages.items()):
+                until = max(1, round(share * run.steps))
+                if int(state.step) < until:
+                    state, stopped = fit(dataclasses.replace(run, steps=until), state, {}, costs, writer, stop)
+                    if stopped:
+                        raise Stopped
+                if look is not None:
+                    look(run, state.params)
+        finally:  # a checkpoint may still be on its way to the disk
+            run.checkpointer.close()
+            writer.close()
     return run, state
 
 
@@ -152,7 +155,7 @@ class Asker:
     def __init__(self, decoder: Decoder, recipe: Recipe, tokenizer: Any, mesh: Mesh):
         self._recipe = recipe
         self._engine = Engine(decoder, tokenizer, mesh, slots=recipe.slots)
-        self._warm = False
+        self._warm: set[SamplingParams] = set()
 
     def __call__(self, decoder: Decoder, rows: Sequence[Row], order: Order, early_stop: bool = True) -> Written:
         """Who answers first stops at the separator, unless `early_stop` is off; the other order ends with the end token."""
@@ -160,9 +163,9 @@ class Asker:
         stop = (SEPARATOR,) if order == "answer_first" and early_stop else ()
         params = SamplingParams(max_tokens=self._recipe.max_tokens, stop=stop, logprobs=0)
         requests = [self._request(row.question, params) for row in rows]
-        if not self._warm:  # compile before the clock runs
+        if params not in self._warm:  # compile before the clock runs
             self._engine.generate(requests[: self._recipe.slots], progress=False)
-            self._warm = True
+            self._warm.add(params)
         start, cpu = time.perf_counter(), time.process_time()
         results = self._engine.generate(requests, progress=False)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
