@@ -15,6 +15,11 @@ from smallr.sampling.requests import Sample
 _LABEL = re.compile(rf"\b({'|'.join(LABELS)})\b")
 _VERDICT = re.compile(r"^\W*verdict\W+(in)?correct\b[\s:.,;*–—-]*(.*)$", re.IGNORECASE | re.MULTILINE)
 _WHOLE = re.compile(r"(?:```\w*\n(?P<fenced>.*)\n```|<rationale>(?P<tagged>.*)</rationale>)", re.DOTALL)
+# What states an answer; a rationale is more than that.
+_STATEMENT = re.compile(
+    r"\\f?boxed\s*\{[^{}]*\}|\b(?:so|thus|hence|therefore|the|final|correct|answer|is)\b|####|[\d\s.,:;()$*_`%-]+",
+    re.IGNORECASE,
+)
 _FOREIGN = 0.2  # share of letters in scripts that the question does not use, from which a reply is in another language
 
 
@@ -69,6 +74,8 @@ def read_rationale(sample: Sample, form: str, question: str, before: str) -> tup
         return None, "another language"
     if text == before:
         return None, "unchanged"
+    if not _STATEMENT.sub("", text):
+        return None, "nothing but an answer"
     return text, ""
 
 

@@ -72,6 +72,14 @@ def test_rationales():
     assert read("2 and 2 make", finish="length") == (None, "cut off")
     assert read("  ") == (None, "empty reply")
     assert read("2 + 2 = 4") == (None, "unchanged")
+    for bare in (
+        "The answer is \\boxed{4}.",
+        "**4**",
+        "So, the final answer is: 4. The answer is \\boxed{4}.",
+        "#### 4",
+    ):
+        assert read(bare) == (None, "nothing but an answer")
+    assert read("2 + 2 = \\boxed{4}")[0], "a terse one is one"
     assert read("二加二等于四") == (None, "another language")
     assert read("2 and 2", "think")[1] == "it is not in the format think"
     assert read("<think>2 and 2</think>", "think")[1] == "thoughts or solution are empty"
