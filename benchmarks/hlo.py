@@ -24,7 +24,7 @@ _FREE = frozenset(
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"),
         *("after-all", "iota", "partition-id", "replica-id", "async-done", "copy-done", "all-gather-done"),
         *("all-reduce-done", "collective-permute-done", "all-gather-start", "all-reduce-start"),
-        *("collective-permute-start", "add-dependency", "opt-barrier"),
+        *("collective-permute-start", "add-dependency", "opt-barrier", "slice-done"),
     )
 )
 
@@ -368,6 +368,8 @@ def _traffic(instruction: Instruction, body: _Computation, computations: dict[st
         return written + _sum(instruction.shapes, anywhere=True)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _sum(operands[1])
+    if instruction.opcode in ("copy-start", "slice-start"):  # the result names both ends, and slices the whole source
+        return min(end.bytes for end in instruction.shapes[:2]) * sum(end.hbm for end in instruction.shapes[:2])
     if instruction.opcode != "fusion":
         return written + sum(map(_sum, operands))
     inner = computations[instruction.called("calls")]
@@ -389,7 +391,7 @@ def _used(parameter: Instruction, inner: _Computation) -> float:
             total += _sum(user.shapes, anywhere=True)
         elif user.opcode == "bitcast":
             total += _used(user, inner)
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name):
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != parameter.name:
             return _sum(parameter.shapes, anywhere=True)
     return total
 

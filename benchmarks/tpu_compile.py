@@ -5,7 +5,7 @@
 Needs the extra `tpu` (libtpu is the compiler) and no TPU; weights are shapes only. It prints the memory of a chip
 against its HBM, FLOPs as compiled and as needed, bytes of each kind of collective, and the roofline: the longest of
 compute, HBM and wires bounds a step from below, and so MFU (needed FLOPs / peak) from above. `--topology=cpu:8`
-compiles for simulated devices, which have no roofline. `--table` prints the table of docs/scale.md.
+compiles for simulated devices, which have no roofline. `--table` and `--sharding` print the tables of docs/scale.md.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from benchmarks.abstract_step import SHAPES, AbstractStep, Pairs, abstract_step
 from benchmarks.chips import CHIPS, Chip, slice_of, wire_bandwidth
 from benchmarks.hlo import Program, analyse
+from smallr.models.config import DecoderConfig
 from smallr.sharding import MESH_AXES
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -198,8 +199,23 @@ def table() -> None:
         )
 
 
+def sharding_table(model: DecoderConfig, config: ConfigDict, pairs: Pairs) -> None:
+    """Prints what a simulated device receives in a step of the same batch, split over 1 to 8 of them along one axis."""
+    devices = jax.devices("cpu")
+    print("| axis | devices | " + " | ".join(KINDS) + " | MB in all | GiB of arguments | of temporaries |")
+    print("|---" * (5 + len(KINDS)) + "|")
+    for axis in MESH_AXES:
+        for count in (2, 4, 8):
+            sizes = ",".join(str(count if name == axis else 1) for name in MESH_AXES)
+            r = measure(abstract_step(model, config, mesh_of(devices[:count], sizes), pairs), f"cpu:{count}")
+            megabytes = [r["collectives"].get(kind, 0) / 1e6 for kind in KINDS]
+            cells = [*(f"{size:,.1f}" for size in (*megabytes, sum(megabytes)))]
+            cells += [f"{r[name] / 2**30:.2f}" for name in ("arguments", "temporaries")]
+            print(f"| {axis} | {count} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
-    """Compiles one step, or those of the table."""
+    """Compiles one step, or those of a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice, or cpu:N")
     parser.add_argument("--config", default="configs/cogpo.py", help="objective, optimizer, compute and mesh")
@@ -214,18 +230,20 @@ def main() -> None:
     parser.add_argument("--attention", help="default: the config's")
     parser.add_argument("--text", default="", help="a file for the compiled program's text")
     parser.add_argument("--json", action="store_true", help="one line of JSON in place of words")
-    parser.add_argument("--table", action="store_true", help="all rows of docs/scale.md")
+    parser.add_argument("--table", action="store_true", help="models and slices of docs/scale.md")
+    parser.add_argument("--sharding", action="store_true", help="the step on 2 to 8 simulated devices, by each axis")
     args = parser.parse_args()
     if args.table:
         table()
         return
+    if args.sharding:
+        args.topology, args.rows = "cpu:8", args.rows or 8
     if args.topology.startswith("cpu:"):
         jax.config.update("jax_num_cpu_devices", int(args.topology[4:]))
     config = read_config(args.config).unlock()
     config.batch.accumulation = args.accumulation or config.batch.accumulation
     compute = config.compute
     devices = make_devices(args.topology)
-    mesh = mesh_of(devices, args.mesh or ",".join(str(config.mesh[axis]) for axis in MESH_AXES))
     model = dataclasses.replace(
         SHAPES[args.model],
         dtype=compute.dtype,
@@ -233,6 +251,10 @@ def main() -> None:
         attention=args.attention or compute.attention,
     )
     pairs = Pairs(args.rows or len(devices), args.row_length, args.prompt, args.completion)
+    if args.sharding:
+        sharding_table(model, config, pairs)
+        return
+    mesh = mesh_of(devices, args.mesh or ",".join(str(config.mesh[axis]) for axis in MESH_AXES))
     result = measure(abstract_step(model, config, mesh, pairs), args.topology, args.text)
     print(json.dumps(result) if args.json else report(result))
 

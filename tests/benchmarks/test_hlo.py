@@ -48,6 +48,21 @@ def test_a_loop_counts_its_trips():
     assert program.hbm_bytes == 7 * (3 * 4 + 4 * 8 * 2 + 16 * 8 * 2) + 2 * 16 * 8 * 2
 
 
+FETCHED = """HloModule m
+ENTRY %main (x: s8[4096]) -> s8[1024] {
+  %x = s8[4096]{0:T(1024)(128)(4,1)} parameter(0)
+  %begun = ((s8[4096]{0:T(1024)(128)(4,1)}), s8[1024]{0:T(1024)(128)(4,1)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:1024]}
+  %part = s8[1024]{0:T(1024)(128)(4,1)S(1)} slice-done(%begun)
+  %sent = (s8[1024]{0:T(1024)(128)(4,1)}, s8[1024]{0:T(1024)(128)(4,1)S(1)}, u32[]{:S(2)}) copy-start(%part)
+  ROOT %out = s8[1024]{0:T(1024)(128)(4,1)} copy-done(%sent)
+}
+"""
+
+
+def test_what_is_fetched_ahead_counts_once_and_only_its_part():
+    assert analyse(FETCHED, devices=1).hbm_bytes == 1024 + 1024
+
+
 @pytest.mark.parametrize(
     ("written", "groups"),
     [
