@@ -1,0 +1,1 @@
+"""The parts of `experiments.cogpo_ablation`: rows, runs, judgement, report."""
