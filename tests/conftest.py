@@ -1,9 +1,26 @@
-"""Shared settings: tests run on the CPU, and never reach for the network."""
+"""Shared settings: tests run on the CPU, never reach for the network, and compile a program once a session."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Programs that several tests, workers or runs in processes of their own compile alike come from one folder of the session.
+_PROGRAMS = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has the controller's environment
+    _PROGRAMS = tempfile.mkdtemp(prefix="smallr-tests-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the session's programs, in the process that made the folder."""
+    if _PROGRAMS:
+        shutil.rmtree(_PROGRAMS, ignore_errors=True)
