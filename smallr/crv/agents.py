@@ -71,7 +71,16 @@ class Line:
     """Whether requests get through: `max_errors` in a row that do not, end the run."""
 
     def __init__(self, max_errors: int):
-        self._max_errors, self._errors = max_errors, 0
+        self._max_errors, self._errors, self._end = max_errors, 0, ""
+
+    def check(self) -> None:
+        """Before a request.
+
+        Raises:
+          OutOfService: the run is at its end.
+        """
+        if self._end:
+            raise OutOfService(self._end)
 
     def heard(self) -> None:
         """A reply came."""
@@ -85,7 +94,8 @@ class Line:
         """
         self._errors += 1
         if self._errors >= self._max_errors:
-            raise OutOfService(f"{self._errors} requests in a row got no reply; the last one: {error}")
+            self._end = self._end or f"{self._errors} requests in a row got no reply; the last one: {error}"
+            self.check()
 
 
 @contextlib.contextmanager
@@ -160,6 +170,7 @@ class Asking:
           Unusable: the request is at fault.
           Unanswered, OutOfService: there is no reply.
         """
+        self._line.check()
         agent = self._agents[role]
         digest = hashlib.sha256(
             f"{self._seed}:{role}:{variant}:{attempt}:{prompt}".encode("utf-8", "surrogatepass")

@@ -153,6 +153,8 @@ async def _work(
             await asyncio.gather(*tasks)
         except OutOfService as error:
             stopped = str(error)
+            # Requests under way may still be answered, and are paid for if they are; nobody starts another one.
+            await asyncio.gather(*tasks, return_exceptions=True)
         except UserError as error:  # of a model: nothing can be answered as things stand
             stopped = str(error)
         except asyncio.CancelledError:

@@ -230,11 +230,16 @@ def test_prices_and_tokens_are_counted(teacher, tmp_path, monkeypatch):
 def test_an_endpoint_that_fails_in_the_middle_loses_nothing(fault, teacher, tmp_path, monkeypatch):
     monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
     source = write_rows(tmp_path / "rows", teacher[:12])
-    working = {"yes": False}
+    working, failures = {"yes": False}, threading.Semaphore(0)
 
     def interfere(handler: Handler, number: int) -> bool:
-        if working["yes"] or number < 25:
+        if working["yes"] or number < 24:
             return False
+        if number == 24:  # a reply that comes when others have failed and the run is at its end
+            assert all(failures.acquire(timeout=60) for _ in range(3))
+            time.sleep(0.5)
+            return False
+        failures.release()
         if fault == "down":
             handler.drop()
         else:

@@ -194,7 +194,10 @@ def test_incorrect_rationales_come_from_teacher_student_and_injector():
     assert tagged(models["injector"].prompts[0], "rationale") == GOOD
     # What is right, has no answer or is there already is not kept.
     out, _ = course(count=2)(
-        critic=["medium"], verifier=[RIGHT], student=["2 + 12 = 14"], injector=["Who knows?", "It comes to \\boxed{14}."]
+        critic=["medium"],
+        verifier=[RIGHT],
+        student=["2 + 12 = 14"],
+        injector=["Who knows?", "It comes to \\boxed{14}."],
     )
     assert out["incorrect"] == []
     assert out["reason"] == ""
