@@ -37,6 +37,7 @@ from smallr.sharding import make_mesh
 
 SCRATCH = "scratch"
 STAGES = (0.25, 1.0)  # shares of the steps after which the amplifier claim is looked at
+MODULE_ROWS = 500  # that a module is trained on: a router's student writes a rationale for each of them
 LONGER = "@"  # coin_flip@8: questions of the same form about 8 people, which are not in the published file
 
 
@@ -144,7 +145,7 @@ class Laboratory:
         config = {"router": adaptive.router_config, "prompts": adaptive.prompts_config}[settings["arm"]]
         student, (length, steps) = adaptive.export(needs[0]), self.experiment.adaptive
         config = config(recipe, settings["seed"], rows_file, student, length, steps)
-        adaptive.fit_module(config, self.train_rows, folder)
+        adaptive.fit_module(config, self.train_rows[:MODULE_ROWS], folder)
         return adaptive.ask_module(folder, recipe, self.test_rows)
 
     def _one_order(self, run: Run, folder: Path, needs: Sequence[Path], recipe: Recipe) -> dict[str, float]:
