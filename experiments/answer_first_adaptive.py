@@ -13,6 +13,7 @@ from configs import adaptive_student
 from experiments.students import Recipe, right
 from experiments.teacher_rows import Row, write_rows
 from smallr.adaptive.interface import Answer, Mode
+from smallr.adaptive.labels import Labeller
 from smallr.adaptive.opening import open_adaptive, open_student
 from smallr.config import add_labels, add_soft_prompts, choice, rationale
 from smallr.training.exporting import convert
@@ -69,7 +70,7 @@ def _common(config: ConfigDict, recipe: Recipe, seed: int, train_file: Path, stu
 def fit_module(config: ConfigDict, rows: Sequence[Row], folder: Path) -> None:
     """Trains a module; a run that was begun goes on."""
     write_rows(rows, Path(config.data.train))
-    train(config, folder)
+    train(config, folder, prepare_rows=Labeller(config))
 
 
 def ask_modes(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, float]:
