@@ -110,7 +110,7 @@ def bars(rows: Sequence[Row], by: str, metrics: Mapping[str, str], path: Path) -
         members = list(found.values())[::-1]
         averages = [means(each, metric) for each in members]
         axes.barh(
-            names,
+            range(len(names)),
             [average.value for average in averages],
             xerr=np.nan_to_num([average.half for average in averages]),
             color="#9ab8d4",
@@ -120,6 +120,8 @@ def bars(rows: Sequence[Row], by: str, metrics: Mapping[str, str], path: Path) -
             known = [row[metric] for row in each if row.get(metric) is not None]
             axes.plot(known, [y] * len(known), ".", color="#1f3b57", markersize=4)
         axes.set_title(title, fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(-0.6, len(names) - 0.4)  # the same place in all panels, also where a group lacks the metric
         axes.tick_params(labelsize=8, labelleft=i == 0)
     figure.savefig(path, dpi=120)
 
