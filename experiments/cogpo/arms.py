@@ -50,7 +50,7 @@ class Plan:
       dpo_beta: of DPO.
       grid: values of the betas that are swept.
       mixes: shares of the three gaps that are swept.
-      critics: rates of the critic's errors, or models, that are swept.
+      critics: rates of the critic's errors that are swept.
     """
 
     model: str
