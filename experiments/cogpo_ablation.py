@@ -36,46 +36,6 @@ from smallr.sharding import make_mesh
 from smallr.training.exporting import convert
 from smallr.training.loop import train
 
-OUT = flags.DEFINE_string("out", "runs/cogpo", "Folder of the grid")
-MODEL = flags.DEFINE_string("model", "scratch", "Any model that training takes; scratch: a small one, pretrained first")
-ARM = flags.DEFINE_list("arms", list(ARMS), f"Of {', '.join(ARMS)}")
-SWEEP = flags.DEFINE_list("sweeps", [], f"Of {', '.join(SWEEPS)}")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each arm: other training questions, other order", lower_bound=1)
-SWEEP_SEEDS = flags.DEFINE_integer("sweep_seeds", 2, "Runs of each point of a sweep", lower_bound=1)
-SHARE = flags.DEFINE_string("share", "0/1", "I/N: the I-th of N parts of the grid")
-REPORT = flags.DEFINE_bool("report_only", False, "Make tables and plots of what is finished, and run nothing")
-
-DATA = flags.DEFINE_string("data", "", "Folder of a finished CRV run with splits train and test; empty: built-in rows")
-QUESTIONS = flags.DEFINE_integer("questions", 600, "Training questions of a seed", lower_bound=10)
-HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out questions, answered and made into pairs", lower_bound=10)
-TEMPLATES = flags.DEFINE_list("templates", ["change", "ages", "stickers", "recipe"], "Of the questions; empty: all")
-LARGEST = flags.DEFINE_integer("largest", 200, "Largest number in a question or its solution")
-CRITIC_ERROR = flags.DEFINE_float("critic_error", 0.0, "Share of the critic's labels that are wrong")
-MIX = flags.DEFINE_string("mix", "balanced", "natural | balanced | shares of small, medium, large like 1:1:2")
-PAIR_COUNT = flags.DEFINE_integer("pairs", 600, "Pairs of the preference stage; 0: all")
-
-DTYPE = flags.DEFINE_string("dtype", "bfloat16", "float32 | bfloat16")
-ROWS = flags.DEFINE_integer("rows", 12, "Packed rows a step")
-ROW_LENGTH = flags.DEFINE_integer("row_length", 256, "Tokens a row")
-SFT_RATE = flags.DEFINE_float("sft_rate", 5e-4, "Peak of the learning rate of SFT")
-SFT_EPOCHS = flags.DEFINE_integer("sft_epochs", 2, "Epochs of SFT")
-RATE = flags.DEFINE_float("rate", 1e-4, "Peak of the learning rate of DPO and CogPO")
-EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of DPO and CogPO")
-STEPS = flags.DEFINE_integer("steps", 0, "Most steps of each stage, for a quick look; 0: as the epochs say")
-BETAS = flags.DEFINE_list("betas", ["0.1", "0.2", "0.5"], "CogPO's beta of small, medium and large gaps")
-DPO_BETA = flags.DEFINE_float("dpo_beta", 0.2, "DPO's beta")
-GRID = flags.DEFINE_list("grid", ["0.05", "0.2", "1.0"], "Values of the betas that are swept")
-CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "Rates of the critic's errors that are swept")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Of an answer")
-SLOTS = flags.DEFINE_integer("slots", 50, "Answers written at once")
-ASKED = flags.DEFINE_integer("asked", -1, "Held-out questions that are answered; -1: all")
-
-LAYERS = flags.DEFINE_integer("layers", 3, "Of the student made from nothing")
-WIDTH = flags.DEFINE_integer("width", 128, "Of the student made from nothing")
-BASE_QUESTIONS = flags.DEFINE_integer("base_questions", 8000, "Questions of its pretraining")
-BASE_STEPS = flags.DEFINE_integer("base_steps", 1200, "Steps of its pretraining")
-BASE_RATE = flags.DEFINE_float("base_rate", 3e-3, "Peak of the learning rate of its pretraining")
-
 MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
 
 
@@ -225,5 +185,45 @@ def main(argv: list[str]) -> None:
         sys.exit(f"smallr: {error}")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: two command lines cannot be imported together otherwise
+    OUT = flags.DEFINE_string("out", "runs/cogpo", "Folder of the grid")
+    MODEL = flags.DEFINE_string(
+        "model", "scratch", "Any model that training takes; scratch: a small one, pretrained first"
+    )
+    ARM = flags.DEFINE_list("arms", list(ARMS), f"Of {', '.join(ARMS)}")
+    SWEEP = flags.DEFINE_list("sweeps", [], f"Of {', '.join(SWEEPS)}")
+    SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each arm: other training questions, other order", lower_bound=1)
+    SWEEP_SEEDS = flags.DEFINE_integer("sweep_seeds", 2, "Runs of each point of a sweep", lower_bound=1)
+    SHARE = flags.DEFINE_string("share", "0/1", "I/N: the I-th of N parts of the grid")
+    REPORT = flags.DEFINE_bool("report_only", False, "Make tables and plots of what is finished, and run nothing")
+    DATA = flags.DEFINE_string(
+        "data", "", "Folder of a finished CRV run with splits train and test; empty: built-in rows"
+    )
+    QUESTIONS = flags.DEFINE_integer("questions", 600, "Training questions of a seed", lower_bound=10)
+    HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out questions, answered and made into pairs", lower_bound=10)
+    TEMPLATES = flags.DEFINE_list("templates", ["change", "ages", "stickers", "recipe"], "Of the questions; empty: all")
+    LARGEST = flags.DEFINE_integer("largest", 200, "Largest number in a question or its solution")
+    CRITIC_ERROR = flags.DEFINE_float("critic_error", 0.0, "Share of the critic's labels that are wrong")
+    MIX = flags.DEFINE_string("mix", "balanced", "natural | balanced | shares of small, medium, large like 1:1:2")
+    PAIR_COUNT = flags.DEFINE_integer("pairs", 600, "Pairs of the preference stage; 0: all")
+    DTYPE = flags.DEFINE_string("dtype", "bfloat16", "float32 | bfloat16")
+    ROWS = flags.DEFINE_integer("rows", 12, "Packed rows a step")
+    ROW_LENGTH = flags.DEFINE_integer("row_length", 256, "Tokens a row")
+    SFT_RATE = flags.DEFINE_float("sft_rate", 5e-4, "Peak of the learning rate of SFT")
+    SFT_EPOCHS = flags.DEFINE_integer("sft_epochs", 2, "Epochs of SFT")
+    RATE = flags.DEFINE_float("rate", 1e-4, "Peak of the learning rate of DPO and CogPO")
+    EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of DPO and CogPO")
+    STEPS = flags.DEFINE_integer("steps", 0, "Most steps of each stage, for a quick look; 0: as the epochs say")
+    BETAS = flags.DEFINE_list("betas", ["0.1", "0.2", "0.5"], "CogPO's beta of small, medium and large gaps")
+    DPO_BETA = flags.DEFINE_float("dpo_beta", 0.2, "DPO's beta")
+    GRID = flags.DEFINE_list("grid", ["0.05", "0.2", "1.0"], "Values of the betas that are swept")
+    CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "Rates of the critic's errors that are swept")
+    MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Of an answer")
+    SLOTS = flags.DEFINE_integer("slots", 50, "Answers written at once")
+    ASKED = flags.DEFINE_integer("asked", -1, "Held-out questions that are answered; -1: all")
+    LAYERS = flags.DEFINE_integer("layers", 3, "Of the student made from nothing")
+    WIDTH = flags.DEFINE_integer("width", 128, "Of the student made from nothing")
+    BASE_QUESTIONS = flags.DEFINE_integer("base_questions", 8000, "Questions of its pretraining")
+    BASE_STEPS = flags.DEFINE_integer("base_steps", 1200, "Steps of its pretraining")
+    BASE_RATE = flags.DEFINE_float("base_rate", 3e-3, "Peak of the learning rate of its pretraining")
     app.run(main)

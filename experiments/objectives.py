@@ -43,21 +43,6 @@ from smallr.training.splits import Split, load_split
 from smallr.training.step import make_evaluation
 from smallr.training.timing import Clock
 
-MODEL = flags.DEFINE_string("model", "tiny-random", "Any model that training takes")
-DATA = flags.DEFINE_string("data", "builtin:arithmetic/preference", "Pairs with splits train and test")
-OUT = flags.DEFINE_string("out", "runs/objectives", "Folder of results")
-OBJECTIVES = flags.DEFINE_list("objectives", [], "Losses, `cogpo` and `kto`; empty: all")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each objective: they differ in the order of the pairs")
-TRAIN = flags.DEFINE_string("train", "train", "Split to train on, e.g. train[:200]")
-TEST = flags.DEFINE_string("test", "test", "Split to judge on")
-STEPS = flags.DEFINE_integer("steps", 60, "Steps of each run")
-ROWS = flags.DEFINE_integer("rows", 4, "Packed rows a step")
-ROW_LENGTH = flags.DEFINE_integer("row_length", 512, "Tokens a row")
-RATE = flags.DEFINE_float(
-    "learning_rate", 1e-3, "Peak; the same for all, since Adam's steps do not scale with the loss"
-)
-DTYPE = flags.DEFINE_string("dtype", "float32", "float32 | bfloat16")
-
 METRICS = {
     "accuracy": "share of held-out pairs with a positive h",
     "likelier": "share whose chosen side is likelier, per token",
@@ -219,5 +204,19 @@ def main(argv: list[str]) -> None:
     print((out / "table.md").read_text(), f"\n{out}/table.md, table.csv, plot.png")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # flags are global: two command lines cannot be imported together otherwise
+    MODEL = flags.DEFINE_string("model", "tiny-random", "Any model that training takes")
+    DATA = flags.DEFINE_string("data", "builtin:arithmetic/preference", "Pairs with splits train and test")
+    OUT = flags.DEFINE_string("out", "runs/objectives", "Folder of results")
+    OBJECTIVES = flags.DEFINE_list("objectives", [], "Losses, `cogpo` and `kto`; empty: all")
+    SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each objective: they differ in the order of the pairs")
+    TRAIN = flags.DEFINE_string("train", "train", "Split to train on, e.g. train[:200]")
+    TEST = flags.DEFINE_string("test", "test", "Split to judge on")
+    STEPS = flags.DEFINE_integer("steps", 60, "Steps of each run")
+    ROWS = flags.DEFINE_integer("rows", 4, "Packed rows a step")
+    ROW_LENGTH = flags.DEFINE_integer("row_length", 512, "Tokens a row")
+    RATE = flags.DEFINE_float(
+        "learning_rate", 1e-3, "Peak; the same for all, since Adam's steps do not scale with the loss"
+    )
+    DTYPE = flags.DEFINE_string("dtype", "float32", "float32 | bfloat16")
     app.run(main)
