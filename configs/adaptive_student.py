@@ -2,7 +2,7 @@
 
 Command:   python -m smallr.train --config=configs/adaptive_student.py
 Smoke:     python -m smallr.train --config=configs/adaptive_student.py:smoke
-Export:    python -m smallr.convert --from=RUN --to=FOLDER --dtype=float32     (FOLDER is the model of a router)
+Then:      --config=configs/adaptive_router.py --config.model=RUN
 Hardware:  as configs/answer_first.py; each row makes two examples.
 Fields:    config.data.formats, see docs/adaptive.md
 """

@@ -31,7 +31,7 @@ def base() -> ConfigDict:
     """Fields that every training run has; `objective` is added by `preference()` or `likelihood()`."""
     config = ConfigDict()
     config.seed = 0
-    # A hub id, a folder in Hugging Face layout, a .gguf file, or a built-in name.
+    # A hub id, a folder in Hugging Face layout, a .gguf file, a built-in name, or a run's workdir or checkpoint.
     config.model = "smollm2-135m-instruct"
     config.tokenizer = ""  # a folder or hub id whose tokenizer comes in place of the model's own; empty: none
     config.allow_nonfinite = False  # load weights that are NaN or infinite

@@ -16,10 +16,9 @@ from smallr.adaptive.modules import ModePrompts, Router
 from smallr.adaptive.stored import Vectors, described, mode_vectors, read_description, read_vectors, run_vectors
 from smallr.adaptive.student import Student
 from smallr.data.chat import FORMATS
-from smallr.errors import UserError
 from smallr.language.loading import load_trained
 from smallr.models.decoder import Decoder
-from smallr.models.loading import ModelSource, load_decoder, open_model
+from smallr.models.loading import ModelSource
 from smallr.models.soft import attach_soft_prompts
 from smallr.sampling.prompts import end_ids
 from smallr.sharding import make_mesh
@@ -48,7 +47,7 @@ def open_adaptive(
     description = described(run) if run else read_description(path)
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
-        source, decoder = _load(model or description.model, description.tokenizer, mesh, dtype)
+        source, decoder = load_trained(model or description.model, mesh, description.tokenizer, dtype=dtype)
         digest = tree_digest(nnx.state(decoder))
         if run:
             vectors = run_vectors(run, description.kind, decoder.config, digest)
@@ -93,7 +92,7 @@ def open_student(
     data = run.config["data"] if run else {}
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
-        source, decoder = _load(name, tokenizer, mesh, dtype)
+        source, decoder = load_trained(name, mesh, tokenizer, dtype=dtype)
         ids = {}
         if prompts:
             digest = tree_digest(nnx.state(decoder))
@@ -102,15 +101,6 @@ def open_student(
             chat = data.get("chat", bool(source.tokenizer().chat_template))
         formats = data.get("formats", FORMATS) if formats is None else formats
         return _student(source, decoder, mesh, ids, formats=formats, chat=chat, slots=slots, max_length=max_length)
-
-
-def _load(name: str, tokenizer: str, mesh: Mesh, dtype: str) -> tuple[ModelSource, Decoder]:
-    if not tokenizer:
-        return load_trained(name, mesh, dtype=dtype)
-    if find_run(Path(name).expanduser()) is not None:
-        raise UserError(f"{name} is a run, which brings its tokenizer; leave out {tokenizer}")
-    source = open_model(name, tokenizer)
-    return source, load_decoder(source, mesh, dtype=dtype)
 
 
 def _attach(decoder: Decoder, vectors: Vectors, mesh: Mesh) -> dict[str, np.ndarray]:

@@ -21,9 +21,9 @@ from smallr.data.encode import Encoder, choice_ids
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.export import new_folder, write_json
-from smallr.models.loading import open_model
 from smallr.models.prompt_tuning import read_soft_prompt, write_soft_prompt
 from smallr.training.card import model_card
+from smallr.training.opening import open_trained
 from smallr.training.saved import SavedRun
 
 FILE = "adaptive.json"
@@ -66,7 +66,7 @@ def described(run: SavedRun) -> Description:
     config, data = run.config, run.config["data"]
     shared = {"model": config["model"], "tokenizer": config.get("tokenizer", ""), "chat": data["chat"]}
     if "soft" in config and data["kind"] == "choice":
-        tokenizer = open_model(shared["model"], shared["tokenizer"]).tokenizer()
+        tokenizer = open_trained(shared["model"], shared["tokenizer"]).tokenizer()
         ids = choice_ids(Encoder(tokenizer), data["choices"])
         formats = config.get("student", {}).get("formats", FORMATS)
         return Description(
@@ -149,7 +149,7 @@ def export(run: SavedRun, target: Path, dtype: str = "float32") -> str:
       UserError: the run trained no module, or the target is not empty.
     """
     description = described(run)
-    source = open_model(description.model, description.tokenizer)
+    source = open_trained(description.model, description.tokenizer)
     digest = run.checkpoint.metadata["frozen"]
     vectors = run_vectors(run, description.kind, source.config, digest)
     card = model_card(target.name, source.name, dtype, run, library="peft")

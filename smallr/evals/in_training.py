@@ -19,10 +19,10 @@ from smallr.evals.running import Asked, run_generation, run_likelihood
 from smallr.evals.summary import summarise
 from smallr.language.base import Progress
 from smallr.models.decoder import Decoder
-from smallr.models.loading import open_model
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
 from smallr.sampling.requests import Request, Result, SamplingParams
+from smallr.training.opening import open_trained
 
 
 class TrainingBenchmark:
@@ -51,7 +51,7 @@ class TrainingBenchmark:
             raise UserError(f"config.benchmark.name={wanted.name} runs code: use smallr.evaluate on checkpoints")
         self._mesh, self._slots = mesh, wanted.slots
         self._max_tokens = wanted.max_tokens or getattr(self._benchmark, "max_tokens", 1)
-        self._source = open_model(config.model, config.tokenizer)
+        self._source = open_trained(config.model, config.tokenizer)
         self._tokenizer = self._source.tokenizer()
         self._engine: Engine | None = None
         self._scorer: LikelihoodScorer | None = None

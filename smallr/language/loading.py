@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -12,14 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from smallr.models.decoder import Decoder
-from smallr.models.loading import RANDOM_SEED, ModelSource, load_decoder, open_model
-from smallr.models.peft import CONFIG, base_of
+from smallr.models.loading import ModelSource, load_decoder
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
-from smallr.sharding import make_mesh, named_sharding
+from smallr.sharding import make_mesh
 from smallr.training.digest import tree_digest
-from smallr.training.exporting import Read, adapted_params, run_params
-from smallr.training.saved import find_run
+from smallr.training.opening import open_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,37 +66,17 @@ def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, ends: tuple[i
     return f"local {tree_digest(nnx.state(decoder))} {decoder.config.dtype} {texts} {ends} {max_length}"
 
 
-def load_trained(name: str, mesh: Mesh, **overrides: Any) -> tuple[ModelSource, Decoder]:
+def load_trained(name: str, mesh: Mesh, tokenizer: str = "", **overrides: Any) -> tuple[ModelSource, Decoder]:
     """The source of a model and its decoder with the parameters that training left, adapters merged.
 
     Args:
       name: see `load_engine`.
       mesh: see `load_decoder`.
+      tokenizer: a folder or hub id whose tokenizer comes in place of the model's own.
       **overrides: fields of DecoderConfig.
 
     Raises:
       UserError: see `load_engine`.
     """
-    path = Path(name).expanduser()
-    run = find_run(path)
-    if run is not None:
-        saved = run.config
-        source = open_model(
-            saved["model"], saved.get("tokenizer", ""), allow_nonfinite=saved.get("allow_nonfinite", False)
-        )
-        return source, _filled(source, run_params(run, source), mesh, **overrides)
-    if (path / CONFIG).exists():
-        source = open_model(base_of(path))
-        return source, _filled(source, adapted_params(path, source), mesh, **overrides)
-    source = open_model(name)
+    source = open_trained(name, tokenizer)
     return source, load_decoder(source, mesh, **overrides)
-
-
-def _filled(source: ModelSource, read: Read, mesh: Mesh, **overrides: Any) -> Decoder:
-    config = dataclasses.replace(source.config, **overrides)
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))))
-    filled = []
-    for path, leaf in nnx.to_flat_state(abstract):
-        sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
-        filled.append((path, leaf.replace(jax.device_put(read(".".join(path)), sharding))))
-    return nnx.merge(graphdef, nnx.from_flat_state(filled))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -31,6 +32,7 @@ OFFLINE_CHOICES = (
     f"Without the hub: a local Hugging Face folder, a .gguf file, or a built-in model ({', '.join(BUILT_IN)})."
 )
 RANDOM_SEED = 0  # of the weights that no file gives
+ReadParameter = Callable[[str], np.ndarray]  # a parameter by its dotted path in the decoder, each once
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -47,6 +49,7 @@ class ModelSource:
       folder: of a model in Hugging Face layout, whose other files an export takes over as they are.
       tokenizer_folder: the folder that the tokenizer is read from; None if it is rebuilt from a GGUF file.
       allow_nonfinite: take NaN and infinite weights as they are.
+      open_parameters: opens weights that are no longer those of the file; in place of `make_reader`.
     """
 
     name: str
@@ -57,6 +60,7 @@ class ModelSource:
     folder: Path | None = None
     tokenizer_folder: Path | None = None
     allow_nonfinite: bool = False
+    open_parameters: Callable[[], ReadParameter] | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's tokenizer.
@@ -139,6 +143,8 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
         return Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))
 
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
+    if source.open_parameters is not None:
+        return nnx.merge(graphdef, _filled(abstract, source.open_parameters(), mesh))
     if source.make_reader is None:
         shardings = jax.tree.map(
             lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape), abstract, is_leaf=is_variable
@@ -146,6 +152,14 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
         return nnx.merge(graphdef, jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)())
     reader = source.make_reader()
     return nnx.merge(graphdef, read_parameters(abstract, config, reader, mesh, source.name, source.allow_nonfinite))
+
+
+def _filled(abstract: nnx.State, read: ReadParameter, mesh: Mesh) -> nnx.State:
+    leaves = []
+    for path, leaf in nnx.to_flat_state(abstract):
+        array, sharding = read(".".join(path)), named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
+        leaves.append((path, leaf.replace(jax.make_array_from_callback(leaf.shape, sharding, array.__getitem__))))
+    return nnx.from_flat_state(leaves)
 
 
 def _gguf_source(name: str, path: Path) -> ModelSource:

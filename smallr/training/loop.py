@@ -126,7 +126,7 @@ def fit(
 
 def _metadata(run: Run, baseline: dict[str, float]) -> dict[str, Any]:
     """What a checkpoint holds beside the state."""
-    return {"baseline": baseline, "data": run.fingerprint, "frozen": run.trained.digest}
+    return {"baseline": baseline, "data": run.fingerprint, "frozen": run.trained.digest, "origin": run.origin}
 
 
 class Pending:

@@ -20,8 +20,9 @@ from smallr.data.packing import Plan, Sizes
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions, tokenize
 from smallr.errors import UserError
-from smallr.models.loading import load_decoder, open_model
+from smallr.models.loading import load_decoder
 from smallr.sharding import make_mesh
+from smallr.training.opening import open_trained
 from smallr.training.progress import say
 from smallr.training.splits import Split
 from smallr.training.step import batch_sharding, score
@@ -85,7 +86,7 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
         raise UserError(f"kind {options.kind!r} is none of {', '.join(SIDES)}")
     if jax.process_count() > 1:
         raise UserError("scoring runs in one process; score parts of a split (--split=train[:50%]) on several machines")
-    source = open_model(options.model, options.tokenizer)
+    source = open_trained(options.model, options.tokenizer)
     renamed = {ours: theirs for ours, theirs in options.columns.items() if ours != theirs}
     rows = load_rows(options.data, options.split, columns=renamed)
     order = {"order": options.order} if options.kind == "rationale" else {}

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from smallr.errors import UserError
 from smallr.models.config import DecoderConfig
-from smallr.models.loading import ModelSource, load_decoder, open_model
+from smallr.models.loading import ModelSource, load_decoder
 from smallr.training.checkpoints import Checkpointer
 from smallr.training.evaluation import add_reference
 from smallr.training.objective import Objective, make_objective
+from smallr.training.opening import open_trained
 from smallr.training.optimizer import make_optimizer, make_schedule
 from smallr.training.policy import NOTHING, Trained, check_soft, prepare_policy
 from smallr.training.progress import say
@@ -42,6 +43,7 @@ class Run:
       evaluation: per-example values of a batch (`step.make_evaluation`).
       baseline: the evaluation before the first step, when the run is resumed.
       fingerprint: of the tokenised training data.
+      origin: digest of the weights that the reference is made of; empty where it is none or moves.
       share_trained: parameters that are trained, as a share of the model's.
     """
 
@@ -60,6 +62,7 @@ class Run:
     evaluation: Callable[..., Any]
     baseline: dict[str, float] | None
     fingerprint: str
+    origin: str
     share_trained: float
 
 
@@ -77,7 +80,7 @@ def prepare(
     check_batch(config, mesh)
     objective = make_objective(config)
     check_soft(config, objective.reference)
-    source = open_model(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
+    source = open_trained(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
     checkpointer = Checkpointer(str(workdir / "checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_every)
 
     # ---- Data ---------------------------------------------------------------------------------------------
@@ -102,12 +105,14 @@ def prepare(
     share_trained = sum(x.size for x in jax.tree.leaves(params)) / decoder.config.num_params if trained.digest else 1.0
     clock.lap("model")
     evaluation = make_evaluation(policy, objective, mesh, chunk=compute.logp_chunk, frozen=frozen)
-    reference = None
+    reference, origin = None, ""
+    if objective.reference in ("live", "cached") and not objective.sync_every:
+        origin = trained.start_digest()
     if objective.reference == "live" and not objective.sync_every:
         # Under adapters the base is the reference: no second copy.
         reference = NOTHING if policy.base else jax.tree.map(lambda x: x.copy(), params)
     if objective.reference == "cached":
-        base = (trained.start(), mesh, compute.dtype, trained.start_digest())
+        base = (trained.start(), mesh, compute.dtype, origin)
         training, cached = add_reference(training, objective, evaluation, *base)
         if heldout:
             heldout, _ = add_reference(heldout, objective, evaluation, *base)
@@ -130,7 +135,7 @@ def prepare(
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, sharding)
         del state  # two states at once may not fit
         restored = checkpointer.restore_latest(abstract)
-        check_base(source, trained, restored.metadata)
+        check_base(source, trained.digest, origin, restored.metadata)
         state, baseline = restored.state, restored.metadata["baseline"]
         say(f"resuming {workdir} at step {restored.step} of {steps}")
         clock.lap("restore")
@@ -150,23 +155,28 @@ def prepare(
         evaluation=evaluation,
         baseline=baseline,
         fingerprint=fingerprint,
+        origin=origin,
         share_trained=share_trained,
     )
     return run, state
 
 
-def check_base(source: ModelSource, trained: Trained, metadata: Mapping[str, Any]) -> None:
-    """Whether the parameters that are not in a checkpoint are those it was made with.
+def check_base(source: ModelSource, frozen: str, origin: str, metadata: Mapping[str, Any]) -> None:
+    """Whether the parameters that are not in a checkpoint, frozen ones and the reference's, are those it was made with.
 
     Raises:
       UserError: they are not.
     """
-    saved = metadata.get("frozen", "")
-    if saved != trained.digest:
-        raise UserError(
-            f"model {source.name} has changed: its frozen parameters have the digest {trained.digest[:12]}, those that the "
-            f"checkpoint was trained with {saved[:12]}. Restore the model's files, or use another workdir to start anew."
-        )
+    found = {
+        "frozen parameters have": (frozen, metadata.get("frozen", "")),
+        "weights, the reference, have": (origin, metadata.get("origin", origin)),
+    }
+    for what, (now, saved) in found.items():
+        if saved != now:
+            raise UserError(
+                f"model {source.name} has changed: its {what} the digest {now[:12]}, those that the checkpoint was trained "
+                f"with {saved[:12]}. Restore the model's files, or use another workdir to start anew."
+            )
 
 
 def total_steps(config: ConfigDict, training: Split) -> int:

@@ -19,8 +19,9 @@ from smallr.adaptive.opening import open_adaptive, open_student
 from smallr.adaptive.stored import export
 from smallr.errors import UserError
 from smallr.models.loading import open_model
-from smallr.training.exporting import convert, load
+from smallr.training.exporting import convert
 from smallr.training.loop import train
+from smallr.training.opening import load
 from smallr.training.saved import find_run
 from tests.integration.test_runs import Recorder, leaves
 from tests.runs import final_arrays, metrics, smoke

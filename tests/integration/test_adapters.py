@@ -20,8 +20,9 @@ from flax import nnx
 from smallr.errors import UserError
 from smallr.models.loading import load_decoder, open_model
 from smallr.sharding import make_mesh
-from smallr.training.exporting import convert, load
+from smallr.training.exporting import convert
 from smallr.training.loop import train
+from smallr.training.opening import load
 from smallr.training.policy import NOTHING, prepare_policy
 from smallr.training.setup import prepare
 from smallr.training.timing import Clock

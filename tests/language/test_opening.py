@@ -20,7 +20,8 @@ from smallr.language.opening import open_language_model
 from smallr.language.server import ServerModel
 from smallr.sampling.requests import Request, SamplingParams
 from smallr.sharding import make_mesh, named_sharding
-from smallr.training.exporting import load, loaded_params
+from smallr.training import opening
+from smallr.training.opening import load, loaded_params
 from tests.language.faulty import serving
 from tests.runs import ROOT, environment
 
@@ -121,12 +122,12 @@ def test_the_parameters_of_a_run_find_their_places(monkeypatch):
         base = loaded_params(load(source))
         return lambda path: seen.setdefault(path, base(path) + len(path))
 
-    monkeypatch.setattr(loading, "find_run", lambda path: run if path.name == "some-run" else None)
-    monkeypatch.setattr(loading, "run_params", run_params)
+    monkeypatch.setattr(opening, "find_run", lambda path: run if path.name == "some-run" else None)
+    monkeypatch.setattr(opening, "run_params", run_params)
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
         source, decoder = load_trained("runs/some-run", mesh, dtype="bfloat16")
-    assert (source.name, decoder.config.dtype) == ("tiny-random", "bfloat16")
+    assert (source.name, decoder.config.dtype) == ("runs/some-run", "bfloat16")
     state = nnx.to_flat_state(nnx.state(decoder))
     assert len(state) == len(seen)
     for path, leaf in state:

@@ -15,7 +15,8 @@ from smallr.errors import UserError
 from smallr.models.export import new_folder, write_model
 from smallr.models.loading import open_model
 from smallr.models.safetensors_writer import SafetensorsWriter
-from smallr.training.exporting import load, loaded_params, parse_size
+from smallr.training.exporting import parse_size
+from smallr.training.opening import load, loaded_params
 from tests.data import toy_tokenizer
 from tests.models.files import save_folder, save_gguf
 from tests.models.helpers import llama3_model, qwen2_model

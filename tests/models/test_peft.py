@@ -16,7 +16,8 @@ from smallr.errors import UserError
 from smallr.models.loading import open_model
 from smallr.models.lora import LoRA, merged, targets
 from smallr.models.peft import read_adapter, write_adapter
-from smallr.training.exporting import convert, load, loaded_params
+from smallr.training.exporting import convert
+from smallr.training.opening import load, loaded_params
 from tests.data import toy_tokenizer
 from tests.models.files import save_folder
 from tests.models.helpers import llama3_model, qwen2_model
