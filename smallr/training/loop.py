@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smallr.data.batch import Batch
 from smallr.errors import UserError
 from smallr.models.decoder import Decoder
 from smallr.sharding import make_mesh
@@ -27,7 +28,7 @@ from smallr.training.setup import Run, prepare
 from smallr.training.signals import StopSignal
 from smallr.training.splits import PrepareRows, Split
 from smallr.training.step import TrainState
-from smallr.training.timing import Clock
+from smallr.training.timing import Clock, Timed
 
 
 class NonFiniteError(RuntimeError):
@@ -99,9 +100,10 @@ def fit(
 ) -> tuple[TrainState, bool]:
     """Takes the remaining steps; returns the state, and whether a signal ended the run early."""
     config, first = run.config, int(state.step)
-    pending = Pending(run, costs, writer)
+    batches = Timed(run.training.batches(run.mesh, first, run.steps - first))
+    pending = Pending(run, costs, writer, batches)
     with Progress(first, run.steps) as progress:
-        for n, batch in enumerate(run.training.batches(run.mesh, first, run.steps - first), first + 1):
+        for n, batch in enumerate(batches, first + 1):
             state, metrics, examples = run.step(state, batch, run.reference, run.trained.frozen)
             pending.add(n, metrics, examples)
             last, stopping = n == run.steps, stop.should_stop(n)
@@ -132,15 +134,15 @@ def _metadata(run: Run, baseline: dict[str, float]) -> dict[str, Any]:
 class Pending:
     """Metrics of the steps since the last log line, left on the device until then."""
 
-    def __init__(self, run: Run, costs: report.Costs, writer: MetricsWriter):
-        self._run, self._costs, self._writer = run, costs, writer
+    def __init__(self, run: Run, costs: report.Costs, writer: MetricsWriter, batches: Timed[Batch]):
+        self._run, self._costs, self._writer, self._batches = run, costs, writer, batches
         self._summarise = run.objective.summariser()
         self._steps: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leaves the time since the last flush out of the speeds."""
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), self._batches.waited
 
     def add(self, n: int, metrics: dict[str, Array], examples: dict[str, Array]) -> None:
         """Takes what step n returned."""
@@ -165,6 +167,7 @@ class Pending:
             "learning_rate": float(steps[-1][1]["learning_rate"]),
             "tokens_per_second": tokens / seconds,
             "seconds_per_step": seconds / len(steps),
+            "input_wait": (self._batches.waited - self._waited) / seconds,
             "padding": 1 - tokens / (len(steps) * self._costs.slots),
         }
         if self._costs.peak:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -28,3 +32,17 @@ class Clock:
             ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.laps.items())
             + f"; {self.total():.1f} s in all"
         )
+
+
+class Timed(Iterator[T], Generic[T]):
+    """Goes over `items`; `waited` has the seconds that were spent on waiting for them."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self.waited = iter(items), 0.0
+
+    def __next__(self) -> T:
+        start = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.waited += time.perf_counter() - start

@@ -67,7 +67,7 @@ def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["step"] for line in metrics(tmp_path, "eval")] == [0, 2, 4]
-    for field in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "padding", "mfu"):
+    for field in ("loss", "grad_norm", "learning_rate", "tokens_per_second", "padding", "input_wait", "mfu"):
         assert all(np.isfinite(line[field]) for line in lines), field
     assert 0 < lines[0]["padding"] < 1
     if name == "kto":  # in four steps the KL estimate moves more than the rewards
