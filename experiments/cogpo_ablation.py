@@ -50,7 +50,7 @@ def plan(model: str) -> Plan:
         rows={
             "train": QUESTIONS.value,
             "test": HELD_OUT.value,
-            "critic_error": CRITIC_ERROR.value,
+            "critic": CRITIC.value,
             "templates": tuple(TEMPLATES.value),
             "largest": LARGEST.value,
             "mix": MIX.value,
@@ -71,7 +71,7 @@ def plan(model: str) -> Plan:
         dpo_beta=DPO_BETA.value,
         grid=tuple(map(float, GRID.value)),
         mixes=MIXES,
-        critics=tuple(map(float, CRITICS.value)),
+        critics=tuple(CRITICS.value),
     )
 
 
@@ -203,7 +203,9 @@ if __name__ == "__main__":  # flags are global: two command lines cannot be impo
     HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out questions, answered and made into pairs", lower_bound=10)
     TEMPLATES = flags.DEFINE_list("templates", ["change", "ages", "stickers", "recipe"], "Of the questions; empty: all")
     LARGEST = flags.DEFINE_integer("largest", 200, "Largest number in a question or its solution")
-    CRITIC_ERROR = flags.DEFINE_float("critic_error", 0.0, "Share of the critic's labels that are wrong")
+    CRITIC = flags.DEFINE_string(
+        "critic", "0", "Share of the critic's labels that are wrong, or a model: http://HOST/v1#MODEL"
+    )
     MIX = flags.DEFINE_string("mix", "balanced", "natural | balanced | shares of small, medium, large like 1:1:2")
     PAIR_COUNT = flags.DEFINE_integer("pairs", 600, "Pairs of the preference stage; 0: all")
     DTYPE = flags.DEFINE_string("dtype", "bfloat16", "float32 | bfloat16")
@@ -217,7 +219,7 @@ if __name__ == "__main__":  # flags are global: two command lines cannot be impo
     BETAS = flags.DEFINE_list("betas", ["0.1", "0.2", "0.5"], "CogPO's beta of small, medium and large gaps")
     DPO_BETA = flags.DEFINE_float("dpo_beta", 0.2, "DPO's beta")
     GRID = flags.DEFINE_list("grid", ["0.05", "0.2", "1.0"], "Values of the betas that are swept")
-    CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "Rates of the critic's errors that are swept")
+    CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "As --critic, those that are swept")
     MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Of an answer")
     SLOTS = flags.DEFINE_integer("slots", 50, "Answers written at once")
     ASKED = flags.DEFINE_integer("asked", -1, "Held-out questions that are answered; -1: all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Plan:
       dpo_beta: of DPO.
       grid: values of the betas that are swept.
       mixes: shares of the three gaps that are swept.
-      critics: rates of the critic's errors that are swept.
+      critics: rates of the critic's errors, or models as critics, that are swept.
     """
 
     model: str
@@ -63,11 +64,11 @@ class Plan:
     dpo_beta: float
     grid: tuple[float, ...] = ()
     mixes: tuple[str, ...] = ()
-    critics: tuple[Any, ...] = ()
+    critics: tuple[str, ...] = ()
 
     def base_run(self) -> Run:
         """The model as it is."""
-        rows = {key: value for key, value in self.rows.items() if key not in ("mix", "pairs", "critic_error")}
+        rows = {key: value for key, value in self.rows.items() if key not in ("mix", "pairs", "critic")}
         settings = self._settings(BASE, 0, self.sft, rows)
         return Run("base", {key: value for key, value in settings.items() if key != "train"})
 
@@ -111,8 +112,7 @@ class Plan:
             elif name == "mix":
                 runs += [self.preference_run(COGPO, seed, self.betas, mix=mix) for mix in self.mixes]
             elif name == "critic":
-                for error in self.critics:
-                    runs += [self.preference_run(COGPO, seed, self.betas, critic_error=error)]
+                runs += [self.preference_run(COGPO, seed, self.betas, critic=critic) for critic in self.critics]
             else:
                 raise UserError(f"sweep {name!r} is none of {', '.join(SWEEPS)}")
         return with_needs(runs)
@@ -130,7 +130,7 @@ class Plan:
 
 
 def _label(rows: Mapping[str, Any]) -> str:
-    return "".join(f"-{key.split('_')[0]}{str(value).replace(':', '_')}" for key, value in rows.items())
+    return "".join(f"-{key}{re.sub(r'[^0-9A-Za-z.]+', '_', str(value))}" for key, value in rows.items())
 
 
 def with_needs(runs: Iterable[Run]) -> list[Run]:

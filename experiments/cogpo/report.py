@@ -53,7 +53,7 @@ SETTINGS = {
     "beta": ("DPO: beta", "betas"),
     **{gap: (f"CogPO: beta of {gap} gaps", f"betas.{gap}") for gap in GAPS},
     "mix": ("CogPO: shares small, medium, large", "rows.mix"),
-    "critic": ("CogPO: critic's error", "rows.critic_error"),
+    "critic": ("CogPO: the critic, or its share of wrong labels", "rows.critic"),
 }
 
 

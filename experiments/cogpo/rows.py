@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,18 +42,19 @@ class Recipe:
       seed: of the training questions, of the agents' errors, and of the choice among pairs. The held-out questions are the
         same for all seeds, and their agents make no errors.
       train, test: numbers of questions.
-      critic_error: share of the oracle critic's labels that are wrong.
+      critic: share of the oracle critic's labels that are wrong, as a number, or the model that is the critic, as
+        `smallr.crv` takes it (http://HOST/v1#MODEL, local:NAME).
       templates, largest: see `Questions`.
       mix: shares of the gaps, as `smallr.crv.pairs` takes them.
       pairs: number of pairs; 0: as many as the questions give.
       data: folder of a finished CRV run with splits train and test, in place of the built-in questions; the fields
-        `critic_error`, `templates` and `largest` are then not used.
+        `critic`, `templates` and `largest` are then not used.
     """
 
     seed: int
     train: int
     test: int
-    critic_error: float = 0.0
+    critic: str = "0"
     templates: tuple[str, ...] = ()
     largest: int = 9999
     mix: str = "balanced"
@@ -90,8 +92,8 @@ class Recipe:
         source = Questions(self.templates, self.largest)
         questions = source.draw("held out", self.test)
         training = source.draw(f"training {self.seed}", self.train, questions)
-        held_out = crv(taught(questions, "test"), out, "oracle:arithmetic", 0.0)
-        return crv(taught(training, "train"), out, f"oracle:arithmetic?seed={self.seed}", self.critic_error), held_out
+        held_out = crv(taught(questions, "test"), out, "oracle:arithmetic", "0")
+        return crv(taught(training, "train"), out, f"oracle:arithmetic?seed={self.seed}", self.critic), held_out
 
     def _from_data(self) -> tuple[list[Row], list[Row]]:
         folder = Path(self.data)
@@ -100,20 +102,25 @@ class Recipe:
         return read(folder, "train")[: self.train], read(folder, "test")[: self.test]
 
 
-def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic_error: float) -> list[Row]:
+def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic: str) -> list[Row]:
     """A CRV run over rows of the teacher; gives the verified rows and those that failed, in order.
 
     It has a folder under `out`, where recipes that differ in their pairs alone find it.
     """
-    folder = out / f"crv-{digest([list(teacher), agents, critic_error])}"
+    folder = out / f"crv-{digest([list(teacher), agents, critic])}"
     save_splits(DatasetDict({"train": Dataset.from_list([dict(row) for row in teacher])}), folder / "source")
     config = get_config()
     config.data.source, config.data.splits = str(folder / "source"), "train"
     config.model, config.cache, config.check = agents, False, "number"
     joint = "&" if "?" in agents else "?"
-    config.agents.critic.model = f"{agents}{joint}critic_error={critic_error}"
+    config.agents.critic.model = f"{agents}{joint}critic_error={critic}" if is_number(critic) else critic
     run_crv(config, folder / "run", Console(file=io.StringIO()))
     return read(folder / "run", "train")
+
+
+def is_number(text: str) -> bool:
+    """Whether a critic is given by its rate of errors."""
+    return re.fullmatch(r"[\d.]+", text) is not None
 
 
 def digest(settings: Any) -> str:

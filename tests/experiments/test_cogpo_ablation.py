@@ -22,6 +22,7 @@ from smallr.data.arithmetic.lookup import find_problem
 from smallr.data.arithmetic.reading import manner, mistake
 from smallr.errors import UserError
 from smallr.models.scratch import Size
+from tests.language.faulty import reply, serving
 
 QUESTIONS = Questions(("ages", "change"), 200)
 
@@ -55,7 +56,7 @@ def test_equations_hold():
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     out = tmp_path_factory.mktemp("rows")
-    recipes = {error: Recipe(0, 40, 12, error, ("ages", "change"), 200, "1:1:1", 30) for error in (0.0, 1.0)}
+    recipes = {error: Recipe(0, 40, 12, f"{error:g}", ("ages", "change"), 200, "1:1:1", 30) for error in (0.0, 1.0)}
     return {error: recipe.build(out) for error, recipe in recipes.items()}
 
 
@@ -79,6 +80,22 @@ def test_crv_fits_what_the_critic_has_judged(rows):
     assert manners(rows[1.0], "fitted")["fitted"] < 10
 
 
+def test_a_model_as_the_critic(tmp_path, rows):
+    """One that finds everything fitting: CRV leaves the right rationales as they are."""
+
+    def behave(handler, index, body):
+        handler.send(200, reply("medium"))
+
+    with serving(behave) as server:
+        folder = Recipe(0, 40, 12, f"{server.url}#m", ("ages", "change"), 200, "0:0:1", 30).build(tmp_path)
+        assert len(server.bodies) == 40  # of the training questions; the held-out ones have the oracle
+    before = {row["prompt"]: row["completion"] for row in load(rows[0.0], "teacher")}
+    after = {row["prompt"]: row["completion"] for row in load(folder, "fitted")}
+    right = {prompt for prompt, text in before.items() if not mistake(find_problem(prompt), text)}
+    assert {prompt for prompt in after if after[prompt] == before[prompt]} == right
+    assert load(folder, "held_out", "test") == load(rows[0.0], "held_out", "test")
+
+
 def test_pairs_have_the_mix_and_no_held_out_question(rows):
     pairs = load(rows[0.0], "pairs")
     assert len(pairs) == 30
@@ -98,7 +115,7 @@ def plan(model="tiny-random", **changes):
         "rows": {
             "train": 24,
             "test": 12,
-            "critic_error": 0.0,
+            "critic": "0",
             "templates": ("ages", "change"),
             "largest": 200,
             "mix": "balanced",
@@ -113,7 +130,7 @@ def plan(model="tiny-random", **changes):
         "dpo_beta": 0.2,
         "grid": (0.05, 0.5),
         "mixes": ("1:0:0", "balanced"),
-        "critics": (0.0, 0.5),
+        "critics": ("0", "0.5"),
     }
     return Plan(**{**fields, **changes})
 
