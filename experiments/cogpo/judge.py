@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,6 @@ def against(policy: Path, reference: Path) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def correct(path: Path) -> Sequence[float]:
-    """1 or 0 of each question of an `answers.jsonl`, in order."""
-    return [float(json.loads(line)["correct"]) for line in path.read_text().splitlines()]
+def read_answers(path: Path) -> list[dict[str, Any]]:
+    """Lines of an `answers.jsonl`, in the order of the questions."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from experiments.cogpo.arms import COGPO, CRV, DPO, RAW, Plan
-from experiments.cogpo.judge import ANSWERS, correct
+from experiments.cogpo.judge import ANSWERS, read_answers
+from experiments.cogpo.manners import manners
 from experiments.grid import Grid, Run
 from experiments.tables import Row, bars, curves, difference, groups, markdown, table, write_csv
 from smallr.data.rows import GAPS
@@ -79,6 +80,8 @@ def write_report(grid: Grid, wanted: Mapping[str, Sequence[Run]], plan: Plan, ou
         LEGEND,
         "## Differences\n\n" + differences(grid, wanted["arms"]),
     ]
+    if written := manners(grid, wanted["arms"]):
+        sections.append("## Manners of the answers\n\n" + written + "\nAll runs of an arm together.\n")
     sweeps = {name: swept(grid, name, runs) for name, runs in wanted.items() if name != "arms"}
     for name, found in sweeps.items():
         title, setting = SETTINGS[name]
@@ -142,7 +145,7 @@ def compared(grid: Grid, before: Mapping[int, Run], after: Mapping[int, Run], se
 def scored(grid: Grid, run: Run) -> Any:
     """1 or 0 of each question; None for a run that answered none."""
     path = grid.folder(run) / ANSWERS
-    return correct(path) if path.exists() else None
+    return [float(row["correct"]) for row in read_answers(path)] if path.exists() else None
 
 
 __all__ = ["METRICS", "PER_GAP", "PUBLISHED", "differences", "groups", "write_report"]

@@ -13,6 +13,7 @@ import pytest
 from experiments.cogpo.arms import BASE, COGPO, CRV, DPO, RAW, Plan, Stage, config_of
 from experiments.cogpo.base import Base
 from experiments.cogpo.judge import against
+from experiments.cogpo.manners import by_manner
 from experiments.cogpo.questions import Questions
 from experiments.cogpo.report import write_report
 from experiments.cogpo.rows import Recipe
@@ -186,6 +187,20 @@ def test_preference_metrics_are_relative_to_the_reference(tmp_path):
         against(tmp_path / "a.npz", tmp_path / "c.npz")
 
 
+def test_manners_of_answers(tmp_path):
+    drawn = QUESTIONS.draw("manners", 8)
+    lines = [{"prompt": q.problem.question, "output": q.fitted, "correct": True} for q in drawn]
+    lines += [{"prompt": q.problem.question, "output": q.unfitted, "correct": i % 2} for i, q in enumerate(drawn)]
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    written, right = by_manner(tmp_path / "answers.jsonl")
+    involved = [i for i, question in enumerate(drawn) if question.label == "hard"]
+    assert 0 < len(involved) < 8
+    assert written == {"fitted": 8, "involved": len(involved), "terse": 8 - len(involved)}
+    assert (right["fitted"], right["involved"]) == (8, sum(i % 2 for i in involved))
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "Why?", "output": "So.", "correct": 0}))
+    assert by_manner(tmp_path / "answers.jsonl") is None
+
+
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     """A student from nothing, not pretrained, and the rows that it would be pretrained on."""
@@ -234,6 +249,7 @@ def test_the_whole_ablation_with_a_tiny_model(tmp_path, student):
     page = write_report(grid, groups, wanted, tmp_path)
     assert f"| {COGPO} | 1 |" in page
     assert "CRV SFT + CogPO − CRV SFT + DPO" in page
+    assert "## Manners of the answers" in page
     assert "2504.09802" in page
     assert (tmp_path / "arms.png").exists()
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6
