@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-NOTEBOOK = ROOT / "colab" / "answer_first.ipynb"
+from tests.colab.notebooks import check_plain, run_whole
 
-
-def cells():
-    return [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+NOTEBOOK = "answer_first.ipynb"
 
 
 def test_cells_are_plain_python_without_outputs():
-    for cell in cells():
-        compile("".join(cell["source"]), "cell", "exec")
-        assert (cell["outputs"], cell["execution_count"]) == ([], None)
-    assert [cell["metadata"].get("tags") for cell in cells()][:2] == [["install"], ["parameters"]]
+    check_plain(NOTEBOOK)
 
 
 @pytest.mark.slow
 def test_runs_from_top_to_bottom(tmp_path):
     pytest.importorskip("matplotlib", reason="plots need the extra `experiments`")
-    marked = [f"print('[cell {i}]', flush=True)\n{''.join(cell['source'])}" for i, cell in enumerate(cells())]
-    settings = {"SMALLR_TINY": "1", "SMALLR_OUT": str(tmp_path), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(marked)],
-        cwd=ROOT,
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert re.findall(r"\[cell (\d+)\]", done.stdout) == [str(i) for i in range(len(marked))]
+    printed = run_whole(NOTEBOOK, tmp_path)
     folders = {path.name.rpartition("-")[0]: path for path in tmp_path.iterdir() if (path / "result.json").exists()}
     assert set(folders) == {"post-0-0", "pre-0-0", "post-0.5-0", "pre-0.5-0"}
     post = json.loads((folders["post-0-0"] / "result.json").read_text())["metrics"]
@@ -57,7 +34,7 @@ def test_runs_from_top_to_bottom(tmp_path):
     changed = sum(a["rationale"] != b["rationale"] for a, b in zip(clean, corrupted, strict=True))
     assert len(clean) / 2 < changed <= len(clean)  # half of three steps each
     for claim in ("a slip in the rationale cannot spoil", "rank correlation at 25% of the steps", "decoding can stop"):
-        assert claim in done.stdout
+        assert claim in printed
     assert "| oracle |" in (tmp_path / "report.md").read_text()
     for name in ("tokens.png", "corruption.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
