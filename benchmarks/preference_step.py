@@ -182,6 +182,7 @@ def compare(name: str, peer: str, args: argparse.Namespace, job: dict[str, Any],
         "seconds": (ours.seconds[kept], theirs.seconds[kept]),
         "ratio": ratios,
         "start_up": (ours.facts["start_up"], theirs.facts["start_up"]),
+        "whole": tuple(worker.facts["start_up"] + sum(worker.seconds) for worker in (ours, theirs)),
         "laps": ours.facts["laps"],
         "matmul_peak": ours.facts["matmul_peak"],
         "losses": (ours.losses, theirs.losses),
@@ -201,6 +202,13 @@ def row_of(result: dict[str, Any], tokens: float) -> str:
         f"| **{statistics.median(result['ratio']):.2f}** ({low:.2f}–{high:.2f}) "
         f"| {memory_a:.1f} | {memory_b:.1f} | {start_a:.0f} | {start_b:.0f} | {result['difference']:.0e}{void} |"
     )
+
+
+def whole_run(result: dict[str, Any]) -> str:
+    """A line on all steps, uncounted ones and start-up included."""
+    a, b = result["whole"]
+    about = f"{result['case']}, {result['peer']}, {result['dtype']}"
+    return f"{about}: {len(result['losses'][0])} steps and start-up: {a:.0f} s against {b:.0f} s, {b / a:.2f}"
 
 
 def parse_args() -> argparse.Namespace:
@@ -259,6 +267,7 @@ def main() -> None:
         for result in results:
             tokens = statistics.mean(int(each[group].sum()) for group in result["groups"][args.warmup :])
             print(row_of(result, tokens))
+        print("", *map(whole_run, results), sep="\n")
         if args.out:
             args.out.write_text(json.dumps(results, indent=1))
 
