@@ -5,7 +5,7 @@
         --steps=60 --rows=4 --learning_rate=2e-5 --dtype=bfloat16 --seeds=1 --shares=0,0.5
 
 FOLDER holds the published files that `experiments.teacher_rows` reads. Runs that are finished are kept; the same command goes
-on after an interruption, also within a run. `<out>/<digest>/` gets report.md, runs.csv, tokens.png and corruption.png.
+on after an interruption, also within a run. `<out>/<digest>/` gets report.md, runs.csv and plots.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from smallr.sharding import make_mesh
 
 SCRATCH = "scratch"
 STAGES = (0.25, 1.0)  # shares of the steps after which the amplifier claim is looked at
-MODULE_ROWS = 500  # that a module is trained on: a router's student writes a rationale for each of them
+# What a module is trained on. Its student is not: it would be certain of its answers there, and no label would be `think`.
+HELD_BACK = 500  # rows, at most a quarter of all
 LONGER = "@"  # coin_flip@8: questions of the same form about 8 people, which are not in the published file
 
 
@@ -55,6 +56,7 @@ class Experiment:
       seeds: number of runs of each arm; they differ in weights (from scratch), in the order of rows and in the slips.
       examples: whose gradients are looked at.
       adaptive: soft tokens and steps of the modules that decide; empty: no such arms.
+      margin: nats a token by which thinking has to be better for a router's label to be `think`.
     """
 
     tasks: dict[str, int]
@@ -65,11 +67,12 @@ class Experiment:
     seeds: int
     examples: int
     adaptive: tuple[int, ...] = ()
+    margin: float = 0.0
 
     def settings(self) -> dict[str, Any]:
         """What a student depends on, whatever the arms and the number of seeds."""
         found = dataclasses.asdict(self)
-        for name in ("shares", "seeds", "adaptive"):
+        for name in ("shares", "seeds", "adaptive", "margin"):
             del found[name]
         return found | {"size": list(self.size)}
 
@@ -107,10 +110,13 @@ def runs_of(experiment: Experiment) -> list[Run]:
             post = Run(f"post-{share:g}-{seed}", {"arm": "post", **common})
             runs += [post, Run(f"pre-{share:g}-{seed}", {"arm": "pre", **common}, needs=(post,))]
             if experiment.adaptive and not share:
+                common |= {"held_back": HELD_BACK}
                 both = Run(f"both-{seed}", {"arm": "both", **common})
                 soft = {**common, "adaptive": list(experiment.adaptive)}
                 runs.append(both)
-                runs += [Run(f"{arm}-{seed}", {"arm": arm, **soft}, needs=(both,)) for arm in ("router", "prompts")]
+                router = {"arm": "router", **soft} | ({"margin": experiment.margin} if experiment.margin else {})
+                runs += [Run(f"router-{seed}", router, needs=(both,))]
+                runs += [Run(f"prompts-{seed}", {"arm": "prompts", **soft}, needs=(both,))]
     return runs
 
 
@@ -139,13 +145,18 @@ class Laboratory:
         if settings["arm"] in ORDERS:
             return self._one_order(run, folder, needs, recipe)
         rows_file = folder / "rows.jsonl"
+        held_back = min(settings["held_back"], len(self.train_rows) // 4)
         if settings["arm"] == "both":
-            adaptive.fit_module(adaptive.student_config(recipe, settings["seed"], rows_file), self.train_rows, folder)
+            config = adaptive.student_config(recipe, settings["seed"], rows_file)
+            adaptive.fit_module(config, self.train_rows[held_back:], folder)
             return adaptive.ask_modes(folder, recipe, self.test_rows)
-        config = {"router": adaptive.router_config, "prompts": adaptive.prompts_config}[settings["arm"]]
         student, (length, steps) = adaptive.export(needs[0]), self.experiment.adaptive
-        config = config(recipe, settings["seed"], rows_file, student, length, steps)
-        adaptive.fit_module(config, self.train_rows[:MODULE_ROWS], folder)
+        common = (recipe, settings["seed"], rows_file, student, length, steps)
+        if settings["arm"] == "router":
+            config = adaptive.router_config(*common, margin=self.experiment.margin)
+        else:
+            config = adaptive.prompts_config(*common)
+        adaptive.fit_module(config, self.train_rows[:held_back], folder)
         return adaptive.ask_module(folder, recipe, self.test_rows)
 
     def _one_order(self, run: Run, folder: Path, needs: Sequence[Path], recipe: Recipe) -> dict[str, float]:
@@ -228,7 +239,7 @@ def from_flags() -> Experiment:
     size = (LAYERS.value, WIDTH.value, HEADS.value, VOCABULARY.value) if scratch else (0, 0, 0, 0)
     shares = tuple(map(float, SHARES.value))
     modules = (SOFT.value, MODULE_STEPS.value) if MODULE_STEPS.value else ()
-    return Experiment(tasks, TEST.value, recipe, size, shares, SEEDS.value, EXAMPLES.value, modules)
+    return Experiment(tasks, TEST.value, recipe, size, shares, SEEDS.value, EXAMPLES.value, modules, MARGIN.value)
 
 
 if __name__ == "__main__":
@@ -252,4 +263,5 @@ if __name__ == "__main__":
     EXAMPLES = flags.DEFINE_integer("examples", 96, "Training samples whose gradients are looked at")
     SOFT = flags.DEFINE_integer("soft", 10, "Soft tokens of the modules that decide")
     MODULE_STEPS = flags.DEFINE_integer("module_steps", 60, "Their steps; 0: no such arms")
+    MARGIN = flags.DEFINE_float("margin", 0.0, "Nats a token by which thinking has to be better for a label `think`")
     app.run(main)

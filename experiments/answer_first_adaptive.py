@@ -40,11 +40,14 @@ def export(folder: Path) -> str:
     return str(target)
 
 
-def router_config(recipe: Recipe, seed: int, train_file: Path, student: str, length: int, steps: int) -> ConfigDict:
+def router_config(
+    recipe: Recipe, seed: int, train_file: Path, student: str, length: int, steps: int, *, margin: float
+) -> ConfigDict:
     """Labels from the student's own likelihoods, then the soft tokens of the decision."""
     config = add_labels(add_soft_prompts(choice(), length))
     _common(config, recipe, seed, train_file, student, steps)
     config.labels.max_tokens, config.labels.slots = recipe.max_tokens, recipe.slots
+    config.labels.margin = margin
     config.lock()
     return config
 

@@ -269,7 +269,9 @@ def _slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> li
         f"with {worst:.0%} of the steps corrupted post {show(post, signed=True)} points, pre {show(pre, signed=True)}; "
         f"the difference is {show(spared, signed=True)}"
     )
-    return [["a slip in the rationale cannot spoil an answer that is given first", measured, verdict(spared)]]
+    suffered = pre[2] < 0  # else there was nothing that the other order could be spared
+    claim = "a slip in the rationale cannot spoil an answer that is given first"
+    return [[claim, measured, verdict(spared) if suffered else "undecided: slips cost pre-thinking nothing that shows"]]
 
 
 def _amplifier_claims(results: Sequence[Mapping[str, float]]) -> list[list[str]]:
@@ -328,7 +330,7 @@ def _axes(x: str, y: str):
 
 
 def write(grid: Grid, runs: Sequence[Run], rows: Sequence[Row], out: Path) -> str:
-    """report.md, runs.csv, tokens.png and corruption.png of the runs that are finished; returns the text of the report."""
+    """report.md, runs.csv and plots of the runs that are finished; returns the text of the report."""
     arms: dict[tuple[str, float], Arm] = {}
     for name in ("pre", "post"):
         for share in dict.fromkeys(run.settings["share"] for run in runs):
@@ -352,6 +354,8 @@ def write(grid: Grid, runs: Sequence[Run], rows: Sequence[Row], out: Path) -> st
     text = "\n".join(parts)
     (out / "report.md").write_text(text)
     write_csv(grid.rows(runs), out / "runs.csv")
-    plot_tokens([pre, post, *(decided.all if decided else derived(pre, post))], rows, out / "tokens.png")
+    plot_tokens(shown, rows, out / "tokens.png")
+    if decided:
+        plot_tokens(decided.all, rows, out / "tokens_both.png")
     plot_corruption(arms, rows, out / "corruption.png")
     return text

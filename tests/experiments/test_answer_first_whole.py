@@ -52,5 +52,5 @@ def test_every_arm_is_run_once_and_reported(tmp_path, data):
             assert (float(row["accuracy"]) * asked) % 1 == pytest.approx(0, abs=1e-9)
             assert 0 < float(row["tokens"]) <= (16 if name.startswith(("router", "prompts")) else 8), name
     assert float(found["post-0-0"]["tokens"]) <= float(found["post-0-0"]["tokens_without_stop"])
-    for name in ("tokens.png", "corruption.png", "report.md"):
+    for name in ("tokens.png", "tokens_both.png", "corruption.png", "report.md"):
         assert (tmp_path / "out" / name).stat().st_size > 100
