@@ -105,7 +105,7 @@ def ask_module(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, f
         tokens = [item.tokens for item in items]
     else:  # it has written both answers to decide
         items, seconds, tokens = decided.answers, decided.seconds, decided.tokens
-    metrics = _keep(folder / "module.json", items, tokens, seconds, rows, decided.modes)
+    metrics = _keep(folder / "module.json", items, tokens, seconds, rows, decided.modes, decided.scores)
     return metrics | {"share": decided.share, "decide_seconds": decided.seconds / len(rows)}
 
 
@@ -116,10 +116,12 @@ def _keep(
     seconds: float,
     rows: Sequence[Row],
     modes: Sequence[Mode],
+    scores: Sequence[float] = (),
 ) -> dict[str, float]:
-    """Writes correctness, tokens and mode of each question; returns the means."""
+    """Writes correctness, tokens, mode and score of each question; returns the means."""
     correct = [right(item.answer if item.complete else None, row.answer) for item, row in zip(items, rows, strict=True)]
-    path.write_text(json.dumps({"correct": list(map(int, correct)), "tokens": list(tokens), "modes": list(modes)}))
+    kept = {"correct": list(map(int, correct)), "tokens": list(tokens), "modes": list(modes), "scores": list(scores)}
+    path.write_text(json.dumps(kept))
     return {
         "accuracy": float(np.mean(correct)),
         "tokens": float(np.mean(tokens)),

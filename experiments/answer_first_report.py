@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from experiments.grid import Grid, Run
-from experiments.policies import Outcomes, at_rate, bootstrap, oracle, tokens_saved, unsure
+from experiments.policies import Outcomes, at_rate, bootstrap, choose, oracle, tokens_saved, unsure
 from experiments.students import Written
 from experiments.tables import Mean, markdown, mean, write_csv
 from experiments.teacher_rows import Row
@@ -135,8 +135,24 @@ def deciding(grid: Grid, runs: Sequence[Run]) -> Deciding | None:
             chance = at_rate(answer.outcomes, think.outcomes, rate)
             random = Arm(f"random, as often as the {title.partition(': ')[2]} ({rate.mean():.0%})", chance, answer.nll)
             modules.append((kept(title, grid, by_arm[name], "module.json"), random))
+    if len(by_arm["router"]) == len(by_arm["both"]):
+        modules += at_shares(answer, think, grid, by_arm["router"])
     best = Arm("oracle (student of both orders)", oracle(answer.outcomes, think.outcomes), answer.nll)
     return Deciding(answer, think, tuple(modules), best)
+
+
+def at_shares(answer: Arm, think: Arm, grid: Grid, routers: Sequence[Run]) -> list[tuple[Arm, Arm]]:
+    """The router's scores cut where a given share of the questions is thought about, each beside random at that share."""
+    files = [json.loads((grid.folder(run) / "module.json").read_text()) for run in routers]
+    scores = np.array([file["scores"] for file in files])
+    pairs = []
+    for share in (0.25, 0.5):
+        thinks = scores > np.quantile(scores, 1 - share, axis=1, keepdims=True)
+        chosen = choose(answer.outcomes, think.outcomes, thinks)
+        chance = at_rate(answer.outcomes, think.outcomes, thinks.mean(1, keepdims=True))
+        name = f"router, its {share:.0%} highest scores"
+        pairs.append((Arm(name, chosen, answer.nll), Arm(f"random, thinks about {share:.0%}", chance, answer.nll)))
+    return pairs
 
 
 Interval = tuple[float, float, float]  # value, low, high
