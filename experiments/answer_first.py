@@ -37,7 +37,7 @@ from smallr.sharding import make_mesh
 
 SCRATCH = "scratch"
 STAGES = (0.25, 1.0)  # shares of the steps after which the amplifier claim is looked at
-# What a module is trained on. Its student is not: it would be certain of its answers there, and no label would be `think`.
+# What a module is trained on. Its student is not: of what it has learned it is certain, and few labels would be `think`.
 HELD_BACK = 500  # rows, at most a quarter of all
 LONGER = "@"  # coin_flip@8: questions of the same form about 8 people, which are not in the published file
 
