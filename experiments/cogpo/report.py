@@ -54,7 +54,7 @@ SETTINGS = {
     "beta": ("DPO: beta", "betas"),
     **{gap: (f"CogPO: beta of {gap} gaps", f"betas.{gap}") for gap in GAPS},
     "mix": ("CogPO: shares small, medium, large", "rows.mix"),
-    "critic": ("CogPO: the critic, or its share of wrong labels", "rows.critic"),
+    "critic": ("CogPO: the critic's wrong labels", "rows.critic"),
 }
 
 
