@@ -150,7 +150,7 @@ class Laboratory:
             config = adaptive.student_config(recipe, settings["seed"], rows_file)
             adaptive.fit_module(config, self.train_rows[held_back:], folder)
             return adaptive.ask_modes(folder, recipe, self.test_rows)
-        student, (length, steps) = adaptive.export(needs[0]), self.experiment.adaptive
+        student, (length, steps) = str(needs[0]), self.experiment.adaptive
         common = (recipe, settings["seed"], rows_file, student, length, steps)
         if settings["arm"] == "router":
             config = adaptive.router_config(*common, margin=self.experiment.margin)

@@ -16,10 +16,7 @@ from smallr.adaptive.interface import Answer, Mode
 from smallr.adaptive.labels import Labeller
 from smallr.adaptive.opening import open_adaptive, open_student
 from smallr.config import add_labels, add_soft_prompts, choice, rationale
-from smallr.training.exporting import convert
 from smallr.training.loop import train
-
-EXPORT = "model"
 
 
 def student_config(recipe: Recipe, seed: int, train_file: Path) -> ConfigDict:
@@ -30,14 +27,6 @@ def student_config(recipe: Recipe, seed: int, train_file: Path) -> ConfigDict:
     config.optimizer.learning_rate = recipe.learning_rate
     config.lock()
     return config
-
-
-def export(folder: Path) -> str:
-    """The student of a finished run as a folder that modules are trained over."""
-    target = folder / EXPORT
-    if not target.exists():
-        convert(str(folder), target, dtype="float32", shard_size="5GB")
-    return str(target)
 
 
 def router_config(

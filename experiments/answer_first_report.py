@@ -255,7 +255,7 @@ def claims(
 ) -> str:
     """The claims of the paper's abstract that these runs bear on, with what was measured."""
     groups = np.array([row.group for row in rows])
-    lines = [*_slip_claim(arms, groups), *_amplifier_claims(results["post"])]
+    lines = [*slip_claim(arms, groups), *_amplifier_claims(results["post"])]
     stops = [result for result in results["post"] if "early_stop_same" in result]
     same, whole = (np.mean([result[name] for result in stops]) for name in ("early_stop_same", "tokens_without_stop"))
     tokens = arms["post", 0.0].outcomes.tokens_per_answer
@@ -275,7 +275,8 @@ def claims(
     return markdown(["claim", "measured", "verdict"], lines)
 
 
-def _slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> list[list[str]]:
+def slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> list[list[str]]:
+    """At the largest share; where slips do not hurt pre-thinking there is nothing to be spared."""
     worst = max(share for _, share in arms)
     if not worst or not {("pre", worst), ("post", worst)} <= set(arms):
         return []

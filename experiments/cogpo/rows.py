@@ -111,7 +111,7 @@ def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic: st
     save_splits(DatasetDict({"train": Dataset.from_list([dict(row) for row in teacher])}), folder / "source")
     config = get_config()
     config.data.source, config.data.splits = str(folder / "source"), "train"
-    config.model, config.cache, config.check = agents, False, "number"
+    config.model, config.cache, config.check = agents, not is_number(critic), "number"
     joint = "&" if "?" in agents else "?"
     config.agents.critic.model = f"{agents}{joint}critic_error={critic}" if is_number(critic) else critic
     run_crv(config, folder / "run", Console(file=io.StringIO()))

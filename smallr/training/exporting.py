@@ -77,7 +77,8 @@ def _write_adapter(run: SavedRun, target: Path, dtype: str) -> str:
         dtype=dtype,
         card=model_card(target.name, source.name, dtype, run, library="peft"),
     )
-    return f"the adapters of step {run.checkpoint.step} of {run.workdir} are in {target}, in {dtype}"
+    note = f"; peft needs their base as a folder too: convert {source.name}" if source.open_parameters else ""
+    return f"the adapters of step {run.checkpoint.step} of {run.workdir} are in {target}, in {dtype}{note}"
 
 
 def parse_size(text: str) -> int:

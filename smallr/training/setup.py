@@ -174,8 +174,8 @@ def check_base(source: ModelSource, frozen: str, origin: str, metadata: Mapping[
     for what, (now, saved) in found.items():
         if saved != now:
             raise UserError(
-                f"model {source.name} has changed: its {what} the digest {now[:12]}, those that the checkpoint was trained "
-                f"with {saved[:12]}. Restore the model's files, or use another workdir to start anew."
+                f"model {source.name} has changed: its {what} the digest {now[-12:]}, those that the checkpoint was trained "
+                f"with {saved[-12:]}. Restore the model's files, or use another workdir to start anew."
             )
 
 

@@ -224,7 +224,7 @@ def test_builtin(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     """A real TFDS data set in array_record files, written and read without TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets")
+    tfds = pytest.importorskip("tensorflow_datasets", reason="needs the extra tfds")
     import numpy as np
 
     class SmallrToyRows(tfds.core.GeneratorBasedBuilder):

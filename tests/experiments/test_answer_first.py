@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.answer_first_report import Arm, at_shares, slip_claim
 from experiments.corruption import corrupt, slips, steps
 from experiments.policies import Outcomes, at_rate, bootstrap, oracle, tokens_saved, unsure
 from experiments.small_tasks import RULES
@@ -214,3 +215,41 @@ def test_answers_of_completions():
     assert not right(None, "12")
     assert right(" Math  problem.", "math problem")
     assert not right("yes", "no")
+
+
+class Folders:
+    """As much of a grid as a report reads."""
+
+    def __init__(self, folders):
+        self._folders = folders
+
+    def folder(self, run):
+        return self._folders[run]
+
+
+def test_a_router_cut_at_a_share_thinks_where_its_scores_are_highest(tmp_path):
+    scores = [[0.1, -3.0, 2.0, -1.0], [5.0, 6.0, 7.0, 8.0]]
+    for seed, values in enumerate(scores):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "module.json").write_text(json.dumps({"scores": values}))
+    nan = np.full((2, 4), np.nan)
+    answer = Arm("post", Outcomes(np.zeros((2, 4)), np.full((2, 4), 6.0)), nan)
+    think = Arm("pre", Outcomes(np.ones((2, 4)), np.full((2, 4), 28.0)), nan)
+    (quarter, chance), (half, _) = at_shares(answer, think, Folders({0: tmp_path / "0", 1: tmp_path / "1"}), [0, 1])
+    np.testing.assert_array_equal(quarter.outcomes.correct, [[0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(half.outcomes.correct, [[1, 0, 1, 0], [0, 0, 1, 1]])
+    assert quarter.outcomes.tokens_per_answer == chance.outcomes.tokens_per_answer == 6 + 22 / 4
+    np.testing.assert_allclose(chance.outcomes.correct, 0.25)
+
+
+@pytest.mark.parametrize(("slipped_pre", "said"), [(0.5, "held"), (1.0, "undecided: slips cost")])
+def test_slips_that_hurt_nobody_prove_nothing(slipped_pre, said):
+    """post gains from 0.8 to 1; pre falls to one half, or stays as it was."""
+    groups, nan = np.arange(20), np.full((2, 20), np.nan)
+
+    def arm(share):
+        return Arm("", Outcomes(np.tile(np.arange(20) < 20 * share, (2, 1)).astype(float), np.ones((2, 20))), nan)
+
+    arms = {("pre", 0.0): arm(1.0), ("post", 0.0): arm(0.8), ("pre", 0.5): arm(slipped_pre), ("post", 0.5): arm(1.0)}
+    ((_, _, verdict),) = slip_claim(arms, groups)
+    assert verdict.startswith(said)

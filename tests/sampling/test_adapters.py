@@ -21,7 +21,7 @@ LENGTH = 12
 @pytest.mark.parametrize("base", ["float32", "int8"])
 def test_greedy_tokens_with_adapters(base):
     if base != "float32":
-        pytest.importorskip("qwix")
+        pytest.importorskip("qwix", reason="needs the extra quant")
     mesh, plain = make_mesh(1, 1, 1), decoder("llama")
     adapted = from_torch(model("llama"), remat="none")  # not the one that other tests use: its weights are replaced
     attach(adapted, LoRA(rank=3, alpha=6.0, target="attention"), 0, mesh)
