@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from smallr.data.batch import ROLE_ANSWER, Batch, Branch, Example
 from smallr.data.packing import RowShape
 from smallr.data.pipeline import assemble
-from smallr.models.attention import ACCELERATOR_TILE, CPU_TILE
+from smallr.models.attention_xla import ACCELERATOR, CPU, Rule, make_rule
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.training.objective import make_objective
@@ -109,20 +109,20 @@ class AbstractStep:
         """FLOPs that a step needs, over all devices."""
         return self.pairs.useful_flops(self.config, live_reference=self.arguments[2] is not None)
 
-    def visible_tiles(self) -> int:
-        """Trips of the loop over tiles of `xla` attention, the only one whose length depends on data."""
-        platform = self.mesh.devices.flat[0].platform
-        tile = min(CPU_TILE if platform == "cpu" else ACCELERATOR_TILE, self.pairs.row_length)
-        horizon = self.pairs.batch().horizon
-        horizon = np.pad(horizon, ((0, 0), (0, -horizon.shape[1] % tile)))
-        last = horizon.reshape(len(horizon), -1, tile).max(axis=(0, 2))
-        index = np.arange(len(last))
-        return int(np.sum((index[None] <= index[:, None]) & (last[None] > index[:, None] * tile)))
+    def attention_rule(self) -> Rule:
+        """Which key tiles the query tiles of `xla` attention take on this platform."""
+        tiling = CPU if self.mesh.devices.flat[0].platform == "cpu" else ACCELERATOR
+        batch = self.pairs.batch()
+        return make_rule(batch.horizon, batch.positions, None, tiling.of(self.pairs.row_length))
+
+    def dynamic_trips(self) -> float:
+        """Of the loop over the parts of a query tile in `xla` attention, which depends on data: the mean."""
+        return float(np.mean(self.attention_rule().parts))
 
     def visible_share(self) -> float:
-        """Of the tiles on and below the diagonal, those that hold a visible pair."""
-        tiles = -(-self.pairs.row_length // ACCELERATOR_TILE)
-        return self.visible_tiles() / (tiles * (tiles + 1) / 2)
+        """Of the tiles on and below the diagonal, those that hold a visible pair, where queries' are as large as keys'."""
+        counts = self.attention_rule().counts
+        return int(counts.sum()) / (len(counts) * (len(counts) + 1) / 2)
 
 
 def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: Pairs) -> AbstractStep:

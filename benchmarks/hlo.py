@@ -1,7 +1,8 @@
 """What a compiled program does, read from its HLO text: products, memory traffic, collectives, loops unrolled.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a loop's body counts as often as the loop runs; the
-number of trips is read from its condition. A loop whose trips depend on data gets `dynamic_trips`.
+number of trips is read from its condition. A loop whose trips depend on data gets `dynamic_trips`; of a conditional
+each branch is taken to run as often as the others.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def _walk(
                 branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
                 names = re.findall(r"%([\w.-]+)", branches.group(1)) if branches else []
                 names += [n for n in map(instruction.called, ("true_computation", "false_computation")) if n]
-                waiting += [(branch, times, fused) for branch in names]
+                waiting += [(branch, times / len(names), fused) for branch in names]
             elif instruction.opcode in ("call", "async-start"):
                 target = instruction.called("calls") or instruction.called("to_apply")
                 waiting.append((target, times, fused))

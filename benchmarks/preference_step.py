@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,23 @@ class Worker:
         return peak
 
 
+def texts_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Prompt, chosen and rejected as texts, of one of three layouts: so called; a chat of LLaMA-Factory's, whose turns
+    are joined; rows of `experiments.teacher_rows`, in which the rejected side is the rationale of the row before: it has
+    the right length, which is all that matters here.
+    """
+    if "conversations" in rows[0]:
+        return [
+            {"prompt": "\n\n".join(turn["value"] for turn in row["conversations"])}
+            | {side: row[side]["value"] for side in ("chosen", "rejected")}
+            for row in rows
+        ]
+    if "rationale" in rows[0]:
+        told = [f"{row['rationale']} The answer is {row['answer']}." for row in rows]
+        return [{"prompt": row["question"], "chosen": told[i], "rejected": told[i - 1]} for i, row in enumerate(rows)]
+    return list(rows)
+
+
 def prepare_pairs(args: argparse.Namespace, folder: Path) -> tuple[Path, Path, np.ndarray]:
     """The model as a Hugging Face folder, the pairs as chat messages, and their lengths [pairs, 3] in tokens.
 
@@ -135,7 +153,7 @@ def prepare_pairs(args: argparse.Namespace, folder: Path) -> tuple[Path, Path, n
     tokenizer = open_model(str(model)).tokenizer()
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
     lines, lengths = [], []
-    rows = load_rows(args.data, args.split)
+    rows = texts_of(list(load_rows(args.data, args.split)))
     prompts = [row["prompt"] for row in rows]
     for i, row in enumerate(rows):
         prompt, sides = row["prompt"], (count(row["chosen"]), count(row["rejected"]))

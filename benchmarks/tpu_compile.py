@@ -114,7 +114,7 @@ def measure(step: AbstractStep, topology: str, text_file: str = "") -> dict[str,
     if text_file:
         Path(text_file).write_text(text)
     chips = step.mesh.size
-    program = analyse(text, chips, step.visible_tiles())
+    program = analyse(text, chips, step.dynamic_trips())
     # A kernel states the products of all tiles below the diagonal; it skips those that hold nothing visible.
     program = dataclasses.replace(program, kernel_flops=program.kernel_flops * step.visible_share())
     memory = compiled.memory_analysis()

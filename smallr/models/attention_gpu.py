@@ -15,12 +15,12 @@ t tokens of a tile, n = T / t.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from smallr.models.linear import precision
@@ -236,9 +236,25 @@ def _call(kernel, rule, inputs, outputs, heads, interpret):
         in_specs=[block for _, block in inputs] + rule_blocks,
         out_specs=[block for _, block in outputs],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outputs],
-        compiler_params=triton.CompilerParams(num_warps=4 if dim <= 64 else 8, num_stages=2),
+        compiler_params=None if interpret else _compiler_params(dim),
         interpret=interpret,
     )(*(x for x, _ in inputs), *rule)
+
+
+def _compiler_params(dim: int) -> Any:
+    """For heads of `dim`.
+
+    Raises:
+      NotImplementedError: a JAX that has removed the Triton backend, which is why it is imported this late.
+    """
+    try:
+        from jax.experimental.pallas import triton
+    except ImportError as error:
+        raise NotImplementedError(
+            f"compute.attention=gpu: JAX {jax.__version__} has no Triton backend of Pallas any more; "
+            "set compute.attention=xla"
+        ) from error
+    return triton.CompilerParams(num_warps=4 if dim <= 64 else 8, num_stages=2)
 
 
 def _tiles_of(x: jax.Array | jax.ShapeDtypeStruct, tile: int) -> pl.BlockSpec:

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from smallr.models.attention import MASKED
 from smallr.models.linear import precision
+from smallr.models.tiles import MASKED
 
 TILE = 64  # keys whose values are summed at once, fast on a CPU; capacities are multiples of it
 

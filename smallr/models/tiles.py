@@ -33,6 +33,6 @@ def visible_tiles(
     return visible
 
 
-def tile_lists(visible: Bool[Array, "B n n"]) -> tuple[Int[Array, "B n n"], Int[Array, "B n"]]:
-    """Of each row and entry of the second axis: the visible entries of the third in order, then others; how many."""
-    return jnp.argsort(~visible, axis=2, stable=True).astype(jnp.int32), visible.sum(2, dtype=jnp.int32)
+def tile_lists(visible: Bool[Array, "*tiles n"]) -> tuple[Int[Array, "*tiles n"], Int[Array, "*tiles"]]:
+    """Of each entry the visible ones of the last axis in order, then others; and how many are visible."""
+    return jnp.argsort(~visible, axis=-1, stable=True).astype(jnp.int32), visible.sum(-1, dtype=jnp.int32)

@@ -31,7 +31,7 @@ for arguments in sys.argv[2:]:
     model = dataclasses.replace(SHAPES["tiny"], dtype="bfloat16", remat="full")
     pairs = Pairs({ROWS} * config.batch.accumulation, {LENGTH}, prompt=16, completion=16)
     step = abstract_step(model, config, mesh_of(make_devices(topology), sizes), pairs)
-    program = analyse(step.compile().as_text(), step.mesh.size, step.visible_tiles())
+    program = analyse(step.compile().as_text(), step.mesh.size, step.dynamic_trips())
     found[arguments] = [
         (c.kind, c.shape.dtype, c.shape.dims, len(c.groups[0]), c.times, c.received) for c in program.collectives
     ]

@@ -48,6 +48,18 @@ def test_a_loop_counts_its_trips():
     assert program.hbm_bytes == 7 * (3 * 4 + 4 * 8 * 2 + 16 * 8 * 2) + 2 * 16 * 8 * 2
 
 
+def test_branches_run_as_often_as_each_other():
+    def branch(width: int):
+        return lambda x: x[:, :width] @ x[:width, :]
+
+    def choose(i, x):
+        return jax.lax.switch(i, [branch(width) for width in (8, 16, 32)], x)
+
+    arguments = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((64, 64), "float32")
+    program = analyse(jax.jit(choose).lower(*arguments).compile().as_text(), devices=1)
+    assert program.flops == 2 * 64 * 64 * (8 + 16 + 32) / 3
+
+
 FETCHED = """HloModule m
 ENTRY %main (x: s8[4096]) -> s8[1024] {
   %x = s8[4096]{0:T(1024)(128)(4,1)} parameter(0)

