@@ -90,6 +90,7 @@ class Worker:
         self.facts = self.answer()["ready"]
         self.seconds: list[float] = []
         self.losses: list[float] = []
+        self.flops: list[float | None] = []
 
     def send(self, line: str) -> None:
         """A line for the worker."""
@@ -113,6 +114,7 @@ class Worker:
         told = self.answer()
         self.seconds.append(told["seconds"])
         self.losses.append(told["loss"])
+        self.flops.append(told.get("flops"))
 
     def end(self) -> float:
         """Ends the worker; its peak memory in GiB."""
@@ -203,6 +205,7 @@ def compare(name: str, peer: str, args: argparse.Namespace, job: dict[str, Any],
         "whole": tuple(worker.facts["start_up"] + sum(worker.seconds) for worker in (ours, theirs)),
         "laps": ours.facts["laps"],
         "matmul_peak": ours.facts["matmul_peak"],
+        "flops": ours.flops[kept],
         "losses": (ours.losses, theirs.losses),
         "difference": difference,
         "peak": (ours.end(), theirs.end()),
@@ -227,6 +230,19 @@ def whole_run(result: dict[str, Any]) -> str:
     a, b = result["whole"]
     about = f"{result['case']}, {result['peer']}, {result['dtype']}"
     return f"{about}: {len(result['losses'][0])} steps and start-up: {a:.0f} s against {b:.0f} s, {b / a:.2f}"
+
+
+def share_of_peak(result: dict[str, Any]) -> str:
+    """A line on what smallr's steps reach of the matmul peak that its process measured."""
+    about = f"{result['case']}, {result['peer']}, {result['dtype']}"
+    peak = result["matmul_peak"]
+    if peak is None or None in result["flops"]:
+        return f"{about}: share of the matmul peak not known"
+    flops, seconds = (statistics.median(values) for values in (result["flops"], result["seconds"][0]))
+    return (
+        f"{about}: {flops / 1e12:.2f} TFLOP computed a step, {flops / seconds / 1e9:.0f} GFLOP/s, "
+        f"{flops / seconds / peak:.0%} of {peak / 1e9:.0f} GFLOP/s, the matmul peak measured in the run"
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -285,7 +301,7 @@ def main() -> None:
         for result in results:
             tokens = statistics.mean(int(each[group].sum()) for group in result["groups"][args.warmup :])
             print(row_of(result, tokens))
-        print("", *map(whole_run, results), sep="\n")
+        print("", *map(whole_run, results), *map(share_of_peak, results), sep="\n")
         if args.out:
             args.out.write_text(json.dumps(results, indent=1))
 

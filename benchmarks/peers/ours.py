@@ -30,6 +30,22 @@ def config_of(job: dict[str, Any]) -> Any:
     return finish(config, None)
 
 
+def computed_flops(model: Any, batch: Any, live_reference: bool) -> float:
+    """FLOPs of all products of a step on a CPU, as it computes them: layers for every place of a row, attention for the key
+    tiles that it takes, the head twice forward; nothing in a layer is computed again (`remat="dots"`).
+    """
+    from smallr.models.attention_xla import CPU, make_rule
+
+    rows, length = batch.horizon.shape
+    tiling = CPU.of(length)
+    rule = make_rule(batch.horizon, batch.positions, None, tiling)
+    pairs = rows * int((rule.parts * rule.width).sum()) * tiling.queries * tiling.keys
+    scored = batch.target.size
+    forward = model.forward_flops(rows * length, pairs, scored)
+    again = model.forward_flops(0, pairs / 2, scored)  # one of attention's two products, and the logits
+    return (4 if live_reference else 3) * forward + again
+
+
 def main() -> None:
     """Prepares, tells which pairs each step holds, then steps on demand."""
     worker = Worker()
@@ -53,9 +69,13 @@ def main() -> None:
         batches = run.training.batches(mesh, 0, job["steps"])
         for _ in worker.orders():
             start = time.perf_counter()
-            state, metrics, _ = run.step(state, next(batches), run.reference, run.trained.frozen)
+            batch = next(batches)
+            state, metrics, _ = run.step(state, batch, run.reference, run.trained.frozen)
             loss = float(metrics["loss"])
-            worker.tell({"seconds": time.perf_counter() - start, "loss": loss})
+            seconds = time.perf_counter() - start
+            counted = jax.default_backend() == "cpu" and not job["lora"]
+            flops = computed_flops(run.model, batch, job["reference"] == "live") if counted else None
+            worker.tell({"seconds": seconds, "loss": loss, "flops": flops})
 
 
 if __name__ == "__main__":

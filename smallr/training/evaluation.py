@@ -24,7 +24,7 @@ from smallr.training.objective import Objective
 from smallr.training.splits import Split
 
 # Part of the cache key: raise it when a change of the code changes the numbers.
-VERSION = 2
+VERSION = 3
 
 
 def collect(
@@ -65,17 +65,21 @@ def add_reference(
     They are computed once, with the program that evaluates the policy and on the rows of the first epoch, and kept
     on disk under a hash of the weights, the tokenised data and the compute dtype. In bfloat16 the place of
     an example in a row moves its log-prob by tenths of a nat (the order of sums differs, and rounding
-    amplifies it), so there the rows are part of the hash: policy and reference round alike, and the first
-    loss is ln 2. `weights` stands for the weights in the hash, where `params` are not all of them.
+    amplifies it), and so does another program. There the rows, the backend and JAX's version are part of the
+    hash: policy and reference round alike, and the first loss is ln 2. `weights` stands for the weights in the
+    hash, where `params` are not all of them.
 
     Returns:
       The split, and whether the values came from the disk.
     """
     names = [f"ref_{side}" for side in objective.sides]
     plan = split.plan
-    rows = "" if dtype == "float32" else f"{plan.shape} {plan.rows_per_step} {plan.seed} {plan.shuffle} {plan.window}"
+    rounding = ""
+    if dtype != "float32":
+        rounding = f"{plan.shape} {plan.rows_per_step} {plan.seed} {plan.shuffle} {plan.window} "
+        rounding += f"{jax.default_backend()} {jax.__version__}"
     weights = weights or tree_digest(params)
-    identity = f"{VERSION} {weights} {split.examples.fingerprint} {dtype} {objective.reference_key} {rows}"
+    identity = f"{VERSION} {weights} {split.examples.fingerprint} {dtype} {objective.reference_key} {rounding}"
     path = cache_dir("reference") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npy"
     values = _read(path, (len(names), len(split.examples)))
     if values is not None:
