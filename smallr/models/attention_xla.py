@@ -159,7 +159,9 @@ def backward(
                 tile = rule.lists[i, c * rule.width[i] + j]
                 return [_put(x, tile, _at(x, tile) + _at(part, j)) for x, part in zip(totals, parts, strict=True)]
 
-            return dquery + added, *lax.fori_loop(0, rule.width[i], put, totals)
+            # XLA unrolls a loop of one trip; for a count a GPU would wait.
+            width = rule.width[i] if tiling.most > 1 else 1
+            return dquery + added, *lax.fori_loop(0, width, put, totals)
 
         dq, dk, dv = gradients
         start = jnp.zeros(query.swapaxes(-1, -2).shape), dk, dv
