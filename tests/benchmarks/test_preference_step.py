@@ -1,7 +1,9 @@
-"""What the benchmark of the step reads as pairs."""
+"""What the benchmark of the step reads as pairs, and what it counts."""
 
 from __future__ import annotations
 
+from benchmarks.abstract_step import SHAPES, Pairs
+from benchmarks.peers.ours import computed_flops
 from benchmarks.preference_step import texts_of
 
 
@@ -27,3 +29,14 @@ def test_a_teachers_row_is_rejected_with_the_rationale_of_another_question():
     assert [text["prompt"] for text in texts] == ["q0", "q1", "q2"]
     assert [text["chosen"] for text in texts] == [f"r{i} The answer is a{i}." for i in range(3)]
     assert [text["rejected"] for text in texts] == [f"r{i} The answer is a{i}." for i in (2, 0, 1)]
+
+
+def test_computed_flops_are_those_of_all_places_and_of_the_key_tiles_taken():
+    """64 tokens each of prompt, chosen, rejected, padding: both query tiles of 128 take two key tiles of 64."""
+    model = SHAPES["tiny"]
+    batch = Pairs(rows=1, row_length=256, prompt=64, completion=64).batch()
+    layers = 2 * model.num_layers * model.layer_matmul_params * 256
+    product = 2 * model.num_layers * model.num_heads * model.head_dim * 2 * 2 * 128 * 64
+    head = 2 * model.vocab_size * model.d_model * 128
+    assert computed_flops(model, batch, live_reference=False) == 3 * layers + 7 * product + 4 * head
+    assert computed_flops(model, batch, live_reference=True) == 4 * layers + 9 * product + 5 * head

@@ -74,7 +74,7 @@ def test_scores_are_not_written_over_anything(tmp_path):
 
 
 def test_a_cached_reference_is_found_again_and_missed_after_any_change(tmp_path, monkeypatch):
-    """Weights, template, tokenizer, a row: each of them is part of the key."""
+    """Weights, template, tokenizer, a row: each of them is part of the key; in bfloat16 also what rounds."""
     from smallr.models import loading
     from smallr.training import evaluation, setup
 
@@ -94,10 +94,11 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change(tmp_path,
     def stop(*_, **__):
         raise Prepared
 
-    def computed(data="a.jsonl", tokenizer=None, weights=None) -> bool:
+    def computed(data="a.jsonl", tokenizer=None, weights=None, dtype="float32", version=jax.__version__) -> bool:
         """Whether preparing a run computes the reference."""
         with monkeypatch.context() as patch:
             patch.setattr(setup, "make_schedule", stop)  # the reference is all that is wanted
+            patch.setattr(jax, "__version__", version)
             if tokenizer:
                 plain = loading.ModelSource.tokenizer
                 patch.setattr(loading.ModelSource, "tokenizer", lambda self: tokenizer(plain(self)))
@@ -107,7 +108,7 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change(tmp_path,
             before = len(passes)
             changes = {"data.train": str(tmp_path / data), "data.train_split": "train", "data.eval": ""}
             with pytest.raises(Prepared):
-                train(smoke("dpo", **changes), tmp_path / "run")
+                train(smoke("dpo", **changes, **{"compute.dtype": dtype}), tmp_path / "run")
             return len(passes) > before
 
     def new_template(tokenizer):
@@ -136,7 +137,10 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change(tmp_path,
     assert computed(tokenizer=new_template)
     assert computed(tokenizer=new_tokenizer)
     assert computed(weights=new_weight)
-    assert not computed(), "the first is still there"
+    assert not computed(version="0.0.1"), "the first is still there, and in float32 roundings do not matter"
+    assert computed(dtype="bfloat16")
+    assert not computed(dtype="bfloat16")
+    assert computed(dtype="bfloat16", version="0.0.1")
 
 
 def test_a_run_with_a_moving_reference_resumes_bit_for_bit(tmp_path):

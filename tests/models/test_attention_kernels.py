@@ -1,4 +1,4 @@
-"""The kernels, interpreted on the CPU with small tiles, against the dense mask: values and gradients.
+"""All implementations with small tiles against the dense mask, kernels interpreted on the CPU: values and gradients.
 
 On a GPU or TPU the kernel of that device runs for real.
 """
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smallr.models import attention_gpu, attention_tpu
+from smallr.models import attention_gpu, attention_tpu, attention_xla
 from smallr.models.attention import attention
 from tests.models.helpers import packed_rule
 from tests.models.test_attention import _dense_jax, _qkv
@@ -24,13 +24,14 @@ LENGTH = 75  # five tiles of 16, the last one partly filled
 LAYOUT = [[(30, 10, 17), (9, 4, 4)], [(1, 1), (40, 16, 7)], []]
 NOWHERE = 10_000  # a window that bounds nothing
 
-KERNELS = ("tpu", "gpu")
+IMPLEMENTATIONS = ("xla", "tpu", "gpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_tiles():
     with pytest.MonkeyPatch.context() as patch:
         if jax.default_backend() == "cpu":
+            patch.setattr(attention_xla, "CPU", attention_xla.Tiling(32, 16, 2))
             patch.setattr(attention_tpu, "TILE", 16)
             patch.setattr(attention_tpu, "LANES", 16)
             patch.setattr(attention_gpu, "LARGEST", {2: 16, 4: 16})
@@ -64,12 +65,12 @@ def _assert_equal(impl, arrays, layout, window=None, softcap=None, tolerance=1e-
         np.testing.assert_allclose(a, b, atol=tolerance * max(np.abs(b).max(), 1.0), err_msg=name)
 
 
-@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_grouped_heads_share_their_keys(impl):
     _assert_equal(impl, _qkv(4, 2, len(LAYOUT), LENGTH), LAYOUT)
 
 
-@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_windows_and_softcaps(impl):
     """Of one query, of about a tile, and wider than the row; traced, so that layers can be scanned."""
     arrays = _qkv(2, 2, len(LAYOUT), LENGTH, dim=24)
@@ -77,7 +78,7 @@ def test_windows_and_softcaps(impl):
         _assert_equal(impl, arrays, LAYOUT, window, softcap=3.0)
 
 
-@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_bfloat16_stays_within_its_rounding(impl):
     _assert_equal(impl, _qkv(4, 2, len(LAYOUT), LENGTH, dtype="bfloat16"), LAYOUT, tolerance=2e-2)
 
@@ -95,7 +96,7 @@ def _fitting(row: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return kept
 
 
-@pytest.mark.parametrize("impl", KERNELS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(_EXAMPLES, min_size=3, max_size=3), window=st.one_of(st.none(), st.integers(1, 40)))
 @example(rows=[[(16, 16)], [(1, 15), (15, 1)], [(32, 16, 16)]], window=None)  # ends on the edges of tiles
