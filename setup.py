@@ -18,7 +18,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["smallr", "smallr.*"]),
-    package_data={"smallr": ["py.typed"], "smallr.crv": ["prompts/*.txt"]},
+    package_data={"smallr": ["py.typed"], "smallr.methods.crv": ["prompts/*.txt"]},
     install_requires=[
         "absl-py",
         "datasets>=3",

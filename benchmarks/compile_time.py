@@ -22,7 +22,7 @@ def child(layers: int, cache: str) -> None:
 
     from benchmarks.abstract_step import SHAPES, Pairs, abstract_step
     from smallr.config import finish, preference
-    from smallr.sharding import make_mesh
+    from smallr.core.sharding import make_mesh
 
     jax.config.update("jax_compilation_cache_dir", cache)
     model = dataclasses.replace(

@@ -28,10 +28,10 @@ import numpy as np
 import torch
 import transformers
 
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import ModelSource, load_decoder, open_model
 from smallr.sampling.engine import Engine
 from smallr.sampling.requests import Request, SamplingParams
-from smallr.sharding import make_mesh
 
 Tokens = list[list[int]]
 STEPS = 8  # tokens of a slot in one program

@@ -81,8 +81,8 @@ def measure(folder: str) -> dict[str, float]:
     """Loads in this process, and says what it cost."""
     import jax
 
+    from smallr.core.sharding import make_mesh
     from smallr.models.loading import load_decoder, open_model
-    from smallr.sharding import make_mesh
 
     mesh = make_mesh()
     jax.block_until_ready(jax.device_put(np.zeros(8, np.float32)))

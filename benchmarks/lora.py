@@ -55,7 +55,7 @@ def child(method: str, model: str, reference: str) -> None:
     """Prepares a run, tells what it holds, then takes a step for each line of stdin; "end" compares log-probs."""
     import jax
 
-    from smallr.sharding import make_mesh
+    from smallr.core.sharding import make_mesh
     from smallr.training.setup import prepare
     from smallr.training.timing import Clock
 

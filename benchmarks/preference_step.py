@@ -126,7 +126,7 @@ class Worker:
 
 def texts_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """Prompt, chosen and rejected as texts, of one of three layouts: so called; a chat of LLaMA-Factory's, whose turns
-    are joined; rows of `experiments.teacher_rows`, in which the rejected side is the rationale of the row before: it has
+    are joined; rows of `experiments.adaptive.teacher_rows`, in which the rejected side is the rationale of the row before: it has
     the right length, which is all that matters here.
     """
     if "conversations" in rows[0]:
@@ -150,7 +150,7 @@ def prepare_pairs(args: argparse.Namespace, folder: Path) -> tuple[Path, Path, n
     from smallr.models.loading import open_model
 
     model = folder / "model"
-    command = [sys.executable, "-m", "smallr.convert", f"--from={args.model}", f"--to={model}", "--dtype=float32"]
+    command = [sys.executable, "-m", "smallr.cli.convert", f"--from={args.model}", f"--to={model}", "--dtype=float32"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     tokenizer = open_model(str(model)).tokenizer()
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731

@@ -29,8 +29,8 @@ from ml_collections import ConfigDict
 from benchmarks.abstract_step import SHAPES, AbstractStep, Pairs, abstract_step
 from benchmarks.chips import CHIPS, Chip, slice_of, wire_bandwidth
 from benchmarks.hlo import Program, analyse
+from smallr.core.sharding import MESH_AXES
 from smallr.models.config import DecoderConfig
-from smallr.sharding import MESH_AXES
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 

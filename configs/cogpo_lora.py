@@ -2,8 +2,8 @@
 
 Command:   python -m smallr.train --config=configs/cogpo_lora.py
 Smoke:     python -m smallr.train --config=configs/cogpo_lora.py:smoke
-Export:    python -m smallr.convert --from=RUN --to=FOLDER                  (merged into the base)
-           python -m smallr.convert --from=RUN --to=FOLDER --adapter-only   (PEFT's format)
+Export:    python -m smallr.cli.convert --from=RUN --to=FOLDER                  (merged into the base)
+           python -m smallr.cli.convert --from=RUN --to=FOLDER --adapter-only   (PEFT's format)
 Hardware:  2 CPU cores with 2 GiB; any GPU or TPU.
 Fields:    config.lora, see docs/adapters.md
 """

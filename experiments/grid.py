@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 RESULT, SETTINGS = "result.json", "settings.json"
 

@@ -26,11 +26,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from smallr.cache import cache_dir
 from smallr.config import finish, preference, unpaired
+from smallr.core.cache import cache_dir
+from smallr.core.sharding import make_mesh
 from smallr.losses.preference import LOSSES, RECIPES
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from smallr.training import report
 from smallr.training.evaluation import add_reference, collect
 from smallr.training.loop import fit

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from smallr.core.errors import UserError
 from smallr.data.chat import FORMATS, PROMPT
 from smallr.data.rows import COLUMNS
-from smallr.errors import UserError
 from smallr.losses.preference import parse
 
 # For a model that knows both orders, and is told which one by a mark that chats have room for too.
@@ -114,7 +114,7 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
         beta = 0.1 if beta is None else beta
         config.objective.beta = ConfigDict(dict(beta)) if isinstance(beta, Mapping) else beta
     # cached: one pass before training, kept on disk. live: the reference runs in every step. columns: ref_chosen and
-    # ref_rejected of the rows (python -m smallr.score makes them). none: log-ratios are log-probs.
+    # ref_rejected of the rows (python -m smallr.cli.score makes them). none: log-ratios are log-probs.
     config.objective.reference = "cached" if mix.reference else "none"
     for name, field in mix.fields.items():
         config.objective[name] = field.default
@@ -152,7 +152,7 @@ def add_soft_prompts(config: ConfigDict, length: int = 20) -> ConfigDict:
 
 
 def add_labels(config: ConfigDict, formats: Mapping[str, str] = MARKED) -> ConfigDict:
-    """Adds the fields by which rows with `question` and `answer` get labels from `config.model`; see docs/adaptive.md."""
+    """Adds the fields by which rows with `question` and `answer` get labels from `config.model`; see docs/methods/adaptive.md."""
     config.student = ConfigDict()
     config.student.formats = ConfigDict(dict(formats))  # of both orders, as the student was trained with
     config.student.prompts = ""  # a folder of mode prompts that tell the student its order; empty: the formats do

@@ -19,8 +19,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from smallr.cache import cache_dir
-from smallr.errors import UserError
+from smallr.core.cache import cache_dir
+from smallr.core.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(), e.g. configs/cogpo.py or configs/cogpo.py:smoke"
@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
-    from smallr.adaptive.labels import Labeller  # after the cache is set
     from smallr.evals.in_training import open_benchmark
+    from smallr.methods.adaptive.labels import Labeller  # after the cache is set
     from smallr.training.loop import train
 
     config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

@@ -11,12 +11,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from smallr.core.sharding import make_mesh
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, ROLE_RATIONALE, Batch, Branch, Example
 from smallr.data.packing import RowShape, Sizes
 from smallr.data.pipeline import assemble
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
-from smallr.sharding import make_mesh
 from smallr.training.objective import Objective, Preference
 from smallr.training.policy import NOTHING, Policy
 from smallr.training.step import TrainState, init_state, make_step

@@ -51,8 +51,8 @@ def main() -> None:
     worker = Worker()
     import jax
 
-    from smallr.cache import cache_dir
-    from smallr.sharding import make_mesh
+    from smallr.core.cache import cache_dir
+    from smallr.core.sharding import make_mesh
     from smallr.training.flops import peak_flops
     from smallr.training.setup import prepare
     from smallr.training.timing import Clock

@@ -1,6 +1,6 @@
 """Any benchmark by its name, e.g. configs/eval/benchmark.py:svamp.
 
-Command:   python -m smallr.evaluate --config=configs/eval/benchmark.py:NAME --config.model=RUN_OR_MODEL
+Command:   python -m smallr.cli.evaluate --config=configs/eval/benchmark.py:NAME --config.model=RUN_OR_MODEL
 Data:      from the hub, or a local copy by --config.data=FILE; some benchmarks have none on the hub and say so.
 An unknown name lists all.
 """

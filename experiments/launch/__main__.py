@@ -1,7 +1,7 @@
 """Write a launcher: python -m experiments.launch --kind=slurm --set=partition=gpu --command='python -m … --out=…' > job.sh
 
     python -m experiments.launch --kind=slurm --set=partition=gpu --set=project=$PWD \
-        --command='python -m experiments.cogpo_ablation --out=/shared/cogpo --model=smollm2-135m-instruct' > job.sh
+        --command='python -m experiments.crv.ablation --out=/shared/cogpo --model=smollm2-135m-instruct' > job.sh
     sbatch job.sh
     python -m experiments.launch --kind=skypilot --set=bucket=s3://my-bucket --command='… --out=/results/cogpo' > job.yaml
     sky jobs launch job.yaml
@@ -19,7 +19,7 @@ import sys
 from absl import app, flags
 
 from experiments.launch.templates import KINDS, render
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 KIND = flags.DEFINE_enum("kind", None, list(KINDS), "Which launcher", required=True)
 COMMAND = flags.DEFINE_string("command", None, "Of the grid, without --share", required=True)

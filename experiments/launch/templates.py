@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from smallr.core.errors import UserError
 from smallr.data.errors import nearest
-from smallr.errors import UserError
 
 KINDS = {"slurm": "slurm.sh", "skypilot": "skypilot.yaml", "xpk": "xpk.sh"}
 # Fields with a default; those without one must be given.
@@ -32,7 +32,7 @@ def render(kind: str, command: str, values: Mapping[str, str]) -> str:
 
     Args:
       kind: slurm, skypilot or xpk.
-      command: of the grid without `--share`, e.g. `python -m experiments.cogpo_ablation --out=/shared/cogpo`.
+      command: of the grid without `--share`, e.g. `python -m experiments.crv.ablation --out=/shared/cogpo`.
       values: of the template's fields; those with a default may be left out.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 
 class DataError(UserError):

@@ -221,9 +221,9 @@ def _plain(value: Any) -> Any:
 def _builtin(name: str, split: str) -> datasets.Dataset:
     if name not in BUILTIN:
         raise DataError(f"builtin:{name} is none of {', '.join(BUILTIN)}{nearest(name, BUILTIN)}")
-    from smallr.data import arithmetic  # it writes data sets, so it may come to import this module's neighbours
+    from smallr.data import builtin  # it writes data sets, so it may come to import this module's neighbours
 
-    return _disk(str(arithmetic.ensure_built() / name.split("/")[1]), split)
+    return _disk(str(builtin.ensure_built() / name.split("/")[1]), split)
 
 
 def _hub(spec: str, split: str) -> datasets.Dataset:

@@ -24,7 +24,7 @@ import datasets
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from smallr.cache import cache_dir
+from smallr.core.cache import cache_dir
 from smallr.data.batch import Example
 from smallr.data.chat import (
     BOTH,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Difference, paired_difference
 from smallr.evals.store import read_samples
@@ -37,7 +37,7 @@ def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 
     """Compares two finished evaluations on the questions they share.
 
     Args:
-      a: folder of `smallr.evaluate`.
+      a: folder of `smallr.cli.evaluate`.
       b: another.
       shared_only: leave out what only one has, instead of refusing.
       confidence: of the interval.
@@ -76,7 +76,7 @@ def _results(folder: Path) -> dict:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} does not exist: give folders of finished evaluations (python -m smallr.evaluate)"
+            f"{path} does not exist: give folders of finished evaluations (python -m smallr.cli.evaluate)"
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error

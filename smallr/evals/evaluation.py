@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals import models
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation, GraderOptions

@@ -12,7 +12,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals.likelihood import TOKENS_PER_BATCH, LikelihoodScorer
 from smallr.sampling.requests import Request, SamplingParams
 
@@ -53,8 +53,8 @@ class SmallrLM(TemplateLM):
           UserError: no such model.
         """
         super().__init__()
+        from smallr.core.sharding import make_mesh
         from smallr.language.loading import load_trained
-        from smallr.sharding import make_mesh
 
         self._mesh, self._slots = make_mesh(1, 1, -1), slots
         with jax.set_mesh(self._mesh):

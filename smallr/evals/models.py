@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.language.base import LanguageModel
 from smallr.language.opening import open_language_model
 
@@ -42,9 +42,9 @@ def open_scorer(
         raise UserError(f"model {name!r}: likelihoods of given texts need the weights; a server does not give them")
     import jax  # only now: a server needs none of this
 
+    from smallr.core.sharding import make_mesh
     from smallr.evals.likelihood import LikelihoodScorer
     from smallr.language.loading import load_trained
-    from smallr.sharding import make_mesh
 
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):

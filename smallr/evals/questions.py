@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smallr.core.errors import UserError
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError
 from smallr.data.sources import load_rows
-from smallr.errors import UserError
 from smallr.evals.benchmarks.base import Benchmark, Choice, Question
 
 # Columns that name a row, the first that it has.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals.benchmarks.base import Benchmark, Choice, Question
 from smallr.evals.questions import Item, load_items
 

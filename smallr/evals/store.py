@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smallr.errors import UserError
-from smallr.journal import Journal, write_whole
+from smallr.core.errors import UserError
+from smallr.core.journal import Journal, write_whole
 
 
 class Store(Journal):

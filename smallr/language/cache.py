@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import logging
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.sampling.requests import Request, Result, Sample, TokenLogprob, Usage
 
 _VERSION = 1  # of keys and of what is stored; part of every key

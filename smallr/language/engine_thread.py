@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from absl import logging
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.sampling.completions import OnDelta
 from smallr.sampling.requests import Request, Result
 

@@ -10,11 +10,11 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, load_decoder
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
-from smallr.sharding import make_mesh
 from smallr.training.digest import tree_digest
 from smallr.training.opening import open_trained
 

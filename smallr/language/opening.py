@@ -6,8 +6,8 @@ import difflib
 import re
 from pathlib import Path
 
-from smallr.cache import cache_dir
-from smallr.errors import UserError
+from smallr.core.cache import cache_dir
+from smallr.core.errors import UserError
 from smallr.language.base import LanguageModel
 from smallr.language.cache import ResultCache
 
@@ -31,7 +31,7 @@ def open_language_model(
 
     Args:
       spec: see `CHOICES`.
-      cache: keep results under `smallr.cache.cache_dir("completions")` and take from there what was asked before.
+      cache: keep results under `smallr.core.cache.cache_dir("completions")` and take from there what was asked before.
       dtype: of a local model, as the next two; see `loading.load_engine`.
       slots: sequences decoded at once.
       max_length: tokens of prompt and completion together; None for the context, within reason.

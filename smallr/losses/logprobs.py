@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from smallr.core.sharding import constrain, parts
 from smallr.models.linear import precision, transpose_minor
-from smallr.sharding import constrain, parts
 
 # Logits held at once where no chunk is given: what two cores keep in their second-level caches; 512 MiB elsewhere.
 CPU_TILE, ACCELERATOR_TILE = 3 * 2**18, 2**27

@@ -19,10 +19,10 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from smallr.core.sharding import is_sharded, split_axes
 from smallr.models import attention_gpu, attention_tpu, attention_xla
 from smallr.models.config import ATTENTION
 from smallr.models.remat import keep_residual
-from smallr.sharding import is_sharded, split_axes
 
 
 def attention(

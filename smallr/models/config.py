@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")

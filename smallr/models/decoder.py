@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from smallr.core.sharding import constrain
 from smallr.models.attention import attention
 from smallr.models.config import DecoderConfig
 from smallr.models.norms import RMSNorm, norm
@@ -18,7 +19,6 @@ from smallr.models.parameters import normal, param
 from smallr.models.projection import project, project_all
 from smallr.models.remat import keep, rematerialised
 from smallr.models.rope import apply_rope, layer_ropes, rope_tables
-from smallr.sharding import constrain
 
 NO_WINDOW = 2**31 - 1  # a traced window that bounds nothing
 

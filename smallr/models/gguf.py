@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import FAMILIES, Family
 

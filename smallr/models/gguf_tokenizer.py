@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.gguf import GGUFFile
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

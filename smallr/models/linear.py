@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from smallr.sharding import constrain, is_sharded
+from smallr.core.sharding import constrain, is_sharded
 
 
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
@@ -36,7 +36,7 @@ def linear(
       bias: float32 or None; added to the float32 accumulator.
       dtype: compute dtype, "float32" or "bfloat16". Sums are always float32.
       inputs: number of contracted axes.
-      axes: logical axes of `w` (`smallr.sharding`), if it is split over devices by them: it is then gathered in `dtype`.
+      axes: logical axes of `w` (`smallr.core.sharding`), if it is split over devices by them: it is then gathered in `dtype`.
 
     Returns:
       The product in `dtype`. The gradient of `w` and `bias` is float32 and never rounded to `dtype`.

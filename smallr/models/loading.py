@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import named_sharding
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.hf import TOKENIZER_FILES, download, folder_tokenizer, read_config
 from smallr.models.safetensors import SafetensorsFolder
 from smallr.models.weights import TensorReader, is_variable, read_parameters
-from smallr.sharding import named_sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -131,7 +131,7 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
 
     Args:
       source: from `open_model`.
-      mesh: from `smallr.sharding.make_mesh`; the parameters' `axes` say how they are split over it.
+      mesh: from `smallr.core.sharding.make_mesh`; the parameters' `axes` say how they are split over it.
       **overrides: fields of DecoderConfig, e.g. `dtype="bfloat16"`, `remat="dots"`.
 
     Raises:

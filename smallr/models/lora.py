@@ -20,14 +20,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import named_sharding
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.families import FAMILIES, Tensor
 from smallr.models.linear import linear
 from smallr.models.projection import adapter_name
 from smallr.models.quantized import FORMATS, quantize
-from smallr.sharding import named_sharding
 
 
 @dataclasses.dataclass(frozen=True)

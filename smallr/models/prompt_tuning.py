@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.export import new_folder, write_json
 from smallr.models.peft import CONFIG, DIGEST, WEIGHTS, read_tensors

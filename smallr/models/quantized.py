@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 FORMATS = ("float32", "int8", "int4", "nf4")
 BLOCK = 64  # weights that share a scale, along an input axis: QLoRA's, section 3

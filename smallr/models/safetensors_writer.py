@@ -18,7 +18,7 @@ from typing import BinaryIO
 import ml_dtypes
 import numpy as np
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.safetensors import INDEX, SINGLE
 
 DTYPES: Mapping[str, tuple[np.dtype, str]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.export import write_model
@@ -139,6 +139,6 @@ def write_scratch(target: Path, tokenizer: PreTrainedTokenizerFast, size: Size, 
         lambda path: weights[tuple(path.split("."))].get_value(),
         dtype="float32",
         shard_bytes=5 * 10**9,
-        card=f"# {target.name}\n\nRandom weights (seed {seed}), written by `python -m smallr.scratch`: {size}\n",
+        card=f"# {target.name}\n\nRandom weights (seed {seed}), written by `python -m smallr.cli.scratch`: {size}\n",
     )
     return config

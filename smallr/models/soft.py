@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import constrain, named_sharding
 from smallr.models.decoder import Decoder
-from smallr.sharding import constrain, named_sharding
 
 AXES = (None, "embed")
 

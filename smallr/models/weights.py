@@ -12,11 +12,11 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import named_sharding
 from smallr.models.config import DecoderConfig
 from smallr.models.families import FAMILIES, Family, Tensor
 from smallr.models.families.base import fused_shape
-from smallr.sharding import named_sharding
 
 _ROWS = 4096  # rows of a table read at once
 

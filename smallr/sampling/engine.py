@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import RULES, named_sharding
 from smallr.models.cached_attention import TILE
 from smallr.models.decoder import Decoder
 from smallr.models.soft import soft_tokens
@@ -24,7 +25,6 @@ from smallr.sampling.prompts import end_of_turn, prompt_ids, sample_key, stop_id
 from smallr.sampling.requests import Request, Result
 from smallr.sampling.table import SlotTable
 from smallr.sampling.weights import Packer
-from smallr.sharding import RULES, named_sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.sampling.requests import Request, Result, SamplingParams
 
 Prompt = str | list[int] | tuple[dict[str, str], ...]  # text, token ids or messages

@@ -10,13 +10,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from smallr.core.sharding import named_sharding
 from smallr.models import cached_attention
 from smallr.models.cached_attention import LayerCache
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import layer_inputs
 from smallr.models.linear import precision
 from smallr.sampling.weights import Weights
-from smallr.sharding import named_sharding
 
 NOWHERE = 2**30  # an index beyond every capacity: nothing is written
 KEY_AXES = ("batch", "kv_heads", "head_dim", None)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from smallr.core.sharding import named_sharding
 from smallr.models.cached_attention import LayerCache
 from smallr.sampling.choice import Rules, choose
 from smallr.sampling.forward import KEY_AXES, NOWHERE, VALUE_AXES, Cache, Forward
 from smallr.sampling.weights import Weights
-from smallr.sharding import named_sharding
 
 TOP = 20  # likeliest tokens that can be told
 

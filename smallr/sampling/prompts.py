@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.sampling.requests import Request
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from smallr.core.sharding import named_sharding
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
 from smallr.models.projection import TOGETHER, Turned, WithFirst
 from smallr.models.quantized import Quantized
-from smallr.sharding import named_sharding
 
 Path = tuple[str, ...]
 Value = Array | Quantized | Turned | WithFirst

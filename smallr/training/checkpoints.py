@@ -32,7 +32,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.digest import leaf_signature, named_digest, named_leaves
 
 _FORMAT = 1

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from smallr.cache import cache_dir
+from smallr.core.cache import cache_dir
 from smallr.data.batch import Batch
 from smallr.training.digest import tree_digest
 from smallr.training.objective import Objective

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.export import write_model
 from smallr.models.peft import CONFIG, base_of, write_adapter
 from smallr.training.card import model_card

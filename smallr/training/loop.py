@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
-from smallr.errors import UserError
 from smallr.models.decoder import Decoder
-from smallr.sharding import make_mesh
 from smallr.training import report
 from smallr.training.digest import tree_digest
 from smallr.training.evaluation import collect, remembered

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.objectives.base import Objective, PerExample, Summariser
 from smallr.training.objectives.choice import Choice
 from smallr.training.objectives.likelihood import Likelihood

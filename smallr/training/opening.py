@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import ModelSource, ReadParameter, load_decoder, open_model
 from smallr.models.lora import LoRA, merged, projections, targets
 from smallr.models.peft import CONFIG, base_of, read_adapter
 from smallr.models.projection import adapter_name
 from smallr.models.quantized import rounded
-from smallr.sharding import make_mesh
 from smallr.training.digest import tree_digest
 from smallr.training.policy import lora_of
 from smallr.training.saved import SavedRun, find_run
@@ -53,8 +53,8 @@ def source_of(run: SavedRun, name: str, tokenizer: str = "", *, allow_nonfinite:
     """
     if "soft" in run.config:
         raise UserError(
-            f"{name} trained soft prompts, which cannot be merged into weights: `python -m smallr.generate --adaptive` "
-            "takes it, `python -m smallr.convert --adapter-only` exports it"
+            f"{name} trained soft prompts, which cannot be merged into weights: `python -m smallr.cli.generate --adaptive` "
+            "takes it, `python -m smallr.cli.convert --adapter-only` exports it"
         )
     source = base_source(run, tokenizer, allow_nonfinite=allow_nonfinite)
     return dataclasses.replace(source, name=name, open_parameters=lambda: run_params(run, source))
@@ -84,7 +84,7 @@ def run_params(run: SavedRun, source: ModelSource) -> ReadParameter:
     if jax.process_count() > 1:
         raise UserError(
             f"{run.workdir} has only what it trained of a frozen model, which cannot be read on several hosts: convert it "
-            "first (python -m smallr.convert) and give the folder"
+            "first (python -m smallr.cli.convert) and give the folder"
         )
     state = load(source)
     frozen = nnx.from_flat_state([(path, leaf) for path, leaf in state.items() if ".".join(path) not in saved])

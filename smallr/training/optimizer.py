@@ -8,7 +8,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 NOT_DECAYED = ("scale", "bias")  # how the names of norm weights and biases end
 

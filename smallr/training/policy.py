@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.decoder import Decoder
 from smallr.models.lora import (
     DropoutKey,

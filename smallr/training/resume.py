@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.progress import table
 
 _ABSENT = "(absent)"

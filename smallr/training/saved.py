@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
 from smallr.training.digest import read_digest
 

@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 from tqdm import tqdm
 
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.data.packing import Plan, Sizes
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions, tokenize
-from smallr.errors import UserError
 from smallr.models.loading import load_decoder
-from smallr.sharding import make_mesh
 from smallr.training.opening import open_trained
 from smallr.training.progress import say
 from smallr.training.splits import Split

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import ModelSource, load_decoder
 from smallr.training.checkpoints import Checkpointer

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.data.packing import Plan, RowShape, Sizes
 from smallr.data.pipeline import batches, process_rows
 from smallr.data.sources import load_rows
 from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import tokenize
-from smallr.errors import UserError
 from smallr.training.objective import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import say

@@ -13,10 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
+from smallr.core.sharding import constrain, named_sharding
 from smallr.data.batch import Batch
 from smallr.losses import TokenScores, token_scores
 from smallr.models.decoder import Decoder
-from smallr.sharding import constrain, named_sharding
 from smallr.training.objective import Objective
 from smallr.training.policy import NOTHING, Policy
 

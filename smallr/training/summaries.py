@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from smallr.core.errors import UserError
 from smallr.data.chat import ORDERS
 from smallr.data.rows import GAPS
-from smallr.errors import UserError
 
 Values = Mapping[str, Float[np.ndarray, "examples"]]
 

@@ -11,14 +11,14 @@ from fractions import Fraction
 import pytest
 from datasets import DatasetDict, load_from_disk
 
-from smallr.data import arithmetic
-from smallr.data.arithmetic import __main__ as command
-from smallr.data.arithmetic import dataset
-from smallr.data.arithmetic.dataset import normalise
-from smallr.data.arithmetic.lookup import find_problem
-from smallr.data.arithmetic.problems import Problem, Step, solve
-from smallr.data.arithmetic.slips import SLIPS, make_slips
-from smallr.data.arithmetic.templates import TEMPLATES
+from smallr.data import builtin
+from smallr.data.builtin import __main__ as command
+from smallr.data.builtin import dataset
+from smallr.data.builtin.dataset import normalise
+from smallr.data.builtin.lookup import find_problem
+from smallr.data.builtin.problems import Problem, Step, solve
+from smallr.data.builtin.slips import SLIPS, make_slips
+from smallr.data.builtin.templates import TEMPLATES
 from smallr.data.rows import GAPS, REQUIRED
 
 WORDS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
@@ -49,7 +49,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def questions():
-    return arithmetic.make_questions(seed=0, train=400, test=60)
+    return builtin.make_questions(seed=0, train=400, test=60)
 
 
 def numbers(text: str) -> list[int]:
@@ -181,7 +181,7 @@ def test_normalise():
 
 
 def test_rows_by_gap(questions):
-    rows = list(arithmetic.preference_rows(questions["train"], "train"))
+    rows = list(builtin.preference_rows(questions["train"], "train"))
     assert set(REQUIRED["preference"][0]) <= rows[0].keys()
     assert Counter(row["gap"] for row in rows) == dict.fromkeys(GAPS, 400)
     for q, small, medium, large in zip(questions["train"], rows[::3], rows[1::3], rows[2::3], strict=True):
@@ -200,7 +200,7 @@ def test_rows_by_gap(questions):
 
 
 def test_a_teacher_mostly_does_not_fit(questions):
-    rows = list(arithmetic.teacher_rows(questions["train"], "train"))
+    rows = list(builtin.teacher_rows(questions["train"], "train"))
     assert Counter(row["slip"] != "" for row in rows) == {False: 360, True: 40}
     assert Counter(row["fits"] == "medium" for row in rows)[True] == 80
     for q, row in zip(questions["train"], rows, strict=True):
@@ -222,7 +222,7 @@ def test_a_question_leads_back_to_its_problem(questions):
 
 
 def test_length_does_not_decide(questions):
-    rows = list(arithmetic.preference_rows(questions["train"], "train"))
+    rows = list(builtin.preference_rows(questions["train"], "train"))
     for gap in GAPS:
         pairs = [(row["chosen"], row["rejected"]) for row in rows if row["gap"] == gap]
         longer = sum(len(chosen) > len(rejected) for chosen, rejected in pairs) / len(pairs)
@@ -242,26 +242,26 @@ def test_texts_are_clean(questions):
 
 def test_rows_are_pinned():
     """Cached data sets are found by VERSION: when this digest changes, raise it and pin the new pair."""
-    questions = arithmetic.make_questions(seed=0, train=30, test=10)
+    questions = builtin.make_questions(seed=0, train=30, test=10)
     rows = [
         list(make(questions[split], split))
-        for make in (arithmetic.preference_rows, arithmetic.rationale_rows)
+        for make in (builtin.preference_rows, builtin.rationale_rows)
         for split in ("train", "test")
     ]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    assert (arithmetic.VERSION, digest) == (1, "71dcf814b63d6e87")
+    assert (builtin.VERSION, digest) == (1, "71dcf814b63d6e87")
 
 
 def test_more_questions_begin_with_the_same(questions):
-    few = arithmetic.make_questions(seed=0, train=50, test=60)
+    few = builtin.make_questions(seed=0, train=50, test=60)
     assert few["train"] == questions["train"][:50]
     assert few["test"] == questions["test"]
-    assert arithmetic.make_questions(seed=1, train=50, test=60)["train"] != few["train"]
+    assert builtin.make_questions(seed=1, train=50, test=60)["train"] != few["train"]
 
 
 def test_build_and_read_back(tmp_path):
-    built = arithmetic.build(tmp_path / "a", seed=3, train_questions=6, test_questions=2)
-    arithmetic.build(tmp_path / "b", seed=3, train_questions=6, test_questions=2)
+    built = builtin.build(tmp_path / "a", seed=3, train_questions=6, test_questions=2)
+    builtin.build(tmp_path / "b", seed=3, train_questions=6, test_questions=2)
     for kind, count in (("preference", 3), ("teacher", 1), ("rationale", 1)):
         read = load_from_disk(tmp_path / "a" / kind)
         assert {split: len(rows) for split, rows in read.items()} == {"train": 6 * count, "test": 2 * count}
@@ -270,12 +270,12 @@ def test_build_and_read_back(tmp_path):
             assert read[split].to_list() == load_from_disk(tmp_path / "b" / kind)[split].to_list()
     assert set(REQUIRED["rationale"][0]) <= set(read["train"].column_names)
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"preference", "rationale", "teacher"}
-    arithmetic.build(tmp_path / "a", seed=3, train_questions=3, test_questions=1)
+    builtin.build(tmp_path / "a", seed=3, train_questions=3, test_questions=1)
     assert len(load_from_disk(tmp_path / "a" / "rationale")["train"]) == 3
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
-    arithmetic.build(tmp_path, train_questions=2, test_questions=1)
+    builtin.build(tmp_path, train_questions=2, test_questions=1)
 
     def fail(self, path, **_):
         path.mkdir()
@@ -284,19 +284,19 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(DatasetDict, "save_to_disk", fail)
     with pytest.raises(OSError, match="disk full"):
-        arithmetic.build(tmp_path, train_questions=3, test_questions=1)
+        builtin.build(tmp_path, train_questions=3, test_questions=1)
     assert len(load_from_disk(tmp_path / "rationale")["train"]) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"preference", "rationale", "teacher"}
 
 
 def test_ensure_built_builds_once(tmp_path, monkeypatch):
     monkeypatch.setenv("SMALLR_CACHE", str(tmp_path))
-    folder = arithmetic.ensure_built(train_questions=2, test_questions=1)
+    folder = builtin.ensure_built(train_questions=2, test_questions=1)
     assert len(load_from_disk(folder / "preference")["train"]) == 6
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "build", lambda *_: pytest.fail("built again"))
-        assert arithmetic.ensure_built(train_questions=2, test_questions=1) == folder
-    assert arithmetic.ensure_built(seed=1, train_questions=2, test_questions=1) != folder
+        assert builtin.ensure_built(train_questions=2, test_questions=1) == folder
+    assert builtin.ensure_built(seed=1, train_questions=2, test_questions=1) != folder
 
 
 def test_command(tmp_path, capsys):
@@ -313,4 +313,4 @@ def test_command(tmp_path, capsys):
 
 def test_refusals():
     with pytest.raises(ValueError, match="at least one question each, got 0 and 5"):
-        arithmetic.make_questions(0, 0, 5)
+        builtin.make_questions(0, 0, 5)

@@ -9,7 +9,7 @@ import sys
 import datasets
 import pytest
 
-from smallr.data import arithmetic, sources
+from smallr.data import builtin, sources
 from smallr.data.errors import DataError
 from smallr.data.rows import columns_of
 from smallr.data.sources import load_rows
@@ -208,8 +208,8 @@ def test_hub_ids_and_errors(monkeypatch):
 
 
 def test_builtin(tmp_path, monkeypatch):
-    built = arithmetic.build(tmp_path, train_questions=20, test_questions=10)
-    monkeypatch.setattr(arithmetic, "ensure_built", lambda: tmp_path)
+    built = builtin.build(tmp_path, train_questions=20, test_questions=10)
+    monkeypatch.setattr(builtin, "ensure_built", lambda: tmp_path)
     for kind in ("preference", "rationale"):
         rows = load_rows(f"builtin:arithmetic/{kind}", "test")
         assert rows.to_list() == built[kind]["test"].to_list()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals import evaluation, models
 from smallr.evals.benchmarks import BENCHMARKS, find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
@@ -104,7 +104,7 @@ def test_several_samples_by_the_command(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "smallr.evaluate",
+        "smallr.cli.evaluate",
         "--config=configs/eval/gsm8k.py",
         f"--out={tmp_path}/out",
         *flags,
@@ -446,7 +446,7 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     assert found.difference.p_value == pytest.approx(2 * sum(math.comb(8, k) for k in (0, 1, 2)) / 2**8)
     assert found.models == ("a", "b")
     run = subprocess.run(
-        [sys.executable, "-m", "smallr.compare", str(tmp_path / "a"), str(tmp_path / "b")],
+        [sys.executable, "-m", "smallr.cli.compare", str(tmp_path / "a"), str(tmp_path / "b")],
         cwd=ROOT,
         capture_output=True,
         text=True,

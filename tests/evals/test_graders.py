@@ -434,7 +434,7 @@ def test_outputs_are_compared_by_lines_and_numbers():
 
 
 def test_code_is_refused_where_it_cannot_be_isolated(monkeypatch):
-    from smallr.errors import UserError
+    from smallr.core.errors import UserError
 
     monkeypatch.setattr(sandbox, "why_not_isolated", lambda: "no namespaces")
     with pytest.raises(UserError, match=r"no namespaces.*--unsafe_code_execution"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals.config import base
 from smallr.evals.evaluation import evaluate
 from smallr.evals.in_training import open_benchmark

@@ -245,7 +245,7 @@ def test_greedy_generations_in_the_harness_are_equal(both):
 
 
 def test_unknown_options_of_generation_are_refused(folder):
-    from smallr.errors import UserError
+    from smallr.core.errors import UserError
     from smallr.evals.harness import SmallrLM
 
     model = SmallrLM(path=str(folder), max_length=64)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals.isolation import sandbox
 from smallr.evals.isolation.sandbox import Limits, Process, run
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.answer_first_report import Arm, at_shares, slip_claim
-from experiments.corruption import corrupt, slips, steps
-from experiments.policies import Outcomes, at_rate, bootstrap, oracle, tokens_saved, unsure
-from experiments.small_tasks import RULES
-from experiments.students import answer_of, right
-from experiments.teacher_rows import READERS, Row, more, read
-from smallr.errors import UserError
+from experiments.adaptive.corruption import corrupt, slips, steps
+from experiments.adaptive.policies import Outcomes, at_rate, bootstrap, oracle, tokens_saved, unsure
+from experiments.adaptive.report import Arm, at_shares, slip_claim
+from experiments.adaptive.small_tasks import RULES
+from experiments.adaptive.students import answer_of, right
+from experiments.adaptive.teacher_rows import READERS, Row, more, read
+from smallr.core.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ROWS = [

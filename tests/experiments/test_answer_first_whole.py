@@ -8,11 +8,11 @@ import json
 import jax
 import pytest
 
-from experiments import answer_first_report
-from experiments.answer_first import Experiment, Laboratory, runs_of
+from experiments.adaptive import report
+from experiments.adaptive.answer_first import Experiment, Laboratory, runs_of
+from experiments.adaptive.students import Recipe
 from experiments.grid import Grid
-from experiments.students import Recipe
-from smallr.sharding import make_mesh
+from smallr.core.sharding import make_mesh
 
 ACTS = "A coin is heads up. {} flips the coin. {} does not flip the coin. Is the coin still heads up?"
 
@@ -40,7 +40,7 @@ def test_every_arm_is_run_once_and_reported(tmp_path, data):
             raise AssertionError(f"{run.name} is run again")
 
         grid.go(runs, never)
-    text = answer_first_report.write(grid, runs, laboratory.test_rows, tmp_path / "out")
+    text = report.write(grid, runs, laboratory.test_rows, tmp_path / "out")
     for arm in (
         "pre",
         "post",

@@ -10,18 +10,18 @@ import datasets
 import numpy as np
 import pytest
 
-from experiments.cogpo.arms import BASE, COGPO, CRV, DPO, RAW, Plan, Stage, config_of
-from experiments.cogpo.base import Base
-from experiments.cogpo.judge import against
-from experiments.cogpo.manners import by_manner
-from experiments.cogpo.questions import Questions
-from experiments.cogpo.report import write_report
-from experiments.cogpo.rows import Recipe
-from experiments.cogpo_ablation import Worker
+from experiments.crv.ablation import Worker
+from experiments.crv.arms import BASE, COGPO, CRV, DPO, RAW, Plan, Stage, config_of
+from experiments.crv.base import Base
+from experiments.crv.judge import against
+from experiments.crv.manners import by_manner
+from experiments.crv.questions import Questions
+from experiments.crv.report import write_report
+from experiments.crv.rows import Recipe
 from experiments.grid import Grid, Run
-from smallr.data.arithmetic.lookup import find_problem
-from smallr.data.arithmetic.reading import manner, mistake
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.data.builtin.lookup import find_problem
+from smallr.data.builtin.reading import manner, mistake
 from smallr.models.scratch import Size
 from tests.language.faulty import reply, serving
 

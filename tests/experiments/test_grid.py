@@ -17,7 +17,7 @@ import pytest
 
 from experiments.grid import Grid, Run, Stopped, flat, part
 from experiments.tables import bars, curves, difference, groups, markdown, mean, table, write_csv
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from experiments.launch.templates import DEFAULTS, KINDS, render
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
-COMMAND = "python -m experiments.cogpo_ablation --out=/results/cogpo --sweeps=beta,mix"
+COMMAND = "python -m experiments.crv.ablation --out=/results/cogpo --sweeps=beta,mix"
 VALUES = {
     "slurm": {"partition": "gpu", "project": "/home/me/smallr", "shares": "3"},
     "skypilot": {"bucket": "s3://my-bucket", "shares": "3"},

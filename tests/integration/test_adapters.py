@@ -17,9 +17,9 @@ import torch
 import transformers
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from smallr.training.exporting import convert
 from smallr.training.loop import train
 from smallr.training.opening import load

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
-from smallr.errors import UserError
 from smallr.training.loop import train
 from smallr.training.scoring import ScoreOptions, score_rows, write_scores
 from tests.runs import ROOT, environment, final_arrays, metrics, smoke
@@ -25,7 +25,7 @@ def scored(tmp_path_factory):
     """The smoke run's training rows, scored by the command, in a folder."""
     out = tmp_path_factory.mktemp("scored") / "rows"
     flags = ["--model=tiny-random", f"--data={PAIRS}", "--split=train[:32]", f"--out={out}", "--row_length=512"]
-    command = [sys.executable, "-m", "smallr.score", *flags]
+    command = [sys.executable, "-m", "smallr.cli.score", *flags]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=300
     )

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.evals.in_training import open_benchmark
 from smallr.training.loop import NonFiniteError, train
 from tests.runs import metrics, smoke
 
-CONFIGS = ["cogpo", "dpo", "simpo", "kto", "sft", "answer_first", "rationale_first", "cogpo_lora"]
+CONFIGS = ["cogpo", "dpo", "simpo", "kto", "sft", "adaptive.answer_first", "adaptive.rationale_first", "cogpo_lora"]
 
 
 class Recorder:

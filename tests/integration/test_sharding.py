@@ -63,7 +63,7 @@ def test_state_is_split_over_eight_devices_and_gradients_are_those_of_one(tmp_pa
     program = """
 import sys
 import jax, numpy as np, optax
-from smallr.sharding import make_mesh
+from smallr.core.sharding import make_mesh
 from smallr.training.step import init_state
 from tests.tiny import batch_of, columns_of, decoder, pairs, preference, run_step
 mesh = make_mesh(2, 2, 2)

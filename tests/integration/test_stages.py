@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.exporting import convert
 from smallr.training.loop import train
 from smallr.training.opening import open_trained

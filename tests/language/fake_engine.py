@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.sampling.completions import Delta, OnDelta
 from smallr.sampling.requests import Request, Result, Sample, TokenLogprob, Usage
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.language.cache import ResultCache, request_key
 from smallr.language.retrying import Backoff
 from smallr.language.server import ServerModel

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh, named_sharding
 from smallr.language import loading
 from smallr.language.loading import identity, load_trained
 from smallr.language.local import LocalModel
 from smallr.language.opening import open_language_model
 from smallr.language.server import ServerModel
 from smallr.sampling.requests import Request, SamplingParams
-from smallr.sharding import make_mesh, named_sharding
 from smallr.training import opening
 from smallr.training.opening import load, loaded_params
 from tests.language.faulty import serving

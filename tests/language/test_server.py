@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.language.base import Prices
 from smallr.language.retrying import Backoff, retry_after
 from smallr.language.server import ServerModel

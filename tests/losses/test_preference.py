@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.losses.preference import LOSSES, RECIPES, Divergence, Pairs, parse
 from tests.losses.formulas import formula, gradient, random_pairs
 

@@ -6,9 +6,9 @@ import importlib.util
 
 import pytest
 
+from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, load_decoder, open_model
-from smallr.sharding import make_mesh
 
 
 @pytest.fixture(scope="session")

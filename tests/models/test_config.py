@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from tests.models.helpers import TINY, with_fields

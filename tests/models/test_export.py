@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.export import new_folder, write_model
 from smallr.models.loading import open_model
 from smallr.models.safetensors_writer import SafetensorsWriter

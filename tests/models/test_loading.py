@@ -15,9 +15,9 @@ import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from tests.models.files import save_folder, save_gguf
 from tests.models.helpers import from_torch, llama3_model, param_at, qwen2_model, whole
 

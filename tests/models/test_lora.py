@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.models.lora import LoRA, adapters, attach, is_adapter_path, merged, projections, targets
-from smallr.sharding import make_mesh
 from smallr.training.policy import NOTHING, Policy, prepare_policy
 from tests.models.helpers import TINY, whole
 from tests.runs import smoke

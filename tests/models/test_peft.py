@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.loading import open_model
 from smallr.models.lora import LoRA, merged, targets
 from smallr.models.peft import read_adapter, write_adapter

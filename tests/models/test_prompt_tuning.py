@@ -13,11 +13,11 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import load_decoder, open_model
 from smallr.models.prompt_tuning import read_soft_prompt, write_soft_prompt
 from smallr.models.soft import attach_soft_prompts
-from smallr.sharding import make_mesh
 from tests.data import toy_tokenizer
 from tests.models.files import save_folder
 from tests.models.helpers import qwen2_model

@@ -12,11 +12,11 @@ import pytest
 import qwix
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.models.lora import LoRA, attach, is_adapter_path, projections, quantize_projections
 from smallr.models.quantized import Quantized, quantize, rounded
-from smallr.sharding import make_mesh
 from tests.models.helpers import TINY, param_at, whole
 
 FORMATS = ["int8", "int4", "nf4"]

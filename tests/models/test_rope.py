@@ -10,7 +10,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig, RopeScaling
 from smallr.models.rope import apply_rope, rope_frequencies, rope_tables
 from tests.models.helpers import TINY, with_fields

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import load_decoder, open_model
 from smallr.models.scratch import Size, train_tokenizer, write_scratch
-from smallr.sharding import make_mesh
 
 TEXTS = [f"Anna has {i} apples and buys {i + 13} more. How many has she now? {2 * i + 13}" for i in range(50)]
 

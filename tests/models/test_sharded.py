@@ -15,7 +15,7 @@ import jax, jax.numpy as jnp, numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh, partition_spec
+from smallr.core.sharding import make_mesh, partition_spec
 
 assert jax.device_count() == 8
 mesh, alone = make_mesh(2, 2, 2), Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))

@@ -9,13 +9,13 @@ import pytest
 import torch
 from flax import nnx
 
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.data.batch import ROLE_ANSWER, Branch, Example, soft_ids
 from smallr.data.packing import RowShape
 from smallr.data.pipeline import assemble
-from smallr.errors import UserError
 from smallr.models.decoder import Decoder
 from smallr.models.soft import attach_soft_prompts, drawn_vectors, is_soft_path
-from smallr.sharding import make_mesh
 from smallr.training.step import score
 from tests.models.helpers import from_torch
 from tests.sampling.models import model

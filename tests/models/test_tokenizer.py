@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.families import FAMILIES
 from smallr.models.gguf_tokenizer import PRE_TOKENIZERS, gguf_tokenizer
 

@@ -9,9 +9,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.sampling.engine import Engine
-from smallr.sharding import make_mesh
 from tests.models.families.checks import tiny
 from tests.models.families.models import LONG_ROPE
 from tests.models.helpers import from_torch

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smallr.core.sharding import make_mesh
 from smallr.models.lora import LoRA, adapters, attach, quantize_projections
 from smallr.sampling.engine import Engine
-from smallr.sharding import make_mesh
 from tests.models.families.checks import logits_of
 from tests.models.helpers import from_torch
 from tests.sampling.models import decoder, letters, model

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.sampling.engine import Engine
 from smallr.sampling.programs import HookInputs
 from smallr.sampling.requests import Request, SamplingParams
-from smallr.sharding import make_mesh
 from tests.models.families.checks import logits_of
 from tests.sampling.models import decoder, engine, greedy, letters
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smallr.core.sharding import make_mesh
 from smallr.models.cached_attention import TILE
 from smallr.sampling.forward import Forward, empty_cache
 from smallr.sampling.requests import Request, SamplingParams
 from smallr.sampling.weights import Packer
-from smallr.sharding import make_mesh
 from tests.models.families.checks import logits_of
 from tests.sampling.models import FAMILIES, decoder, engine, greedy
 

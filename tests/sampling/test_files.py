@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
 from smallr.sampling.files import as_requests, read_prompts, write_results
@@ -54,7 +54,7 @@ def test_bad_lines_are_named(tmp_path, content, message):
 
 
 def generate(*flags: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "smallr.generate", *flags]
+    command = [sys.executable, "-m", "smallr.cli.generate", *flags]
     return subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=300, **options)
 
 

@@ -15,7 +15,7 @@ import json, sys
 import jax
 from flax import nnx
 from smallr.sampling.engine import Engine
-from smallr.sharding import make_mesh, named_sharding
+from smallr.core.sharding import make_mesh, named_sharding
 from tests.sampling.models import decoder, letters
 from tests.sampling.test_mesh import requests, told, tokens
 mesh = make_mesh(2, 2, 2)

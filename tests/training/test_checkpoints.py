@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 from etils.epath import gpath
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.checkpoints import Checkpointer, CheckpointError, StructureMismatchError
 from smallr.training.digest import named_leaves, tree_digest
 
@@ -341,7 +341,7 @@ def test_a_save_that_fails_in_the_background_is_reported(tmp_path, monkeypatch):
 
 _LOOP = """
 import sys, jax, jax.numpy as jnp
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.checkpoints import Checkpointer
 def state(step):  # content is a function of the step
     return {f"w{i}": jnp.full((256, 512), step * 1000 + i, jnp.float32) for i in range(8)} | {"step": jnp.int32(step)}
@@ -415,8 +415,8 @@ def _wait_for_a_save_under_way(folder: Path) -> None:
 _MESH = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from smallr.sharding import make_mesh
-from smallr.errors import UserError
+from smallr.core.sharding import make_mesh
+from smallr.core.errors import UserError
 from smallr.training.checkpoints import Checkpointer
 from smallr.training.digest import tree_digest
 mesh = make_mesh(2, 2, 2)
@@ -470,8 +470,8 @@ index, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from smallr.sharding import make_mesh
-from smallr.errors import UserError
+from smallr.core.sharding import make_mesh
+from smallr.core.errors import UserError
 from smallr.training.checkpoints import Checkpointer
 from smallr.training.digest import tree_digest
 mesh = make_mesh(1, 4, 1)

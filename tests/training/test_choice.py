@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn import metrics
 
+from smallr.core.errors import UserError
 from smallr.data.encode import choice_example
-from smallr.errors import UserError
 from smallr.losses import TokenScores
 from smallr.training.objectives.choice import Choice
 from smallr.training.summaries import choice_summary

@@ -197,7 +197,7 @@ def test_clashing_names_and_strange_leaves_are_named():
 _SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from jax.sharding import NamedSharding, PartitionSpec as P
-from smallr.sharding import make_mesh
+from smallr.core.sharding import make_mesh
 from smallr.training.digest import tree_digest
 assert jax.device_count() == int(sys.argv[1])
 def tree(place):

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.losses import TokenScores
 from smallr.losses.preference import LOSSES
-from smallr.sharding import make_mesh
 from smallr.training.objective import Likelihood, Preference, Unpaired, make_objective
 from smallr.training.policy import NOTHING, Policy
 from smallr.training.step import init_state, make_step

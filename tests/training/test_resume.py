@@ -4,7 +4,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.training.resume import Difference, check_resume, compare_configs, save_config
 
 _FROZEN = ("seed", "model", "data", "compute.dtype")

@@ -15,7 +15,7 @@ PROGRAM = """
 import json
 import jax, numpy as np
 from smallr.losses import TokenScores
-from smallr.sharding import make_mesh
+from smallr.core.sharding import make_mesh
 from smallr.training.objective import Preference, Unpaired
 from smallr.training.step import batch_sharding
 from tests.tiny import batch_of, columns_of, pairs

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from smallr.core.errors import UserError
 from smallr.data.errors import nearest
-from smallr.errors import UserError
 from smallr.evals.benchmarks import answers, choices, code
 from smallr.evals.benchmarks.base import Benchmark, Generation, Likelihood
 

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 _JAIL = Path(__file__).with_name("jail.py")
 MiB = 1 << 20

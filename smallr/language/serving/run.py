@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 
 GRACE = 30  # seconds that requests under way are given after SIGTERM
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.losses.preference.pairs import Pairs
 
 # exp is continued by its tangent from here on: values and gradients stay finite, and a pair that the policy all but

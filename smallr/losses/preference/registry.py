@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from jaxtyping import Array, Float
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.losses.preference.pairs import Pairs
 
 LossFn = Callable[..., Float[Array, "*pairs"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.families import gemma2, gemma3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
 from smallr.models.families.base import Family, Tensor, beyond_llama
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig, RopeScaling
 
 Layout = Literal["same", "flat", "linear", "conv1d"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import gemma2, qwen3
 from smallr.models.families.base import TOKEN_IDS, Family, check_neutral, required, windows_of

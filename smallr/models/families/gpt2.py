@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families.base import Family, Tensor, activation_of, required
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from smallr.core.errors import UserError
 from smallr.data.batch import Batch
-from smallr.errors import UserError
 from smallr.losses import TokenScores
 
 REFERENCES = ("cached", "live", "columns", "none")
@@ -125,7 +125,7 @@ def stored_reference(given: Mapping[str, np.ndarray], sides: tuple[str, ...]) ->
         if name not in given:
             raise UserError(
                 f"config.objective.reference=columns needs the columns {', '.join(f'ref_{s}' for s in sides)} in every row; "
-                f"{name} is missing. `python -m smallr.score` makes them; or set config.objective.reference=cached"
+                f"{name} is missing. `python -m smallr.cli.score` makes them; or set config.objective.reference=cached"
             )
         values = np.asarray(given[name], np.float32)
         without = np.flatnonzero(~np.isfinite(values))

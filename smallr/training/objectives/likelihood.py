@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from smallr.core.errors import UserError
 from smallr.data.batch import Batch
-from smallr.errors import UserError
 from smallr.losses import TokenScores
 from smallr.losses.rationale import Normalisation, amplification, rationale_loss, role_nll
 from smallr.training.objectives.base import Fields, Summariser

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.data.rows import GAPS
-from smallr.errors import UserError
 from smallr.losses import TokenScores, branch_sums
 from smallr.losses.preference import Divergence, Mix, Pairs, beyond_shared_length, likelihood_weight, parse
 from smallr.training.objectives.base import (

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from smallr.core.errors import UserError
 from smallr.data.batch import Batch
-from smallr.errors import UserError
 from smallr.losses import TokenScores, branch_sums
 from smallr.losses.preference import kl_estimate, kto
 from smallr.training.objectives.base import Fields, Summariser, check_reference, check_sync

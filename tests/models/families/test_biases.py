@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from tests.models.families.checks import check_parity, check_table, config_of, relative, tiny
 from tests.models.families.models import MODELS
 from tests.models.files import save_gguf

@@ -8,10 +8,10 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from smallr.training.exporting import convert
 from tests.data import toy_tokenizer
 from tests.models.families.checks import check_parity, check_sees_beyond, check_table, config_of

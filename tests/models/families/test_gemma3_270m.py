@@ -15,8 +15,8 @@ import pytest
 import torch
 import transformers
 
+from smallr.core.sharding import make_mesh
 from smallr.models.loading import ModelSource, load_decoder, open_model
-from smallr.sharding import make_mesh
 from tests.models.helpers import whole
 
 TEXT = """The quick brown fox jumps over the lazy dog. The capital of France is Paris, and the capital of Italy is Rome.

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from tests.models.families.checks import check_parity, check_table, config_of, logits_of
 from tests.models.families.models import gpt2
 from tests.models.files import save_folder

@@ -7,10 +7,10 @@ import pytest
 import transformers
 from flax import nnx
 
-from smallr.errors import UserError
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
 from smallr.models.config import DecoderConfig
 from smallr.models.loading import load_decoder, open_model
-from smallr.sharding import make_mesh
 from tests.models.families.checks import check_parity, check_sees_beyond, check_table, config_of, logits_of, tiny
 from tests.models.families.models import phi3
 from tests.models.files import save_folder

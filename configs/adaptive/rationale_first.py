@@ -1,0 +1,17 @@
+"""Rationale first (pre-thinking): question, rationale, then the answer.
+
+Command:   python -m smallr.train --config=configs/adaptive/rationale_first.py
+Smoke:     python -m smallr.train --config=configs/adaptive/rationale_first.py:smoke
+Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
+Time:      5 minutes on two shared cores of a Xeon with AMX.
+Expect:    held-out NLL a token: rationale 1.77 -> 0.35, answer (after its rationale) 2.34 -> 0.01.
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.config import finish, rationale
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """Likelihood of answer and rationale on the built-in arithmetic rows."""
+    return finish(rationale(order="rationale_first"), arg)

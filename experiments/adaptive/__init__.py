@@ -1,0 +1,1 @@
+"""Experiments on answer-first and adaptive thinking."""

@@ -1,1 +1,0 @@
-"""The parts of `experiments.cogpo_ablation`: rows, runs, judgement, report."""

@@ -1,0 +1,231 @@
+"""The ablation of CogPO: raw SFT, CRV SFT, CRV SFT + DPO, CRV SFT + CogPO, and sweeps of what they depend on.
+
+    python -m experiments.crv.ablation --out=runs/cogpo                          # a student made from nothing
+    python -m experiments.crv.ablation --out=runs/cogpo --sweeps=beta,small,medium,large,mix,critic
+    python -m experiments.crv.ablation --out=runs/smollm --model=smollm2-135m-instruct --seeds=2
+    python -m experiments.crv.ablation --out=runs/mine --model=NAME --data=FOLDER  # rows of python -m smallr.methods.crv
+
+A run has a folder of its own under --out; what is finished is kept, and the same command goes on after an interruption, also
+within a run. On several machines with a common disk give each its part: --share=0/4 … --share=3/4 (experiments/launch has
+templates for SLURM, SkyPilot and xpk). docs/methods/cogpo_ablation.md says what is compared and what was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+import jax
+from absl import app, flags, logging
+
+from experiments.crv.arms import ARMS, BASE, CRV, RAW, SWEEPS, Plan, Stage, config_of, with_needs
+from experiments.crv.base import Base
+from experiments.crv.judge import PAIRS, Examination, Judge, against
+from experiments.crv.report import write_report
+from experiments.crv.rows import Recipe
+from experiments.grid import Grid, Run, Stopped
+from smallr.core.cache import cache_dir
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
+from smallr.models.scratch import Size
+from smallr.training.exporting import convert
+from smallr.training.loop import train
+
+MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
+
+
+def plan(model: str) -> Plan:
+    """What the flags ask for."""
+    gaps = ("small", "medium", "large")
+    if len(BETAS.value) != 3:
+        raise UserError(f"--betas has a number for each of {', '.join(gaps)}")
+    batch = {"rows": ROWS.value, "row_length": ROW_LENGTH.value}
+    return Plan(
+        model=model,
+        rows={
+            "train": QUESTIONS.value,
+            "test": HELD_OUT.value,
+            "critic": CRITIC.value,
+            "templates": tuple(TEMPLATES.value),
+            "largest": LARGEST.value,
+            "mix": MIX.value,
+            "pairs": PAIR_COUNT.value,
+            "data": DATA.value,
+        },
+        exam={
+            "limit": HELD_OUT.value if ASKED.value < 0 else ASKED.value,
+            "max_tokens": MAX_TOKENS.value,
+            "slots": SLOTS.value,
+            **batch,
+            "dtype": DTYPE.value,
+        },
+        sft=Stage(SFT_EPOCHS.value, STEPS.value, SFT_RATE.value, **batch),
+        preference=Stage(EPOCHS.value, STEPS.value, RATE.value, **batch),
+        dtype=DTYPE.value,
+        betas=dict(zip(gaps, map(float, BETAS.value), strict=True)),
+        dpo_beta=DPO_BETA.value,
+        grid=tuple(map(float, GRID.value)),
+        mixes=MIXES,
+        critics=tuple(CRITICS.value),
+    )
+
+
+def base() -> Base:
+    """The student made from nothing that the flags ask for."""
+    stage = Stage(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
+    return Base(
+        size=Size("llama", LAYERS.value, WIDTH.value, 4, 512),
+        vocabulary=640,
+        questions=BASE_QUESTIONS.value,
+        equations=BASE_QUESTIONS.value // 5,
+        held_out=HELD_OUT.value,
+        templates=tuple(TEMPLATES.value),
+        largest=LARGEST.value,
+        train=stage,
+        dtype=DTYPE.value,
+    )
+
+
+class Worker:
+    """Does a run: data, training, export, examination."""
+
+    def __init__(self, out: Path, model: str):
+        self._out, self._model = out, model
+        self._judge = Judge(make_mesh(1, -1, 1))
+
+    def __call__(self, run: Run, folder: Path, needs: list[Path]) -> dict[str, float]:
+        rows = Recipe(seed=run.settings["seed"], **run.settings["rows"]).build(self._out / "rows")
+        start = str(needs[0] / "model") if needs else self._model
+        model, untrained = folder / "model", run.settings["arm"] == BASE
+        if not untrained:
+            trained(config_of(run, rows, start), folder)
+        if run.settings["arm"] in (RAW, CRV) and not model.exists():
+            convert(str(folder), model, dtype="float32", shard_size="5GB")
+        exam = Examination(str(rows / "questions"), str(rows / "held_out"), **run.settings["exam"])
+        with quiet(folder):
+            metrics = self._judge(start if untrained else str(folder), exam, folder)
+        if needs:
+            metrics |= against(folder / PAIRS, needs[0] / PAIRS)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=untrained)
+        return metrics
+
+
+def trained(config: flags.FlagValues, folder: Path) -> None:
+    """Trains in `folder`, or goes on there; what the run says goes to `log.txt`.
+
+    Raises:
+      Stopped: a signal ended it early.
+    """
+    with quiet(folder):
+        report = train(config, folder)
+    if not report["finished"]:
+        raise Stopped
+
+
+@contextlib.contextmanager
+def quiet(folder: Path):
+    """Prints and progress to `log.txt`."""
+    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
+def student(out: Path) -> str:
+    """The model that all runs start from; one made from nothing is trained on the first call."""
+    if MODEL.value != "scratch":
+        return MODEL.value
+
+    def pretrain(run: Run, folder: Path, needs: list[Path]) -> dict[str, float]:
+        from configs.sft import get_config
+
+        untrained, rows = wanted.write(folder)
+        config, stage = get_config(), wanted.train
+        config.model, config.compute.dtype, config.compute.remat = str(untrained), wanted.dtype, "none"
+        config.data.columns.prompt, config.data.columns.completion = "prompt", "completion"
+        config.data.train, config.data.train_split, config.data.eval = str(rows), "train", ""
+        config.batch.rows, config.batch.row_length = stage.rows, stage.row_length
+        config.optimizer.learning_rate, config.epochs, config.steps = stage.rate, stage.epochs, stage.steps
+        config.log_every = 10
+        trained(config, folder)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        convert(str(folder), folder / "model", dtype="float32", shard_size="5GB")
+        shutil.rmtree(folder / "checkpoints")
+        return {}
+
+    wanted, grid = base(), Grid(out / "base")
+    grid.go([wanted.run()], pretrain)
+    return str(grid.folder(wanted.run()) / "model")
+
+
+def main(argv: list[str]) -> None:
+    """Runs what is missing, then writes tables and plots."""
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    out = Path(OUT.value)
+    index, _, count = SHARE.value.partition("/")
+    try:
+        model = student(out)
+        wanted = plan(model)
+        groups = {"arms": wanted.arms(ARM.value, SEEDS.value)}
+        groups |= {name: wanted.sweep(name, SWEEP_SEEDS.value) for name in SWEEP.value}
+        runs, grid = with_needs(run for group in groups.values() for run in group), Grid(out)
+        if not REPORT.value:
+            grid.go(runs, Worker(out, model), (int(index), int(count or 1)))
+        print(write_report(grid, groups, wanted, out))
+    except Stopped:
+        print("stopped; the same command goes on from here")
+    except UserError as error:
+        sys.exit(f"smallr: {error}")
+
+
+if __name__ == "__main__":  # flags are global: two command lines cannot be imported together otherwise
+    OUT = flags.DEFINE_string("out", "runs/cogpo", "Folder of the grid")
+    MODEL = flags.DEFINE_string(
+        "model", "scratch", "Any model that training takes; scratch: a small one, pretrained first"
+    )
+    ARM = flags.DEFINE_list("arms", list(ARMS), f"Of {', '.join(ARMS)}")
+    SWEEP = flags.DEFINE_list("sweeps", [], f"Of {', '.join(SWEEPS)}")
+    SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each arm: other training questions, other order", lower_bound=1)
+    SWEEP_SEEDS = flags.DEFINE_integer("sweep_seeds", 2, "Runs of each point of a sweep", lower_bound=1)
+    SHARE = flags.DEFINE_string("share", "0/1", "I/N: the I-th of N parts of the grid")
+    REPORT = flags.DEFINE_bool("report_only", False, "Make tables and plots of what is finished, and run nothing")
+    DATA = flags.DEFINE_string(
+        "data", "", "Folder of a finished CRV run with splits train and test; empty: built-in rows"
+    )
+    QUESTIONS = flags.DEFINE_integer("questions", 600, "Training questions of a seed", lower_bound=10)
+    HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out questions, answered and made into pairs", lower_bound=10)
+    TEMPLATES = flags.DEFINE_list("templates", ["change", "ages", "stickers", "recipe"], "Of the questions; empty: all")
+    LARGEST = flags.DEFINE_integer("largest", 200, "Largest number in a question or its solution")
+    CRITIC = flags.DEFINE_string(
+        "critic", "0", "Share of the critic's labels that are wrong, or a model: http://HOST/v1#MODEL"
+    )
+    MIX = flags.DEFINE_string("mix", "balanced", "natural | balanced | shares of small, medium, large like 1:1:2")
+    PAIR_COUNT = flags.DEFINE_integer("pairs", 600, "Pairs of the preference stage; 0: all")
+    DTYPE = flags.DEFINE_string("dtype", "bfloat16", "float32 | bfloat16")
+    ROWS = flags.DEFINE_integer("rows", 12, "Packed rows a step")
+    ROW_LENGTH = flags.DEFINE_integer("row_length", 256, "Tokens a row")
+    SFT_RATE = flags.DEFINE_float("sft_rate", 5e-4, "Peak of the learning rate of SFT")
+    SFT_EPOCHS = flags.DEFINE_integer("sft_epochs", 2, "Epochs of SFT")
+    RATE = flags.DEFINE_float("rate", 1e-4, "Peak of the learning rate of DPO and CogPO")
+    EPOCHS = flags.DEFINE_integer("epochs", 1, "Epochs of DPO and CogPO")
+    STEPS = flags.DEFINE_integer("steps", 0, "Most steps of each stage, for a quick look; 0: as the epochs say")
+    BETAS = flags.DEFINE_list("betas", ["0.1", "0.2", "0.5"], "CogPO's beta of small, medium and large gaps")
+    DPO_BETA = flags.DEFINE_float("dpo_beta", 0.2, "DPO's beta")
+    GRID = flags.DEFINE_list("grid", ["0.05", "0.2", "1.0"], "Values of the betas that are swept")
+    CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "As --critic, those that are swept")
+    MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Of an answer")
+    SLOTS = flags.DEFINE_integer("slots", 50, "Answers written at once")
+    ASKED = flags.DEFINE_integer("asked", -1, "Held-out questions that are answered; -1: all")
+    LAYERS = flags.DEFINE_integer("layers", 3, "Of the student made from nothing")
+    WIDTH = flags.DEFINE_integer("width", 128, "Of the student made from nothing")
+    BASE_QUESTIONS = flags.DEFINE_integer("base_questions", 8000, "Questions of its pretraining")
+    BASE_STEPS = flags.DEFINE_integer("base_steps", 1200, "Steps of its pretraining")
+    BASE_RATE = flags.DEFINE_float("base_rate", 3e-3, "Peak of the learning rate of its pretraining")
+    app.run(main)

@@ -1,0 +1,72 @@
+"""A student made from nothing: small, and pretrained on what every run of the ablation starts from.
+
+It has seen single equations, and right rationales of all three manners (terse, fitted, involved) in equal parts, so that
+it can read the questions, knows every manner and prefers none. No held-out question is among them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from experiments.crv.arms import Stage
+from experiments.crv.questions import Questions
+from experiments.grid import Run
+from smallr.data.builtin.problems import solve
+from smallr.data.builtin.rationales import MANNERS, write
+from smallr.data.saving import save_splits
+from smallr.models.scratch import Size, train_tokenizer, write_scratch
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The student and its pretraining.
+
+    Attributes:
+      size: of the decoder.
+      vocabulary: entries at most.
+      questions, equations: rows of each kind; a row of equations has twelve.
+      held_out: number of held-out questions, which are left out.
+      templates, largest: see `Questions`.
+      train: how it is trained.
+      dtype: of the computation.
+    """
+
+    size: Size
+    vocabulary: int
+    questions: int
+    equations: int
+    held_out: int
+    templates: tuple[str, ...]
+    largest: int
+    train: Stage
+    dtype: str
+    seed: int = 0
+
+    def run(self) -> Run:
+        """Its place in a grid."""
+        return Run("base", {"seed": self.seed, **dataclasses.asdict(self)})
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Folders of the untrained model and of its rows, made if they are not there."""
+        rows, model = folder / "rows", folder / "untrained"
+        if not rows.exists():
+            save_splits(DatasetDict({"train": Dataset.from_list(self._rows())}), rows)
+        if not (model / "config.json").exists():
+            texts = (text for row in Dataset.load_from_disk(str(rows / "train")) for text in row.values())
+            write_scratch(model, train_tokenizer(texts, self.vocabulary), self.size, self.seed)
+        return model, rows
+
+    def _rows(self) -> list[dict[str, Any]]:
+        source, rng = Questions(self.templates, self.largest), random.Random(f"base {self.seed}")
+        held_out = source.draw("held out", self.held_out)
+        rows = source.equations(f"base {self.seed}", self.equations)
+        for question in source.draw(f"base {self.seed}", self.questions, held_out):
+            lines = solve(question.problem)
+            text = write(rng.choice(MANNERS), question.problem, lines, rng, right=True)
+            rows.append({"prompt": question.problem.question, "completion": text})
+        return rows

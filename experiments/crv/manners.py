@@ -1,0 +1,56 @@
+"""In which manner students answer, and how often each manner comes out right: built-in questions only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.crv.judge import ANSWERS, read_answers
+from experiments.grid import Grid, Run
+from experiments.tables import markdown
+from smallr.data.builtin.lookup import find_problem
+from smallr.data.builtin.rationales import MANNERS
+from smallr.data.builtin.reading import manner
+
+
+def by_manner(path: Path) -> tuple[Counter[str], Counter[str]] | None:
+    """Answers and right answers of each manner; None where a question is not a built-in one.
+
+    Args:
+      path: answers as `judge` writes them.
+    """
+    written, right = Counter(), Counter()
+    for row in read_answers(path):
+        problem = find_problem(row["prompt"])
+        if problem is None:
+            return None
+        found = manner(problem, row["output"])
+        written[found] += 1
+        right[found] += row["correct"]
+    return written, right
+
+
+def manners(grid: Grid, runs: Sequence[Run]) -> str:
+    """A table with a line for each arm: all runs together, share of each manner and of right answers in it; "" without rows."""
+    found: dict[str, tuple[Counter[str], Counter[str]]] = {}
+    for run in runs:
+        path = grid.folder(run) / ANSWERS
+        counts = by_manner(path) if grid.result(run) is not None and path.exists() else None
+        if counts is not None:
+            before = found.get(run.settings["arm"], (Counter(), Counter()))
+            found[run.settings["arm"]] = (before[0] + counts[0], before[1] + counts[1])
+    if not found:
+        return ""
+    headers = ["arm", "answers", *(f"{name}: share, right" for name in MANNERS)]
+    return markdown(
+        headers, [[arm, str(written.total()), *_cells(written, right)] for arm, (written, right) in found.items()]
+    )
+
+
+def _cells(written: Mapping[str, int], right: Mapping[str, int]) -> list[str]:
+    total = sum(written.values())
+    return [
+        f"{written[name] / total:.2f}, {right[name] / written[name]:.2f}" if written[name] else "0, –"
+        for name in MANNERS
+    ]

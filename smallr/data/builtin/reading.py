@@ -1,0 +1,64 @@
+"""What a rationale says, judged against the problem that it is for."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from fractions import Fraction
+
+from smallr.data.builtin.problems import Problem, solve
+
+_CHAIN = re.compile(r"[\d(][\d +*/()%=of-]*= *\d+")
+_STEP = re.compile(r"Step \d+:")
+_BOX = re.compile(r"\\boxed\{([^{}]*)\}")
+_OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def manner(problem: Problem, text: str) -> str:
+    """The one of `rationales.MANNERS` that a text is written in.
+
+    A text that names an unknown is involved; one that leaves out the sentences of more than half of the steps is terse.
+    """
+    asked = re.escape(problem.asked)
+    if re.search(rf"(Let|Write) \w (be|for) {asked}|We denote {asked} by", text):
+        return "involved"
+    said = sum(all(piece.strip() in text for piece in step.says.split("{}")) for step in problem.steps)
+    return "fitted" if 2 * said >= len(problem.steps) else "terse"
+
+
+def mistake(problem: Problem, text: str) -> str:
+    """The first thing that is wrong in a rationale, as a sentence; empty if it is right.
+
+    Right means: every equation holds, each comes to a number of the solution or of the question, and the box at the end
+    holds the answer.
+    """
+    lines = solve(problem)
+    assert lines is not None
+    known = {*problem.givens.values(), *(line.value for line in lines), *(line.left for line in lines)}
+    for chain in _CHAIN.findall(_STEP.sub("", text)):
+        values = [_value(side) for side in chain.split("=")]
+        if None in values or len(set(values)) != 1:
+            return f"{chain.strip()} does not hold."
+        if values[-1] not in known:
+            return f"{chain.strip()} is no step of the solution."
+    box = _BOX.findall(text)
+    if not box:
+        return "There is no \\boxed answer."
+    return "" if box[-1].strip() == str(lines[-1].value) else f"The answer is not {box[-1]}."
+
+
+def _value(expression: str) -> Fraction | None:
+    """The exact value of numbers, `+ - * /`, brackets and `p% of n`; None for anything else."""
+
+    def value(node: ast.expr) -> Fraction:
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+            return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return Fraction(node.value)
+        raise ValueError(ast.dump(node))
+
+    try:
+        return value(ast.parse(expression.replace("% of", "/ 100 *").strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return None
