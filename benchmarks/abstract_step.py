@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from smallr.data.batch import ROLE_ANSWER, Batch, Branch, Example
+from smallr.data.batch import ROLE_ANSWER, Batch, Completion, Example
 from smallr.data.packing import RowShape
 from smallr.data.pipeline import assemble
 from smallr.models.attention_xla import ACCELERATOR, CPU, Rule, make_rule
@@ -25,7 +25,7 @@ from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.training.objective import make_objective
 from smallr.training.optimizer import make_optimizer, make_schedule
-from smallr.training.policy import NOTHING, Policy
+from smallr.training.policy import NOTHING, ModelFunctions
 from smallr.training.step import TrainState, batch_sharding, make_step, param_sharding, state_sharding
 
 # Sizes from the models' public config.json files.
@@ -74,15 +74,15 @@ class Pairs:
 
     def batch(self) -> Batch:
         """The step's batch, with its numbers."""
-        branch = Branch(np.zeros(self.completion, np.int32), np.full(self.completion, ROLE_ANSWER, np.int32))
-        pair = Example(np.zeros(self.prompt, np.int32), (branch, branch), {}, 0)
+        completion = Completion(np.zeros(self.completion, np.int32), np.full(self.completion, ROLE_ANSWER, np.int32))
+        pair = Example(np.zeros(self.prompt, np.int32), (completion, completion), {}, 0)
         slots = -(-self.per_row * 2 * self.completion // 64) * 64
-        shape = RowShape(tokens=self.row_length, slots=slots, examples=-(-self.per_row // 4) * 4)
+        shape = RowShape(tokens=self.row_length, scored=slots, examples=-(-self.per_row // 4) * 4)
         columns = {name: np.ones(1, np.float32) for name in ("beta", "gap", "ref_chosen", "ref_rejected")}
         return assemble([[0] * self.per_row] * self.rows, [pair], shape, columns, share_prompt=True)
 
     def useful_flops(self, config: DecoderConfig, live_reference: bool) -> float:
-        """FLOPs of a step's forward and backward pass: products of real tokens, visible pairs, scored slots."""
+        """FLOPs of a step's forward and backward pass: products of real tokens, visible pairs, scored positions."""
         prompt, completion = self.prompt, self.completion
         visible = prompt * (prompt + 1) / 2 + 2 * (completion * prompt + completion * (completion + 1) / 2)
         pairs = self.rows * self.per_row
@@ -140,7 +140,7 @@ def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: P
     state = jax.eval_shape(create, params)
     sharding = state_sharding(state, optimizer, mesh)
     step = make_step(
-        Policy(graphdef),
+        ModelFunctions(graphdef),
         objective,
         optimizer,
         schedule,

@@ -18,7 +18,7 @@ from typing import Any
 
 import datasets
 
-from smallr.data.packing import Plan, Sizes
+from smallr.data.packing import PackingPlan, Sizes
 from smallr.data.pipeline import batches
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions, tokenize
@@ -69,8 +69,8 @@ def main() -> None:
         folder = Path(cache)
         tokens = timed("tokenise", lambda: tokenize(rows, tokenizer, options, cache=folder), "pairs", args.pairs)
         timed("the same, from the cache", lambda: tokenize(rows, tokenizer, options, cache=folder), "pairs", args.pairs)
-        sizes = Sizes.from_lengths(tokens.prefix_lengths, tokens.branch_lengths, tokens.num_scored)
-        plan = timed("shape and plan", lambda: Plan(sizes, args.rows, args.row_length), "pairs", args.pairs)
+        sizes = Sizes.from_lengths(tokens.prefix_lengths, tokens.completion_lengths, tokens.num_scored)
+        plan = timed("shape and plan", lambda: PackingPlan(sizes, args.rows, args.row_length), "pairs", args.pairs)
         timed("an epoch's steps", lambda: plan.num_steps(1), "pairs", args.pairs)
         count = min(args.steps, plan.num_steps(1))
         amount = count * args.rows * args.row_length

@@ -105,12 +105,12 @@ def differences(run: Any, mesh: Any, batch: Any, model: str) -> dict[str, float]
     policy, chunk = run.trained.policy, compute.logp_chunk
     ours = jax.jit(lambda frozen: score(policy.reference(NOTHING, frozen), batch, chunk).logps)(run.trained.frozen)
     theirs = jax.jit(lambda weights: score(nnx.merge(graphdef, weights), batch, chunk).logps)(weights)
-    used, branch = np.asarray(batch.role > 0), np.asarray(batch.branch)
+    used, completion = np.asarray(batch.role > 0), np.asarray(batch.completion)
     change = np.where(used, np.asarray(ours) - np.asarray(theirs), 0)
     sums = [
-        change[row][used[row] & (branch[row] == n)].sum()
+        change[row][used[row] & (completion[row] == n)].sum()
         for row in range(len(change))
-        for n in np.unique(branch[row][used[row]])
+        for n in np.unique(completion[row][used[row]])
     ]
     return {"token": float(np.abs(change[used]).mean()), "completion": float(np.abs(sums).mean())}
 

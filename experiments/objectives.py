@@ -36,7 +36,7 @@ from smallr.training.evaluation import add_reference, collect
 from smallr.training.loop import fit
 from smallr.training.metrics import MetricsWriter
 from smallr.training.objective import Preference
-from smallr.training.policy import Policy
+from smallr.training.policy import ModelFunctions
 from smallr.training.setup import prepare
 from smallr.training.signals import StopSignal
 from smallr.training.splits import Split, load_split
@@ -88,7 +88,7 @@ def make_judge(mesh: Mesh) -> Judge:
         config.data.eval = DATA.value
     source = open_model(config.model)
     graphdef, params = nnx.split(load_decoder(source, mesh, dtype=config.compute.dtype))
-    evaluation = make_evaluation(Policy(graphdef), objective, mesh, chunk=config.compute.logp_chunk)
+    evaluation = make_evaluation(ModelFunctions(graphdef), objective, mesh, chunk=config.compute.logp_chunk)
     heldout: Split = load_split(config, source.tokenizer(), objective, "eval")
     heldout, _ = add_reference(heldout, objective, evaluation, params, mesh, config.compute.dtype)
 

@@ -12,13 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from smallr.core.sharding import make_mesh
-from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, ROLE_RATIONALE, Batch, Branch, Example
+from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, ROLE_RATIONALE, Batch, Completion, Example
 from smallr.data.packing import RowShape, Sizes
 from smallr.data.pipeline import assemble
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.training.objective import Objective, Preference
-from smallr.training.policy import NOTHING, Policy
+from smallr.training.policy import NOTHING, ModelFunctions
 from smallr.training.step import TrainState, init_state, make_step
 
 VOCAB = 61
@@ -38,19 +38,19 @@ BETAS = (0.1, 0.2, 0.5)
 
 
 def pairs(count: int, seed: int = 0) -> list[Example]:
-    """Random pairs; some branches begin with a token that is not scored."""
+    """Random pairs; some completions begin with a token that is not scored."""
     rng = np.random.default_rng(seed)
 
-    def branch(skip: int) -> Branch:
+    def completion(skip: int) -> Completion:
         length = int(rng.integers(3, 9))
         roles = np.full(length, ROLE_ANSWER, np.int32)
         roles[:skip] = ROLE_NONE
-        return Branch(rng.integers(0, VOCAB, length).astype(np.int32), roles)
+        return Completion(rng.integers(0, VOCAB, length).astype(np.int32), roles)
 
     return [
         Example(
             prefix=rng.integers(0, VOCAB, rng.integers(1, 12)).astype(np.int32),
-            branches=(branch(int(i % 3 == 1)), branch(int(i % 4 == 2))),
+            completions=(completion(int(i % 3 == 1)), completion(int(i % 4 == 2))),
             columns={"gap": float(i % 3), "beta": float("nan")},
             row=i,
         )
@@ -59,14 +59,14 @@ def pairs(count: int, seed: int = 0) -> list[Example]:
 
 
 def rationale_examples(count: int, seed: int = 0) -> list[Example]:
-    """Random one-branch examples with both roles."""
+    """Random one-completion examples with both roles."""
     rng = np.random.default_rng(seed)
     examples = []
     for i in range(count):
         length = int(rng.integers(4, 12))
         roles = np.where(np.arange(length) < length // 2, ROLE_ANSWER, ROLE_RATIONALE).astype(np.int32)
-        branch = Branch(rng.integers(0, VOCAB, length).astype(np.int32), roles)
-        examples.append(Example(rng.integers(0, VOCAB, 5).astype(np.int32), (branch,), {}, i))
+        completion = Completion(rng.integers(0, VOCAB, length).astype(np.int32), roles)
+        examples.append(Example(rng.integers(0, VOCAB, 5).astype(np.int32), (completion,), {}, i))
     return examples
 
 
@@ -89,7 +89,7 @@ def batch_of(
     """The rows as a batch whose capacities suffice for them."""
     sizes = Sizes.of(examples)
     slots = max(sum(int(sizes.scored[i]) for i in row) for row in rows)
-    shape = RowShape(tokens=tokens, slots=slots + 3, examples=max(1, *map(len, rows)))
+    shape = RowShape(tokens=tokens, scored=slots + 3, examples=max(1, *map(len, rows)))
     return assemble(rows, examples, shape, columns, share_prompt)
 
 
@@ -131,7 +131,7 @@ def run_step(
     with jax.set_mesh(mesh):
         state, sharding = init_state(jax.tree.map(jnp.copy, params), optimizer, 0, mesh)
         step = make_step(
-            Policy(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7, accumulation=accumulation
+            ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7, accumulation=accumulation
         )
         for _ in range(steps):
             state, metrics, examples = step(state, batch, reference, NOTHING)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from smallr.data.batch import Batch
-from smallr.data.packing import Plan
+from smallr.data.packing import PackingPlan
 from smallr.losses.rationale import role_nll
 from smallr.training.setup import Run
 from smallr.training.step import score
@@ -35,7 +35,7 @@ def measure(run: Run, params: nnx.State, count: int) -> dict[str, np.ndarray]:
       (between the two parts' gradients); in the order of the training rows.
     """
     split, length = run.training, run.config.batch.row_length
-    alone = Plan(split.plan.sizes, 1, length, seed=0, shuffle=False, packing=False, share_prompt=True, window=1)
+    alone = PackingPlan(split.plan.sizes, 1, length, seed=0, shuffle=False, packing=False, share_prompt=True, window=1)
     single = jax.jit(lambda params, frozen, batch: _single(run, params, frozen, batch))
     batches = dataclasses.replace(split, plan=alone).batches(run.mesh, 0, min(count, len(split.examples)))
     found = [jax.device_get(single(params, run.trained.frozen, batch)) for batch in batches]
@@ -46,7 +46,7 @@ def measure(run: Run, params: nnx.State, count: int) -> dict[str, np.ndarray]:
 def _single(run: Run, params: nnx.State, frozen: nnx.State, batch: Batch) -> dict[str, jax.Array]:
     def nlls(params: nnx.State):
         scores = score(run.trained.policy.decoder(params, frozen), batch, run.config.compute.logp_chunk)
-        nll = role_nll(scores.logps, batch.branch, batch.role, batch.example.shape[1])
+        nll = role_nll(scores.logps, batch.completion, batch.role, batch.example.shape[1])
         return jnp.sum(nll.answer), jnp.sum(nll.rationale)
 
     (answer, rationale), pull = jax.vjp(nlls, params)

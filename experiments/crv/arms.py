@@ -38,7 +38,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """What the ablation compares.
 
     Attributes:
@@ -146,7 +146,7 @@ def config_of(run: Run, rows: Path, model: str) -> ConfigDict:
     """The training config: that of `configs/`, with the run's data and sizes.
 
     Args:
-      run: of a `Plan`.
+      run: of a `PackingPlan`.
       rows: folder of its data sets.
       model: that it starts from.
     """

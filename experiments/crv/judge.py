@@ -26,7 +26,7 @@ from smallr.sampling.prompts import end_ids
 from smallr.sampling.requests import Request, SamplingParams
 from smallr.training.evaluation import collect
 from smallr.training.objective import Preference
-from smallr.training.policy import Policy
+from smallr.training.policy import ModelFunctions
 from smallr.training.splits import Split, load_split
 from smallr.training.step import make_evaluation
 
@@ -84,7 +84,7 @@ class Judge:
             split = load_split(config, tokenizer, _PLAIN, "eval")
             graphdef, params = nnx.split(decoder)
             evaluation = self._evaluations.setdefault(
-                decoder.config, make_evaluation(Policy(graphdef), _PLAIN, self._mesh, chunk=0)
+                decoder.config, make_evaluation(ModelFunctions(graphdef), _PLAIN, self._mesh, chunk=0)
             )
             values = collect(lambda b: evaluation(params, b, None), split.one_pass(self._mesh), len(split.examples))
             metrics = pair_metrics(values, split)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.crv.arms import COGPO, CRV, DPO, RAW, Plan
+from experiments.crv.arms import COGPO, CRV, DPO, RAW, PackingPlan
 from experiments.crv.judge import ANSWERS, read_answers
 from experiments.crv.manners import manners
 from experiments.grid import Grid, Run
@@ -58,7 +58,7 @@ SETTINGS = {
 }
 
 
-def write_report(grid: Grid, wanted: Mapping[str, Sequence[Run]], plan: Plan, out: Path) -> str:
+def write_report(grid: Grid, wanted: Mapping[str, Sequence[Run]], plan: PackingPlan, out: Path) -> str:
     """Writes `runs.csv`, `table.md`, `arms.png` and `sweeps.png` from what is finished; returns the page.
 
     Args:

@@ -1,14 +1,14 @@
 """The one batch that every objective trains on.
 
 A row holds several examples one behind the other. An example is a shared `prefix` followed by one
-branch (SFT, rationale) or two (preference: chosen, then rejected). Attention is causal and a key is
+completion (SFT, rationale) or two (preference: chosen, then rejected). Attention is causal and a key is
 visible only before its *horizon*: query q sees key k  <=>  k <= q < horizon[k]. A prefix key's horizon
-is the end of its example, a branch key's the end of its branch, a padding key's is 0. So packing,
+is the end of its example, a completion key's the end of its completion, a padding key's is 0. So packing,
 prompt sharing, plain rows and padding are one rule and one int array.
 
 A token id below 0 is a soft token: -1 - i is read as vector i of the model's soft prompts, see `soft_ids`.
 
-Dimension letters: B rows, T tokens, N scored slots per row, P examples per row, S branches per example.
+Dimension letters: B rows, T tokens, N scored positions per row, P examples per row, S completions per example.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROLE_RATIONALE = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Branch:
+class Completion:
     """Tokens that continue a prefix: `tokens` and `roles` are int32 [length]."""
 
     tokens: Int[np.ndarray, "length"]
@@ -41,13 +41,13 @@ class Example:
 
     Attributes:
       prefix: int32 [length], at least one token, never scored.
-      branches: one branch (SFT, rationale) or two (chosen, rejected).
+      completions: one completion (SFT, rationale) or two (chosen, rejected).
       columns: numbers of the row, e.g. `beta`, `gap` (an index); the same keys in all examples of a set.
       row: index of the row in the source, for messages and reports.
     """
 
     prefix: Int[np.ndarray, "length"]
-    branches: tuple[Branch, ...]
+    completions: tuple[Completion, ...]
     columns: Mapping[str, float]
     row: int
 
@@ -59,24 +59,24 @@ class Batch:
 
     Attributes:
       tokens: token ids, or soft tokens below 0; padding is 0 and known by its horizon, never by its id.
-      positions: position within the example; the second branch continues from the end of the prefix.
+      positions: position within the example; the second completion continues from the end of the prefix.
       horizon: first query index that no longer sees this key; 0 for padding.
-      predictor: index into T of the hidden state that predicts the slot's target. The first token of
-        *every* branch is predicted by the last prefix token.
+      logit_position: index into T of the hidden state that predicts the slot's target. The first token of
+        *every* completion is predicted by the last prefix token.
       target: token id to score.
-      branch: `side * P + p` for example p of the row and side 0 (chosen, only) or 1 (rejected).
-      role: ROLE_*; ROLE_NONE marks an unused slot (its other fields are 0).
-      example: index of the example in its set, -1 for an unused place.
-      columns: one number per example: always `weight` (1, or 0 for an unused place), and what the
+      completion: `side * P + p` for example p of the row and side 0 (chosen, only) or 1 (rejected).
+      role: ROLE_*; ROLE_NONE marks an unused scored positions (its other fields are 0).
+      example: index of the example in its set, -1 for an unused example index.
+      columns: one number per example: always `weight` (1, or 0 for an unused example index), and what the
         objective needs (`beta`, `gap`, `ref_chosen`, `ref_rejected`).
     """
 
     tokens: Int[Any, "B T"]
     positions: Int[Any, "B T"]
     horizon: Int[Any, "B T"]
-    predictor: Int[Any, "B N"]
+    logit_position: Int[Any, "B N"]
     target: Int[Any, "B N"]
-    branch: Int[Any, "B N"]
+    completion: Int[Any, "B N"]
     role: Int[Any, "B N"]
     example: Int[Any, "B P"]
     columns: dict[str, Float[Any, "B P"]]

@@ -36,7 +36,7 @@ class DropReport:
 
     Attributes:
       source: the spec the rows came from.
-      max_length: limit on the tokens of an example (its prefix and all its branches).
+      max_length: limit on the tokens of an example (its prefix and all its completions).
       total: rows read.
       kept: examples made.
       dropped: reason -> rows left out.

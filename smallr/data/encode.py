@@ -11,7 +11,7 @@ from jaxtyping import Int
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Branch, Example, soft_ids
+from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Completion, Example, soft_ids
 from smallr.data.chat import Marked
 from smallr.data.errors import DataError
 
@@ -38,7 +38,7 @@ class Encoder:
         self.definition = backend_definition(tokenizer)
         self._backend = Tokenizer.from_str(json.dumps(self.definition))
 
-    def __call__(self, texts: Sequence[Marked]) -> list[Branch]:
+    def __call__(self, texts: Sequence[Marked]) -> list[Completion]:
         """Tokens and roles of each whole text, prompt included."""
         encodings: list[Encoding | None] = [None] * len(texts)
         for is_chat in (False, True):
@@ -53,7 +53,7 @@ class Encoder:
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=not is_chat)
         return [_before_end(encoding) for encoding in encodings]
 
-    def _roles(self, text: Marked, encoding: Encoding) -> Branch:
+    def _roles(self, text: Marked, encoding: Encoding) -> Completion:
         """A token belongs to a span if they overlap, and to the later one of two: a token that straddles the end of
         the prompt belongs to the completion.
         """
@@ -71,7 +71,7 @@ class Encoder:
             if not len(tokens) or tokens[-1] != self.eos:
                 tokens, roles = np.append(tokens, np.int32(self.eos)), np.append(roles, np.int32(ROLE_NONE))
             roles[-1] = text.spans[-1].role
-        return Branch(tokens, roles)
+        return Completion(tokens, roles)
 
 
 def _before_end(encoding: Encoding) -> list[int]:
@@ -101,19 +101,19 @@ def backend_definition(tokenizer: PreTrainedTokenizerFast) -> dict:
     return definition
 
 
-def to_example(sides: Sequence[Branch], columns: Mapping[str, float], row: int) -> Example | None:
-    """Splits whole texts into the shared prefix and one branch each; None if no token is left for the prefix.
+def to_example(sides: Sequence[Completion], columns: Mapping[str, float], row: int) -> Example | None:
+    """Splits whole texts into the shared prefix and one completion each; None if no token is left for the prefix.
 
     The prefix is the leading tokens that all sides share before the first scored token of any. Where the sides
-    straddle the end of the prompt differently, a branch begins with tokens of the prompt, not scored.
+    straddle the end of the prompt differently, a completion begins with tokens of the prompt, not scored.
     """
     limit = min(int(np.argmax(side.roles > ROLE_NONE)) for side in sides)
     first = sides[0].tokens[:limit]
     shared = min((_common(first, side.tokens[:limit]) for side in sides[1:]), default=limit)
     if shared == 0:
         return None
-    branches = tuple(Branch(side.tokens[shared:], side.roles[shared:]) for side in sides)
-    return Example(first[:shared], branches, columns, row)
+    completions = tuple(Completion(side.tokens[shared:], side.roles[shared:]) for side in sides)
+    return Example(first[:shared], completions, columns, row)
 
 
 def choice_ids(encoder: Encoder, choices: Sequence[str]) -> tuple[int, int]:
@@ -131,12 +131,12 @@ def choice_ids(encoder: Encoder, choices: Sequence[str]) -> tuple[int, int]:
 def choice_example(
     prefix: Sequence[int], choices: tuple[int, int], columns: Mapping[str, float], row: int
 ) -> Example | None:
-    """A prompt with two branches of one scored token each; None if the prompt has no token."""
+    """A prompt with two completions of one scored token each; None if the prompt has no token."""
     if not len(prefix):
         return None
     role = np.full(1, ROLE_ANSWER, np.int32)
-    branches = tuple(Branch(np.full(1, choice, np.int32), role) for choice in choices)
-    return Example(np.asarray(prefix, np.int32), branches, columns, row)
+    completions = tuple(Completion(np.full(1, choice, np.int32), role) for choice in choices)
+    return Example(np.asarray(prefix, np.int32), completions, columns, row)
 
 
 def with_soft_tokens(example: Example, number: int, length: int) -> Example:

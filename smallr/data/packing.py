@@ -1,7 +1,7 @@
 """The plan: which examples go to which row of which step.
 
 A plan is a pure function of (sizes, shape of a step, seed). Epoch e shuffles the examples by (seed, e) and packs them
-into rows under three capacities: tokens, scored slots, examples. A step is a slice of an epoch's rows, so that any
+into rows under three capacities: tokens, scored positions, examples. A step is a slice of an epoch's rows, so that any
 step can be asked for at any time, on any host, and resuming needs only the number of the step.
 """
 
@@ -32,14 +32,14 @@ class Sizes:
 
     Attributes:
       prefix: tokens of the shared prefix.
-      completion: tokens of all branches together.
-      branches: number of branches.
-      scored: scored tokens of all branches together.
+      completion_tokens: tokens of all completions together.
+      completions: number of completions.
+      scored: scored tokens of all completions together.
     """
 
     prefix: Int[np.ndarray, "examples"]
-    completion: Int[np.ndarray, "examples"]
-    branches: Int[np.ndarray, "examples"]
+    completion_tokens: Int[np.ndarray, "examples"]
+    completions: Int[np.ndarray, "examples"]
     scored: Int[np.ndarray, "examples"]
 
     def __len__(self) -> int:
@@ -47,13 +47,13 @@ class Sizes:
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> Sizes:
-        """Measures examples one by one; they may differ in their number of branches."""
+        """Measures examples one by one; they may differ in their number of completions."""
         rows = [
             (
                 len(example.prefix),
-                sum(len(branch.tokens) for branch in example.branches),
-                len(example.branches),
-                sum(int(np.count_nonzero(branch.roles)) for branch in example.branches),
+                sum(len(completion.tokens) for completion in example.completions),
+                len(example.completions),
+                sum(int(np.count_nonzero(completion.roles)) for completion in example.completions),
             )
             for example in examples
         ]
@@ -63,29 +63,29 @@ class Sizes:
     def from_lengths(
         cls,
         prefix: Int[np.ndarray, "examples"],
-        branches: Int[np.ndarray, "examples sides"],
+        completions: Int[np.ndarray, "examples sides"],
         scored: Int[np.ndarray, "examples sides"],
     ) -> Sizes:
-        """From lengths that a tokenised set has kept: of prefixes, of branches, and of what is scored in each."""
-        count, sides = branches.shape
+        """From lengths that a tokenised set has kept: of prefixes, of completions, and of what is scored in each."""
+        count, sides = completions.shape
         return cls(
             np.asarray(prefix, np.int64),
-            np.sum(branches, axis=1, dtype=np.int64),
+            np.sum(completions, axis=1, dtype=np.int64),
             np.full(count, sides),
             np.sum(scored, axis=1, dtype=np.int64),
         )
 
     def tokens(self, share_prompt: bool) -> Int[np.ndarray, "examples"]:
-        """Tokens that each example takes in a row: its prefix once, or once per branch."""
-        return self.prefix * (1 if share_prompt else self.branches) + self.completion
+        """Tokens that each example takes in a row: its prefix once, or once per completion."""
+        return self.prefix * (1 if share_prompt else self.completions) + self.completion_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """Capacities of a row: T tokens, N scored slots, P examples. One shape is one compiled program."""
+    """Capacities of a row: T tokens, N scored positions, P examples. One shape is one compiled program."""
 
     tokens: int
-    slots: int
+    scored: int
     examples: int
 
     @classmethod
@@ -114,7 +114,7 @@ class RowShape:
         wanted = int(np.quantile(per_row, 0.98, method="higher"))
         return cls(
             tokens=row_length,
-            slots=_round_up(max(int(scored.max()), wanted), multiple),
+            scored=_round_up(max(int(scored.max()), wanted), multiple),
             examples=_round_up(int(np.diff(starts).max()), 4),
         )
 
@@ -122,7 +122,7 @@ class RowShape:
         """Raises ValueError where an example does not fit in a row of its own."""
         if self.examples < 1:
             raise ValueError(f"a row must have room for at least one example, got {self}")
-        for name, size, limit in (("tokens", tokens, self.tokens), ("scored tokens", scored, self.slots)):
+        for name, size, limit in (("tokens", tokens, self.tokens), ("scored tokens", scored, self.scored)):
             if size.max() > limit:
                 worst, count = int(size.argmax()), int((size > limit).sum())
                 raise ValueError(
@@ -139,7 +139,7 @@ class EpochStats:
       padding: share of tokens that are padding, empty rows of the last step included.
       saved: share of tokens that prompt sharing saved, of those that the same examples take without it.
       scored: share of real tokens that are scored.
-      slots_used: share of scored slots in use.
+      scored_used: share of scored positions in use.
     """
 
     steps: int
@@ -149,7 +149,7 @@ class EpochStats:
     padding: float
     saved: float
     scored: float
-    slots_used: float
+    scored_used: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _Table:
         return len(self.starts) - 1
 
 
-class Plan:
+class PackingPlan:
     """Rows of every step, for as many epochs as are asked for.
 
     The number of steps of a packed epoch depends on its shuffle, so finding step n plans the epochs before it once
@@ -177,7 +177,7 @@ class Plan:
       seed: of the shuffles, >= 0.
       shuffle: False keeps the order of the set in every epoch (evaluation).
       packing: False puts one example in each row.
-      share_prompt: whether the prefix of an example is stored once or once per branch.
+      share_prompt: whether the prefix of an example is stored once or once per completion.
       window: how many waiting examples a row may choose from.
       shape: the capacities, when they are to be those of another plan; default `RowShape.choose`.
 
@@ -258,7 +258,7 @@ class Plan:
             padding=1 - tokens / (steps * self.rows_per_step * self.shape.tokens),
             saved=1 - tokens / int(self.sizes.tokens(share_prompt=False).sum()),
             scored=scored / tokens,
-            slots_used=scored / (steps * self.rows_per_step * self.shape.slots),
+            scored_used=scored / (steps * self.rows_per_step * self.shape.scored),
         )
 
     def _plan_next(self) -> None:
@@ -306,7 +306,7 @@ def pack(
     arrived = len(waiting)
     while waiting:
         chosen = _fill(waiting, sizes, shape.tokens)
-        if len(chosen) > shape.examples or sum(slots[waiting[i]] for i in chosen) > shape.slots:
+        if len(chosen) > shape.examples or sum(slots[waiting[i]] for i in chosen) > shape.scored:
             chosen = _first_fit(waiting, sizes, slots, shape)
         positions.extend(waiting[i] for i in chosen)
         starts.append(len(positions))
@@ -348,7 +348,7 @@ def _fill(waiting: Sequence[int], sizes: Sequence[int], capacity: int) -> list[i
 
 def _first_fit(waiting: Sequence[int], sizes: Sequence[int], slots: Sequence[int], shape: RowShape) -> list[int]:
     """As `_fill`, under all three capacities: every waiting example that still fits, oldest first."""
-    room, free, chosen = shape.tokens, shape.slots, []
+    room, free, chosen = shape.tokens, shape.scored, []
     for i, position in enumerate(waiting):
         if sizes[position] <= room and slots[position] <= free and len(chosen) < shape.examples:
             chosen.append(i)
@@ -384,7 +384,7 @@ class PlanReport:
         yield from ((f"dropped/{reason}", count) for reason, count in self.dropped.items())
 
 
-def describe(plan: Plan, dropped: Mapping[str, int] | None = None) -> PlanReport:
+def describe(plan: PackingPlan, dropped: Mapping[str, int] | None = None) -> PlanReport:
     """Numbers of a plan; `dropped` counts rows by the reason why they are not in it."""
     return PlanReport(
         rows_per_step=plan.rows_per_step,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from smallr.data.batch import ROLE_NONE, Batch, Example
-from smallr.data.packing import Plan, RowShape
+from smallr.data.packing import PackingPlan, RowShape
 
 Columns = Mapping[str, Float[np.ndarray, "examples"]]
 
@@ -59,11 +59,16 @@ def assemble(
       ValueError: a row holds more than its capacities, or a column is named `weight`.
     """
     if "weight" in columns:
-        raise ValueError("column 'weight' is made by the pipeline (1 real, 0 for an unused place); rename yours")
+        raise ValueError(
+            "column 'weight' is made by the pipeline (1 real, 0 for an unused example index); rename yours"
+        )
     count = len(rows)
     batch = Batch(
         **{name: np.zeros((count, shape.tokens), np.int32) for name in ("tokens", "positions", "horizon")},
-        **{name: np.zeros((count, shape.slots), np.int32) for name in ("predictor", "target", "branch", "role")},
+        **{
+            name: np.zeros((count, shape.scored), np.int32)
+            for name in ("logit_position", "target", "completion", "role")
+        },
         example=np.full((count, shape.examples), -1, np.int32),
         columns={name: np.zeros((count, shape.examples), np.float32) for name in (*columns, "weight")},
     )
@@ -82,7 +87,7 @@ def assemble(
 
 @dataclasses.dataclass(frozen=True)
 class _Cursor:
-    """How much of a row is written: tokens and scored slots."""
+    """How much of a row is written: tokens and scored positions."""
 
     token: int = 0
     slot: int = 0
@@ -91,33 +96,33 @@ class _Cursor:
 def _write_example(batch: Batch, r: int, place: int, cursor: _Cursor, example: Example, share_prompt: bool) -> _Cursor:
     """Writes one example into row r from the cursor on."""
     prefix = len(example.prefix)
-    lengths = [len(branch.tokens) for branch in example.branches]
+    lengths = [len(completion.tokens) for completion in example.completions]
     copies = 1 if share_prompt else len(lengths)
     end = cursor.token + copies * prefix + sum(lengths)
     if end > batch.tokens.shape[1]:
         raise ValueError(f"row {r}: {end} tokens do not fit in {batch.tokens.shape[1]} (source row {example.row})")
 
     start, token, slot = cursor.token, cursor.token, cursor.slot
-    for side, branch in enumerate(example.branches):
+    for side, completion in enumerate(example.completions):
         if side == 0 or not share_prompt:
             start, token = token, token + prefix
             batch.tokens[r, start:token] = example.prefix
             batch.positions[r, start:token] = np.arange(prefix)
             batch.horizon[r, start:token] = end if share_prompt else token + lengths[side]
         stop = token + lengths[side]
-        batch.tokens[r, token:stop] = branch.tokens
+        batch.tokens[r, token:stop] = completion.tokens
         batch.positions[r, token:stop] = np.arange(prefix, prefix + lengths[side])
         batch.horizon[r, token:stop] = stop
 
-        (scored,) = np.nonzero(branch.roles != ROLE_NONE)
+        (scored,) = np.nonzero(completion.roles != ROLE_NONE)
         slots = slice(slot, slot + len(scored))
         if slots.stop > batch.target.shape[1]:
             raise ValueError(f"row {r}: over {batch.target.shape[1]} scored tokens (source row {example.row})")
         # The first token follows the last of the prefix, whatever lies between them in the row.
-        batch.predictor[r, slots] = np.where(scored == 0, start + prefix - 1, token + scored - 1)
-        batch.target[r, slots] = branch.tokens[scored]
-        batch.role[r, slots] = branch.roles[scored]
-        batch.branch[r, slots] = side * batch.example.shape[1] + place
+        batch.logit_position[r, slots] = np.where(scored == 0, start + prefix - 1, token + scored - 1)
+        batch.target[r, slots] = completion.tokens[scored]
+        batch.role[r, slots] = completion.roles[scored]
+        batch.completion[r, slots] = side * batch.example.shape[1] + place
         token, slot = stop, slots.stop
     return _Cursor(token, slot)
 
@@ -126,7 +131,7 @@ def _write_example(batch: Batch, r: int, place: int, cursor: _Cursor, example: E
 class _Steps:
     """Random access to the batches of steps, for grain."""
 
-    plan: Plan
+    plan: PackingPlan
     examples: Sequence[Example]
     columns: Columns
     first: int
@@ -142,7 +147,7 @@ class _Steps:
 
 
 def batches(
-    plan: Plan,
+    plan: PackingPlan,
     examples: Sequence[Example],
     columns: Columns,
     start_step: int,

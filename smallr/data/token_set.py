@@ -14,23 +14,23 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Int8
 
-from smallr.data.batch import ROLE_NONE, Branch, Example
+from smallr.data.batch import ROLE_NONE, Completion, Example
 from smallr.data.drops import DropReport
 
-_ARRAYS = ("tokens", "roles", "starts", "prefix_lengths", "branch_lengths", "num_scored", "rows", "columns")
+_ARRAYS = ("tokens", "roles", "starts", "prefix_lengths", "completion_lengths", "num_scored", "rows", "columns")
 
 # What opening a damaged folder raises.
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 class TokenSet(Sequence[Example]):
-    """Examples of one data set; E examples, S branches each, L tokens in all.
+    """Examples of one data set; E examples, S completions each, L tokens in all.
 
     Attributes:
-      tokens, roles: int32 and int8 [L]; example after example, prefix then branches.
+      tokens, roles: int32 and int8 [L]; example after example, prefix then completions.
       starts: int64 [E + 1], where each example begins in `tokens`.
       prefix_lengths: int32 [E].
-      branch_lengths: int32 [E, S].
+      completion_lengths: int32 [E, S].
       num_scored: int32 [E, S], scored tokens.
       rows: int64 [E], row of the source.
       columns: float32 [E] each; `beta` (NaN: none) and `gap` (-1: none, else an index of `rows.GAPS`) for pairs.
@@ -42,7 +42,7 @@ class TokenSet(Sequence[Example]):
     roles: Int8[np.ndarray, "L"]
     starts: Int[np.ndarray, "E+1"]
     prefix_lengths: Int[np.ndarray, "E"]
-    branch_lengths: Int[np.ndarray, "E S"]
+    completion_lengths: Int[np.ndarray, "E S"]
     num_scored: Int[np.ndarray, "E S"]
     rows: Int[np.ndarray, "E"]
 
@@ -65,10 +65,10 @@ class TokenSet(Sequence[Example]):
         start, stop = self.starts[index : index + 2]
         tokens = np.array(self.tokens[start:stop])
         roles = self.roles[start:stop].astype(np.int32)
-        ends = np.cumsum([self.prefix_lengths[index], *self.branch_lengths[index]])
-        branches = tuple(Branch(tokens[a:b], roles[a:b]) for a, b in itertools.pairwise(ends))
+        ends = np.cumsum([self.prefix_lengths[index], *self.completion_lengths[index]])
+        completions = tuple(Completion(tokens[a:b], roles[a:b]) for a, b in itertools.pairwise(ends))
         columns = {name: float(values[index]) for name, values in self.columns.items()}
-        return Example(tokens[: ends[0]], branches, columns, int(self.rows[index]))
+        return Example(tokens[: ends[0]], completions, columns, int(self.rows[index]))
 
 
 def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool:
@@ -76,19 +76,19 @@ def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool
 
     Args:
       folder: replaced if it is there.
-      examples: all with the same number of branches and the same columns.
+      examples: all with the same number of completions and the same columns.
       report: completed by consuming `examples`, so it is stored after them.
 
     Returns:
       Whether there was an example; if not, nothing is written.
     """
-    tokens, roles, prefix, branches, scored, rows, columns = [], [], [], [], [], [], []
+    tokens, roles, prefix, completions, scored, rows, columns = [], [], [], [], [], [], []
     for example in examples:
-        tokens += [example.prefix, *(branch.tokens for branch in example.branches)]
-        roles += [np.full(len(example.prefix), ROLE_NONE), *(branch.roles for branch in example.branches)]
+        tokens += [example.prefix, *(completion.tokens for completion in example.completions)]
+        roles += [np.full(len(example.prefix), ROLE_NONE), *(completion.roles for completion in example.completions)]
         prefix.append(len(example.prefix))
-        branches.append([len(branch.tokens) for branch in example.branches])
-        scored.append([np.count_nonzero(branch.roles) for branch in example.branches])
+        completions.append([len(completion.tokens) for completion in example.completions])
+        scored.append([np.count_nonzero(completion.roles) for completion in example.completions])
         rows.append(example.row)
         columns.append(list(example.columns.values()))
         names = list(example.columns)
@@ -98,7 +98,7 @@ def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool
         "tokens": np.concatenate(tokens).astype(np.int32),
         "roles": np.concatenate(roles).astype(np.int8),
         "prefix_lengths": np.asarray(prefix, np.int32),
-        "branch_lengths": np.asarray(branches, np.int32),
+        "completion_lengths": np.asarray(completions, np.int32),
         "num_scored": np.asarray(scored, np.int32),
         "rows": np.asarray(rows, np.int64),
         "columns": np.asarray(columns, np.float32).T,
@@ -127,7 +127,7 @@ def merge(folder: Path, parts: Sequence[Path], report: DropReport) -> None:
 
 def _save(folder: Path, arrays: dict[str, np.ndarray], names: list[str], report: DropReport) -> None:
     """Writes the arrays, all but `starts`, which follows from the lengths."""
-    lengths = arrays["prefix_lengths"].astype(np.int64) + np.sum(arrays["branch_lengths"], axis=1, dtype=np.int64)
+    lengths = arrays["prefix_lengths"].astype(np.int64) + np.sum(arrays["completion_lengths"], axis=1, dtype=np.int64)
     arrays["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     meta = {"columns": names, "report": report.to_dict(), "fingerprint": _fingerprint(arrays, names)}
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Rows of a data set -> `TokenSet`, made once and kept on disk.
 
-`max_length` is a limit on the whole example: its prefix and all its branches, because that is what has to fit in a row
+`max_length` is a limit on the whole example: its prefix and all its completions, because that is what has to fit in a row
 of a batch. A longer example is dropped and counted, never cut.
 
 Large sets are tokenised by several processes, a part of the rows each (see `parts`), with the same result. Unpaired rows
@@ -54,12 +54,12 @@ class TokenizeOptions:
     """How rows become tokens.
 
     Attributes:
-      kind: preference, unpaired, sft, rationale or choice. An unpaired example has two branches: its completion, and one of
-        another prompt for the KL estimate of KTO, of which no gradient is taken. A choice example has two branches of a
+      kind: preference, unpaired, sft, rationale or choice. An unpaired example has two completions: its completion, and one of
+        another prompt for the KL estimate of KTO, of which no gradient is taken. A choice example has two completions of a
         token each: the choices, in their order.
-      max_length: most tokens of an example, its prefix and all branches together.
+      max_length: most tokens of an example, its prefix and all completions together.
       chat: wrap plain strings in the chat template; rows of messages always use it.
-      share_prompt: whether a row of a batch will hold the prefix once or once per branch, for `max_length`.
+      share_prompt: whether a row of a batch will hold the prefix once or once per completion, for `max_length`.
       order: of rationale rows: answer_first, rationale_first or both. In both, a row makes an example of each order,
         with a column `order` (index in `ORDERS`); one without a rationale answers first alone.
       formats: of the orders; those that are not given are `chat.FORMATS`.
@@ -255,11 +255,11 @@ class ExampleMaker:
 def _problem(example: Example | None, options: TokenizeOptions, report: DropReport) -> str | None:
     if example is None:
         return "no token of the prompt stands before the completion"
-    branches = [branch.tokens for branch in example.branches]
-    if options.kind == "preference" and branches[0].tolist() == branches[1].tolist():
+    completions = [completion.tokens for completion in example.completions]
+    if options.kind == "preference" and completions[0].tolist() == completions[1].tolist():
         return "chosen equal to rejected"
-    prefixes = 1 if options.share_prompt else len(branches)
-    if not report.measure(example.row, prefixes * len(example.prefix) + sum(map(len, branches))):
+    prefixes = 1 if options.share_prompt else len(completions)
+    if not report.measure(example.row, prefixes * len(example.prefix) + sum(map(len, completions))):
         return f"longer than {options.max_length} tokens"
     return None
 

@@ -125,7 +125,7 @@ class LikelihoodScorer:
     ) -> None:
         count = min(count, _size(len(rows), 1))
         arrays = {name: np.zeros((count, length), np.int32) for name in ("tokens", "positions", "horizon")}
-        scored = {name: np.zeros((count, slots), np.int32) for name in ("predictor", "target")}
+        scored = {name: np.zeros((count, slots), np.int32) for name in ("logit_position", "target")}
         for index, row in enumerate(rows):
             row.fill({name: array[index] for name, array in {**arrays, **scored}.items()})
         with jax.set_mesh(self._mesh):
@@ -180,7 +180,7 @@ class _Row:
             into["positions"][place : place + read] = start + np.arange(read)
             into["horizon"][place : place + read] = place + read  # an option is seen by itself alone
             # The context's last token predicts the first of each option.
-            into["predictor"][slot : slot + len(option)] = [start - 1, *range(place, place + read)]
+            into["logit_position"][slot : slot + len(option)] = [start - 1, *range(place, place + read)]
             into["target"][slot : slot + len(option)] = option
             place, slot = place + read, slot + len(option)
 
@@ -191,13 +191,13 @@ def _score(
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     horizon: Int[Array, "B T"],
-    predictor: Int[Array, "B N"],
+    logit_position: Int[Array, "B N"],
     target: Int[Array, "B N"],
 ) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
     """Log-prob of each target (float32), and whether it is the likeliest token."""
     decoder = nnx.merge(graphdef, params)
     hidden = decoder(tokens, positions, horizon)
-    hidden = jnp.take_along_axis(hidden, predictor[..., None], axis=1)
+    hidden = jnp.take_along_axis(hidden, logit_position[..., None], axis=1)
     head = decoder.unembedding().astype(hidden.dtype)
     softcap = decoder.config.final_softcap
     size = min(LOGITS_AT_ONCE, target.size)

@@ -33,11 +33,11 @@ class TokenScores(NamedTuple):
 
     Attributes:
       logps: log p(target).
-      collision: log sum_v p(v)^2, the expected probability of a token drawn from p; a constant, or None if not asked.
+      log_sum_p2: log sum_v p(v)^2, the expected probability of a token drawn from p; a constant, or None if not asked.
     """
 
     logps: Float[Array, "B N"]
-    collision: Float[Array, "B N"] | None = None
+    log_sum_p2: Float[Array, "B N"] | None = None
 
 
 def token_logps(
@@ -59,7 +59,7 @@ def token_scores(
     *,
     chunk: int = 0,
     softcap: float | None = None,
-    collision: bool = False,
+    log_sum_p2: bool = False,
 ) -> TokenScores:
     """log p(target) under softmax(hidden @ head.T), in float32, `chunk` entries of the vocabulary at a time.
 
@@ -73,7 +73,7 @@ def token_scores(
       target: token ids in [0, V).
       chunk: entries of the vocabulary (on each of its shards) whose logits are held at once; 0 chooses by platform.
       softcap: c in `c * tanh(logits / c)` (Gemma 2), or None.
-      collision: whether log sum_v p(v)^2 is wanted too; no gradient goes through it.
+      log_sum_p2: whether log sum_v p(v)^2 is wanted too; no gradient goes through it.
 
     Returns:
       float32 values [B, N].
@@ -82,7 +82,7 @@ def token_scores(
     shards = parts("vocab", head.shape[0])
     # Split over devices, each walks its own part of the vocabulary.
     table = head.reshape(shards, head.shape[0] // shards, width)
-    scores = _scores(chunk, softcap, collision, hidden.reshape(batch * slots, width), table, target.reshape(-1))
+    scores = _scores(chunk, softcap, log_sum_p2, hidden.reshape(batch * slots, width), table, target.reshape(-1))
     return jax.tree.map(lambda x: x.reshape(batch, slots), scores)
 
 
@@ -129,21 +129,21 @@ def _chunk_of(table, columns, target, softcap, count, size, i) -> _Chunk:
 def _scores(
     chunk: int,
     softcap: float | None,
-    collision: bool,
+    log_sum_p2: bool,
     hidden: Float[Array, "n D"],
     table: Float[Array, "S v D"],
     target: Int[Array, "n"],
 ) -> TokenScores:
-    return _forward(chunk, softcap, collision, hidden, table, target)[0]
+    return _forward(chunk, softcap, log_sum_p2, hidden, table, target)[0]
 
 
-def _forward(chunk, softcap, collision, hidden, table, target):
-    walk = partial(_forward_walk, chunk=chunk, softcap=softcap, collision=collision)
+def _forward(chunk, softcap, log_sum_p2, hidden, table, target):
+    walk = partial(_forward_walk, chunk=chunk, softcap=softcap, log_sum_p2=log_sum_p2)
     scores, lse = _by_platform(walk, hidden, table, target)
     return scores, (hidden, table, target, lse)
 
 
-def _forward_walk(hidden, table, target, *, chunk, softcap, collision, tile):
+def _forward_walk(hidden, table, target, *, chunk, softcap, log_sum_p2, tile):
     columns = transpose_minor(hidden)
     count, size = _walk(table.shape[1], len(hidden), chunk, tile)
 
@@ -158,7 +158,7 @@ def _forward_walk(hidden, table, target, *, chunk, softcap, collision, tile):
         shrink = jnp.exp(top - new_top)
         # A masked sum rather than a gather: it stays local when the vocabulary is split over devices.
         picked = picked + jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
-        if collision:
+        if log_sum_p2:
             squares = squares * jnp.square(shrink) + jnp.sum(jnp.square(shifted), axis=1)
         return new_top, total * shrink + jnp.sum(shifted, axis=1), picked, squares
 
@@ -170,13 +170,13 @@ def _forward_walk(hidden, table, target, *, chunk, softcap, collision, tile):
     log_sum = jnp.log(jnp.sum(total * shrink, axis=0))
     # Subtracting the maximum first keeps the difference exact where logits are large.
     logps = (jnp.sum(picked, axis=0) - whole) - log_sum
-    log_squares = jnp.log(jnp.sum(squares * jnp.square(shrink), axis=0)) - 2.0 * log_sum if collision else None
+    log_squares = jnp.log(jnp.sum(squares * jnp.square(shrink), axis=0)) - 2.0 * log_sum if log_sum_p2 else None
     return TokenScores(logps, log_squares), whole + log_sum
 
 
-def _backward(chunk, softcap, collision, residuals, cotangents):
+def _backward(chunk, softcap, log_sum_p2, residuals, cotangents):
     hidden, table, target, lse = residuals
-    outer = cotangents.logps.astype(jnp.float32)  # `collision` is a constant
+    outer = cotangents.logps.astype(jnp.float32)  # `log_sum_p2` is a constant
     walk = partial(_backward_walk, chunk=chunk, softcap=softcap)
     hidden_gradient, table_gradient = _by_platform(walk, hidden, table, target, lse, outer)
     return hidden_gradient.astype(hidden.dtype), table_gradient.astype(table.dtype), None
@@ -223,13 +223,13 @@ def _cap(logits: Float[Array, "S c n"], softcap: float | None) -> Float[Array, "
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
-def branch_sums(
-    values: Float[Array, "B N"], branch: Int[Array, "B N"], mask: Array, sides: int, places: int
+def completion_sums(
+    values: Float[Array, "B N"], completion: Int[Array, "B N"], mask: Array, sides: int, places: int
 ) -> Float[Array, "B sides places"]:
-    """Sums per-token values over each branch (`branch = side * places + place`) where `mask` is true.
+    """Sums per-token values over each completion (`completion = side * places + place`) where `mask` is true.
 
     A masked sum, not a scatter: the same bits in every run and on every device.
     """
-    member = (branch[..., None] == jnp.arange(sides * places)) & mask[..., None]
+    member = (completion[..., None] == jnp.arange(sides * places)) & mask[..., None]
     sums = jnp.sum(jnp.where(member, values[..., None], 0.0), axis=1)
     return sums.reshape(values.shape[0], sides, places)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
-from smallr.losses.logprobs import branch_sums
+from smallr.losses.logprobs import completion_sums
 
 Normalisation = Literal["sum", "token_mean", "sample_mean"]
 
@@ -29,11 +29,13 @@ class RoleNll(NamedTuple):
     rationale_tokens: Float[Array, "B P"]
 
 
-def role_nll(logps: Float[Array, "B N"], branch: Int[Array, "B N"], role: Int[Array, "B N"], places: int) -> RoleNll:
+def role_nll(
+    logps: Float[Array, "B N"], completion: Int[Array, "B N"], role: Int[Array, "B N"], places: int
+) -> RoleNll:
     """Sums -logps over the answer and over the rationale of each example."""
 
     def total(values: Float[Array, "B N"], wanted: int) -> Float[Array, "B P"]:
-        return branch_sums(values, branch, role == wanted, 1, places)[:, 0]
+        return completion_sums(values, completion, role == wanted, 1, places)[:, 0]
 
     ones = jnp.ones_like(logps)
     return RoleNll(

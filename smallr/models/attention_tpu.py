@@ -2,7 +2,7 @@
 
 FlashAttention (arXiv 2205.14135, algorithms 1 and 4) over a list of tiles. The list is made of the horizons before the
 kernel starts: those pairs of a query tile and a key tile in which the row has a visible pair, so that the half above
-the diagonal, the keys of other examples and the chosen branch of rejected queries cost next to nothing. It reaches the
+the diagonal, the keys of other examples and the chosen completion of rejected queries cost next to nothing. It reaches the
 kernel as prefetched scalars, which say what to copy to on-chip memory for which step.
 
 Scores stand as keys x queries: statistics of queries are then rows, which lie along the lanes, and every product is in

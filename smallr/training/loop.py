@@ -23,7 +23,7 @@ from smallr.training.evaluation import collect, remembered
 from smallr.training.flops import peak_flops
 from smallr.training.metrics import MetricsWriter
 from smallr.training.objective import Summariser
-from smallr.training.progress import Progress, say
+from smallr.training.progress import Progress, log
 from smallr.training.setup import Run, prepare
 from smallr.training.signals import StopSignal
 from smallr.training.splits import PrepareRows, Split
@@ -121,7 +121,7 @@ def fit(
             if saving:
                 run.checkpointer.save(n, state, _metadata(run, baseline))
             if stopping and not last:
-                say(f"asked to stop: saved step {n} of {run.steps}; the same command goes on from there")
+                log(f"asked to stop: saved step {n} of {run.steps}; the same command goes on from there")
                 return state, True
     return state, False
 
@@ -231,7 +231,7 @@ def measure(run: Run, state: TrainState, benchmark: Benchmark | None, writer: Me
     metrics = benchmark(run.trained.policy.decoder(state.params, run.trained.frozen))
     writer.write(n, metrics, split="benchmark")
     name = run.config.benchmark.name
-    say(f"step {n}: {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
+    log(f"step {n}: {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
 
 
 def heldout_metrics(run: Run, state: TrainState) -> dict[str, float]:

@@ -34,7 +34,7 @@ NOTHING = nnx.State({})  # no frozen parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class ModelFunctions:
     """How to make decoders of arrays.
 
     Attributes:
@@ -67,7 +67,7 @@ class Policy:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class ParameterPartition:
     """A decoder, split.
 
     Attributes:
@@ -78,7 +78,7 @@ class Trained:
       base: how the frozen projections are held under adapters (`smallr.models.quantized.FORMATS`).
     """
 
-    policy: Policy
+    policy: ModelFunctions
     params: nnx.State
     frozen: nnx.State
     digest: str = ""
@@ -102,7 +102,7 @@ class Trained:
         return f"lora {self.base} {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(self.params)}"
 
 
-def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
+def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
     """Splits a loaded decoder as `config.freeze`, `config.lora` and `config.soft` say.
 
     Raises:
@@ -116,10 +116,10 @@ def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
         return _with_adapters(decoder, config, mesh)
     if not config.freeze:
         graphdef, params = nnx.split(decoder)
-        return Trained(Policy(graphdef), params, NOTHING)
+        return ParameterPartition(ModelFunctions(graphdef), params, NOTHING)
     frozen = frozen_paths(decoder, config.freeze)
     graphdef, still, params = nnx.split(decoder, lambda path, _: ".".join(path) in frozen, ...)
-    return Trained(Policy(graphdef), params, still, tree_digest(still))
+    return ParameterPartition(ModelFunctions(graphdef), params, still, tree_digest(still))
 
 
 def frozen_paths(decoder: Decoder, pattern: str) -> set[str]:
@@ -145,12 +145,12 @@ def lora_of(fields: Any) -> LoRA:
     return LoRA(**{field.name: fields[field.name] for field in dataclasses.fields(LoRA)})
 
 
-def _with_soft_prompts(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
+def _with_soft_prompts(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
     digest = tree_digest(nnx.state(decoder))
     count = config.soft.length * tokenize_options(config).soft_prompts
     attach_soft_prompts(decoder, drawn_vectors(decoder, count, config.seed), mesh)
     graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_soft_path(path), ...)
-    return Trained(Policy(graphdef), params, frozen, digest)
+    return ParameterPartition(ModelFunctions(graphdef), params, frozen, digest)
 
 
 def check_soft(config: ConfigDict, reference: str) -> None:
@@ -187,7 +187,7 @@ def _read_start(decoder: Decoder, lora: LoRA, folder: str, digest: str) -> None:
     fill(decoder, pairs)
 
 
-def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
+def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
     lora = lora_of(config.lora)
     base, weights = nnx.split(decoder)
     digest = tree_digest(weights)
@@ -197,9 +197,9 @@ def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Trained:
         _read_start(decoder, lora, config.lora.adapter, digest)
     quantize_projections(decoder, config.lora.base, mesh)
     graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_adapter_path(path), ...)
-    policy = Policy(graphdef, base)
+    policy = ModelFunctions(graphdef, base)
     if lora.dropout:
         add_dropout_keys(decoder)
         training, keys, _ = nnx.split(decoder, DropoutKey, ...)
         policy = dataclasses.replace(policy, training=training, keys=keys)
-    return Trained(policy, params, frozen, digest, config.lora.base)
+    return ParameterPartition(policy, params, frozen, digest, config.lora.base)

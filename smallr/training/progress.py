@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints to standard output, from process 0 only; a bar on the terminal moves out of the way."""
     if jax.process_index() == 0:
         print(text, flush=True)

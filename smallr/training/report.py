@@ -12,7 +12,7 @@ from smallr.data.packing import describe
 from smallr.data.rows import GAPS
 from smallr.losses.logprobs import chunking
 from smallr.models.attention import describe as describe_attention
-from smallr.training.progress import say, table
+from smallr.training.progress import log, table
 from smallr.training.setup import Run
 from smallr.training.splits import attended_pairs
 from smallr.training.timing import Clock
@@ -68,7 +68,7 @@ def start(run: Run, costs: Costs, clock: Clock) -> None:
         (
             "a step",
             f"{plan.rows_per_step} rows x {plan.shape.tokens} tokens in {config.batch.accumulation} micro-batch(es), "
-            f"{plan.shape.slots} scored slots a row; {about.epoch.examples / about.epoch.steps:.1f} examples on average",
+            f"{plan.shape.scored} scored positions a row; {about.epoch.examples / about.epoch.steps:.1f} examples on average",
         ),
         (
             "packing",
@@ -90,7 +90,7 @@ def start(run: Run, costs: Costs, clock: Clock) -> None:
         ("run", f"{run.steps} steps, {run.steps / about.epoch.steps:.1f} epochs, in {run.workdir}"),
         ("start-up", clock.line()),
     ]
-    say(table(("", ""), rows))
+    log(table(("", ""), rows))
 
 
 def _trained_row(run: Run) -> list[tuple[str, str]]:
@@ -101,7 +101,7 @@ def _trained_row(run: Run) -> list[tuple[str, str]]:
 
 def _describe_head(run: Run) -> str:
     config, plan = run.config, run.training.plan
-    tokens = plan.rows_per_step // config.batch.accumulation * plan.shape.slots
+    tokens = plan.rows_per_step // config.batch.accumulation * plan.shape.scored
     count, size = chunking(run.model.vocab_size, tokens, config.compute.logp_chunk, jax.default_backend())
     chosen = "by platform" if config.compute.logp_chunk == 0 else "as set"
     return f"logits of {tokens} tokens in {count} chunk(s) of {size} entries ({chosen})"
@@ -143,7 +143,7 @@ def finish(
     if jax.process_index() == 0:
         (run.workdir / "report.json").write_text(json.dumps(result, indent=2) + "\n")
         (run.workdir / "report.txt").write_text("\n".join(text) + "\n")
-    say("\n" + "\n".join(text))
+    log("\n" + "\n".join(text))
     return result
 
 

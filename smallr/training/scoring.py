@@ -18,16 +18,16 @@ from tqdm import tqdm
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
-from smallr.data.packing import Plan, Sizes
+from smallr.data.packing import PackingPlan, Sizes
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions, tokenize
 from smallr.models.loading import load_decoder
 from smallr.training.opening import open_trained
-from smallr.training.progress import say
+from smallr.training.progress import log
 from smallr.training.splits import Split
 from smallr.training.step import batch_sharding, score
 
-# What the scored branches of a kind are called.
+# What the scored completions of a kind are called.
 SIDES = {"preference": ("chosen", "rejected"), "sft": ("completion",), "rationale": ("completion",)}
 
 
@@ -93,9 +93,9 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
     how = TokenizeOptions(options.kind, options.row_length, chat=options.chat, **order)
     examples = tokenize(rows, source.tokenizer(), how, source=options.data)
     if examples.report.dropped:
-        say(str(examples.report))
-    sizes = Sizes.from_lengths(examples.prefix_lengths, examples.branch_lengths, examples.num_scored)
-    plan = Plan(sizes, options.rows, options.row_length, shuffle=False)
+        log(str(examples.report))
+    sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
+    plan = PackingPlan(sizes, options.rows, options.row_length, shuffle=False)
     split = Split(options.split, examples, plan, {}, SIDES[options.kind])
 
     sums = {side: [None] * len(rows) for side in split.sides}
@@ -127,8 +127,8 @@ def _token_logps(options: ScoreOptions, source, split: Split) -> Iterator[tuple[
         bar = tqdm(split.one_pass(mesh), total=split.plan.num_steps(1), desc="scoring", unit="batch", disable=None)
         for batch in bar:
             logps = np.asarray(run(params, batch))
-            branch, used, example = (np.asarray(x) for x in (batch.branch, batch.role > 0, batch.example))
+            completion, used, example = (np.asarray(x) for x in (batch.completion, batch.role > 0, batch.example))
             for r, place in zip(*np.nonzero(example >= 0), strict=True):
                 for i, side in enumerate(split.sides):
-                    member = used[r] & (branch[r] == i * example.shape[1] + place)
+                    member = used[r] & (completion[r] == i * example.shape[1] + place)
                     yield int(example[r, place]), side, logps[r, member]

@@ -20,8 +20,8 @@ from smallr.training.evaluation import add_reference
 from smallr.training.objective import Objective, make_objective
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import make_optimizer, make_schedule
-from smallr.training.policy import NOTHING, Trained, check_soft, prepare_policy
-from smallr.training.progress import say
+from smallr.training.policy import NOTHING, ParameterPartition, check_soft, prepare_policy
+from smallr.training.progress import log
 from smallr.training.resume import check_resume, save_config
 from smallr.training.splits import PrepareRows, Split, check_batch, load_split
 from smallr.training.step import TrainState, init_state, make_evaluation, make_step
@@ -56,7 +56,7 @@ class Run:
     heldout: Split | None
     steps: int
     checkpointer: Checkpointer
-    trained: Trained
+    trained: ParameterPartition
     reference: nnx.State | None
     step: Callable[..., Any]
     evaluation: Callable[..., Any]
@@ -93,7 +93,7 @@ def prepare(
     steps = total_steps(config, training)
     fingerprint = training.examples.fingerprint
     for note in check_resume(workdir, config, fingerprint, FROZEN):
-        say(note)
+        log(note)
     save_config(workdir, config, fingerprint)
     clock.lap("data")
 
@@ -117,7 +117,7 @@ def prepare(
         if heldout:
             heldout, _ = add_reference(heldout, objective, evaluation, *base)
         if cached:
-            say("reference log-probs: from the cache, since weights and data are those of an earlier run")
+            log("reference log-probs: from the cache, since weights and data are those of an earlier run")
         clock.lap("reference")
 
     # ---- State and programs -------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def prepare(
         restored = checkpointer.restore_latest(abstract)
         check_base(source, trained.digest, origin, restored.metadata)
         state, baseline = restored.state, restored.metadata["baseline"]
-        say(f"resuming {workdir} at step {restored.step} of {steps}")
+        log(f"resuming {workdir} at step {restored.step} of {steps}")
         clock.lap("restore")
     run = Run(
         config=config,
@@ -202,7 +202,7 @@ def check_fit(source: ModelSource, *splits: Split | None) -> None:
       UserError: it cannot.
     """
     sets = [split.examples for split in splits if split]
-    longest = max(int((examples.prefix_lengths + examples.branch_lengths.max(1)).max()) for examples in sets)
+    longest = max(int((examples.prefix_lengths + examples.completion_lengths.max(1)).max()) for examples in sets)
     if longest > source.config.max_positions:
         raise UserError(
             f"an example is {longest} tokens long, but {source.name} has {source.config.max_positions} positions: "

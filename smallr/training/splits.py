@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import UserError
 from smallr.data.batch import Batch
-from smallr.data.packing import Plan, RowShape, Sizes
+from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import batches, process_rows
 from smallr.data.sources import load_rows
 from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import tokenize
 from smallr.training.objective import Objective
 from smallr.training.options import tokenize_options
-from smallr.training.progress import say
+from smallr.training.progress import log
 from smallr.training.step import batch_sharding
 
 PrepareRows = Callable[[datasets.Dataset], datasets.Dataset]
@@ -37,12 +37,12 @@ class Split:
       examples: the tokenised set.
       plan: which examples go to which row of which step.
       columns: float32 [examples] each.
-      sides: what the branches of an example are called.
+      sides: what the completions of an example are called.
     """
 
     name: str
     examples: TokenSet
-    plan: Plan
+    plan: PackingPlan
     columns: Mapping[str, Float[np.ndarray, "examples"]]
     sides: tuple[str, ...]
 
@@ -117,11 +117,11 @@ def load_split(
     options = tokenize_options(config)
     examples = tokenize(rows, tokenizer, options, source=source)
     if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
-        say(str(examples.report))
-    sizes = Sizes.from_lengths(examples.prefix_lengths, examples.branch_lengths, examples.num_scored)
-    if shape is not None and sizes.scored.max() > shape.slots:
+        log(str(examples.report))
+    sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
+    if shape is not None and sizes.scored.max() > shape.scored:
         shape = None
-    plan = Plan(
+    plan = PackingPlan(
         sizes,
         batch.rows,
         batch.row_length,
@@ -142,7 +142,10 @@ def load_split(
 
 def attended_pairs(split: Split) -> float:
     """Visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
-    prefix, branches = split.examples.prefix_lengths.astype(float)[:, None], split.examples.branch_lengths.astype(float)
-    copies = 1 if split.plan.share_prompt else branches.shape[1]
-    own = branches * prefix + branches * (branches + 1) / 2
+    prefix, completions = (
+        split.examples.prefix_lengths.astype(float)[:, None],
+        split.examples.completion_lengths.astype(float),
+    )
+    copies = 1 if split.plan.share_prompt else completions.shape[1]
+    own = completions * prefix + completions * (completions + 1) / 2
     return float(own.sum() + copies * (prefix * (prefix + 1) / 2).sum())

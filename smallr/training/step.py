@@ -18,7 +18,7 @@ from smallr.data.batch import Batch
 from smallr.losses import TokenScores, token_scores
 from smallr.models.decoder import Decoder
 from smallr.training.objective import Objective
-from smallr.training.policy import NOTHING, Policy
+from smallr.training.policy import NOTHING, ModelFunctions
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +28,7 @@ class TrainState:
 
     Attributes:
       step: int32, steps done.
-      params: float32 master parameters that are trained; the others stay outside (`policy.Trained`).
+      params: float32 master parameters that are trained; the others stay outside (`policy.ParameterPartition`).
       opt_state: state of the optimizer.
       rng: raw key data; a step folds its number into it.
       reference: parameters of a live reference that moves with the policy, or None for one that does not.
@@ -79,11 +79,11 @@ def init_state(
     return jax.jit(create, out_shardings=sharding, donate_argnums=0)(params), sharding
 
 
-def score(decoder: Decoder, batch: Batch, chunk: int, collision: bool = False) -> TokenScores:
-    """Log-prob (and `collision`, if asked) of every scored slot, float32; 0 in unused slots."""
+def score(decoder: Decoder, batch: Batch, chunk: int, log_sum_p2: bool = False) -> TokenScores:
+    """Log-prob (and `log_sum_p2`, if asked) of every scored position, float32; 0 in unused scored positions."""
     hidden = decoder(batch.tokens, batch.positions, batch.horizon)
     # Only the hidden states that predict something reach the head.
-    states = jnp.take_along_axis(hidden, batch.predictor[..., None], axis=1)
+    states = jnp.take_along_axis(hidden, batch.logit_position[..., None], axis=1)
     states = constrain(states, "batch", "tokens", "activation_embed")
     scores = token_scores(
         states,
@@ -91,7 +91,7 @@ def score(decoder: Decoder, batch: Batch, chunk: int, collision: bool = False) -
         batch.target,
         chunk=chunk,
         softcap=decoder.config.final_softcap,
-        collision=collision,
+        log_sum_p2=log_sum_p2,
     )
     return jax.tree.map(lambda x: jnp.where(batch.role > 0, x, 0.0), scores)
 
@@ -102,7 +102,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def make_step(
-    policy: Policy,
+    policy: ModelFunctions,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -120,7 +120,7 @@ def make_step(
     """
 
     def loss_fn(params, batch, reference, frozen, key, denominator):
-        scores = score(policy.decoder(params, frozen, key), batch, chunk, objective.collision)
+        scores = score(policy.decoder(params, frozen, key), batch, chunk, objective.log_sum_p2)
         reference_scores = None
         if reference is not None:
             reference_scores = jax.lax.stop_gradient(score(policy.reference(reference, frozen), batch, chunk))
@@ -179,12 +179,12 @@ def move_reference(reference: nnx.State, params: nnx.State, due: Array, mixing: 
 
 
 def make_evaluation(
-    policy: Policy, objective: Objective, mesh: Mesh, *, chunk: int, frozen: nnx.State = NOTHING
+    policy: ModelFunctions, objective: Objective, mesh: Mesh, *, chunk: int, frozen: nnx.State = NOTHING
 ) -> Callable[[nnx.State, Batch, nnx.State | None], dict[str, Array]]:
     """Builds `evaluation(params, batch, reference_params) -> per_example`, without gradients."""
 
     def evaluation(params: nnx.State, batch: Batch, reference: nnx.State | None, frozen: nnx.State):
-        scores = score(policy.decoder(params, frozen), batch, chunk, objective.collision)
+        scores = score(policy.decoder(params, frozen), batch, chunk, objective.log_sum_p2)
         reference_scores = None
         if reference is not None:
             reference_scores = score(policy.reference(reference, frozen), batch, chunk)

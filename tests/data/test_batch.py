@@ -1,4 +1,4 @@
-"""The batch, read back by its one attention rule: a query sees exactly its own example's prefix and branch."""
+"""The batch, read back by its one attention rule: a query sees exactly its own example's prefix and completion."""
 
 import jax
 import numpy as np
@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, ROLE_RATIONALE, Batch, Branch, Example
-from smallr.data.packing import Plan, RowShape, Sizes
+from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, ROLE_RATIONALE, Batch, Completion, Example
+from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import assemble, stack_columns
 
 ROLES = (ROLE_NONE, ROLE_ANSWER, ROLE_RATIONALE)
 
 
 @st.composite
-def branches(draw) -> Branch:
+def completions(draw) -> Completion:
     roles = draw(st.lists(st.sampled_from(ROLES), min_size=1, max_size=12))
     tokens = draw(st.lists(st.integers(0, 50), min_size=len(roles), max_size=len(roles)))
-    return Branch(np.array(tokens, np.int32), np.array(roles, np.int32))
+    return Completion(np.array(tokens, np.int32), np.array(roles, np.int32))
 
 
 @st.composite
@@ -25,7 +25,7 @@ def example_sets(draw) -> list[Example]:
     examples = []
     for row in range(draw(st.integers(1, 12))):
         prefix = np.array(draw(st.lists(st.integers(0, 50), min_size=1, max_size=10)), np.int32)
-        sides = tuple(draw(branches()) for _ in range(draw(st.integers(1, 2))))
+        sides = tuple(draw(completions()) for _ in range(draw(st.integers(1, 2))))
         columns = {"beta": draw(st.floats(0, 1, width=32)), "gap": float(row % 3)}
         examples.append(Example(prefix, sides, columns, row))
     return examples
@@ -43,9 +43,9 @@ def check(batch: Batch, examples: list[Example], columns: dict[str, np.ndarray])
     for r in range(len(batch.tokens)):
         slots: dict[int, list[int]] = {}
         for n in np.flatnonzero(batch.role[r]):
-            slots.setdefault(int(batch.branch[r, n]), []).append(n)
+            slots.setdefault(int(batch.completion[r, n]), []).append(n)
         unused = batch.role[r] == ROLE_NONE
-        for field in (batch.predictor, batch.target, batch.branch):
+        for field in (batch.logit_position, batch.target, batch.completion):
             assert not field[r, unused].any()
         for p in range(places):
             index = int(batch.example[r, p])
@@ -57,21 +57,21 @@ def check(batch: Batch, examples: list[Example], columns: dict[str, np.ndarray])
                 continue
             seen.append(index)
             example = examples[index]
-            for side, branch in enumerate(example.branches):
-                check_branch(batch, r, slots.pop(side * places + p, []), example, branch)
+            for side, completion in enumerate(example.completions):
+                check_completion(batch, r, slots.pop(side * places + p, []), example, completion)
         assert not slots, "slots of no example"
     return seen
 
 
-def check_branch(batch: Batch, r: int, slots: list[int], example: Example, branch: Branch) -> None:
-    scored = np.flatnonzero(branch.roles)
+def check_completion(batch: Batch, r: int, slots: list[int], example: Example, completion: Completion) -> None:
+    scored = np.flatnonzero(completion.roles)
     assert len(slots) == len(scored)
     for n, i in zip(slots, scored, strict=True):
-        keys = visible(batch, r, int(batch.predictor[r, n]))
-        assert batch.tokens[r, keys].tolist() == [*example.prefix, *branch.tokens[:i]]
+        keys = visible(batch, r, int(batch.logit_position[r, n]))
+        assert batch.tokens[r, keys].tolist() == [*example.prefix, *completion.tokens[:i]]
         assert batch.positions[r, keys].tolist() == list(range(len(example.prefix) + i))
-        assert batch.target[r, n] == branch.tokens[i]
-        assert batch.role[r, n] == branch.roles[i]
+        assert batch.target[r, n] == completion.tokens[i]
+        assert batch.role[r, n] == completion.roles[i]
 
 
 @settings(max_examples=80, deadline=None)
@@ -85,7 +85,7 @@ def check_branch(batch: Batch, r: int, slots: list[int], example: Example, branc
 def test_every_slot_sees_its_own_past_and_nothing_else(examples, share, packing, rows_per_step, extra):
     sizes, columns = Sizes.of(examples), stack_columns(examples)
     length = int(sizes.tokens(share).max()) + extra
-    plan = Plan(sizes, rows_per_step, length, packing=packing, share_prompt=share)
+    plan = PackingPlan(sizes, rows_per_step, length, packing=packing, share_prompt=share)
     seen, tokens = [], 0
     for n in range(plan.num_steps(1)):
         batch = assemble(plan.step(n), examples, plan.shape, columns, share)
@@ -96,8 +96,8 @@ def test_every_slot_sees_its_own_past_and_nothing_else(examples, share, packing,
 
 
 def pair() -> Example:
-    chosen = Branch(np.array([11, 12, 13], np.int32), np.array([1, 1, 1], np.int32))
-    rejected = Branch(np.array([21, 22], np.int32), np.array([0, 2], np.int32))
+    chosen = Completion(np.array([11, 12, 13], np.int32), np.array([1, 1, 1], np.int32))
+    rejected = Completion(np.array([21, 22], np.int32), np.array([0, 2], np.int32))
     return Example(np.array([1, 2], np.int32), (chosen, rejected), {"beta": 0.5}, 7)
 
 
@@ -106,14 +106,14 @@ def test_shared_layout_by_hand():
     np.testing.assert_array_equal(batch.tokens, [[1, 2, 11, 12, 13, 21, 22, 0, 0], [0] * 9])
     np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 2, 3, 0, 0], [0] * 9])
     np.testing.assert_array_equal(batch.horizon, [[7, 7, 5, 5, 5, 7, 7, 0, 0], [0] * 9])
-    np.testing.assert_array_equal(batch.predictor, [[1, 2, 3, 5, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.logit_position, [[1, 2, 3, 5, 0, 0], [0] * 6])
     np.testing.assert_array_equal(batch.target, [[11, 12, 13, 22, 0, 0], [0] * 6])
-    np.testing.assert_array_equal(batch.branch, [[0, 0, 0, 2, 0, 0], [0] * 6])
+    np.testing.assert_array_equal(batch.completion, [[0, 0, 0, 2, 0, 0], [0] * 6])
     np.testing.assert_array_equal(batch.role, [[1, 1, 1, 2, 0, 0], [0] * 6])
     np.testing.assert_array_equal(batch.example, [[0, -1], [-1, -1]])
     np.testing.assert_array_equal(batch.columns["beta"], [[0.5, 0], [0, 0]])
     np.testing.assert_array_equal(batch.columns["weight"], [[1, 0], [0, 0]])
-    for name in ("tokens", "positions", "horizon", "predictor", "target", "branch", "role", "example"):
+    for name in ("tokens", "positions", "horizon", "logit_position", "target", "completion", "role", "example"):
         assert getattr(batch, name).dtype == np.int32
     assert {values.dtype for values in batch.columns.values()} == {np.dtype(np.float32)}
 
@@ -123,18 +123,18 @@ def test_plain_layout_by_hand():
     np.testing.assert_array_equal(batch.tokens, [[1, 2, 11, 12, 13, 1, 2, 21, 22, 0]])
     np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0]])
     np.testing.assert_array_equal(batch.horizon, [[5, 5, 5, 5, 5, 9, 9, 9, 9, 0]])
-    np.testing.assert_array_equal(batch.predictor, [[1, 2, 3, 7]])
-    np.testing.assert_array_equal(batch.branch, [[0, 0, 0, 1]])
+    np.testing.assert_array_equal(batch.logit_position, [[1, 2, 3, 7]])
+    np.testing.assert_array_equal(batch.completion, [[0, 0, 0, 1]])
 
 
 def test_first_rejected_token_is_predicted_by_the_prefix():
     example = pair()
-    rejected = Branch(example.branches[1].tokens, np.array([1, 1], np.int32))
-    example = Example(example.prefix, (example.branches[0], rejected), {}, 0)
+    rejected = Completion(example.completions[1].tokens, np.array([1, 1], np.int32))
+    example = Example(example.prefix, (example.completions[0], rejected), {}, 0)
     shared = assemble([[0, 0]], [example], RowShape(14, 10, 2), {})
-    np.testing.assert_array_equal(shared.predictor, [[1, 2, 3, 1, 5, 8, 9, 10, 8, 12]])
+    np.testing.assert_array_equal(shared.logit_position, [[1, 2, 3, 1, 5, 8, 9, 10, 8, 12]])
     plain = assemble([[0]], [example], RowShape(9, 5, 1), {}, share_prompt=False)
-    np.testing.assert_array_equal(plain.predictor, [[1, 2, 3, 6, 7]])
+    np.testing.assert_array_equal(plain.logit_position, [[1, 2, 3, 6, 7]])
 
 
 def test_a_batch_is_a_pytree():

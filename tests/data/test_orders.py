@@ -10,7 +10,7 @@ from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE, soft_ids
 from smallr.data.chat import FORMATS, Renderer, separator
 from smallr.data.encode import Encoder
 from smallr.data.errors import DataError
-from smallr.data.packing import Plan, RowShape, Sizes
+from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import assemble
 from smallr.data.tokenize import TokenizeOptions
 from tests.data.conftest import TOY
@@ -50,8 +50,8 @@ def test_both_orders_make_two_examples_of_a_row_each_with_its_own_soft_prompt(ru
     for example, order in zip(tokens, ("answer_first", "rationale_first"), strict=False):
         (plain,) = run([ROW], order=order)
         assert example.prefix[3:].tolist() == plain.prefix.tolist()
-        assert example.branches[0].tokens.tolist() == plain.branches[0].tokens.tolist()
-        assert example.branches[0].roles.tolist() == plain.branches[0].roles.tolist()
+        assert example.completions[0].tokens.tolist() == plain.completions[0].tokens.tolist()
+        assert example.completions[0].roles.tolist() == plain.completions[0].roles.tolist()
 
 
 @pytest.mark.parametrize("is_chat", [True, False])
@@ -89,7 +89,7 @@ def test_choice_rows(run):
     assert TOY.decode(tokens[1].prefix) == "Q: 1? >"
     assert tokens.report.dropped["empty question"].rows == [3]
     expected = [TOY("yes")["input_ids"][0], TOY("no")["input_ids"][0]]
-    assert [branch.tokens.tolist() for branch in tokens[0].branches] == [[id] for id in expected]
+    assert [completion.tokens.tolist() for completion in tokens[0].completions] == [[id] for id in expected]
     assert tokens.num_scored.tolist() == [[1, 1]] * 3
     with pytest.raises(DataError, match="begin with different tokens"):
         run(rows, kind="choice", choices=("12", "1"))
@@ -104,7 +104,7 @@ def test_choice_rows(run):
 def test_soft_tokens_stand_in_front_and_count(run):
     assert soft_ids(2, 3).tolist() == [-7, -8, -9]
     (plain,) = run([ROW])
-    length = len(plain.prefix) + len(plain.branches[0].tokens)
+    length = len(plain.prefix) + len(plain.completions[0].tokens)
     tokens = run([ROW], soft_tokens=5, max_length=length + 5)
     assert tokens.report.longest == length + 5
     with pytest.raises(DataError, match=f"longer than {length + 4} tokens"):
@@ -139,17 +139,17 @@ def test_roles_are_places_not_findings(run, order, is_chat):
 def test_roles_survive_packing_and_truncation(run):
     """In packed rows every target keeps its role; an example that is too long goes whole, not in part."""
     rows = [{**ROW, "answer": str(i), "rationale": f"{i} " * (i + 1)} for i in range(9)]
-    long = max(len(e.prefix) + len(e.branches[0].tokens) for e in run(rows))
+    long = max(len(e.prefix) + len(e.completions[0].tokens) for e in run(rows))
     tokens = run(rows, max_length=long - 1)
     assert tokens.report.dropped[f"longer than {long - 1} tokens"].count == len(rows) - len(tokens) > 0
-    sizes = Sizes.from_lengths(tokens.prefix_lengths, tokens.branch_lengths, tokens.num_scored)
-    plan = Plan(sizes, 2, 2 * long)
+    sizes = Sizes.from_lengths(tokens.prefix_lengths, tokens.completion_lengths, tokens.num_scored)
+    plan = PackingPlan(sizes, 2, 2 * long)
     found = {}
     for step in range(plan.num_steps(1)):
         batch = assemble(plan.step(step), tokens, plan.shape, {})
         places = batch.example.shape[1]
         for r, p in zip(*np.nonzero(batch.example >= 0), strict=True):
-            member = (batch.branch[r] == p) & (batch.role[r] > 0)
+            member = (batch.completion[r] == p) & (batch.role[r] > 0)
             assert places > p
             found[int(batch.example[r, p])] = {
                 role: TOY.decode(batch.target[r][member & (batch.role[r] == role)])

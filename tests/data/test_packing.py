@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallr.data import packing
-from smallr.data.batch import Branch, Example
-from smallr.data.packing import Plan, RowShape, Sizes, describe, pack
+from smallr.data.batch import Completion, Example
+from smallr.data.packing import PackingPlan, RowShape, Sizes, describe, pack
 
 
 def random_sizes(count: int, seed: int = 0, low: int = 20, high: int = 100) -> Sizes:
@@ -24,19 +24,19 @@ def flat(rows: list[list[int]]) -> list[int]:
     return list(itertools.chain.from_iterable(rows))
 
 
-def epoch_rows(plan: Plan, epoch: int = 0) -> list[list[int]]:
+def epoch_rows(plan: PackingPlan, epoch: int = 0) -> list[list[int]]:
     first = plan.num_steps(epoch) if epoch else 0
     return [row for n in range(first, plan.num_steps(epoch + 1)) for row in plan.step(n)]
 
 
 def test_sizes_of_examples():
     prefix = np.arange(3, dtype=np.int32)
-    chosen = Branch(np.arange(4, dtype=np.int32), np.array([0, 1, 1, 2], np.int32))
-    rejected = Branch(np.arange(2, dtype=np.int32), np.array([1, 1], np.int32))
+    chosen = Completion(np.arange(4, dtype=np.int32), np.array([0, 1, 1, 2], np.int32))
+    rejected = Completion(np.arange(2, dtype=np.int32), np.array([1, 1], np.int32))
     sizes = Sizes.of([Example(prefix, (chosen, rejected), {}, 0), Example(prefix, (chosen,), {}, 1)])
     np.testing.assert_array_equal(sizes.prefix, [3, 3])
-    np.testing.assert_array_equal(sizes.completion, [6, 4])
-    np.testing.assert_array_equal(sizes.branches, [2, 1])
+    np.testing.assert_array_equal(sizes.completion_tokens, [6, 4])
+    np.testing.assert_array_equal(sizes.completions, [2, 1])
     np.testing.assert_array_equal(sizes.scored, [5, 3])
     np.testing.assert_array_equal(sizes.tokens(share_prompt=True), [9, 7])
     np.testing.assert_array_equal(sizes.tokens(share_prompt=False), [12, 7])
@@ -64,10 +64,10 @@ def test_sizes_from_lengths():
 def test_every_example_once_an_epoch_within_capacity(
     lengths, rows_per_step, extra, seed, shuffle, packing, share, window
 ):
-    prefix, completion, branches = np.array(lengths, np.int64).T
-    sizes = Sizes(prefix, completion, branches, np.maximum(completion // 2, 1))
+    prefix, completion, completions = np.array(lengths, np.int64).T
+    sizes = Sizes(prefix, completion, completions, np.maximum(completion // 2, 1))
     tokens = sizes.tokens(share)
-    plan = Plan(
+    plan = PackingPlan(
         sizes,
         rows_per_step,
         int(tokens.max()) + extra,
@@ -86,7 +86,7 @@ def test_every_example_once_an_epoch_within_capacity(
         assert sum(not full for full in filled) < rows_per_step
         for row in rows:
             assert sum(tokens[row]) <= plan.shape.tokens
-            assert sum(sizes.scored[row]) <= plan.shape.slots
+            assert sum(sizes.scored[row]) <= plan.shape.scored
             assert len(row) <= (plan.shape.examples if packing else 1)
 
 
@@ -115,7 +115,7 @@ def test_all_three_capacities_hold_when_they_bind(tokens, slots, places, window)
 def test_packing_fills_rows_better_than_first_come_first_served():
     sizes = random_sizes(4000)
     tokens = sizes.tokens(True)
-    plan = Plan(sizes, 8, 256)
+    plan = PackingPlan(sizes, 8, 256)
     naive, room = 1, 256
     for n in tokens:
         naive, room = (naive, room - n) if n <= room else (naive + 1, 256 - n)
@@ -132,7 +132,11 @@ def test_packing_is_optimal_on_a_known_case():
 
 def test_a_plan_is_a_function_of_sizes_and_seed():
     sizes = random_sizes(200)
-    a, b, other = Plan(sizes, 4, 256, seed=3), Plan(sizes, 4, 256, seed=3), Plan(sizes, 4, 256, seed=4)
+    a, b, other = (
+        PackingPlan(sizes, 4, 256, seed=3),
+        PackingPlan(sizes, 4, 256, seed=3),
+        PackingPlan(sizes, 4, 256, seed=4),
+    )
     steps = range(a.num_steps(3))
     forwards = [a.step(n) for n in steps]
     # Asked backwards, so from epoch 2 first, and with epochs forgotten in between.
@@ -143,19 +147,19 @@ def test_a_plan_is_a_function_of_sizes_and_seed():
 
 def test_shuffle_is_pinned():
     # A resumed run must see the same order under every version of numpy and smallr.
-    plan = Plan(random_sizes(8), 1, 256, seed=5, packing=False)
+    plan = PackingPlan(random_sizes(8), 1, 256, seed=5, packing=False)
     assert flat(epoch_rows(plan, 1)) == [7, 4, 5, 1, 6, 0, 2, 3]
 
 
 def test_unshuffled_epochs_are_alike_and_in_order():
-    plan = Plan(random_sizes(100), 4, 256, shuffle=False)
+    plan = PackingPlan(random_sizes(100), 4, 256, shuffle=False)
     assert epoch_rows(plan, 0) == epoch_rows(plan, 2)
-    plan = Plan(random_sizes(50), 3, 256, shuffle=False, packing=False)
+    plan = PackingPlan(random_sizes(50), 3, 256, shuffle=False, packing=False)
     assert flat(epoch_rows(plan)) == list(range(50))
 
 
 def test_fewer_examples_than_a_batch():
-    plan = Plan(random_sizes(2), 8, 512)
+    plan = PackingPlan(random_sizes(2), 8, 512)
     assert plan.num_steps(5) == 5
     for n in range(5):
         rows = plan.step(n)
@@ -164,7 +168,7 @@ def test_fewer_examples_than_a_batch():
 
 
 def test_epochs_have_no_end():
-    plan = Plan(random_sizes(10), 2, 256)
+    plan = PackingPlan(random_sizes(10), 2, 256)
     assert sorted(flat(epoch_rows(plan, 99))) == list(range(10))
     assert plan.epoch_of(plan.num_steps(99)) == 99
     assert plan.epoch_of(plan.num_steps(99) - 1) == 98
@@ -178,7 +182,7 @@ def test_an_epoch_is_planned_once(monkeypatch):
         return pack(tokens, *rest)
 
     monkeypatch.setattr(packing, "pack", count)
-    shuffled, ordered = Plan(random_sizes(100), 4, 256), Plan(random_sizes(100), 4, 256, shuffle=False)
+    shuffled, ordered = PackingPlan(random_sizes(100), 4, 256), PackingPlan(random_sizes(100), 4, 256, shuffle=False)
     for plan, times in ((shuffled, 2), (ordered, 1)):
         planned.clear()
         for n in range(plan.num_steps(2)):
@@ -189,9 +193,9 @@ def test_an_epoch_is_planned_once(monkeypatch):
 
 def test_threads_see_one_plan(monkeypatch):
     sizes = random_sizes(300)
-    expected = [Plan(sizes, 4, 256).step(n) for n in range(40)]
+    expected = [PackingPlan(sizes, 4, 256).step(n) for n in range(40)]
 
-    plan, seen, planned = Plan(sizes, 4, 256), {}, []
+    plan, seen, planned = PackingPlan(sizes, 4, 256), {}, []
 
     def slow(*arguments):
         planned.append(threading.get_ident())
@@ -217,31 +221,31 @@ def test_shape_is_chosen_once_and_rarely_binds():
     sizes = random_sizes(5000)
     shape = RowShape.choose(sizes, 1024)
     assert shape.tokens == 1024
-    assert shape.slots % 64 == 0
-    assert shape.slots >= sizes.scored.max()
-    plan = Plan(sizes, 8, 1024)
-    assert plan.stats().slots_used > 0.85, "N is not far above what rows need"
-    unbound = Plan(sizes, 8, 1024, shape=RowShape(1024, 1024, 1024))
+    assert shape.scored % 64 == 0
+    assert shape.scored >= sizes.scored.max()
+    plan = PackingPlan(sizes, 8, 1024)
+    assert plan.stats().scored_used > 0.85, "N is not far above what rows need"
+    unbound = PackingPlan(sizes, 8, 1024, shape=RowShape(1024, 1024, 1024))
     free = [int(sizes.scored[row].sum()) for row in epoch_rows(unbound)]
-    assert np.mean(np.array(free) > shape.slots) < 0.03
+    assert np.mean(np.array(free) > shape.scored) < 0.03
     assert max(len(row) for row in epoch_rows(unbound)) <= shape.examples
-    assert RowShape.choose(sizes, 256).slots % 8 == 0
+    assert RowShape.choose(sizes, 256).scored % 8 == 0
     assert RowShape.choose(sizes, 1024, packing=False) == RowShape(1024, 128, 1)
 
 
 def test_stats_by_hand():
     # Two pairs of 10 + 20 tokens and one of 10 + 30; rows of 64 hold two at most.
     sizes = Sizes(np.full(3, 10), np.array([20, 20, 30]), np.full(3, 2), np.array([18, 18, 27]))
-    stats = Plan(sizes, 2, 64, shape=RowShape(64, 48, 2)).stats()
+    stats = PackingPlan(sizes, 2, 64, shape=RowShape(64, 48, 2)).stats()
     assert (stats.steps, stats.rows, stats.examples, stats.tokens) == (1, 2, 3, 100)
     assert stats.padding == pytest.approx(1 - 100 / 128)
     assert stats.saved == pytest.approx(30 / 130)
     assert stats.scored == pytest.approx(63 / 100)
-    assert stats.slots_used == pytest.approx(63 / 96)
+    assert stats.scored_used == pytest.approx(63 / 96)
 
 
 def test_describe():
-    report = describe(Plan(random_sizes(20), 2, 256), {"over-long": 3})
+    report = describe(PackingPlan(random_sizes(20), 2, 256), {"over-long": 3})
     flat = dict(report.items())
     assert flat["dropped/over-long"] == 3
     assert flat["examples"] == 20
@@ -264,7 +268,7 @@ def test_describe():
 def test_refusals(change, message):
     arguments = {"sizes": random_sizes(10), "rows_per_step": 2, "row_length": 512} | change
     with pytest.raises(ValueError, match=message):
-        Plan(**arguments)
+        PackingPlan(**arguments)
 
 
 def test_packing_refuses_what_fits_nowhere():
@@ -276,7 +280,7 @@ def test_packing_refuses_what_fits_nowhere():
 
 
 def test_steps_count_from_zero():
-    plan = Plan(random_sizes(10), 2, 512)
+    plan = PackingPlan(random_sizes(10), 2, 512)
     with pytest.raises(ValueError, match="steps count from 0"):
         plan.step(-1)
     with pytest.raises(ValueError, match="epochs must be at least 1"):

@@ -21,7 +21,7 @@ TEMPLATE = "{% if messages[0]['content'] == 'odd' %}{{ raise_exception('odd') }}
     "message['content']", "message['content'] | trim"
 )
 TOKENIZER = build(template=TEMPLATE)
-FIELDS = ("tokens", "roles", "starts", "prefix_lengths", "branch_lengths", "num_scored", "rows")
+FIELDS = ("tokens", "roles", "starts", "prefix_lengths", "completion_lengths", "num_scored", "rows")
 # A worker that is killed when it is about to write its second part: the rows of that part are lost with it.
 KILLED = """
 import os, signal

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from smallr.data.batch import Batch, Branch, Example
-from smallr.data.packing import Plan, Sizes
+from smallr.data.batch import Batch, Completion, Example
+from smallr.data.packing import PackingPlan, Sizes
 from smallr.data.pipeline import assemble, batches, process_rows, stack_columns
 
 
@@ -18,18 +18,18 @@ def make_examples(count: int) -> list[Example]:
     def tokens(most: int) -> np.ndarray:
         return rng.integers(0, 99, int(rng.integers(1, most))).astype(np.int32)
 
-    def branch() -> Branch:
-        return Branch(ids := tokens(30), np.ones_like(ids))
+    def completion() -> Completion:
+        return Completion(ids := tokens(30), np.ones_like(ids))
 
-    return [Example(tokens(20), (branch(), branch()), {"beta": i / 8}, i) for i in range(count)]
+    return [Example(tokens(20), (completion(), completion()), {"beta": i / 8}, i) for i in range(count)]
 
 
 EXAMPLES = make_examples(60)
 COLUMNS = stack_columns(EXAMPLES)
 
 
-def make_plan(**options) -> Plan:
-    return Plan(Sizes.of(EXAMPLES), 4, 128, seed=1, **options)
+def make_plan(**options) -> PackingPlan:
+    return PackingPlan(Sizes.of(EXAMPLES), 4, 128, seed=1, **options)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -81,7 +81,7 @@ def test_evaluation_sees_every_example_once_in_order():
     plan = make_plan(shuffle=False, packing=False)
     found = np.concatenate([b.example for b in batches(plan, EXAMPLES, COLUMNS, 0, plan.num_steps(1))])
     np.testing.assert_array_equal(found[:, 0], np.arange(60))
-    plan = Plan(Sizes.of(EXAMPLES), 7, 128, shuffle=False)
+    plan = PackingPlan(Sizes.of(EXAMPLES), 7, 128, shuffle=False)
     found = np.concatenate([b.example.ravel() for b in batches(plan, EXAMPLES, COLUMNS, 0, plan.num_steps(1))])
     np.testing.assert_array_equal(np.sort(found[found >= 0]), np.arange(60))
 

@@ -29,15 +29,15 @@ def test_arrays_are_those_of_the_examples(run):
     examples = list(tokens)
     sizes = Sizes.of(examples)
     assert tokens.prefix_lengths.tolist() == sizes.prefix.tolist()
-    assert tokens.branch_lengths.sum(axis=1).tolist() == sizes.completion.tolist()
+    assert tokens.completion_lengths.sum(axis=1).tolist() == sizes.completion_tokens.tolist()
     assert tokens.num_scored.sum(axis=1).tolist() == sizes.scored.tolist()
-    assert tokens.num_scored.tolist() == [[sum(b.roles > 0) for b in e.branches] for e in examples]
-    assert np.diff(tokens.starts).tolist() == (sizes.prefix + sizes.completion).tolist()
+    assert tokens.num_scored.tolist() == [[sum(b.roles > 0) for b in e.completions] for e in examples]
+    assert np.diff(tokens.starts).tolist() == (sizes.prefix + sizes.completion_tokens).tolist()
     assert tokens.rows.tolist() == [e.row for e in examples] == [0, 2]
     assert tokens.columns["gap"].tolist() == [e.columns["gap"] for e in examples] == [2, 1]
     np.testing.assert_array_equal(tokens.columns["beta"], np.array([0.5, np.nan], np.float32))
     assert all(e.columns.keys() == examples[0].columns.keys() for e in examples)
-    for array in (examples[0].prefix, *(x for b in examples[0].branches for x in (b.tokens, b.roles))):
+    for array in (examples[0].prefix, *(x for b in examples[0].completions for x in (b.tokens, b.roles))):
         assert array.dtype == np.int32
     np.testing.assert_array_equal(tokens[-1].prefix, examples[-1].prefix)
     with pytest.raises(IndexError):

@@ -111,7 +111,7 @@ def test_any_pair_is_rendered_faithfully(prompt, chosen, rejected, is_chat):
         )
         spans = [(size(opening), size(opening + completion + EOS), ROLE_ANSWER)]
         assert roles == expected_roles(TOY, tokens, spans)
-    first_scored = [len(example.prefix) + int(np.argmax(branch.roles > 0)) for branch in example.branches]
+    first_scored = [len(example.prefix) + int(np.argmax(completion.roles > 0)) for completion in example.completions]
     a, b = (whole(example, side)[0] for side in (0, 1))
     prompts = min(first_scored)
     common = next((i for i in range(prompts) if a[i] != b[i]), prompts)
@@ -121,7 +121,7 @@ def test_any_pair_is_rendered_faithfully(prompt, chosen, rejected, is_chat):
 def test_pair_with_sides_that_straddle_differently(run):
     """Two line breaks are one token: the rejected side takes the line break that ends the prompt with it."""
     (example,) = run([{"prompt": "How many?", "chosen": "12", "rejected": "\n7", "gap": "small"}], chat=True)
-    chosen, rejected = example.branches
+    chosen, rejected = example.completions
     assert TOY.decode(example.prefix).endswith("<|im_start|>assistant")
     assert TOY.convert_ids_to_tokens(chosen.tokens[:2].tolist()) == ["Ċ", "1"]
     assert chosen.roles.tolist() == [0, 1, 1, 1, 0]
@@ -139,15 +139,15 @@ def test_plain_strings_in_the_template_are_the_chat(tokenizer, run):
     assert whole(a) == whole(b)
     assert whole(a, 1) == whole(b, 1)
     assert len(a.prefix) == len(whole(a)[0]) - 4  # "1", "2", EOS, line break
-    assert a.branches[1].roles.tolist() == [1, 1, 0]
+    assert a.completions[1].roles.tolist() == [1, 1, 0]
 
 
 def test_pad_that_is_eos_hides_no_eos(tokenizer, run):
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     for options in ({"chat": True}, {"chat": False}):
         (example,) = run([{"prompt": "How many?", "completion": "12"}], tokenizer, **options)
-        (branch,) = example.branches
-        scored = branch.tokens[branch.roles > 0]
+        (completion,) = example.completions
+        scored = completion.tokens[completion.roles > 0]
         assert scored[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(scored) == "12" + tokenizer.eos_token
 
@@ -163,7 +163,7 @@ def test_plain_text_has_bos_where_the_tokenizer_puts_it_and_one_eos(run, bos, eo
     ids = tokenizer("How many? apples", add_special_tokens=False)["input_ids"]
     assert whole(example)[0] == [*added, *ids, tokenizer.eos_token_id]
     assert tokenizer.decode(example.prefix) == ("<|startoftext|>" if bos else "") + "How many?"
-    assert example.branches[0].roles.tolist() == [1] * len(example.branches[0].tokens)
+    assert example.completions[0].roles.tolist() == [1] * len(example.completions[0].tokens)
 
 
 def test_bos_alone_is_a_prefix(run):
@@ -177,7 +177,7 @@ def test_bos_alone_is_a_prefix(run):
 def test_implicit_prompt(run):
     (example,) = run([{"chosen": "Q: x A: yes", "rejected": "Q: x A: no"}])
     assert TOY.decode(example.prefix) == "Q: x A:"
-    assert [TOY.decode(branch.tokens) for branch in example.branches] == [" yes" + EOS, " no" + EOS]
+    assert [TOY.decode(completion.tokens) for completion in example.completions] == [" yes" + EOS, " no" + EOS]
 
 
 # --- templates ---
@@ -218,8 +218,8 @@ def test_template_text_behind_the_end_of_a_turn_is_kept_and_not_scored(run):
     pairs = CONVERSATIONS[0]
     (example,) = run([{"messages": chat(pairs)}], tokenizer)
     assert whole(example)[0] == tokenizer.apply_chat_template(chat(pairs), tokenize=True, return_dict=False)
-    assert tokenizer.convert_ids_to_tokens(example.branches[0].tokens[-3:].tolist()) == [EOS, "Ċ", "<|startoftext|>"]
-    assert example.branches[0].roles[-3:].tolist() == [1, 0, 0]
+    assert tokenizer.convert_ids_to_tokens(example.completions[0].tokens[-3:].tolist()) == [EOS, "Ċ", "<|startoftext|>"]
+    assert example.completions[0].roles[-3:].tolist() == [1, 0, 0]
 
 
 def test_end_of_turn_that_swallows_white_space(run):
@@ -232,8 +232,8 @@ def test_end_of_turn_that_swallows_white_space(run):
     tokenizer.chat_template = CHATML
     (example,) = run([{"messages": chat(CONVERSATIONS[0])}], tokenizer)
     assert whole(example)[0] == tokenizer.apply_chat_template(chat(CONVERSATIONS[0]), return_dict=False)
-    assert example.branches[0].tokens[-1] == tokenizer.eos_token_id
-    assert set(example.branches[0].roles) == {ROLE_ANSWER}
+    assert example.completions[0].tokens[-1] == tokenizer.eos_token_id
+    assert set(example.completions[0].roles) == {ROLE_ANSWER}
 
 
 @pytest.mark.parametrize("answer", ["m", "a", "channel", "think", "end", "12"])
@@ -367,7 +367,7 @@ def test_tokenizers_that_cannot_be_used(run):
 
 
 def test_over_long_examples_are_dropped_whole(run):
-    """Prompt of 10, sides of 5 + EOS and 1 + EOS: 18 tokens shared, 28 with the prompt in each branch."""
+    """Prompt of 10, sides of 5 + EOS and 1 + EOS: 18 tokens shared, 28 with the prompt in each completion."""
     row = {"prompt": "1" * 10, "chosen": "2" * 5, "rejected": "3"}
     short = {**row, "prompt": "1"}
     tokens = run([short, row, row], max_length=18)

@@ -80,7 +80,7 @@ def test_an_example_has_its_prompt_once_and_both_completions(tmp_path):
     tokens = tokenize(rows, toy_tokenizer.build(), TokenizeOptions("unpaired", 64), cache=tmp_path)
     assert len(tokens) == 3, "equal texts of two rows are no reason to drop one"
     assert tokens.columns["label"].tolist() == [1, 0, 1]
-    first, second, third = ([branch.tokens.tolist() for branch in tokens[i].branches] for i in range(3))
+    first, second, third = ([completion.tokens.tolist() for completion in tokens[i].completions] for i in range(3))
     assert second[1] == first[0]
     assert third[1] == second[0]
     assert first[1] == third[0]

@@ -6,10 +6,10 @@ import numpy as np
 
 
 def whole(example, side=0):
-    """Tokens and roles of prefix + branch."""
-    branch = example.branches[side]
-    roles = np.concatenate([np.zeros(len(example.prefix), np.int32), branch.roles])
-    return np.concatenate([example.prefix, branch.tokens]).tolist(), roles.tolist()
+    """Tokens and roles of prefix + completion."""
+    completion = example.completions[side]
+    roles = np.concatenate([np.zeros(len(example.prefix), np.int32), completion.roles])
+    return np.concatenate([example.prefix, completion.tokens]).tolist(), roles.tolist()
 
 
 def text_by_role(tokenizer, example, role, side=0):

@@ -243,7 +243,7 @@ def test_many_equal_columns_do_not_explode():
 
 ADD = Calls("", {"add": "add"}, ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"])
 EXPECTED = "the secret expected output 31415"
-SAY = Calls(f"GOLD = {EXPECTED!r}", {"say": "say"}, ["assert say(0) == GOLD"])
+SAY = Calls(f"GOLD = {EXPECTED!r}", {"say": "say"}, ["assert log(0) == GOLD"])
 QUICK = Limits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=256 << 20, processes=4)
 
 MODES = [
@@ -329,7 +329,7 @@ def test_the_expected_output_cannot_be_found(programs):
     """It looks through its memory, its files and, where there are any, those of other processes."""
     code = """
 import gc, os, sys
-def say(n):
+def log(n):
     found = []
     for value in gc.get_objects():
         if isinstance(value, dict):
@@ -341,7 +341,7 @@ def say(n):
                 found.append(text[text.index('the secret ' + 'expected'):][:32])
     return found[0] if found else 'nothing'
 """
-    assert judged(programs, "def say(n): return 'the secret ' + 'expected output 31415'", SAY).correct
+    assert judged(programs, "def log(n): return 'the secret ' + 'expected output 31415'", SAY).correct
     assert not judged(programs, code, SAY).correct
 
 

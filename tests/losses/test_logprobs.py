@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from smallr.losses.logprobs import branch_sums, chunking, token_logps, token_scores
+from smallr.losses.logprobs import chunking, completion_sums, token_logps, token_scores
 
 
 def make_case(rows=2, slots=13, width=8, vocab=37, seed=0):
@@ -98,21 +98,21 @@ def test_no_array_of_all_logits_exists_in_the_compiled_program():
 
 def test_branch_sums_by_hand():
     values = jnp.array([[1.0, 2.0, 4.0, 8.0, 16.0]])
-    branch = jnp.array([[0, 0, 1, 2, 3]])  # two places: chosen of 0 and 1, then rejected of 0 and 1
+    completion = jnp.array([[0, 0, 1, 2, 3]])  # two places: chosen of 0 and 1, then rejected of 0 and 1
     mask = jnp.array([[True, True, True, True, False]])
-    np.testing.assert_array_equal(branch_sums(values, branch, mask, 2, 2), [[[3.0, 4.0], [8.0, 0.0]]])
+    np.testing.assert_array_equal(completion_sums(values, completion, mask, 2, 2), [[[3.0, 4.0], [8.0, 0.0]]])
 
 
 def test_collision_is_the_log_of_the_sum_of_squares():
     rng = np.random.default_rng(0)
     hidden, head = rng.normal(size=(2, 5, 8)).astype(np.float32), rng.normal(size=(37, 8)).astype(np.float32)
     target = rng.integers(0, 37, (2, 5)).astype(np.int32)
-    scores = token_scores(hidden, head, target, chunk=2, softcap=3.0, collision=True)
+    scores = token_scores(hidden, head, target, chunk=2, softcap=3.0, log_sum_p2=True)
     logits = 3.0 * np.tanh(np.einsum("bnd,vd->bnv", hidden.astype(np.float64), head) / 3.0)
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(scores.collision, np.log((probs**2).sum(-1)), rtol=1e-5)
+    np.testing.assert_allclose(scores.log_sum_p2, np.log((probs**2).sum(-1)), rtol=1e-5)
     np.testing.assert_array_equal(scores.logps, token_logps(hidden, head, target, chunk=2, softcap=3.0))
-    gradient = jax.grad(lambda h: token_scores(h, head, target, chunk=2, collision=True).collision.sum())(hidden)
+    gradient = jax.grad(lambda h: token_scores(h, head, target, chunk=2, log_sum_p2=True).log_sum_p2.sum())(hidden)
     assert not np.any(gradient)
 
 

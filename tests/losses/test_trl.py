@@ -181,9 +181,9 @@ def test_the_same_wpo_weights():
     policy, squares, used = rows[:COUNT], rows[COUNT : 2 * COUNT], rows[2 * COUNT :]
     weights = []
     for i in range(COUNT):
-        branch = np.repeat([0, 1], scored.shape[1])[None]
+        completion = np.repeat([0, 1], scored.shape[1])[None]
         lengths = jnp.asarray(case.lengths[:, i], jnp.float32)[None, :, None]
-        weights.append(float(likelihood_weight(policy[i], squares[i], branch, used[i], lengths)[0, 0]))
+        weights.append(float(likelihood_weight(policy[i], squares[i], completion, used[i], lengths)[0, 0]))
     expected = case.trl(["hinge"], beta=0.3, use_weighting=True)
     assert (ours("hinge", case.pairs(0.3)) * weights).mean() == pytest.approx(expected, rel=1e-5)
 

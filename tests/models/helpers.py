@@ -143,19 +143,19 @@ def dense_attention(q, k, v, horizon, positions, window=None, softcap=None):
 
 
 def packed_rule(layout: list[list[tuple[int, ...]]], length: int) -> tuple[jax.Array, jax.Array]:
-    """Positions and horizon of rows of examples (prefix, branch, branch...), then padding."""
+    """Positions and horizon of rows of examples (prefix, completion, completion...), then padding."""
     positions, horizon = np.zeros((2, len(layout), length), np.int32)
     for b, examples in enumerate(layout):
         start = 0
-        for prefix, *branches in examples:
-            end = start + prefix + sum(branches)
+        for prefix, *completions in examples:
+            end = start + prefix + sum(completions)
             horizon[b, start : start + prefix] = end
             positions[b, start : start + prefix] = np.arange(prefix)
             start += prefix
-            for branch in branches:
-                horizon[b, start : start + branch] = start + branch
-                positions[b, start : start + branch] = prefix + np.arange(branch)
-                start += branch
+            for completion in completions:
+                horizon[b, start : start + completion] = start + completion
+                positions[b, start : start + completion] = prefix + np.arange(completion)
+                start += completion
     return jnp.asarray(positions), jnp.asarray(horizon)
 
 

@@ -13,7 +13,7 @@ from smallr.models.attention_xla import Tiling
 from smallr.models.decoder import NO_WINDOW
 from tests.models.helpers import dense_attention, packed_rule, whole
 
-# Rows of examples (prefix, branch...): plain, packed, shared prefixes, padding at the end, an empty row.
+# Rows of examples (prefix, completion...): plain, packed, shared prefixes, padding at the end, an empty row.
 LAYOUT = [[(60, 20, 30), (25, 10), (9, 4, 4)], [(1, 1), (128, 30, 7)], []]
 LENGTH = 181  # neither a multiple of a tile nor of anything else
 
@@ -103,7 +103,7 @@ def _lists(horizon, positions, window=None, queries=128):
 
 
 def test_only_tiles_with_a_visible_pair_are_computed():
-    """Three examples of two tiles each: 3 tiles each of 21 under the diagonal; the rejected branch skips the chosen."""
+    """Three examples of two tiles each: 3 tiles each of 21 under the diagonal; the rejected completion skips the chosen."""
     positions, horizon = packed_rule([[(128, 128)] * 3], 768)
     assert _lists(horizon, positions) == [[0], [0, 1], [2], [2, 3], [4], [4, 5]]
     positions, horizon = packed_rule([[(128, 256, 256)]], 640)

@@ -20,7 +20,7 @@ from tests.models.helpers import packed_rule
 from tests.models.test_attention import _dense_jax, _qkv
 
 LENGTH = 75  # five tiles of 16, the last one partly filled
-# Rows of examples (prefix, branch...): shared prefixes over several tiles, padding, an empty row.
+# Rows of examples (prefix, completion...): shared prefixes over several tiles, padding, an empty row.
 LAYOUT = [[(30, 10, 17), (9, 4, 4)], [(1, 1), (40, 16, 7)], []]
 NOWHERE = 10_000  # a window that bounds nothing
 
@@ -83,7 +83,7 @@ def test_bfloat16_stays_within_its_rounding(impl):
     _assert_equal(impl, _qkv(4, 2, len(LAYOUT), LENGTH, dtype="bfloat16"), LAYOUT, tolerance=2e-2)
 
 
-# An example: a prefix and its branches, lengths of each.
+# An example: a prefix and its completions, lengths of each.
 _EXAMPLES = st.lists(st.lists(st.integers(1, 36), min_size=2, max_size=3).map(tuple), min_size=0, max_size=6)
 
 

@@ -54,7 +54,7 @@ def test_a_shared_prompt_is_two_sequences_in_values_and_gradients():
 
     def apart(state):
         decoder = nnx.merge(graphdef, state)
-        rows = [np.concatenate([prompt, branch]) for branch in (chosen, rejected)]
+        rows = [np.concatenate([prompt, completion]) for completion in (chosen, rejected)]
         first, second = (decoder(jnp.asarray(row)[None], *whole(len(row)))[0] for row in rows)
         hidden = jnp.concatenate([first, second[60:]])
         return jnp.sum(hidden * cotangent), (hidden, second[:60])

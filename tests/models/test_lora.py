@@ -14,7 +14,7 @@ from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.models.lora import LoRA, adapters, attach, is_adapter_path, merged, projections, targets
-from smallr.training.policy import NOTHING, Policy, prepare_policy
+from smallr.training.policy import NOTHING, ModelFunctions, prepare_policy
 from tests.models.helpers import TINY, whole
 from tests.runs import smoke
 
@@ -117,7 +117,7 @@ def test_dropout_is_of_the_training_step_alone_and_follows_its_key():
     np.testing.assert_array_equal(dropped[0], dropped[2])
     assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
     assert np.abs(dropped[0] - still).max() > 1e-3
-    base = Policy(policy.base)
+    base = ModelFunctions(policy.base)
     np.testing.assert_array_equal(hidden(policy.reference(NOTHING, frozen)), hidden(base.decoder(frozen, NOTHING)))
 
     adapter = policy.decoder(params, frozen, keys[0]).layers.attention.q_lora

@@ -11,7 +11,7 @@ from flax import nnx
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
-from smallr.data.batch import ROLE_ANSWER, Branch, Example, soft_ids
+from smallr.data.batch import ROLE_ANSWER, Completion, Example, soft_ids
 from smallr.data.packing import RowShape
 from smallr.data.pipeline import assemble
 from smallr.models.decoder import Decoder
@@ -36,26 +36,26 @@ def examples(vocab: int) -> list[Example]:
     """Five examples: of soft prompt 0, of 1, without any, and pairs that share a prompt with soft tokens."""
     rng = np.random.default_rng(1)
 
-    def branch(length: int) -> Branch:
-        return Branch(rng.integers(1, vocab, length).astype(np.int32), np.full(length, ROLE_ANSWER, np.int32))
+    def completion(length: int) -> Completion:
+        return Completion(rng.integers(1, vocab, length).astype(np.int32), np.full(length, ROLE_ANSWER, np.int32))
 
     def prefix(number: int | None, length: int) -> np.ndarray:
         soft = [] if number is None else soft_ids(number, LENGTH)
         return np.concatenate([soft, rng.integers(1, vocab, length)]).astype(np.int32)
 
-    plain = [Example(prefix(number, 4 + i), (branch(3 + i),), {}, i) for i, number in enumerate((0, 1, None))]
-    return [*plain, *(Example(prefix(number, 5), (branch(4), branch(2)), {}, 3) for number in (1, 0))]
+    plain = [Example(prefix(number, 4 + i), (completion(3 + i),), {}, i) for i, number in enumerate((0, 1, None))]
+    return [*plain, *(Example(prefix(number, 5), (completion(4), completion(2)), {}, 3) for number in (1, 0))]
 
 
 def torch_logps(family: str, vectors: torch.Tensor, example: Example, side: int) -> torch.Tensor:
-    """Log-probs of a branch, with the vectors in place of embeddings."""
+    """Log-probs of a completion, with the vectors in place of embeddings."""
     network = model(family)
-    branch = torch.tensor(example.branches[side].tokens, dtype=torch.long)
-    ids = torch.cat([torch.tensor(example.prefix, dtype=torch.long), branch])
+    completion = torch.tensor(example.completions[side].tokens, dtype=torch.long)
+    ids = torch.cat([torch.tensor(example.prefix, dtype=torch.long), completion])
     embedded = network.get_input_embeddings()(ids.clamp(min=0))
     rows = vectors[(-1 - ids).clamp(min=0)]
     logits = network(inputs_embeds=torch.where((ids < 0)[:, None], rows, embedded)[None]).logits[0]
-    return torch.log_softmax(logits[len(example.prefix) - 1 : -1], -1).gather(1, branch[:, None])[:, 0]
+    return torch.log_softmax(logits[len(example.prefix) - 1 : -1], -1).gather(1, completion[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("family", ["gpt2 positions", "gemma3 two bases"])
@@ -66,8 +66,8 @@ def test_packed_rows_equal_transformers_with_inputs_embeds(family):
     batch = jax.tree.map(jnp.asarray, batch_of([[4, 0, 3, 1, 2]], own, {}))
     logps = np.asarray(jax.jit(lambda batch: score(decoder, batch, 16).logps)(batch))[0]
     for place, index in enumerate(batch.example[0].tolist()):
-        for side in range(len(own[index].branches)):
-            member = (np.asarray(batch.branch[0]) == side * 5 + place) & (np.asarray(batch.role[0]) > 0)
+        for side in range(len(own[index].completions)):
+            member = (np.asarray(batch.completion[0]) == side * 5 + place) & (np.asarray(batch.role[0]) > 0)
             with torch.no_grad():
                 expected = torch_logps(family, torch.tensor(vectors), own[index], side).numpy()
             np.testing.assert_allclose(logps[member], expected, atol=1e-4)
@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_dense_model():
         return jnp.sum(score(nnx.merge(graphdef, params, frozen), batch, 16).logps)
 
     def ours(row: list[int]) -> np.ndarray:
-        batch = assemble([row], own, RowShape(tokens=64, slots=16, examples=3), {})
+        batch = assemble([row], own, RowShape(tokens=64, scored=16, examples=3), {})
         return jax.tree.leaves(gradient(params, jax.tree.map(jnp.asarray, batch)))[0]
 
     theirs = torch.tensor(vectors, requires_grad=True)

@@ -29,7 +29,7 @@ def case(objective: Choice):
     logps = np.where(batch.role > 0, rng.uniform(-6, -1, batch.role.shape), 0).astype(np.float32)
     both = np.zeros((5, 2))
     for r, n in zip(*np.nonzero(batch.role > 0), strict=True):
-        side, place = divmod(int(batch.branch[r, n]), batch.example.shape[1])
+        side, place = divmod(int(batch.completion[r, n]), batch.example.shape[1])
         both[batch.example[r, place], side] = logps[r, n]
         assert batch.target[r, n] == (3, 9)[side]
     return jax.tree.map(jnp.asarray, batch), jnp.asarray(logps), both
@@ -45,10 +45,10 @@ def test_it_is_the_cross_entropy_of_the_two_alone():
     real = np.asarray(batch.example) >= 0
     np.testing.assert_allclose(np.asarray(values["loss"])[real], expected, rtol=1e-6)
     np.testing.assert_array_equal(np.asarray(values["loss"])[~real], 0)
-    # The two predictors are one and the same position: both branches follow the last token of the prompt.
+    # The two predictors are one and the same position: both completions follow the last token of the prompt.
     assert all(
         len(set(row[role > 0].tolist())) == count
-        for row, role, count in zip(batch.predictor, batch.role, (3, 2), strict=True)
+        for row, role, count in zip(batch.logit_position, batch.role, (3, 2), strict=True)
     )
 
 

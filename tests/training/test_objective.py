@@ -15,7 +15,7 @@ from smallr.core.sharding import make_mesh
 from smallr.losses import TokenScores
 from smallr.losses.preference import LOSSES
 from smallr.training.objective import Likelihood, Preference, Unpaired, make_objective
-from smallr.training.policy import NOTHING, Policy
+from smallr.training.policy import NOTHING, ModelFunctions
 from smallr.training.step import init_state, make_step
 from tests.runs import smoke
 from tests.tiny import BETAS, batch_of, columns_of, decoder, pairs, run_step
@@ -24,16 +24,16 @@ ROWS = [[0, 1, 2], [3, 4], [], [7, 5, 6]]
 
 
 def random_scores(batch, seed=0) -> TokenScores:
-    """Per-token log-probs, zero in unused slots as `step.score` gives them."""
+    """Per-token log-probs, zero in unused scored positions as `step.score` gives them."""
     rng = np.random.default_rng(seed)
-    logps, collision = -rng.exponential(1.0, (2, *batch.role.shape)) * (batch.role > 0)
-    return TokenScores(jnp.float32(logps), jnp.float32(collision))
+    logps, log_sum_p2 = -rng.exponential(1.0, (2, *batch.role.shape)) * (batch.role > 0)
+    return TokenScores(jnp.float32(logps), jnp.float32(log_sum_p2))
 
 
 def tokens_of(batch, values, side, example):
-    """Values of the scored tokens of one branch, in order, float64."""
+    """Values of the scored tokens of one completion, in order, float64."""
     r, place = (int(x[0]) for x in np.nonzero(batch.example == example))
-    member = (batch.branch[r] == side * batch.example.shape[1] + place) & (batch.role[r] > 0)
+    member = (batch.completion[r] == side * batch.example.shape[1] + place) & (batch.role[r] > 0)
     return np.asarray(values, np.float64)[r][member]
 
 
@@ -80,7 +80,7 @@ def test_wpo_weighs_pairs_by_the_likelihood_of_both_sides_and_not_in_the_gradien
     for example in range(8):
         sums = [tokens_of(batch, policy.logps, side, example).sum() for side in (0, 1)]
         ratios = [sums[0] - columns["ref_chosen"][example], sums[1] - columns["ref_rejected"][example]]
-        means = [tokens_of(batch, policy.logps - policy.collision, side, example).mean() for side in (0, 1)]
+        means = [tokens_of(batch, policy.logps - policy.log_sum_p2, side, example).mean() for side in (0, 1)]
         weights[example] = np.exp(means[0]) * np.exp(means[1])
         margin = max(0, 1 - columns["beta"][example] * (ratios[0] - ratios[1]))
         assert losses[example] == pytest.approx(weights[example] * margin, rel=1e-5)
@@ -156,7 +156,7 @@ def test_kto_by_the_formula(case):
 
 
 def test_wpo_runs_in_a_step_and_ignores_the_packing(case):
-    """`collision` comes out of the head; alone or packed, the weights are the same."""
+    """`log_sum_p2` comes out of the head; alone or packed, the weights are the same."""
     examples, columns, batch = case
     objective = Preference("sigmoid", BETAS, weighting="wpo")
     packed, alone = (run_step(b, objective) for b in (batch, batch_of([[i] for i in range(8)], examples, columns)))
@@ -172,7 +172,7 @@ def test_the_reference_moves_towards_the_policy_when_it_is_due(case):
     start_values = jax.tree.map(np.asarray, jax.tree.leaves(start))
     with jax.set_mesh(mesh):
         state, sharding = init_state(jax.tree.map(jnp.copy, start), optimizer, 0, mesh, moving_reference=True)
-        step = make_step(Policy(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7)
+        step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7)
         expected, losses = start_values, []
         for n in range(1, 5):
             state, metrics, _ = step(state, batch, None, NOTHING)

@@ -6,7 +6,7 @@ import sys
 import jax
 import pytest
 
-from smallr.training.progress import Progress, say, table
+from smallr.training.progress import Progress, log, table
 
 
 def test_without_a_terminal_there_is_one_aligned_line_an_update(capfd):
@@ -46,24 +46,24 @@ def test_other_processes_are_silent(capfd, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with Progress(0, 10) as progress:
         progress.update(1, loss=1.0)
-    say("hello")
+    log("hello")
     assert capfd.readouterr() == ("", "")
 
 
 def test_say_prints_to_standard_output(capfd):
-    say("hello")
+    log("hello")
     assert capfd.readouterr() == ("hello\n", "")
 
 
 _ON_A_TERMINAL = """
 import time
-from smallr.training.progress import Progress, say
+from smallr.training.progress import Progress, log
 with Progress(5, 20) as progress:
     for step in range(6, 21):
         progress.update(step, loss=0.5, accuracy=0.75, tokens_per_second=1000.0)
         time.sleep(0.02)
         if step == 10:
-            say("in between")
+            log("in between")
 """
 
 

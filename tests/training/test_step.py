@@ -122,7 +122,9 @@ def test_state_counts_steps_and_tokens_are_real_ones(case):
     batch = batch_of([[0, 1, 2], [3, 4]], *case)
     outcome = run_step(batch, preference(), steps=3)
     assert int(outcome.state.step) == 3
-    assert outcome.metrics["tokens"] == sum(len(e.prefix) + sum(len(b.tokens) for b in e.branches) for e in case[0][:5])
+    assert outcome.metrics["tokens"] == sum(
+        len(e.prefix) + sum(len(b.tokens) for b in e.completions) for e in case[0][:5]
+    )
 
 
 def test_gradient_norm_is_that_of_the_gradient(case):

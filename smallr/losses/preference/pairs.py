@@ -17,7 +17,7 @@ class Pairs(NamedTuple):
       ref_chosen, ref_rejected: likewise under the reference; zeros where there is none.
       chosen_tokens, rejected_tokens: scored tokens of each completion.
       beta: strength; unused by losses that have none.
-      weight: 1 for a pair, 0 for an unused place.
+      weight: 1 for a pair, 0 for an unused example index.
     """
 
     chosen: Float[Array, "*pairs"]
@@ -60,7 +60,7 @@ class Pairs(NamedTuple):
 
     def per_token(self) -> Pairs:
         """The same pairs with mean log-probs of a token in place of sums."""
-        # An unused place has no tokens.
+        # An unused example index has no tokens.
         tokens_chosen, tokens_rejected = jnp.maximum(self.chosen_tokens, 1.0), jnp.maximum(self.rejected_tokens, 1.0)
         return self._replace(
             chosen=self.chosen / tokens_chosen,
@@ -70,7 +70,7 @@ class Pairs(NamedTuple):
         )
 
     def mean(self, values: Float[Array, "*pairs"]) -> Float[Array, ""]:
-        """Average over the pairs, unused places left out."""
+        """Average over the pairs, unused example indices left out."""
         return jnp.sum(jnp.where(self.weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(self.weight), 1.0)
 
 

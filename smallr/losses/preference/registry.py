@@ -95,7 +95,7 @@ def register(**declaration) -> Callable[[LossFn], LossFn]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mix:
+class WeightedLoss:
     """A weighted sum of losses; what it needs is what any of them needs."""
 
     expression: str
@@ -169,7 +169,7 @@ class Mix:
         return total
 
 
-def parse(expression: str) -> Mix:
+def parse(expression: str) -> WeightedLoss:
     """`sigmoid`, or a weighted sum such as `0.8*sigmoid+0.2*bco_pair+sft`; published mixes have names of their own.
 
     Raises:
@@ -195,4 +195,4 @@ def parse(expression: str) -> Mix:
         if not (math.isfinite(weight) and weight > 0):
             raise UserError(f"config.objective.loss: the weight {number} of {name} is not a positive number")
         terms.append((weight, LOSSES[name]))
-    return Mix(expression, tuple(terms))
+    return WeightedLoss(expression, tuple(terms))

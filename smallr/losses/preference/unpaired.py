@@ -14,7 +14,7 @@ def kl_estimate(ratio: Float[Array, "*rows"], weight: Float[Array, "*rows"]) -> 
 
     Args:
       ratio: log-ratios of mismatched completions.
-      weight: 1 for a row, 0 for an unused place.
+      weight: 1 for a row, 0 for an unused example index.
     """
     mean = jnp.sum(jnp.where(weight > 0, ratio, 0.0)) / jnp.maximum(jnp.sum(weight), 1.0)
     return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))

@@ -6,23 +6,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from smallr.losses.logprobs import branch_sums
+from smallr.losses.logprobs import completion_sums
 
 
 def beyond_shared_length(
-    branch: Int[Array, "B N"], scored: Array, lengths: Float[Array, "B 2 P"]
+    completion: Int[Array, "B N"], scored: Array, lengths: Float[Array, "B 2 P"]
 ) -> Float[Array, "B N"]:
     """1 for tokens of the longer side of a pair behind the length of the shorter, else 0.
 
     Args:
-      branch: `side * P + place` of each slot; the slots of a branch are neighbours and in order.
+      completion: `side * P + place` of each slot; the slots of a completion are neighbours and in order.
       scored: whether a slot is used.
-      lengths: scored tokens of each branch.
+      lengths: scored tokens of each completion.
 
     LD-DPO: Liu et al., arXiv 2409.06411, section 4: these tokens' log-probs count alpha, those before them 1.
     """
-    slots, places = branch.shape[1], lengths.shape[2]
-    member = (branch[..., None] == jnp.arange(2 * places)) & scored[..., None]
+    slots, places = completion.shape[1], lengths.shape[2]
+    member = (completion[..., None] == jnp.arange(2 * places)) & scored[..., None]
     index = jnp.arange(slots)[:, None]
     first = jnp.min(jnp.where(member, index, slots), axis=1)
     shared = jnp.tile(jnp.min(lengths, axis=1), (1, 2))
@@ -32,8 +32,8 @@ def beyond_shared_length(
 
 def likelihood_weight(
     logps: Float[Array, "B N"],
-    collision: Float[Array, "B N"],
-    branch: Int[Array, "B N"],
+    log_sum_p2: Float[Array, "B N"],
+    completion: Int[Array, "B N"],
     scored: Array,
     lengths: Float[Array, "B 2 P"],
 ) -> Float[Array, "B P"]:
@@ -44,11 +44,11 @@ def likelihood_weight(
 
     Args:
       logps: log pi(y_t) of each slot.
-      collision: log sum_v pi(v)^2 of each slot.
-      branch: as in `beyond_shared_length`.
+      log_sum_p2: log sum_v pi(v)^2 of each slot.
+      completion: as in `beyond_shared_length`.
       scored: likewise.
       lengths: likewise.
     """
-    aligned = branch_sums(logps - collision, branch, scored, 2, lengths.shape[2])
+    aligned = completion_sums(logps - log_sum_p2, completion, scored, 2, lengths.shape[2])
     means = aligned / jnp.maximum(lengths, 1.0)
     return jax.lax.stop_gradient(jnp.exp(jnp.sum(means, axis=1)))

@@ -17,7 +17,7 @@ _SORTED = "compares sorted values, so that its terms belong to no pair"
 
 
 def _partners(values: Float[Array, "*pairs"], others: Float[Array, "*pairs"], weight: Float[Array, "*pairs"]) -> Array:
-    """For each value the one of `others` with its rank; ranks count pairs only, unused places come last."""
+    """For each value the one of `others` with its rank; ranks count pairs only, unused example indices come last."""
 
     def flat(x: Array) -> Array:
         return jnp.where(weight > 0, x, jnp.finfo(jnp.float32).max).ravel()

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
 from smallr.training.digest import tree_digest
-from smallr.training.progress import say
+from smallr.training.progress import log
 
 if TYPE_CHECKING:
     from smallr.methods.adaptive.student import Student
@@ -117,7 +117,7 @@ class Labeller:
             fields = self._config.labels
             found = label_rows(self._opened(), rows, margin=fields.margin, max_tokens=fields.max_tokens)
             _save(found, folder)
-        say(report(found, len(rows)))
+        log(report(found, len(rows)))
         self._left -= 1
         if not self._left:
             self._student = None

@@ -121,12 +121,12 @@ class Student:
         marked = {row.row: text for row in rows if row.answer and (text := self._marked(row, mode)) is not None}
         values = [math.nan] * len(rows)
         places, pairs = [], []
-        for place, branch in zip(marked, self._encoder(list(marked.values())), strict=True):
-            scored = branch.roles == ROLE_ANSWER
+        for place, completion in zip(marked, self._encoder(list(marked.values())), strict=True):
+            scored = completion.roles == ROLE_ANSWER
             if not self.chat:
                 scored[-1] = ROLE_NONE  # EOS, which has the last span's role
             (where,) = np.nonzero(scored)
-            pair = [*self._prompts[mode], *branch.tokens[: where[0]].tolist()], branch.tokens[where].tolist()
+            pair = [*self._prompts[mode], *completion.tokens[: where[0]].tolist()], completion.tokens[where].tolist()
             if sum(map(len, pair)) <= self.scorer.max_length:
                 places.append(place)
                 pairs.append(pair)

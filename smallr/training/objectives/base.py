@@ -26,10 +26,10 @@ class Objective(Protocol):
     Attributes:
       reference: where reference log-probs come from. cached: one pass before training; live: a forward pass in the
         step; columns: `ref_<side>` of the rows; none.
-      sides: what the branches of an example are called. A batch of a cached or stored reference has a column
+      sides: what the completions of an example are called. A batch of a cached or stored reference has a column
         `ref_<side>` for each, which is the value `score_<side>` of an example under the reference.
       reference_key: whatever `score_<side>` depends on besides weights, data and compute dtype.
-      collision: whether `TokenScores.collision` is needed.
+      log_sum_p2: whether `TokenScores.log_sum_p2` is needed.
       whole_step: why a loss has to see all examples of a step at once; empty if it need not.
       sync_every: steps between moves of a live reference towards the policy; 0: never.
       sync_mixing: the policy's share in such a move.
@@ -38,7 +38,7 @@ class Objective(Protocol):
     reference: str
     sides: tuple[str, ...]
     reference_key: str
-    collision: bool
+    log_sum_p2: bool
     whole_step: str
     sync_every: int
     sync_mixing: float

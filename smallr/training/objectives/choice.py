@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from smallr.data.batch import Batch
-from smallr.losses import TokenScores, branch_sums
+from smallr.losses import TokenScores, completion_sums
 from smallr.training.objectives.base import Fields, Summariser
 from smallr.training.summaries import choice_summary
 
@@ -34,7 +34,7 @@ class Choice:
     reference: ClassVar[str] = "none"
     sides: ClassVar[tuple[str, ...]] = ("first", "second")
     reference_key: ClassVar[str] = ""
-    collision: ClassVar[bool] = False
+    log_sum_p2: ClassVar[bool] = False
     whole_step: ClassVar[str] = ""
     sync_every: ClassVar[int] = 0
     sync_mixing: ClassVar[float] = 0.0
@@ -62,7 +62,7 @@ class Choice:
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
         """Weighted sum; of each example its `logit`, l1 - l0."""
-        sums = branch_sums(scores.logps, batch.branch, batch.role > 0, 2, batch.example.shape[1])
+        sums = completion_sums(scores.logps, batch.completion, batch.role > 0, 2, batch.example.shape[1])
         logit, weight = sums[:, 1] - sums[:, 0], batch.columns["choice_weight"]
         loss = weight * jax.nn.softplus(jnp.where(batch.columns["label"] > 0, -logit, logit))
         values = {"loss": loss, "denominator": weight, "logit": logit, "label": batch.columns["label"]}

@@ -34,7 +34,7 @@ class Likelihood:
     reference: ClassVar[str] = "none"
     sides: ClassVar[tuple[str, ...]] = ("completion",)
     reference_key: ClassVar[str] = ""
-    collision: ClassVar[bool] = False
+    log_sum_p2: ClassVar[bool] = False
     sync_every: ClassVar[int] = 0
     sync_mixing: ClassVar[float] = 0.0
 
@@ -71,7 +71,7 @@ class Likelihood:
         return {}
 
     def _terms(self, logps: Float[Array, "B N"], batch: Batch):
-        nll = role_nll(logps, batch.branch, batch.role, batch.example.shape[1])
+        nll = role_nll(logps, batch.completion, batch.role, batch.example.shape[1])
         terms = rationale_loss(
             nll,
             answer_weight=self.answer_weight,

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.data.rows import GAPS
-from smallr.losses import TokenScores, branch_sums
-from smallr.losses.preference import Divergence, Mix, Pairs, beyond_shared_length, likelihood_weight, parse
+from smallr.losses import TokenScores, completion_sums
+from smallr.losses.preference import Divergence, Pairs, WeightedLoss, beyond_shared_length, likelihood_weight, parse
 from smallr.training.objectives.base import (
     Fields,
     Summariser,
@@ -86,12 +86,12 @@ class Preference:
     def __post_init__(self) -> None:
         check_reference(self.reference)
         check_sync(self.reference, self.sync_every, self.sync_mixing)
-        self._mix.check(self._values)
+        self._weighted_loss.check(self._values)
         self._check_betas()
         divergence = self._divergence
-        if not divergence.is_default and self._mix.no_divergence:
+        if not divergence.is_default and self._weighted_loss.no_divergence:
             raise UserError(
-                f"config.objective.divergence={self.divergence}: the loss {self._mix.no_divergence} is no function of a "
+                f"config.objective.divergence={self.divergence}: the loss {self._weighted_loss.no_divergence} is no function of a "
                 "difference of rewards, in which alone the normaliser of another divergence cancels"
             )
         if not 0 <= self.ld_alpha <= 1:
@@ -103,33 +103,33 @@ class Preference:
             )
         if self.weighting not in WEIGHTINGS:
             raise UserError(f"config.objective.weighting: {self.weighting!r} is none of {', '.join(WEIGHTINGS)}")
-        if self.weighting != "none" and self._mix.no_beta_per_pair:
+        if self.weighting != "none" and self._weighted_loss.no_beta_per_pair:
             raise UserError(
                 f"config.objective.weighting={self.weighting}: a weight of each pair has no meaning, since "
-                f"{self._mix.no_beta_per_pair}"
+                f"{self._weighted_loss.no_beta_per_pair}"
             )
 
     def _check_betas(self) -> None:
-        if (self.betas is None) == self._mix.beta:
+        if (self.betas is None) == self._weighted_loss.beta:
             raise UserError(
                 f"config.objective.beta: the loss {self.loss} needs it"
-                if self._mix.beta
+                if self._weighted_loss.beta
                 else f"config.objective.beta: the loss {self.loss} has no beta, neither one nor one per pair: nothing in it "
                 "scales a reward. Remove the field, e.g. with --config=configs/preference.py:LOSS"
             )
-        if isinstance(self.betas, tuple) and self._mix.no_beta_per_pair:
+        if isinstance(self.betas, tuple) and self._weighted_loss.no_beta_per_pair:
             raise UserError(
                 f"config.objective.beta: a beta of each gap has no meaning with the loss {self.loss}, since "
-                f"{self._mix.no_beta_per_pair}. Set one number, or take another loss"
+                f"{self._weighted_loss.no_beta_per_pair}. Set one number, or take another loss"
             )
         for beta in [] if self.betas is None else np.atleast_1d(self.betas):
             if not (np.isfinite(beta) and beta >= 0):
                 raise UserError(f"config.objective.beta: {beta} must be a finite number >= 0")
-            if beta == 0 and self._mix.positive_beta:
+            if beta == 0 and self._weighted_loss.positive_beta:
                 raise UserError(f"config.objective.beta: the loss {self.loss} divides by beta, which must not be 0")
 
     @functools.cached_property
-    def _mix(self) -> Mix:
+    def _weighted_loss(self) -> WeightedLoss:
         return parse(self.loss)
 
     @functools.cached_property
@@ -138,7 +138,7 @@ class Preference:
 
     @property
     def _values(self) -> dict[str, float]:
-        return {name: field.default for name, field in self._mix.fields.items()} | dict(self.values)
+        return {name: field.default for name, field in self._weighted_loss.fields.items()} | dict(self.values)
 
     @property
     def reference_key(self) -> str:
@@ -146,14 +146,14 @@ class Preference:
         return f"ld_alpha={self.ld_alpha}"
 
     @property
-    def collision(self) -> bool:
+    def log_sum_p2(self) -> bool:
         """WPO compares with the average probability of a sampled token."""
         return self.weighting == "wpo"
 
     @property
     def whole_step(self) -> str:
         """As the loss says."""
-        name = self._mix.whole_step
+        name = self._weighted_loss.whole_step
         return name and f"the loss {name} compares the pairs of a whole step"
 
     def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -173,7 +173,7 @@ class Preference:
                 f"have neither, e.g. {without[:5].tolist()}. Map the column with config.data.columns.gap, "
                 "or use configs/dpo.py for one beta."
             )
-        if self._mix.positive_beta and (zero := np.flatnonzero(beta == 0)).size:
+        if self._weighted_loss.positive_beta and (zero := np.flatnonzero(beta == 0)).size:
             raise UserError(
                 f"the loss {self.loss} divides by beta, but {zero.size} pairs have beta 0, e.g. {zero[:5].tolist()}"
             )
@@ -188,24 +188,24 @@ class Preference:
         weight, places, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
 
         def sums(values: Float[Array, "B N"]) -> Float[Array, "B 2 P"]:
-            return branch_sums(values, batch.branch, scored, 2, places)
+            return completion_sums(values, batch.completion, scored, 2, places)
 
         lengths = sums(jnp.ones_like(scores.logps))
         counts = 1.0
         if self.ld_alpha < 1:
-            counts = 1.0 - (1.0 - self.ld_alpha) * beyond_shared_length(batch.branch, scored, lengths)
+            counts = 1.0 - (1.0 - self.ld_alpha) * beyond_shared_length(batch.completion, scored, lengths)
         policy = sums(counts * scores.logps)
         known = self._reference_sums(batch, reference, lambda values: sums(counts * values))
-        # An unused place has beta 0, by which some losses divide.
+        # An unused example index has beta 0, by which some losses divide.
         beta = jnp.where(weight > 0, batch.columns["beta"], 1.0) if self.betas is not None else jnp.ones_like(weight)
-        base = known if known is not None and self._mix.reference else jnp.zeros_like(policy)
+        base = known if known is not None and self._weighted_loss.reference else jnp.zeros_like(policy)
         pairs = Pairs(*_sides(policy), *_sides(base), *_sides(lengths), beta, weight)
         transformed = None if self._divergence.is_default else self._divergence.scored(pairs)
-        losses = self._mix(pairs, self._values, transformed)
+        losses = self._weighted_loss(pairs, self._values, transformed)
         if self.weighting == "wpo":
-            losses = losses * likelihood_weight(scores.logps, scores.collision, batch.branch, scored, lengths)
+            losses = losses * likelihood_weight(scores.logps, scores.log_sum_p2, batch.completion, scored, lengths)
         rewards = transformed or pairs
-        rewards = rewards.per_token() if self._mix.per_token else rewards
+        rewards = rewards.per_token() if self._weighted_loss.per_token else rewards
         values = {
             "loss": losses,
             "denominator": weight,

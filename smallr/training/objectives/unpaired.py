@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from smallr.core.errors import UserError
 from smallr.data.batch import Batch
-from smallr.losses import TokenScores, branch_sums
+from smallr.losses import TokenScores, completion_sums
 from smallr.losses.preference import kl_estimate, kto
 from smallr.training.objectives.base import Fields, Summariser, check_reference, check_sync
 from smallr.training.summaries import unpaired_summary
@@ -22,7 +22,7 @@ from smallr.training.summaries import unpaired_summary
 class Unpaired:
     """KTO on rows of kind `unpaired`.
 
-    The second branch of an example is a completion of another prompt; its log-ratio feeds the KL estimate.
+    The second completion of an example is a completion of another prompt; its log-ratio feeds the KL estimate.
 
     Attributes:
       beta: strength; a row's own `beta` column comes first.
@@ -41,7 +41,7 @@ class Unpaired:
     sync_mixing: float = 0.6
     sides: ClassVar[tuple[str, ...]] = ("completion", "mismatched")
     reference_key: ClassVar[str] = ""
-    collision: ClassVar[bool] = False
+    log_sum_p2: ClassVar[bool] = False
     whole_step: ClassVar[str] = "KTO estimates the KL from all rows of a step"
 
     @classmethod
@@ -91,11 +91,11 @@ class Unpaired:
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
         """Sum of the rows' losses; log-ratios and rewards."""
         weight, places, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
-        policy = branch_sums(scores.logps, batch.branch, scored, 2, places)
+        policy = completion_sums(scores.logps, batch.completion, scored, 2, places)
         if reference is None:
             base = jnp.stack([batch.columns[f"ref_{side}"] for side in self.sides], axis=1)
         else:
-            base = branch_sums(reference.logps, batch.branch, scored, 2, places)
+            base = completion_sums(reference.logps, batch.completion, scored, 2, places)
         ratio = policy - base
         kl = kl_estimate(ratio[:, 1], weight)
         label, beta = batch.columns["label"], batch.columns["beta"]
