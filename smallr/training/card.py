@@ -7,7 +7,7 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
-import smallr
+from smallr import __version__
 from smallr.data.rows import GAPS
 from smallr.training.saved import SavedRun
 
@@ -27,7 +27,7 @@ def model_card(title: str, base: str, dtype: str, run: SavedRun | None, library:
         header.append(f"base_model: {base}")
     lines = ["---", *header, "---", "", f"# {title}", ""]
     lines.append(
-        f"`{base}`{' trained' if run else ', converted'} with smallr {smallr.__version__}; weights in {dtype}."
+        f"`{base}`{' trained' if run else ', converted'} with smallr {__version__}; weights in {dtype}."
     )
     if run is not None:
         lines += ["", *_training(run)]
