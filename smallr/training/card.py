@@ -26,9 +26,7 @@ def model_card(title: str, base: str, dtype: str, run: SavedRun | None, library:
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists():
         header.append(f"base_model: {base}")
     lines = ["---", *header, "---", "", f"# {title}", ""]
-    lines.append(
-        f"`{base}`{' trained' if run else ', converted'} with smallr {__version__}; weights in {dtype}."
-    )
+    lines.append(f"`{base}`{' trained' if run else ', converted'} with smallr {__version__}; weights in {dtype}.")
     if run is not None:
         lines += ["", *_training(run)]
     return "\n".join([*lines, ""])
