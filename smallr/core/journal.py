@@ -1,98 +1,114 @@
-"""What a long job leaves on disk as it goes, so that a killed one goes on where it was.
+"""A file of finished pieces of work, a line each, so that a killed job goes on where it was.
 
-A folder has `run.json`, what was asked and how, and one file of lines, a finished piece of work each.
+Every line carries a checksum. The end of a line that a kill has cut off is removed when the file is opened; any other
+damage is an error that names the line, and nothing is changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import tempfile
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smallr.core.errors import UserError
+from smallr.core.files import FileError, sync_folder
+
+_LINE = re.compile(r'\{"check": "([0-9a-f]{8})", (.*)', re.DOTALL)
 
 
 class Journal:
-    """The folder of one job.
+    """Finished pieces by their key, on disk when `add` returns. Threads may call every method.
 
     Args:
-      folder: made if it is missing.
-      run: what must be the same for finished work to be used again.
-      name: of the file of lines.
-      what: the job, for messages.
+      path: of the file; made with the first piece. The caller holds the lock of its folder.
+      fields: names that every entry must have.
 
     Raises:
-      UserError: the folder holds another job, or something else; the differences are named.
+      FileError: the file is damaged or cannot be read; the message names the line and says what to do.
     """
 
-    def __init__(self, folder: Path, run: Mapping[str, Any], *, name: str = "journal.jsonl", what: str = "run"):
-        self.folder = folder
-        self._path, self._what = folder / name, what
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "run.json"
-        if path.exists():
-            self._refuse_another(path, run)
-        elif any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no {what}: choose another with --out")
-        else:
-            write_whole(path, json.dumps(run, indent=2) + "\n")
+    def __init__(self, path: Path, fields: Iterable[str] = ()):
+        self.path, self._fields = path, tuple(fields)
         self._lock = threading.Lock()
         self._entries = self._read()
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a piece is finished."""
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """The entry of a finished piece."""
+        return self._entries[key]
+
     def entries(self) -> dict[str, dict[str, Any]]:
-        """What was finished so far, by its key."""
+        """All finished pieces; the last entry of a key counts."""
         return dict(self._entries)
 
     def add(self, key: str, entry: Mapping[str, Any]) -> None:
-        """Stores a finished piece of work; on disk when this returns. Threads may call it."""
-        line = json.dumps({"key": key, **entry}) + "\n"
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-            self._entries[key] = dict(entry)
+        """Stores a finished piece.
+
+        Raises:
+          FileError: it cannot be written; the file is as it was before.
+        """
+        body = json.dumps({"key": key, "entry": dict(entry)})
+        line = f'{{"check": "{_digest(body)}", {body[1:]}\n'.encode()
+        with self._lock:
+            size = self.path.stat().st_size if self.path.exists() else -1
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                if size >= 0:
+                    os.truncate(self.path, size)
+                raise FileError(f"{self.path} cannot be written: {error}") from error
+            if size < 0:
+                sync_folder(self.path.parent)
+            self._entries[key] = json.loads(body)["entry"]
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """Whole lines; the end of a line that a kill has cut off is removed from the file."""
-        if not self._path.exists():
+        if self.path.is_dir():
+            raise FileError(f"{self.path} is a folder where a file should be: move it away")
+        if not self.path.exists():
             return {}
-        data = self._path.read_bytes()
+        data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            with self._path.open("r+b") as file:
-                file.truncate(len(whole))
         found = {}
-        for number, line in enumerate(whole.decode("utf-8").split("\n"), start=1):
-            if line:
-                try:
-                    entry = json.loads(line)
-                    found[entry.pop("key")] = entry
-                except (ValueError, KeyError, AttributeError) as error:
-                    raise UserError(f"{self._path}, line {number}: not an entry ({error}); remove the line") from error
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            key, entry = self._parse(line, number)
+            found[key] = entry
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
         return found
 
-    def _refuse_another(self, path: Path, run: Mapping[str, Any]) -> None:
+    def _parse(self, line: bytes, number: int) -> tuple[str, dict[str, Any]]:
         try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is not valid JSON ({error}): choose another folder with --out") from error
-        now = json.loads(json.dumps(run))
-        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        if changed:
-            table = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed)
-            raise UserError(f"{self.folder} holds another {self._what} ({table}): choose another folder with --out")
+            match = _LINE.fullmatch(line.decode("utf-8"))
+            if match is None:
+                raise ValueError("it is no entry with a checksum")
+            if _digest("{" + match[2]) != match[1]:
+                raise ValueError("its checksum does not fit")
+            piece = json.loads(line)
+            key, entry = piece["key"], piece["entry"]
+            if not isinstance(key, str) or not isinstance(entry, dict):
+                raise ValueError("it is no entry")
+            if missing := [name for name in self._fields if name not in entry]:
+                raise ValueError(f"it lacks {missing[0]!r}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            raise FileError(
+                f"{self.path}, line {number}: damaged ({reason}); delete the line, and what it held is done again"
+            ) from error
+        return key, entry
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file at once or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode("utf-8")).hexdigest()[:8]

@@ -1,0 +1,94 @@
+"""Where a job stands, as `smallr stages` shows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+
+from smallr.cli import stages as command
+from smallr.core.errors import UserError
+from smallr.core.files import host_name
+from smallr.core.locks import FolderLock
+from smallr.core.stage_table import Line, State, show, states
+from smallr.core.stages import Stage, StageFolder, Stages, Stopped
+
+
+def plan(rate: float = 0.1) -> list[Stage]:
+    sft = [Stage(f"sft-{seed}", {"seed": seed, "rate": rate}) for seed in range(4)]
+    return [*sft, Stage("all", {}, tuple(sft))]
+
+
+def until(name: str):
+    """Work that is stopped before a stage."""
+
+    def work(stage, folder, needs):
+        (folder / "journal.jsonl").write_text("a\nb\n")
+        if stage.name == name:
+            raise Stopped
+        return {"x": 1.0}
+
+    return work
+
+
+def run(out, stages, name: str) -> None:
+    with pytest.raises(Stopped):
+        Stages(out).run(stages, until(name))
+
+
+def test_every_state_and_the_time_that_is_left(tmp_path, capsys):
+    run(tmp_path / "grid", plan(0.2), "sft-1")
+    run(tmp_path / "grid", plan(), "sft-2")
+    for number, folder in enumerate(sorted((tmp_path / "grid").glob("sft-[01]-*"))):
+        if (folder / "result.json").exists():
+            result = json.loads((folder / "result.json").read_text())
+            (folder / "result.json").write_text(json.dumps({**result, "seconds": 100 + 20 * number}))
+    lines = {line.name: line for line in states(tmp_path / "grid")}
+    stale = [name for name, line in lines.items() if line.state is State.STALE]
+    assert len(stale) == 2
+    assert [lines[name].state for name in ("sft-0", "sft-1", "sft-2", "sft-3", "all")] == [
+        State.DONE, State.DONE, State.BEGUN, State.WAITING, State.WAITING,
+    ]  # fmt: skip
+    assert lines["sft-2"].note == "2 pieces finished"
+    mean = (lines["sft-0"].seconds + lines["sft-1"].seconds) / 2
+    assert lines["sft-3"].seconds == mean
+    assert lines["all"].seconds is None
+    (begun,) = (tmp_path / "grid").glob(f"{plan()[2].name}-{plan()[2].digest}")
+    with FolderLock(begun):
+        (line,) = (line for line in states(tmp_path / "grid") if line.name == "sft-2")
+        assert line.state is State.ACTIVE
+        assert f"process {os.getpid()} on {host_name()}" in line.note
+    (tmp_path / "grid" / f"sft-0-{plan()[0].digest}" / "result.json").write_text("[]")
+    (line,) = (line for line in states(tmp_path / "grid") if line.name == "sft-0")
+    assert line.state is State.DAMAGED
+    command.main([str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert re.search(r"^grid/sft-1 +done ", shown, re.MULTILINE)
+    assert "7 stages: 1 done, 1 begun, 2 waiting, 2 stale, 1 damaged; at least 0:0" in shown
+
+
+def test_folders_of_single_jobs(tmp_path, capsys):
+    with StageFolder(tmp_path / "evals" / "gsm8k", {"model": "m"}, what="evaluation", pieces="answers.jsonl") as stage:
+        stage.journal().add("a", {})
+        stage.finish({"accuracy": 1.0})
+    (tmp_path / "sft" / "checkpoints" / "20").mkdir(parents=True)
+    (tmp_path / "sft" / "checkpoints" / "100").mkdir()
+    (line,) = states(tmp_path / "evals" / "gsm8k")
+    assert (line.name, line.state, line.note) == ("gsm8k", State.DONE, "1 pieces finished")
+    assert [(line.name, line.state, line.note) for line in states(tmp_path)] == [
+        ("evals/gsm8k", State.DONE, "1 pieces finished"),
+        ("sft", State.BEGUN, "checkpoint of step 100"),
+    ]
+    with pytest.raises(UserError, match="no stages there"):
+        states(tmp_path / "sft" / "checkpoints")
+    for path in (tmp_path / "missing", tmp_path / "evals" / "gsm8k" / "run.json"):
+        with pytest.raises(SystemExit, match=r"smallr: .* is no folder"):
+            command.main([str(path)])
+
+
+def test_many_stages_are_summed_up():
+    lines = [Line(f"s{i}", State.DONE, 60.0) for i in range(50)] + [Line("s50", State.WAITING, 60.0)]
+    assert show(lines) == "51 stages: 50 done, 1 waiting; about 0:01:00 left"
+    assert show(lines[48:]).splitlines()[0] == "s48  done     0:01:00"
