@@ -29,7 +29,7 @@ from experiments.crv.questions import Questions, taught
 from smallr.core.errors import UserError
 from smallr.data.saving import save_splits
 from smallr.methods.crv.pairs import make_pairs
-from smallr.methods.crv.running import run_crv
+from smallr.methods.crv.pipeline import run_crv
 
 Row = dict[str, Any]
 

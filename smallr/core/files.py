@@ -7,6 +7,7 @@ What a killed process leaves under such a name is found by `is_leftover` and rem
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -86,13 +87,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
             elif file.is_dir():
                 sync_folder(file)
         sync_folder(temporary)
-        if path.is_dir():
-            with _temporary(path) as before:
-                os.replace(path, before)
-                os.replace(temporary, path)
-        else:
-            os.replace(temporary, path)
+        _swap(temporary, path)
         sync_folder(path.parent)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Puts a folder in the place of another one; another process may be doing the same."""
+    while True:
+        with _temporary(path) as before:
+            if path.is_dir():
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, before)
+            try:
+                return os.replace(new, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
 
 
 def write_text(path: Path, text: str) -> None:

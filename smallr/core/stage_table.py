@@ -117,7 +117,10 @@ def _line(folder: Path, name: str) -> Line:
             return Line(name, State.ACTIVE, note="; ".join(filter(None, (note, str(holder)))))
         if not (folder / done).exists():
             return Line(name, State.BEGUN, note=note)
-        seconds = read_json(folder / done).get("seconds")
+        found = read_json(folder / done)
+        if found.get("finished") is False:  # a training run that a signal has ended
+            return Line(name, State.BEGUN, note=note)
+        seconds = found.get("seconds")
         if isinstance(seconds, dict):  # of a training run, by what they were spent on
             seconds = seconds.get("total")
         return Line(name, State.DONE, None if seconds is None else float(seconds), note)

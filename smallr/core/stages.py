@@ -129,11 +129,15 @@ class StageFolder:
         self._start = 0.0
 
     def __enter__(self) -> StageFolder:
-        """Locks the folder, removes what a kill has left half-written and checks what was asked for before."""
+        """Locks the folder, removes what a kill has left half-written and checks what was asked for before.
+
+        The stage counts as unfinished from now on, until `finish`.
+        """
         self._lock.acquire()
         try:
             remove_leftovers(self.path, self._files)
             self._claim()
+            (self.path / RESULT).unlink(missing_ok=True)
         except BaseException:
             self._lock.release()
             raise

@@ -1,16 +1,16 @@
-"""Data sets on disk, whole or not at all."""
+"""Writes data sets to disk whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 from datasets import DatasetDict
+
+from smallr.core.files import whole_folder
 
 
 def save_splits(splits: DatasetDict, target: str | os.PathLike[str]) -> None:
@@ -19,25 +19,11 @@ def save_splits(splits: DatasetDict, target: str | os.PathLike[str]) -> None:
     It is saved beside the target and renamed, so that nobody ever sees half a data set.
 
     Raises:
-      OSError: the folder of the target cannot be written.
+      FileError: the folder cannot be written.
     """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        new, old = scratch / "new", scratch / "old"
-        with _no_bars():
-            # Without a shard an empty split cannot be read again.
-            splits.save_to_disk(new, num_shards={name: None if len(rows) else 1 for name, rows in splits.items()})
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:  # another process built the same in the meantime
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with whole_folder(Path(target)) as folder, _no_bars():
+        # Without a shard an empty split cannot be read again.
+        splits.save_to_disk(folder, num_shards={name: None if len(rows) else 1 for name, rows in splits.items()})
 
 
 @contextlib.contextmanager

@@ -11,13 +11,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
+from smallr.core.journal import Journal
 from smallr.evals import models
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
 from smallr.evals.questions import Item, load_items
 from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_likelihood
 from smallr.evals.shots import before_options, load_shots
-from smallr.evals.store import Store
+from smallr.evals.store import open_folder, write_results
 from smallr.evals.summary import summarise
 from smallr.language.base import LanguageModel
 from smallr.sampling.requests import SamplingParams
@@ -51,14 +52,17 @@ def evaluate(
     answers = isinstance(benchmark, Generation)
     shots = load_shots(benchmark, items, **config.shots)
     asked = Asked(_params(config), config.chat, config.seed, shots) if answers else None
-    store = Store(folder, identity(config))
-    if answers:
-        records = _answered(benchmark, items, asked, config, store, unsafe_code_execution, model)
-    else:
-        records = run_likelihood(before_options(items, shots), model or _open_scorer(config), store)
-    results = summarise(benchmark, records, report)
-    results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
-    store.finish(records, results)
+    with open_folder(folder, identity(config)) as stage:
+        journal = stage.journal(("samples",) if answers else ("loglikelihoods",))
+        if answers:
+            records = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model)
+        else:
+            records = run_likelihood(before_options(items, shots), model or _open_scorer(config), journal)
+        results = summarise(benchmark, records, report)
+        results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
+        write_results(folder, records, results)
+        if not results["missing"]:
+            stage.finish({"questions": results["questions"]})
     return results
 
 
@@ -67,7 +71,7 @@ def _answered(
     items: list[Item],
     asked: Asked,
     config: ConfigDict,
-    store: Store,
+    journal: Journal,
     unsafe: bool,
     model: LanguageModel | None,
 ) -> list[dict[str, Any]]:
@@ -75,9 +79,9 @@ def _answered(
     grader = benchmark.grader(GraderOptions(config.grader.workers, config.grader.seconds or None, unsafe))
     with contextlib.closing(grader):
         if model is not None:
-            return run_generation(items, model, asked, grader, store)
+            return run_generation(items, model, asked, grader, journal)
         with contextlib.closing(models.open_for_answers(config)) as opened:
-            return run_generation(items, opened, asked, grader, store)
+            return run_generation(items, opened, asked, grader, journal)
 
 
 def _open_scorer(config: ConfigDict) -> LikelihoodModel:

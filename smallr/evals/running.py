@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from smallr.core.journal import Journal
 from smallr.evals.benchmarks.base import Question
 from smallr.evals.graders.base import Grader, Job
 from smallr.evals.questions import Item
 from smallr.evals.records import Record
-from smallr.evals.store import Store, question_key
+from smallr.evals.store import question_key
 from smallr.language.base import LanguageModel
 from smallr.sampling.requests import Request, Result, SamplingParams
 
@@ -67,22 +68,22 @@ class Asked:
 
 
 def run_generation(
-    items: Sequence[Item], model: LanguageModel, asked: Asked, grader: Grader, store: Store | None = None
+    items: Sequence[Item], model: LanguageModel, asked: Asked, grader: Grader, journal: Journal | None = None
 ) -> list[Record]:
     """Asks a model and judges what it says.
 
     Args:
       items: of a benchmark answered in text.
-      model: any; all questions that are not in the store are given to it at once.
+      model: any; all questions that are not in the journal are given to it at once.
       asked: how.
       grader: the benchmark's.
-      store: where answers are kept as they come; what is there already is not asked again.
+      journal: where answers are kept as they come; what is there already is not asked again.
 
     Returns:
       A record a sample, in order. A question that got no answer has one record with `error`.
     """
     keys = {item.id: question_key(item.id, asked.text(item)) for item in items}
-    answers = {} if store is None else store.answers()
+    answers = {} if journal is None else journal.entries()
     open_items = [item for item in items if keys[item.id] not in answers]
     failed: dict[str, str] = {}
 
@@ -95,8 +96,8 @@ def run_generation(
                 failed[key] = result.error
                 return
             answers[key] = _answer(result)
-            if store is not None:
-                store.add(key, answers[key])
+            if journal is not None:
+                journal.add(key, answers[key])
 
         if open_items:
             model.complete_sync([asked.request(item) for item in open_items], progress=received)
@@ -152,7 +153,7 @@ def _judged(records: list[Record], items: Mapping[str, Item], grader: Grader) ->
     return records
 
 
-def run_likelihood(items: Sequence[Item], model: LikelihoodModel, store: Store | None = None) -> list[Record]:
+def run_likelihood(items: Sequence[Item], model: LikelihoodModel, journal: Journal | None = None) -> list[Record]:
     """Scores the options of each question; arguments as in `run_generation`.
 
     Returns:
@@ -160,7 +161,7 @@ def run_likelihood(items: Sequence[Item], model: LikelihoodModel, store: Store |
       and `correct_norm` by the sum over the option's characters (its acc_norm).
     """
     keys = {item.id: question_key(item.id, repr((item.task.contexts, item.task.continuations))) for item in items}
-    answers = {} if store is None else store.answers()
+    answers = {} if journal is None else journal.entries()
     open_items = [item for item in items if keys[item.id] not in answers]
     with tqdm(total=len(items), initial=len(items) - len(open_items), desc="scores", disable=None) as bar:
         for start in range(0, len(open_items), _GROUP):
@@ -171,8 +172,8 @@ def run_likelihood(items: Sequence[Item], model: LikelihoodModel, store: Store |
                 scored = [next(values) for _ in item.task.continuations]
                 answer = {"loglikelihoods": [None if np.isnan(value) else value for value, _ in scored]}
                 answers[keys[item.id]] = answer
-                if store is not None:
-                    store.add(keys[item.id], answer)
+                if journal is not None:
+                    journal.add(keys[item.id], answer)
             bar.update(len(group))
     return [_chosen(item, answers[keys[item.id]]["loglikelihoods"]) for item in items]
 

@@ -17,7 +17,7 @@ import pytest
 from datasets import Dataset
 from ml_collections import ConfigDict
 
-from smallr.core import files, stages
+from smallr.core import files
 from smallr.core.errors import UserError
 from smallr.core.locks import FolderLock
 from smallr.core.stage_values import flat, identity_of
@@ -315,6 +315,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_the_folder_is_locked_while_it_is_open(tmp_path):
-    with StageFolder(tmp_path, {}, what="CRV run"), FolderLock(tmp_path):
-        assert stages.StageFolder is StageFolder
+    with StageFolder(tmp_path, {}, what="CRV run") as stage, FolderLock(tmp_path):
+        assert (tmp_path / ".lock").exists()
+        assert stage.finish([{"x": 1}]) == [{"x": 1}]
     assert not (tmp_path / ".lock").exists()
+    with StageFolder(tmp_path, {}, what="CRV run"):
+        assert not (tmp_path / "result.json").exists(), "what is begun again is not finished"

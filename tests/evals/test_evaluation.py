@@ -20,7 +20,7 @@ from smallr.evals.config import base
 from smallr.evals.evaluation import default_folder, evaluate
 from smallr.evals.graders.base import Job
 from smallr.evals.questions import load_items
-from smallr.evals.store import Store, read_samples
+from smallr.evals.store import read_samples
 from tests.evals.fakes import FakeModel, FakeScorer
 from tests.runs import environment
 
@@ -259,12 +259,13 @@ def test_a_folder_of_another_evaluation_is_refused(tmp_path):
 
 
 def test_a_damaged_line_is_named(tmp_path):
-    store = Store(tmp_path / "out", {"seed": 0})
-    store.add("a", {"samples": []})
+    config = gsm8k(tmp_path)
+    evaluate(config, tmp_path / "out", model=FakeModel(add))
     path = tmp_path / "out" / "answers.jsonl"
-    path.write_text(path.read_text() + "no json\n")
-    with pytest.raises(UserError, match=r"answers.jsonl, line 2: not an entry"):
-        Store(tmp_path / "out", {"seed": 0})
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], "no json\n", *lines[1:]]))
+    with pytest.raises(UserError, match=r"answers.jsonl, line 2: damaged"):
+        evaluate(config, tmp_path / "out", model=FakeModel(add))
 
 
 # --- bad input

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
-from smallr.methods.crv.running import default_folder, run_crv
+from smallr.methods.crv.pipeline import default_folder, run_crv
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), e.g. configs/crv/annotate.py")
 OUT = flags.DEFINE_string("out", None, "Folder of the results; by default one under runs/crv")
@@ -27,7 +27,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    """Runs `crv.running.run_crv`; errors of the user's making are one line."""
+    """Runs `run_crv`; reports a user error in one line instead of a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)

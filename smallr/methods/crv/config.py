@@ -97,13 +97,13 @@ def check(config: ConfigDict) -> None:
     for name, choices in (("check", KINDS), ("format", FORMATS)):
         if config[name] not in (*choices, "auto"):
             raise UserError(
-                f"config.{name} = {config[name]!r} is none of {', '.join(dict.fromkeys(('auto', *choices)))}"
+                f"config.{name} = {config[name]!r} must be one of: {', '.join(dict.fromkeys(('auto', *choices)))}"
                 f"{nearest(config[name], choices)}"
             )
     for source in sources(config):
         if source not in INCORRECT_SOURCES:
             raise UserError(
-                f"config.incorrect.sources: {source!r} is none of {', '.join(INCORRECT_SOURCES)}"
+                f"config.incorrect.sources: {source!r} must be one of: {', '.join(INCORRECT_SOURCES)}"
                 f"{nearest(source, INCORRECT_SOURCES)}"
             )
     least = {
@@ -136,7 +136,7 @@ def spec_of(config: ConfigDict, role: str) -> str:
 
 
 def identity(config: ConfigDict, prompts_digest: str) -> dict[str, Any]:
-    """What must be the same for finished rows to be used again: all that an agent sees or that decides on a row."""
+    """Gives what must be the same for finished rows to be used again: all that an agent sees or that decides on a row."""
     names = (
         *("seed", "student", "reasks", "reask_temperature", "max_retries", "check", "format", "box", "recheck"),
         *("verify_original",),

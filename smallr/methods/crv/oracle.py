@@ -109,10 +109,10 @@ class Oracle(CompletingModel):
         return label
 
     def _rethink(self, problem: Problem, rationale: str, label: str, rng: random.Random) -> str:
-        """Does what it is told: one manner up for easy, one down for hard, the same where a mistake is to be mended."""
-        place = MANNERS.index(manner(problem, rationale)) + _STEPS.get(label, 0)
-        told = MANNERS[min(max(place, 0), len(MANNERS) - 1)]
-        return _written(told, problem, rng, right=rng.random() >= self._options.rethink_error)
+        """Does what it is told: one style up for easy, one down for hard, the same where a mistake is to be mended."""
+        index = MANNERS.index(manner(problem, rationale)) + _STEPS.get(label, 0)
+        style = MANNERS[min(max(index, 0), len(MANNERS) - 1)]
+        return _written(style, problem, rng, right=rng.random() >= self._options.rethink_error)
 
     def _verify(self, problem: Problem, rationale: str, _: str, rng: random.Random) -> str:
         wrong = mistake(problem, rationale)
@@ -127,17 +127,17 @@ class Oracle(CompletingModel):
         return _written(manner(problem, rationale), problem, rng, right=False)
 
 
-def _written(manner: str, problem: Problem, rng: random.Random, *, right: bool) -> str:
+def _written(style: str, problem: Problem, rng: random.Random, *, right: bool) -> str:
     told = problem
     while not right:
         if slips := make_slips(problem, 1, rng):
             (_, told), right = slips[0], True
     lines = solve(told)
     assert lines is not None
-    return write(manner, told, lines, rng, right=told is problem)
+    return write(style, told, lines, rng, right=told is problem)
 
 
 def _tagged(text: str, tag: str) -> str:
-    """What stands between the last `<tag>` and its end."""
+    """Finds what stands between the last `<tag>` and its end."""
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     return found[-1].strip() if found else ""

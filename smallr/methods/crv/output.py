@@ -1,4 +1,4 @@
-"""The data sets that a run leaves."""
+"""Writes the data sets that a run leaves."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import random
 import sys
 from collections import Counter
@@ -27,7 +26,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, Value, load_from_disk
 
 from smallr.core.errors import UserError
-from smallr.core.journal import write_whole
+from smallr.core.files import write_json
 from smallr.data.errors import DataError
 from smallr.data.rows import GAPS
 from smallr.data.saving import save_splits
@@ -131,7 +130,7 @@ def make_pairs(
     rng = random.Random(f"{seed} pairs")
     for gap, pairs in found.items():
         chosen = sorted(rng.sample(range(len(pairs)), kept[gap]))
-        outcome.pairs += [pairs[place] for place in chosen]
+        outcome.pairs += [pairs[index] for index in chosen]
     return outcome
 
 
@@ -200,7 +199,7 @@ def build_pairs(
         "splits": {split: _counts(len(splits[split]), outcome) for split, outcome in outcomes.items()},
     }
     save_splits(DatasetDict({split: _data_set(outcome.pairs) for split, outcome in outcomes.items()}), out)
-    write_whole(out / "pairs.json", json.dumps(report, indent=2) + "\n")
+    write_json(out / "pairs.json", report)
     return report
 
 

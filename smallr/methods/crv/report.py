@@ -1,4 +1,4 @@
-"""What a run came to: report.json, report.md for people, lengths.png."""
+"""Reports what a run came to: report.json, report.md for people, lengths.png."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from smallr.core.journal import write_whole
-from smallr.methods.crv.agents import Agent, Tally
+from smallr.agents.agent import Agent
+from smallr.agents.usage import COUNTS, Usage
+from smallr.core.files import whole_file, write_json, write_text
 from smallr.methods.crv.rows import INCORRECT_SOURCES, LABELS, VERDICTS
 from smallr.methods.crv.teacher_rows import Teacher
 
@@ -55,13 +56,13 @@ def write_report(
         "config": json.loads(json.dumps(config.to_dict())),
     }
     report["plot"] = _plot(folder / "lengths.png", rows)
-    write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
-    write_whole(folder / "report.md", markdown(report, rows))
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.md", markdown(report, rows))
     return report
 
 
 def row_counts(teacher: Teacher, rows: Sequence[Row]) -> dict[str, int]:
-    """What became of the rows that were read."""
+    """Counts what became of the rows that were read."""
     verified = sum(not row["reason"] for row in rows)
     return {
         "read": teacher.read,
@@ -76,7 +77,7 @@ def row_counts(teacher: Teacher, rows: Sequence[Row]) -> dict[str, int]:
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """All counts that finished rows give."""
+    """Gives all counts of finished rows."""
     verified = [row for row in rows if not row["reason"]]
     return {
         "labels": {label: sum(row["label"] == label for row in rows) for label in LABELS},
@@ -107,7 +108,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Words of a rationale before and after: median, with the 10th and the 90th percentile."""
+    """Counts words of a rationale before and after: median, with the 10th and the 90th percentile."""
     if not rows:
         return None
     both = {"before": [row["original"] for row in rows], "after": [row["rationale"] for row in rows]}
@@ -123,21 +124,18 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _usage(entries: Sequence[Mapping[str, Any]], agents: Mapping[str, Agent]) -> dict[str, Any]:
-    tally = Tally()
+    usage = Usage()
     for entry in entries:
-        for role, counts in entry["usage"].items():
-            for what, count in counts.items():
-                tally.counts[role, what] += count
-    names = ("requests", "cached", "reasks", "prompt_tokens", "completion_tokens")
+        usage.add(entry["usage"])
     return {
-        "by_agent": {role: {name: tally.counts[role, name] for name in names} for role in agents},
-        **{name: tally.total(name) for name in names},
-        "cost": tally.cost(agents),
+        "by_agent": usage.by_role(agents),
+        **{name: usage.total(name) for name in COUNTS},
+        "cost": usage.cost(agents),
     }
 
 
 def markdown(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The report for people."""
+    """Writes the report for people."""
     counts, total = report["rows"], max(sum(report["labels"].values()), 1)
     lines = [
         f"# CRV of {report['source']}",
@@ -212,7 +210,7 @@ def markdown(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
-    """What a reader must not overlook."""
+    """Lists what a reader must not overlook."""
     counts, found = report["rows"], []
     if counts["without_gold"]:
         found.append(f"{counts['without_gold']} rows have no gold answer: the verifier alone decided on them.")
@@ -258,7 +256,7 @@ def _samples(rows: Sequence[Row]) -> list[str]:
 
 
 def _quoted(title: str, text: str) -> list[str]:
-    """A text in an indented block, which it cannot break out of."""
+    """Puts a text into an indented block, which it cannot break out of."""
     return [f"{title}:", "", *(f"    {line}" for line in text[:2000].splitlines()), ""]
 
 
@@ -274,7 +272,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> bool:
-    """Histograms of lengths before and after, by label; whether there is one (it needs matplotlib and rows)."""
+    """Draws lengths before and after, by label; says whether it did (it needs matplotlib and rows)."""
     try:
         from matplotlib.figure import Figure  # an extra, and a second
     except ImportError:
@@ -291,5 +289,6 @@ def _plot(path: Path, rows: Sequence[Row]) -> bool:
         axes.hist(sides, bins, label=("before", "after"))
         axes.set(title=f"{label} ({len(chosen)})", xlabel="words", ylabel="rationales")
         axes.legend()
-    figure.savefig(path, dpi=100)
+    with whole_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=100)
     return True

@@ -1,4 +1,4 @@
-"""What goes into CRV and what comes out: the columns of its data sets.
+"""The rows that CRV reads, and the columns of the data sets that it writes.
 
 A finished run has two data sets with the splits of the source, both with `FEATURES`: `verified`, to train on, and `failed`.
 """
@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Features, List, Value
+
+from smallr.agents.agent import encodable
 
 LABELS = ("easy", "medium", "hard")  # too terse for the student, fitting, too involved
 ROLES = ("critic", "rethinker", "verifier", "student", "injector")
@@ -82,6 +84,11 @@ class TeacherRow:
     question: str
     answer: str
     rationale: str
+
+    def encodable(self) -> TeacherRow:
+        """The row with a question mark for each half of a character, which no data set can hold."""
+        texts = {name: encodable(getattr(self, name)) for name in ("source", "question", "answer", "rationale")}
+        return dataclasses.replace(self, **texts)
 
     @property
     def id(self) -> str:

@@ -11,13 +11,15 @@ from typing import Any
 import datasets
 from ml_collections import ConfigDict
 
+from smallr.agents.agent import Agent, AgentClient
+from smallr.agents.circuit_breaker import CircuitBreaker
+from smallr.agents.usage import Usage
 from smallr.language.base import Prices
-from smallr.methods.crv.agents import Agent, Asking, Line, Tally
 from smallr.methods.crv.checking import RuleCheck
 from smallr.methods.crv.config import base
-from smallr.methods.crv.prompts import Prompts
+from smallr.methods.crv.prompts import load_prompts
+from smallr.methods.crv.row_worker import Method, RowWorker
 from smallr.methods.crv.rows import ROLES, TeacherRow
-from smallr.methods.crv.work import Course, Method
 from smallr.sampling.requests import SamplingParams
 from tests.evals.fakes import FakeModel
 
@@ -47,7 +49,7 @@ class Scripted(FakeModel):
         return self._replies if isinstance(self._replies, str) else self._replies(prompt)
 
 
-def course(
+def worker(
     row: TeacherRow = ROW,
     *,
     prompts: Mapping[str, str] | None = None,
@@ -64,15 +66,17 @@ def course(
         fields |= {"count": 0, "sources": ("teacher", "student", "injected"), "samples": 2, **method}
         rules = RuleCheck(check)
         setting = Method(
-            prompts=Prompts(prompts or {}),
+            prompts=load_prompts(prompts or {}),
             rules=rules,
             student="7 parameters",
             models={role: model.name for role, model in models.items()},
             **fields,
         )
-        tally = Tally()
-        asking = Asking(agents, seed=0, reasks=reasks, reask_temperature=0.7, line=Line(3), tallies=(tally,))
-        out = asyncio.run(Course(row, setting, asking, tally).run())
+        usage = Usage()
+        client = AgentClient(
+            agents, seed=0, reasks=reasks, reask_temperature=0.7, breaker=CircuitBreaker(3), usages=(usage,)
+        )
+        out = asyncio.run(RowWorker(row, setting, client, usage).run())
         rules.close()
         return out, models
 

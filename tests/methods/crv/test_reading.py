@@ -10,33 +10,13 @@ from smallr.core.errors import UserError
 from smallr.methods.crv import formats
 from smallr.methods.crv.checking import RuleCheck
 from smallr.methods.crv.holdout import normalise
-from smallr.methods.crv.prompts import FIELDS, Prompts
-from smallr.methods.crv.replies import in_script_of, read_label, read_rationale, read_verdict
+from smallr.methods.crv.prompts import FIELDS, load_prompts
+from smallr.methods.crv.replies import read_rationale, read_verdict
 from smallr.sampling.requests import Sample
 
 
 def said(text: str, finish: str = "stop") -> Sample:
     return Sample(text, finish)
-
-
-@pytest.mark.parametrize(
-    ("text", "label", "problem"),
-    [
-        ("easy", "easy", ""),
-        (" **Hard**.\n", "hard", ""),
-        ("<think>It is not easy.</think>\nmedium", "medium", ""),
-        ("", None, "empty reply"),
-        (" \n", None, "empty reply"),
-        ("<think>hm</think>", None, "empty reply"),
-        ("easy or hard", None, "several labels"),
-        ("The rationale is easy.", None, "more than a label"),
-        ("einfach", None, "no label"),
-        ("简单", None, "no label"),
-        ("uneasy", None, "no label"),
-    ],
-)
-def test_labels(text, label, problem):
-    assert read_label(said(text)) == (label, problem)
 
 
 @pytest.mark.parametrize(
@@ -84,15 +64,6 @@ def test_rationales():
     assert read("2 and 2", "think")[1] == "it is not in the format think"
     assert read("<think>2 and 2</think>", "think")[1] == "thoughts or solution are empty"
     assert read("<think>2 and 2</think>4", "think") == ("<think>2 and 2</think>4", "")
-
-
-def test_scripts():
-    assert in_script_of("Zwei und zwei", "How many?")
-    assert not in_script_of("Два и два", "How many?")
-    assert in_script_of("Два и два, x", "Сколько?")
-    assert in_script_of("the angle α is 30 degrees", "How wide is it?"), "a few letters are no language"
-    assert in_script_of("2 + 2 = 4", "How many?")
-    assert in_script_of("two", "2 + 2 = ?")
 
 
 def test_formats():
@@ -144,7 +115,7 @@ def test_the_rule_check_goes_by_the_gold_answer():
 
 
 def test_prompts_are_filled_in_once():
-    prompts = Prompts({})
+    prompts = load_prompts({})
     text = prompts.render(
         "critique", question="{{rationale}} \\boxed{1} $x$", rationale="r", student="9 parameters", answer=""
     )
@@ -161,18 +132,18 @@ def test_prompts_are_filled_in_once():
 def test_prompts_are_replaced_and_checked(tmp_path):
     mine = tmp_path / "mine.txt"
     mine.write_text("Judge: {{ question }} / {{rationale}}\n")
-    prompts = Prompts({"critique": str(mine)})
+    prompts = load_prompts({"critique": str(mine)})
     assert prompts.render("critique", question="q", rationale="r", student="s", answer="a") == "Judge: q / r"
-    assert prompts.digest != Prompts({}).digest
+    assert prompts.digest != load_prompts({}).digest
     for text, message in (
         ("{{question}}", r"config.prompts.critique = .*lacks the field \{\{rationale\}\}"),
         ("{{question}} {{rationale}} {{rational}}", r"no field \{\{rational\}\}.*did you mean 'rationale'"),
     ):
         mine.write_text(text)
         with pytest.raises(UserError, match=message):
-            Prompts({"critique": str(mine)})
+            load_prompts({"critique": str(mine)})
     with pytest.raises(UserError, match=r"config.prompts.verify = .* cannot be read"):
-        Prompts({"verify": str(tmp_path / "none")})
+        load_prompts({"verify": str(tmp_path / "none")})
 
 
 def test_questions_are_compared_without_case_and_signs_of_sentences():

@@ -1,4 +1,4 @@
-"""The way of one row: critique, rethink, verify, and then incorrect rationales for its pairs."""
+"""Runs one row through critique, rethink and verify, and then collects incorrect rationales for its pairs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 from typing import Any
 
+from smallr.agents.agent import AgentClient, UnusableError
+from smallr.agents.prompts import Prompts
+from smallr.agents.reading import read_label
+from smallr.agents.usage import Usage
 from smallr.methods.crv import formats
-from smallr.methods.crv.agents import Asking, Tally, Unusable
 from smallr.methods.crv.checking import RuleCheck
-from smallr.methods.crv.prompts import Prompts
-from smallr.methods.crv.replies import read_label, read_rationale, read_verdict
-from smallr.methods.crv.rows import TeacherRow, blank
+from smallr.methods.crv.replies import read_rationale, read_verdict
+from smallr.methods.crv.rows import LABELS, TeacherRow, blank
 
 _ACTION = {"easy": "extend", "hard": "simplify", "medium": "repair"}  # how a rationale of a label is rethought
 _UNKNOWN = "(not known)"
@@ -19,7 +21,7 @@ _UNKNOWN = "(not known)"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What is the same for all rows of a run.
+    """Settings and tools that all rows of a run share.
 
     Attributes:
       prompts, rules: as loaded.
@@ -42,51 +44,55 @@ class Method:
     samples: int
 
 
-class Course:
-    """One row on its way.
+class RowWorker:
+    """Works on one row.
 
     Args:
       row: to be worked on.
       method: of the run.
-      asking: of this row.
-      tally: what `asking` counts in for this row.
+      client: asks the agents for this row.
+      usage: in which `client` counts for this row.
     """
 
-    def __init__(self, row: TeacherRow, method: Method, asking: Asking, tally: Tally):
-        self._row, self._method, self._asking, self._tally = row, method, asking, tally
+    def __init__(self, row: TeacherRow, method: Method, client: AgentClient, usage: Usage):
+        self._original_row, self._row = row, row.encodable()
+        self._method, self._client, self._usage = method, client, usage
+        row = self._row
         self._form = formats.detect(row.rationale) if method.form == "auto" else method.form
         prompt = method.prompts.render("student", question=row.question)
-        self._out = blank(row, prompt, method.models)
+        self._out = blank(row, prompt, method.models) | {"id": self._original_row.id}
         self._verdicts: dict[str, tuple[str, str]] = {}  # of the verifier, by rationale: it is asked about a text once
 
     async def run(self) -> dict[str, Any]:
-        """The output row; `reason` is empty if it was verified.
+        """Gives the output row; `reason` is empty if it was verified.
 
         Raises:
-          Unanswered, OutOfService: the row is not finished.
+          UnansweredError, CircuitOpenError: the row is not finished.
         """
         out = self._out
         try:
+            if self._row != self._original_row:
+                raise UnusableError("not encodable", "question, answer or rationale hold half a character")
             if not self._row.rationale:
-                raise Unusable("empty rationale", "")
+                raise UnusableError("empty rationale", "")
             await self._take_original()
             out["label"] = await self._label(out["original"])
             await self._fit()
-        except Unusable as error:
+        except UnusableError as error:
             out["reason"], out["detail"] = error.args
         else:
-            with contextlib.suppress(Unusable):  # what comes after a row's verification does not undo it
+            with contextlib.suppress(UnusableError):  # what comes after a row's verification does not undo it
                 await self._collect_incorrect()
             if self._method.recheck:
-                with contextlib.suppress(Unusable):
+                with contextlib.suppress(UnusableError):
                     out["relabel"] = await self._label(out["rationale"]) if out["rewritten"] else out["label"]
-        out["requests"] = self._tally.total("requests")
-        out["prompt_tokens"] = self._tally.total("prompt_tokens")
-        out["completion_tokens"] = self._tally.total("completion_tokens")
+        out["requests"] = self._usage.total("requests")
+        out["prompt_tokens"] = self._usage.total("prompt_tokens")
+        out["completion_tokens"] = self._usage.total("completion_tokens")
         return out
 
     async def _take_original(self) -> None:
-        """The teacher's rationale in the form of what is written, and whether it is right."""
+        """Brings the teacher's rationale into the form of what is written, and tells whether it is right."""
         row, out = self._row, self._out
         found = await self._method.rules.check(row.rationale, row.answer)
         out["original"] = self._in_form(row.rationale, found.extracted if found else "")
@@ -104,13 +110,13 @@ class Course:
             rationale=rationale,
             student=self._method.student,
         )
-        label, problem = await self._asking.read("critic", prompt, read_label)
+        label, problem = await self._client.read("critic", prompt, lambda sample: read_label(sample, LABELS))
         if label is None:
-            raise Unusable(f"critic: {problem}", "")
+            raise UnusableError(f"critic: {problem}", "")
         return label
 
     async def _fit(self) -> None:
-        """Attempts until one is right."""
+        """Makes attempts until one is right."""
         out, label = self._out, self._out["label"]
         reason, last = "", out["original"]
         for number in range(1 + self._method.max_retries):
@@ -136,14 +142,14 @@ class Course:
                 out["verified_by"] = "rule and agent" if self._has_rule() else "agent"
                 return
             last = text or last
-        raise Unusable(f"not verified: {verdict}", reason)
+        raise UnusableError(f"not verified: {verdict}", reason)
 
     async def _rethink(self, action: str, reason: str, attempt: str) -> tuple[str | None, str]:
-        """A rationale written anew; None and why if no reply can be used."""
+        """Has a rationale written anew; gives None and why if no reply can be used."""
         prompt = self._writing_prompt(action, self._out["original"])
         if reason:
             prompt += "\n\n" + self._method.prompts.render("feedback", reason=reason, attempt=attempt)
-        text, problem = await self._asking.read(
+        text, problem = await self._client.read(
             "rethinker",
             prompt,
             lambda sample: read_rationale(sample, self._form, self._row.question, self._row.rationale),
@@ -154,7 +160,7 @@ class Course:
         return self._in_form(text, self._row.answer if found and found.correct else ""), ""
 
     async def _verify(self, rationale: str) -> tuple[str, str]:
-        """The rule check, and only if that lets it pass, the verifier. Gives one of VERDICTS and why."""
+        """Applies the rule check and, only if that lets it pass, asks the verifier. Gives one of VERDICTS and why."""
         found = await self._method.rules.check(rationale, self._row.answer)
         if found is not None and not found.correct:
             got = f"it comes to {found.extracted}" if found.extracted else found.reason
@@ -162,12 +168,12 @@ class Course:
         return await self._judge(rationale)
 
     async def _judge(self, rationale: str) -> tuple[str, str]:
-        """The verifier's verdict, one of VERDICTS, and why."""
+        """Asks the verifier; gives one of VERDICTS and why."""
         if rationale not in self._verdicts:
             prompt = self._method.prompts.render(
                 "verify", question=self._row.question, answer=self._row.answer or _UNKNOWN, rationale=rationale
             )
-            verdict, problem = await self._asking.read("verifier", prompt, read_verdict)
+            verdict, problem = await self._client.read("verifier", prompt, read_verdict)
             if verdict is None:
                 self._verdicts[rationale] = ("no verdict", f"verifier: {problem}")
             else:
@@ -176,7 +182,7 @@ class Course:
         return self._verdicts[rationale]
 
     async def _collect_incorrect(self) -> None:
-        """Incorrect rationales from each source in turn, until there are enough."""
+        """Collects incorrect rationales from each source in turn, until there are enough."""
         collect = {"teacher": self._from_teacher, "student": self._from_student, "injected": self._injected}
         for source in self._method.sources:
             if len(self._out["incorrect"]) < self._method.count:
@@ -187,7 +193,7 @@ class Course:
             await self._add_incorrect(self._row.rationale, "teacher")
 
     async def _from_student(self) -> None:
-        samples = await self._asking.samples("student", self._out["prompt"], n=self._method.samples)
+        samples = await self._client.samples("student", self._out["prompt"], n=self._method.samples)
         for sample in samples:
             if sample.text.strip() and sample.finish_reason != "length":
                 await self._add_incorrect(sample.text.strip(), "student")
@@ -197,7 +203,7 @@ class Course:
         prompt = self._writing_prompt("inject", right)
         for variant in range(self._method.count):
             if len(self._out["incorrect"]) < self._method.count:
-                text, _ = await self._asking.read(
+                text, _ = await self._client.read(
                     "injector",
                     prompt,
                     lambda sample: read_rationale(sample, self._form, self._row.question, right),
@@ -240,4 +246,4 @@ class Course:
         )
 
     def _tokens(self) -> tuple[int, int]:
-        return self._tally.total("prompt_tokens"), self._tally.total("completion_tokens")
+        return self._usage.total("prompt_tokens"), self._usage.total("completion_tokens")

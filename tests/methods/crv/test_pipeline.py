@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -15,15 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
 from rich.console import Console
 
+from smallr.core import files
 from smallr.core.errors import UserError
+from smallr.core.files import host_name
+from smallr.core.stage_table import State, states
+from smallr.core.stages import Stopped
 from smallr.data import builtin
 from smallr.data.builtin.reading import manner, mistake
+from smallr.methods.crv import report as crv_report
 from smallr.methods.crv.oracle import Oracle, OracleOptions
-from smallr.methods.crv.rows import FEATURES, LABELS, ROLES
-from smallr.methods.crv.running import Stopped, default_folder, run_crv
+from smallr.methods.crv.pipeline import default_folder, run_crv
+from smallr.methods.crv.rows import FEATURES, LABELS, ROLES, TeacherRow
 from smallr.sampling.requests import Request, SamplingParams
 from tests.data.test_arithmetic import boxed
 from tests.language.faulty import Body, Handler, asked, error, reply, serving
@@ -41,6 +48,18 @@ def teacher(questions, tmp_path) -> list[dict]:
     return list(builtin.teacher_rows(questions["train"], "train"))
 
 
+@pytest.fixture
+def plots() -> None:
+    """A test that uses this looks at plots."""
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(request, monkeypatch) -> None:
+    """Plots are two thirds of the time of a small run."""
+    if "plots" not in request.fixturenames:
+        monkeypatch.setattr(crv_report, "_plot", lambda *_: False)
+
+
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
@@ -49,7 +68,7 @@ def run(config, folder: Path) -> dict:
     return run_crv(config, folder, quiet())
 
 
-def test_oracle_agents_fit_every_rationale(questions, teacher, tmp_path):
+def test_oracle_agents_fit_every_rationale(questions, teacher, tmp_path, plots):
     source = write_rows(tmp_path / "rows", teacher, ("train", "test"))
     config = small(source, **{"data.splits": "train,test[:0%]", "recheck": True})
     with pytest.raises(UserError, match="holds no rows"):
@@ -282,13 +301,9 @@ def test_a_request_that_is_never_answered_leaves_its_row_open(teacher, tmp_path,
         config = served(server.url, source, max_errors=2, concurrency=1)
         report = run(config, tmp_path / "out")
         assert (report["open"], report["rows"]["verified"], report["rows"]["failed"]) == (1, 4, 0)
+        assert report["open_errors"][0].startswith("500: no")
+        assert not (tmp_path / "out" / "result.json").exists()
         assert "1 rows got no reply and are in neither data set" in (tmp_path / "out" / "report.md").read_text()
-        command = line(config, tmp_path / "out")
-        left = subprocess.run(
-            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False
-        )
-        assert left.returncode == 1
-        assert "1 rows got no reply (500: no" in left.stderr
         working["yes"] = True
         assert run(config, tmp_path / "out")["rows"]["verified"] == 5
     assert max(Counter(agents.paid).values()) == 1
@@ -308,8 +323,7 @@ def line(config, out: Path) -> list[str]:
     return [sys.executable, "-m", "smallr.methods.crv", "--config=configs/crv/annotate.py", f"--out={out}", *flags]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_goes_on_without_paying_twice(number, teacher, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_without_paying_twice_and_a_second_one_is_refused(teacher, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("SMALLR_CACHE", str(cache))
     source = write_rows(tmp_path / "rows", teacher[:12])
@@ -338,20 +352,20 @@ def test_a_killed_run_goes_on_without_paying_twice(number, teacher, tmp_path, mo
         )
         assert held.wait(300), process.communicate(timeout=5)
         wait_until(lambda: answers(cache) == 25, "every reply that was paid for reaches the cache")
+        with pytest.raises(UserError, match=rf"process {process.pid} on {host_name()} works on this CRV run"):
+            run(config, tmp_path / "out")
         journal = tmp_path / "out" / "journal.jsonl"
         lines = journal.read_text().splitlines() if journal.exists() else []
-        process.send_signal(number)
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == (1 if number == signal.SIGTERM else -signal.SIGKILL)
-        if number == signal.SIGTERM:
-            assert "interrupted by SIGTERM" in said
-            assert "The same command goes on from there" in said
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=300)
         release.set()
         first["yes"] = False
         assert len(agents.paid) == 25
         assert 0 < len(lines) < 12
         with journal.open("a") as file:
-            file.write('{"key": "half a li')  # as a kill in the middle of a write leaves it
+            file.write('{"check": "0123abcd", "key": "half a li')  # as a kill in the middle of a write leaves it
+        for name in ("verified", "failed"):  # and in the middle of a data set
+            (tmp_path / "out" / f".{name}-x1").mkdir()
         report = run(config, tmp_path / "out")
     assert report["rows"]["verified"] == 12
     assert journal.read_text().splitlines()[: len(lines)] == lines
@@ -359,6 +373,132 @@ def test_a_killed_run_goes_on_without_paying_twice(number, teacher, tmp_path, mo
     assert len(agents.paid) == report["usage"]["requests"]
     ids = load_from_disk(tmp_path / "out" / "verified")["train"]["id"]
     assert len(set(ids)) == 12
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_signal_stops_a_run_and_it_goes_on(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    source = write_rows(tmp_path / "rows", teacher[:6])
+    signalled, release = {"yes": False}, threading.Event()
+
+    def interfere(handler: Handler, number: int) -> bool:
+        if number < 12 or release.is_set():
+            return False
+        if not signalled["yes"]:
+            signalled["yes"] = True
+            wait_until(lambda: answers(tmp_path / "cache") == 12, "every reply that was paid for reaches the cache")
+            os.kill(os.getpid(), signal.SIGTERM)
+        release.wait(60)
+        handler.close_connection = True
+        return True
+
+    agents = Agents(interfere)
+    with serving(agents) as server:
+        config = served(server.url, source, concurrency=2)
+        with pytest.raises(Stopped, match=r"interrupted by SIGTERM\n\d rows are finished .* same command goes on"):
+            run(config, tmp_path / "out")
+        release.set()
+        (line,) = states(tmp_path / "out")
+        assert line.state is State.BEGUN
+        assert run(config, tmp_path / "out")["rows"]["verified"] == 6
+    assert max(Counter(agents.paid).values()) == 1
+    (line,) = states(tmp_path / "out")
+    assert (line.state, line.note) == (State.DONE, "6 pieces finished")
+
+
+def test_a_fault_while_the_results_are_written_leaves_a_run_that_goes_on(teacher, tmp_path, monkeypatch):
+    """Whatever file the fault is in, the next start writes what an undisturbed run writes, and asks nothing again."""
+    source = write_rows(tmp_path / "rows", teacher[:4])
+    config = small(source)
+    run(config, tmp_path / "whole")
+    asked = []
+    monkeypatch.setattr(Oracle, "complete", counted(Oracle.complete, asked))
+    replace, renames = os.replace, [0]
+    for number in range(1, 7):  # run.json, two data sets, two reports, result.json
+
+        def dying(old, new, number=number):
+            renames[0] += 1
+            if renames[0] == number:
+                raise KeyboardInterrupt
+            replace(old, new)
+
+        renames[0] = 0
+        out = tmp_path / f"out{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, "replace", dying)
+            with pytest.raises(KeyboardInterrupt):
+                run(config, out)
+        asked.clear()
+        run(config, out)
+        assert bool(asked) == (number == 1)
+        assert (out / "report.md").read_text() == (tmp_path / "whole" / "report.md").read_text()
+        for name in ("verified", "failed"):
+            rows = [load_from_disk(folder / name)["train"].to_list() for folder in (out, tmp_path / "whole")]
+            assert rows[0] == rows[1]
+        assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
+def counted(complete: Callable, asked: list) -> Callable:
+    def call(self, requests, **options):
+        asked.extend(requests)
+        return complete(self, requests, **options)
+
+    return call
+
+
+def test_one_bad_row_does_not_take_the_others_with_it(teacher, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.jsonl"
+    bad = [dict(row) for row in teacher[:6]]
+    bad[2]["question"] += " \ud83d"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in bad))
+    complete = Oracle.complete
+
+    async def failing(self, requests, **options):
+        if teacher[4]["question"] in requests[0].messages[0]["content"]:
+            raise RuntimeError("a fault of this request")
+        return await complete(self, requests, **options)
+
+    monkeypatch.setattr("smallr.methods.crv.teacher_rows.load_rows", lambda *_: Dataset.from_list(teacher[:6]))
+    real = TeacherRow.encodable
+    monkeypatch.setattr(
+        TeacherRow,
+        "encodable",
+        lambda row: real(dataclasses.replace(row, question="?") if row.row == 2 else row),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Oracle, "complete", failing)
+        report = run(small(str(rows), max_errors=3), tmp_path / "out")
+    assert (report["rows"]["verified"], report["rows"]["failed"], report["open"]) == (4, 1, 1)
+    assert report["failures"] == {"not encodable": 1}
+    assert report["open_errors"] == ["RuntimeError: a fault of this request"]
+    report = run(small(str(rows), max_errors=3), tmp_path / "out")
+    assert (report["rows"]["verified"], report["open"]) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda out: out.joinpath("run.json").write_bytes(b"[]"), "run.json is damaged: expected a JSON dict"),
+        (lambda out: out.joinpath("run.json").write_bytes(b"\xff"), "run.json is damaged: byte 0 is not UTF-8"),
+        (lambda out: change(out, lambda text: text.replace('"label": "', '"label": "x', 1)), "line 1: damaged"),
+        (lambda out: change(out, lambda text: text.replace('"row": {', '"row": [', 1)), "line 1: damaged"),
+        (lambda out: change(out, lambda text: "7\n" + text), "line 1: damaged"),
+    ],
+)
+def test_damage_is_named_and_nothing_lost(damage, message, teacher, tmp_path):
+    source = write_rows(tmp_path / "rows", teacher[:3])
+    run(small(source), tmp_path / "out")
+    damage(tmp_path / "out")
+    (tmp_path / "out" / "result.json").unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=message):
+        run(small(source), tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()} == before
+
+
+def change(out: Path, edit: Callable[[str], str]) -> None:
+    path = out / "journal.jsonl"
+    path.write_text(edit(path.read_text()))
 
 
 def answers(cache: Path) -> int:
