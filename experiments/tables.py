@@ -1,6 +1,6 @@
 """Rows of runs -> means with intervals over seeds, differences, CSV, markdown, plots.
 
-A row is a flat dict with the settings and the metrics of one run, as `experiments.grid.Grid.go` returns them.
+A row is a flat dict with the settings and the metrics of one run, as `smallr.core.stages.Stages.run` returns them.
 """
 
 from __future__ import annotations

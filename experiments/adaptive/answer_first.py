@@ -29,9 +29,9 @@ from experiments.adaptive.corruption import corrupt
 from experiments.adaptive.small_tasks import MORE
 from experiments.adaptive.students import Asker, Recipe, config_of, decoder_of, train
 from experiments.adaptive.teacher_rows import Row, more, read
-from experiments.grid import Grid, Run, Stopped
 from smallr.core.cache import cache_dir
 from smallr.core.sharding import make_mesh
+from smallr.core.stages import Stage, Stages, Stopped
 from smallr.models.loading import open_model
 from smallr.models.scratch import Size, train_tokenizer, write_scratch
 
@@ -101,22 +101,22 @@ def rows_of(experiment: Experiment, data: Path) -> tuple[list[Row], list[Row]]:
     return train_rows, test_rows
 
 
-def runs_of(experiment: Experiment) -> list[Run]:
+def runs_of(experiment: Experiment) -> list[Stage]:
     """Students of each order and share of slips; thinking first needs answering first, which says which samples are hard."""
     runs = []
     for seed in range(experiment.seeds):
         for share in experiment.shares:
             common = {"experiment": experiment.settings(), "share": share, "seed": seed}
-            post = Run(f"post-{share:g}-{seed}", {"arm": "post", **common})
-            runs += [post, Run(f"pre-{share:g}-{seed}", {"arm": "pre", **common}, needs=(post,))]
+            post = Stage(f"post-{share:g}-{seed}", {"arm": "post", **common})
+            runs += [post, Stage(f"pre-{share:g}-{seed}", {"arm": "pre", **common}, needs=(post,))]
             if experiment.adaptive and not share:
                 common |= {"held_back": HELD_BACK}
-                both = Run(f"both-{seed}", {"arm": "both", **common})
+                both = Stage(f"both-{seed}", {"arm": "both", **common})
                 soft = {**common, "adaptive": list(experiment.adaptive)}
                 runs.append(both)
                 router = {"arm": "router", **soft} | ({"margin": experiment.margin} if experiment.margin else {})
-                runs += [Run(f"router-{seed}", router, needs=(both,))]
-                runs += [Run(f"prompts-{seed}", {"arm": "prompts", **soft}, needs=(both,))]
+                runs += [Stage(f"router-{seed}", router, needs=(both,))]
+                runs += [Stage(f"prompts-{seed}", {"arm": "prompts", **soft}, needs=(both,))]
     return runs
 
 
@@ -138,7 +138,7 @@ class Laboratory:
         self.train_rows, self.test_rows = rows_of(experiment, data)
         self._asker: Asker | None = None
 
-    def __call__(self, run: Run, folder: Path, needs: Sequence[Path]) -> dict[str, float]:
+    def __call__(self, run: Stage, folder: Path, needs: Sequence[Path]) -> dict[str, float]:
         """One run: trains, looks at the gradients, asks the test questions."""
         settings = run.settings
         recipe = dataclasses.replace(self.experiment.recipe, model=self.model(settings["seed"]))
@@ -159,7 +159,7 @@ class Laboratory:
         adaptive.fit_module(config, self.train_rows[:held_back], folder)
         return adaptive.ask_module(folder, recipe, self.test_rows)
 
-    def _one_order(self, run: Run, folder: Path, needs: Sequence[Path], recipe: Recipe) -> dict[str, float]:
+    def _one_order(self, run: Stage, folder: Path, needs: Sequence[Path], recipe: Recipe) -> dict[str, float]:
         settings, order = run.settings, ORDERS[run.settings["arm"]]
         rows = corrupt(self.train_rows, settings["share"], settings["seed"])
         config = config_of(recipe, order, settings["seed"], folder / "rows.jsonl")
@@ -217,11 +217,11 @@ def main(argv: list[str]) -> None:
     digest = hashlib.sha256(json.dumps(experiment.settings(), sort_keys=True).encode()).hexdigest()[:8]
     out = Path(OUT.value) / digest  # other settings, other results
     out.mkdir(parents=True, exist_ok=True)
-    runs, grid, mesh = runs_of(experiment), Grid(out), make_mesh(1, -1, 1)
+    runs, grid, mesh = runs_of(experiment), Stages(out), make_mesh(1, -1, 1)
     with jax.set_mesh(mesh):
         laboratory = Laboratory(experiment, Path(DATA.value), out, mesh)
         try:
-            grid.go(runs, laboratory)
+            grid.run(runs, laboratory)
         except Stopped:
             print("stopped; the same command goes on from here")
             return

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from experiments.adaptive.policies import Outcomes, at_rate, bootstrap, choose, oracle, tokens_saved, unsure
 from experiments.adaptive.students import Written
 from experiments.adaptive.teacher_rows import Row
-from experiments.grid import Grid, Run
 from experiments.tables import Mean, markdown, mean, write_csv
+from smallr.core.stages import Stage, Stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +54,9 @@ def early_stop(stopped: Written, whole: Written) -> dict[str, float]:
     return {"early_stop_same": float(np.mean(same)), "tokens_without_stop": float(whole.tokens.mean())}
 
 
-def arm(name: str, grid: Grid, runs: Sequence[Run]) -> Arm | None:
+def arm(name: str, grid: Stages, runs: Sequence[Stage]) -> Arm | None:
     """The finished runs of an arm; None if there is none."""
-    folders = [grid.folder(run) for run in runs if grid.result(run) is not None]
+    folders = [grid.folder(run) for run in runs if grid.is_done(run)]
     if not folders:
         return None
     lines = [[json.loads(line) for line in (f / "written.jsonl").read_text().splitlines()] for f in folders]
@@ -66,7 +66,7 @@ def arm(name: str, grid: Grid, runs: Sequence[Run]) -> Arm | None:
             [[np.nan if line[field] is None else line[field] for line in of_seed] for of_seed in lines], float
         )
 
-    results = [grid.result(run)["metrics"] for run in runs if grid.result(run) is not None]
+    results = [grid.value(run) for run in runs if grid.is_done(run)]
     return Arm(
         name,
         Outcomes(values("correct"), values("tokens")),
@@ -89,11 +89,11 @@ def derived(pre: Arm, post: Arm) -> list[Arm]:
     return [*arms, Arm("oracle", oracle(answer, think), nan)]
 
 
-def kept(name: str, grid: Grid, runs: Sequence[Run], file: str, suffix: str = "") -> Arm:
+def kept(name: str, grid: Stages, runs: Sequence[Stage], file: str, suffix: str = "") -> Arm:
     """An arm of `answer_first_adaptive`, from what the runs have written."""
     found = [json.loads((grid.folder(run) / file).read_text()) for run in runs]
     outcomes = Outcomes(*(np.array([each[field] for each in found], float) for field in ("correct", "tokens")))
-    seconds = [grid.result(run)["metrics"][f"seconds_per_answer{suffix}"] for run in runs]
+    seconds = [grid.value(run)[f"seconds_per_answer{suffix}"] for run in runs]
     return Arm(name, outcomes, np.full_like(outcomes.correct, np.nan), float(np.median(seconds)))
 
 
@@ -118,10 +118,10 @@ class Deciding:
         return [self.think, self.answer, *(each for pair in self.modules for each in pair), self.best]
 
 
-def deciding(grid: Grid, runs: Sequence[Run]) -> Deciding | None:
+def deciding(grid: Stages, runs: Sequence[Stage]) -> Deciding | None:
     """What the finished runs of the adaptive arms say; None without any."""
     by_arm = {
-        name: [run for run in runs if run.settings["arm"] == name and grid.result(run)]
+        name: [run for run in runs if run.settings["arm"] == name and grid.is_done(run)]
         for name in ("both", "router", "prompts")
     }
     if not by_arm["both"]:
@@ -131,7 +131,7 @@ def deciding(grid: Grid, runs: Sequence[Run]) -> Deciding | None:
     modules = []
     for name, title in (("router", "adaptive: router"), ("prompts", "adaptive: mode prompts")):
         if len(by_arm[name]) == len(by_arm["both"]):
-            rate = np.array([[grid.result(run)["metrics"]["share"]] for run in by_arm[name]])
+            rate = np.array([[grid.value(run)["share"]] for run in by_arm[name]])
             chance = at_rate(answer.outcomes, think.outcomes, rate)
             random = Arm(f"random, as often as the {title.partition(': ')[2]} ({rate.mean():.0%})", chance, answer.nll)
             modules.append((kept(title, grid, by_arm[name], "module.json"), random))
@@ -141,7 +141,7 @@ def deciding(grid: Grid, runs: Sequence[Run]) -> Deciding | None:
     return Deciding(answer, think, tuple(modules), best)
 
 
-def at_shares(answer: Arm, think: Arm, grid: Grid, routers: Sequence[Run]) -> list[tuple[Arm, Arm]]:
+def at_shares(answer: Arm, think: Arm, grid: Stages, routers: Sequence[Stage]) -> list[tuple[Arm, Arm]]:
     """The router's scores cut where a given share of the questions is thought about, each beside random at that share."""
     files = [json.loads((grid.folder(run) / "module.json").read_text()) for run in routers]
     scores = np.array([file["scores"] for file in files])
@@ -346,7 +346,7 @@ def _axes(x: str, y: str):
     return figure, axes
 
 
-def write(grid: Grid, runs: Sequence[Run], rows: Sequence[Row], out: Path) -> str:
+def write(grid: Stages, runs: Sequence[Stage], rows: Sequence[Row], out: Path) -> str:
     """report.md, runs.csv and plots of the runs that are finished; returns the text of the report."""
     arms: dict[tuple[str, float], Arm] = {}
     for name in ("pre", "post"):
@@ -354,10 +354,8 @@ def write(grid: Grid, runs: Sequence[Run], rows: Sequence[Row], out: Path) -> st
             members = [run for run in runs if (run.settings["arm"], run.settings["share"]) == (name, share)]
             if found := arm(name, grid, members):
                 arms[name, share] = found
-    clean = [run for run in runs if not run.settings["share"] and grid.result(run)]
-    results = {
-        name: [grid.result(run)["metrics"] for run in clean if run.settings["arm"] == name] for name in ("pre", "post")
-    }
+    clean = [run for run in runs if not run.settings["share"] and grid.is_done(run)]
+    results = {name: [grid.value(run) for run in clean if run.settings["arm"] == name] for name in ("pre", "post")}
     pre, post, decided = arms["pre", 0.0], arms["post", 0.0], deciding(grid, runs)
     shown = [pre, post, *derived(pre, post)]
     parts = [arms_table(shown, rows, post, pre)]

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.adaptive.teacher_rows import Row, write_rows
-from experiments.grid import Stopped
 from smallr.config import rationale
+from smallr.core.stages import Stopped
 from smallr.evals.graders.matching import close, to_decimal
 from smallr.models.decoder import Decoder
 from smallr.sampling.engine import Engine

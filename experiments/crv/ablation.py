@@ -23,15 +23,15 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import app, flags, logging
 
-from experiments.crv.arms import ARMS, BASE, CRV, RAW, SWEEPS, PackingPlan, Stage, config_of, with_needs
+from experiments.crv.arms import ARMS, BASE, CRV, RAW, SWEEPS, PackingPlan, TrainSettings, config_of, with_needs
 from experiments.crv.base import Base
 from experiments.crv.judge import PAIRS, Examination, Judge, against
 from experiments.crv.report import write_report
 from experiments.crv.rows import Recipe
-from experiments.grid import Grid, Run, Stopped
 from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
+from smallr.core.stages import Stage, Stages, Stopped
 from smallr.models.scratch import Size
 from smallr.training.exporting import convert
 from smallr.training.loop import train
@@ -64,8 +64,8 @@ def plan(model: str) -> PackingPlan:
             **batch,
             "dtype": DTYPE.value,
         },
-        sft=Stage(SFT_EPOCHS.value, STEPS.value, SFT_RATE.value, **batch),
-        preference=Stage(EPOCHS.value, STEPS.value, RATE.value, **batch),
+        sft=TrainSettings(SFT_EPOCHS.value, STEPS.value, SFT_RATE.value, **batch),
+        preference=TrainSettings(EPOCHS.value, STEPS.value, RATE.value, **batch),
         dtype=DTYPE.value,
         betas=dict(zip(gaps, map(float, BETAS.value), strict=True)),
         dpo_beta=DPO_BETA.value,
@@ -77,7 +77,7 @@ def plan(model: str) -> PackingPlan:
 
 def base() -> Base:
     """The student made from nothing that the flags ask for."""
-    stage = Stage(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
+    stage = TrainSettings(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
     return Base(
         size=Size("llama", LAYERS.value, WIDTH.value, 4, 512),
         vocabulary=640,
@@ -98,7 +98,7 @@ class Worker:
         self._out, self._model = out, model
         self._judge = Judge(make_mesh(1, -1, 1))
 
-    def __call__(self, run: Run, folder: Path, needs: list[Path]) -> dict[str, float]:
+    def __call__(self, run: Stage, folder: Path, needs: list[Path]) -> dict[str, float]:
         rows = Recipe(seed=run.settings["seed"], **run.settings["rows"]).build(self._out / "rows")
         start = str(needs[0] / "model") if needs else self._model
         model, untrained = folder / "model", run.settings["arm"] == BASE
@@ -139,7 +139,7 @@ def student(out: Path) -> str:
     if MODEL.value != "scratch":
         return MODEL.value
 
-    def pretrain(run: Run, folder: Path, needs: list[Path]) -> dict[str, float]:
+    def pretrain(run: Stage, folder: Path, needs: list[Path]) -> dict[str, float]:
         from configs.sft import get_config
 
         untrained, rows = wanted.write(folder)
@@ -156,8 +156,8 @@ def student(out: Path) -> str:
         shutil.rmtree(folder / "checkpoints")
         return {}
 
-    wanted, grid = base(), Grid(out / "base")
-    grid.go([wanted.run()], pretrain)
+    wanted, grid = base(), Stages(out / "base")
+    grid.run([wanted.run()], pretrain)
     return str(grid.folder(wanted.run()) / "model")
 
 
@@ -175,9 +175,9 @@ def main(argv: list[str]) -> None:
         wanted = plan(model)
         groups = {"arms": wanted.arms(ARM.value, SEEDS.value)}
         groups |= {name: wanted.sweep(name, SWEEP_SEEDS.value) for name in SWEEP.value}
-        runs, grid = with_needs(run for group in groups.values() for run in group), Grid(out)
+        runs, grid = with_needs(run for group in groups.values() for run in group), Stages(out)
         if not REPORT.value:
-            grid.go(runs, Worker(out, model), (int(index), int(count or 1)))
+            grid.run(runs, Worker(out, model), (int(index), int(count or 1)))
         print(write_report(grid, groups, wanted, out))
     except Stopped:
         print("stopped; the same command goes on from here")

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.grid import Run
 from smallr.core.errors import UserError
+from smallr.core.stages import Stage
 from smallr.data.rows import GAPS
 
 BASE, RAW, CRV, DPO, COGPO = "no SFT", "raw SFT", "CRV SFT", "CRV SFT + DPO", "CRV SFT + CogPO"
@@ -21,7 +21,7 @@ SWEEPS = ("beta", "small", "medium", "large", "mix", "critic")
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class TrainSettings:
     """How one stage trains.
 
     Attributes:
@@ -57,8 +57,8 @@ class PackingPlan:
     model: str
     rows: Mapping[str, Any]
     exam: Mapping[str, Any]
-    sft: Stage
-    preference: Stage
+    sft: TrainSettings
+    preference: TrainSettings
     dtype: str
     betas: Mapping[str, float]
     dpo_beta: float
@@ -66,30 +66,30 @@ class PackingPlan:
     mixes: tuple[str, ...] = ()
     critics: tuple[str, ...] = ()
 
-    def base_run(self) -> Run:
+    def base_run(self) -> Stage:
         """The model as it is."""
         rows = {key: value for key, value in self.rows.items() if key not in ("mix", "pairs", "critic")}
         settings = self._settings(BASE, 0, self.sft, rows)
-        return Run("base", {key: value for key, value in settings.items() if key != "train"})
+        return Stage("base", {key: value for key, value in settings.items() if key != "train"})
 
-    def sft_run(self, arm: str, seed: int, **rows: Any) -> Run:
+    def sft_run(self, arm: str, seed: int, **rows: Any) -> Stage:
         """SFT on the teacher's rationales (`raw SFT`) or on those of CRV."""
         name = {RAW: "raw", CRV: "crv"}[arm]
         recipe = {key: value for key, value in {**self.rows, **rows}.items() if key not in ("mix", "pairs")}
-        return Run(f"{name}{_label(rows)}-s{seed}", self._settings(arm, seed, self.sft, recipe))
+        return Stage(f"{name}{_label(rows)}-s{seed}", self._settings(arm, seed, self.sft, recipe))
 
-    def preference_run(self, arm: str, seed: int, beta: float | Mapping[str, float], **rows: Any) -> Run:
+    def preference_run(self, arm: str, seed: int, beta: float | Mapping[str, float], **rows: Any) -> Stage:
         """DPO or CogPO behind SFT on CRV rationales."""
         start = self.sft_run(CRV, seed, **{key: value for key, value in rows.items() if key not in ("mix", "pairs")})
         betas = dict(beta) if isinstance(beta, Mapping) else beta
         name = "-".join(f"{value:g}" for value in (betas.values() if isinstance(betas, dict) else [betas]))
         kind = {DPO: "dpo", COGPO: "cogpo"}[arm]
         settings = self._settings(arm, seed, self.preference, {**self.rows, **rows}) | {"betas": betas}
-        return Run(f"{kind}-{name}{_label(rows)}-s{seed}", settings, needs=(start,))
+        return Stage(f"{kind}-{name}{_label(rows)}-s{seed}", settings, needs=(start,))
 
-    def arms(self, names: Iterable[str], seeds: int) -> list[Run]:
+    def arms(self, names: Iterable[str], seeds: int) -> list[Stage]:
         """The runs of the arms, seed by seed, and those that they need."""
-        runs: list[Run] = []
+        runs: list[Stage] = []
         for seed in range(seeds):
             made = {
                 "base": self.base_run,
@@ -101,9 +101,9 @@ class PackingPlan:
             runs += [made[name]() for name in names]
         return with_needs(runs)
 
-    def sweep(self, name: str, seeds: int) -> list[Run]:
+    def sweep(self, name: str, seeds: int) -> list[Stage]:
         """The runs of one sweep, those of the arms among them included."""
-        runs: list[Run] = []
+        runs: list[Stage] = []
         for seed in range(seeds):
             if name == "beta":
                 runs += [self.preference_run(DPO, seed, beta) for beta in self.grid]
@@ -117,7 +117,7 @@ class PackingPlan:
                 raise UserError(f"sweep {name!r} is none of {', '.join(SWEEPS)}")
         return with_needs(runs)
 
-    def _settings(self, arm: str, seed: int, stage: Stage, rows: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, arm: str, seed: int, stage: TrainSettings, rows: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "arm": arm,
             "seed": seed,
@@ -133,16 +133,16 @@ def _label(rows: Mapping[str, Any]) -> str:
     return "".join(f"-{key}{re.sub(r'[^0-9A-Za-z.]+', '_', str(value))}" for key, value in rows.items())
 
 
-def with_needs(runs: Iterable[Run]) -> list[Run]:
+def with_needs(runs: Iterable[Stage]) -> list[Stage]:
     """The runs, each behind those that it needs, each once."""
-    found: dict[str, Run] = {}
+    found: dict[str, Stage] = {}
     for run in runs:
         for each in (*run.needs, run):
             found.setdefault(each.digest, each)
     return list(found.values())
 
 
-def config_of(run: Run, rows: Path, model: str) -> ConfigDict:
+def config_of(run: Stage, rows: Path, model: str) -> ConfigDict:
     """The training config: that of `configs/`, with the run's data and sizes.
 
     Args:

@@ -13,9 +13,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from experiments.crv.arms import Stage
+from experiments.crv.arms import TrainSettings
 from experiments.crv.questions import Questions
-from experiments.grid import Run
+from smallr.core.stages import Stage
 from smallr.data.builtin.problems import solve
 from smallr.data.builtin.rationales import MANNERS, write
 from smallr.data.saving import save_splits
@@ -43,13 +43,13 @@ class Base:
     held_out: int
     templates: tuple[str, ...]
     largest: int
-    train: Stage
+    train: TrainSettings
     dtype: str
     seed: int = 0
 
-    def run(self) -> Run:
+    def run(self) -> Stage:
         """Its place in a grid."""
-        return Run("base", {"seed": self.seed, **dataclasses.asdict(self)})
+        return Stage("base", {"seed": self.seed, **dataclasses.asdict(self)})
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Folders of the untrained model and of its rows, made if they are not there."""

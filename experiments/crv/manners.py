@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.crv.judge import ANSWERS, read_answers
-from experiments.grid import Grid, Run
 from experiments.tables import markdown
+from smallr.core.stages import Stage, Stages
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.rationales import MANNERS
 from smallr.data.builtin.reading import manner
@@ -31,12 +31,12 @@ def by_manner(path: Path) -> tuple[Counter[str], Counter[str]] | None:
     return written, right
 
 
-def manners(grid: Grid, runs: Sequence[Run]) -> str:
+def manners(grid: Stages, runs: Sequence[Stage]) -> str:
     """A table with a line for each arm: all runs together, share of each manner and of right answers in it; "" without rows."""
     found: dict[str, tuple[Counter[str], Counter[str]]] = {}
     for run in runs:
         path = grid.folder(run) / ANSWERS
-        counts = by_manner(path) if grid.result(run) is not None and path.exists() else None
+        counts = by_manner(path) if grid.is_done(run) and path.exists() else None
         if counts is not None:
             before = found.get(run.settings["arm"], (Counter(), Counter()))
             found[run.settings["arm"]] = (before[0] + counts[0], before[1] + counts[1])

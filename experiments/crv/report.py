@@ -11,8 +11,8 @@ import numpy as np
 from experiments.crv.arms import COGPO, CRV, DPO, RAW, PackingPlan
 from experiments.crv.judge import ANSWERS, read_answers
 from experiments.crv.manners import manners
-from experiments.grid import Grid, Run
 from experiments.tables import Row, bars, curves, difference, groups, markdown, table, write_csv
+from smallr.core.stages import Stage, Stages
 from smallr.data.rows import GAPS
 from smallr.evals.statistics import paired_difference
 
@@ -58,7 +58,7 @@ SETTINGS = {
 }
 
 
-def write_report(grid: Grid, wanted: Mapping[str, Sequence[Run]], plan: PackingPlan, out: Path) -> str:
+def write_report(grid: Stages, wanted: Mapping[str, Sequence[Stage]], plan: PackingPlan, out: Path) -> str:
     """Writes `runs.csv`, `table.md`, `arms.png` and `sweeps.png` from what is finished; returns the page.
 
     Args:
@@ -101,17 +101,17 @@ def write_report(grid: Grid, wanted: Mapping[str, Sequence[Run]], plan: PackingP
 PER_GAP_SHOWN = {f"accuracy/{gap}": f"accuracy, {gap} gap" for gap in GAPS}
 
 
-def swept(grid: Grid, name: str, runs: Sequence[Run]) -> list[Row]:
+def swept(grid: Stages, name: str, runs: Sequence[Stage]) -> list[Row]:
     """Rows of a sweep's own runs, without those that they merely need."""
     arm = DPO if name == "beta" else COGPO
     return grid.rows([run for run in runs if run.settings["arm"] == arm])
 
 
-def differences(grid: Grid, runs: Sequence[Run]) -> str:
+def differences(grid: Stages, runs: Sequence[Stage]) -> str:
     """Answers right, one arm against another: over seeds, and over questions."""
-    by_arm: dict[str, dict[int, Run]] = {}
+    by_arm: dict[str, dict[int, Stage]] = {}
     for run in runs:
-        if grid.result(run) is not None:
+        if grid.is_done(run):
             by_arm.setdefault(run.settings["arm"], {})[run.settings["seed"]] = run
     lines = []
     for before, after in ((RAW, CRV), (CRV, DPO), (CRV, COGPO), (DPO, COGPO), (RAW, COGPO)):
@@ -127,7 +127,7 @@ def differences(grid: Grid, runs: Sequence[Run]) -> str:
     )
 
 
-def compared(grid: Grid, before: Mapping[int, Run], after: Mapping[int, Run], seeds: Sequence[int]) -> list[str]:
+def compared(grid: Stages, before: Mapping[int, Stage], after: Mapping[int, Stage], seeds: Sequence[int]) -> list[str]:
     """Cells of a line of `differences`."""
     rows = [grid.rows([arm[seed] for seed in seeds]) for arm in (before, after)]
     over_questions = "–"
@@ -142,7 +142,7 @@ def compared(grid: Grid, before: Mapping[int, Run], after: Mapping[int, Run], se
     return [cells["correct"], over_questions, cells["nll"], cells["likelier"], cells["tokens"]]
 
 
-def scored(grid: Grid, run: Run) -> Any:
+def scored(grid: Stages, run: Stage) -> Any:
     """1 or 0 of each question; None for a run that answered none."""
     path = grid.folder(run) / ANSWERS
     return [float(row["correct"]) for row in read_answers(path)] if path.exists() else None

@@ -11,8 +11,8 @@ import pytest
 from experiments.adaptive import report
 from experiments.adaptive.answer_first import Experiment, Laboratory, runs_of
 from experiments.adaptive.students import Recipe
-from experiments.grid import Grid
 from smallr.core.sharding import make_mesh
+from smallr.core.stages import Stages
 
 ACTS = "A coin is heads up. {} flips the coin. {} does not flip the coin. Is the coin still heads up?"
 
@@ -31,15 +31,15 @@ def test_every_arm_is_run_once_and_reported(tmp_path, data):
     experiment = Experiment({"coin_flip": 0}, 6, recipe, (1, 32, 2, 300), (0.0, 0.5), 1, 4, adaptive=(2, 2))
     runs, mesh = runs_of(experiment), make_mesh(1, -1, 1)
     assert [run.settings["arm"] for run in runs] == ["post", "pre", "both", "router", "prompts", "post", "pre"]
-    grid = Grid(tmp_path / "out")
+    grid = Stages(tmp_path / "out")
     with jax.set_mesh(mesh):
         laboratory = Laboratory(experiment, data, tmp_path / "out", mesh)
-        grid.go(runs, laboratory)
+        grid.run(runs, laboratory)
 
         def never(run, folder, needs):
             raise AssertionError(f"{run.name} is run again")
 
-        grid.go(runs, never)
+        grid.run(runs, never)
     text = report.write(grid, runs, laboratory.test_rows, tmp_path / "out")
     for arm in (
         "pre",

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from experiments.crv.ablation import Worker
-from experiments.crv.arms import BASE, COGPO, CRV, DPO, RAW, PackingPlan, Stage, config_of
+from experiments.crv.arms import BASE, COGPO, CRV, DPO, RAW, PackingPlan, TrainSettings, config_of
 from experiments.crv.base import Base
 from experiments.crv.judge import against
 from experiments.crv.manners import by_manner
 from experiments.crv.questions import Questions
 from experiments.crv.report import write_report
 from experiments.crv.rows import Recipe
-from experiments.grid import Grid, Run
 from smallr.core.errors import UserError
+from smallr.core.stages import Stage, Stages
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.reading import manner, mistake
 from smallr.models.scratch import Size
@@ -124,8 +124,8 @@ def plan(model="tiny-random", **changes):
             "data": "",
         },
         "exam": {"limit": 3, "max_tokens": 8, "slots": 3, **batch, "dtype": "float32"},
-        "sft": Stage(0, 2, 1e-3, **batch),
-        "preference": Stage(0, 2, 1e-3, **batch),
+        "sft": TrainSettings(0, 2, 1e-3, **batch),
+        "preference": TrainSettings(0, 2, 1e-3, **batch),
         "dtype": "float32",
         "betas": {"small": 0.1, "medium": 0.2, "large": 0.5},
         "dpo_beta": 0.2,
@@ -204,7 +204,7 @@ def test_manners_of_answers(tmp_path):
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     """A student from nothing, not pretrained, and the rows that it would be pretrained on."""
-    stage = Stage(0, 1, 1e-3, 1, 384)
+    stage = TrainSettings(0, 1, 1e-3, 1, 384)
     base = Base(Size("llama", 1, 16, 2, 512), 600, 30, 4, 12, ("ages", "change"), 200, stage, "float32")
     return base, *base.write(tmp_path_factory.mktemp("student"))
 
@@ -226,13 +226,13 @@ def test_the_whole_ablation_with_a_tiny_model(tmp_path, student):
     model = str(student[1])
     wanted = plan(model)
     groups = {"arms": wanted.arms(("base", "raw", "crv", "dpo", "cogpo"), 1)}
-    grid, worker, done = Grid(tmp_path), Worker(tmp_path, model), []
+    grid, worker, done = Stages(tmp_path), Worker(tmp_path, model), []
 
-    def counted(run: Run, folder, needs):
+    def counted(run: Stage, folder, needs):
         done.append(run.name)
         return worker(run, folder, needs)
 
-    rows = grid.go(groups["arms"], counted)
+    rows = grid.run(groups["arms"], counted)
     assert [row["arm"] for row in rows] == [BASE, RAW, CRV, DPO, COGPO]
     assert len(done) == 5
     for row in rows:
@@ -253,5 +253,5 @@ def test_the_whole_ablation_with_a_tiny_model(tmp_path, student):
     assert "2504.09802" in page
     assert (tmp_path / "arms.png").exists()
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6
-    assert Grid(tmp_path).go(groups["arms"], counted) == rows
+    assert Stages(tmp_path).run(groups["arms"], counted) == rows
     assert len(done) == 5
