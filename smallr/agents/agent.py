@@ -112,7 +112,7 @@ class AgentClient:
         agent = self._agents[role]
         (result,) = await agent.model.complete([self._request(agent, role, prompt, n, variant, attempt)])
         if result.error is not None:
-            if _AT_FAULT.search(result.error):
+            if is_at_fault(result.error):
                 raise UnusableError(f"{role}: request refused", result.error)
             self._breaker.failed(result.error)
             raise UnansweredError(result.error)
@@ -150,6 +150,11 @@ class AgentClient:
             if value is not None:
                 return value, ""
         return None, problem
+
+
+def is_at_fault(error: str) -> bool:
+    """Whether an error is one of the request itself, which would fail again if it were asked again."""
+    return _AT_FAULT.search(error) is not None
 
 
 def encodable(text: str) -> str:
