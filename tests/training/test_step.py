@@ -137,7 +137,7 @@ def test_gradient_norm_is_that_of_the_gradient(case):
 def test_scores_do_not_depend_on_the_chunk_of_the_head(case):
     from flax import nnx
 
-    from smallr.training.step import score
+    from smallr.training.forward import score
 
     graphdef, params = decoder()
     batch = jax.tree.map(jax.numpy.asarray, batch_of([[0, 1, 2], [3, 4]], *case))
