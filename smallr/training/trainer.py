@@ -213,16 +213,15 @@ class Trainer:
         return metrics, examples
 
     def conclude(self) -> dict[str, Any]:
-        """Waits for the last checkpoint; at the run's end evaluates, writes the report and closes the workdir."""
+        """Ends a run that has done its steps, or was stopped: evaluates, closes the workdir and writes the report."""
         self.clock.lap("training")
-        self.files.checkpointer.wait()
         ended, after = self.step == self.steps, None
+        if not (ended or self.stopped):
+            return report.result(self, None)
         if ended:
             after = self.evaluate()
             self.ask_benchmark()
             self.clock.lap("evaluation")
-        if not (ended or self.stopped):
-            return report.result(self, None)
         self.close()
         return report.finish(self, after)
 
@@ -280,7 +279,7 @@ class Trainer:
 
     def _done(self) -> int:
         """Returns the finished steps, those of a checkpoint that is not loaded yet included."""
-        return max(self.step, self.files.checkpointer.latest_step() or 0)
+        return self.step if self.state is not None else self.files.checkpointer.latest_step() or 0
 
     # Weights ----------------------------------------------------------------------------------------------------
 
