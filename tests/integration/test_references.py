@@ -80,7 +80,7 @@ class Computed(Exception):
 
 
 @pytest.fixture
-def cached(tmp_path, monkeypatch):
+def cached(small_model, tmp_path, monkeypatch):
     """Whether the log-probs of some rows are found in the cache by a run with these changes."""
     monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
     rows = load_rows(PAIRS, "train[:6]")
@@ -90,6 +90,7 @@ def cached(tmp_path, monkeypatch):
 
     def run(data="a.jsonl", *, fill=False, **changes) -> bool:
         fields = {"data.train": str(tmp_path / data), "data.train_split": "train", "data.eval": "", **changes}
+        fields |= {"model": small_model, "data.chat": False, "batch.row_length": changes.get("batch.row_length", 768)}
         with monkeypatch.context() as patch, Trainer(smoke("dpo", **fields), tmp_path / "run") as trainer:
             if not fill:
                 patch.setattr(cached_scores, "_computed", lambda *_: (_ for _ in ()).throw(Computed))
@@ -115,12 +116,12 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change_of_its_bi
     for field, value in {
         "seed": 1,
         "batch.rows": 4,
-        "batch.row_length": 640,
+        "batch.row_length": 800,
         "batch.packing": False,
         "batch.share_prompt": False,
-        "batch.scored": 400,
+        "batch.scored": 700,
         "compute.dtype": "bfloat16",
-        "compute.logp_chunk": 1000,
+        "compute.logp_chunk": 300,
         "objective.ld_alpha": 0.5,
     }.items():
         assert not cached(**{field: value}), field

@@ -10,20 +10,10 @@ import pytest
 from smallr.config import choice, finish, preference, rationale, unpaired
 from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
-from smallr.models.scratch import Size, train_tokenizer, write_scratch
 from smallr.training.trainer import Trainer
 from tests.runs import final_arrays, metrics
 
 ROW_LENGTH, SCORED = 640, 512
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "model"
-    texts = [text for row in load_rows("builtin:arithmetic/preference", "train[:200]") for text in row.values()]
-    tokenizer = train_tokenizer((text for text in texts if isinstance(text, str)), 1000)
-    write_scratch(folder, tokenizer, Size("gpt2", 2, 32, 2, 1024), 0)
-    return str(folder)
 
 
 def pairs(part: str) -> list[dict]:
@@ -57,9 +47,9 @@ NEW = {"renew_optimizer": True, "renew_reference": True}
 
 
 @pytest.fixture(scope="module")
-def rounds(model, tmp_path_factory):
+def rounds(small_model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("rounds")
-    two_rounds(Trainer(config_of(model), workdir), **NEW)
+    two_rounds(Trainer(config_of(small_model), workdir), **NEW)
     return workdir
 
 
@@ -75,8 +65,8 @@ def losses(*workdirs) -> list[float]:
     return [line["loss"] for workdir in workdirs for line in metrics(workdir)]
 
 
-def test_two_rounds_are_two_runs_one_after_the_other(model, rounds, tmp_path):
-    for name, start, part in (("first", model, ":16"), ("second", str(tmp_path / "first"), "16:32")):
+def test_two_rounds_are_two_runs_one_after_the_other(small_model, rounds, tmp_path):
+    for name, start, part in (("first", small_model, ":16"), ("second", str(tmp_path / "first"), "16:32")):
         with Trainer(config_of(start, steps=3), tmp_path / name) as trainer:
             trainer.load_data(pairs(part))
             assert trainer.fit()["finished"]
@@ -87,15 +77,15 @@ def test_two_rounds_are_two_runs_one_after_the_other(model, rounds, tmp_path):
     assert losses(rounds)[3] == pytest.approx(np.log(2), abs=2e-6), "the reference is renewed"
 
 
-def test_rounds_that_were_stopped_inside_the_second_end_the_same(model, rounds, tmp_path):
-    two_rounds(Trainer(config_of(model), tmp_path), until=(3, 5), **NEW)
-    two_rounds(Trainer(config_of(model), tmp_path), **NEW)
+def test_rounds_that_were_stopped_inside_the_second_end_the_same(small_model, rounds, tmp_path):
+    two_rounds(Trainer(config_of(small_model), tmp_path), until=(3, 5), **NEW)
+    two_rounds(Trainer(config_of(small_model), tmp_path), **NEW)
     assert_same_arrays(tmp_path, rounds)
     assert losses(tmp_path) == losses(rounds)
 
 
-def test_a_round_goes_on_with_optimizer_and_reference_and_keeps_its_programs(model, rounds, tmp_path, capsys):
-    trainer = two_rounds(Trainer(config_of(model), tmp_path))
+def test_a_round_goes_on_with_optimizer_and_reference_and_keeps_its_programs(small_model, rounds, tmp_path, capsys):
+    trainer = two_rounds(Trainer(config_of(small_model), tmp_path))
     said = capsys.readouterr().out
     assert f"programs: kept, for rows of {ROW_LENGTH} tokens, {SCORED} scored positions and 8 examples" in said
     assert len(trainer._programs) == 1
@@ -112,8 +102,8 @@ def _counts(state):
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "count" in str(path[-1])]
 
 
-def test_rows_of_another_shape_are_compiled_for_and_that_is_said(model, tmp_path, capsys):
-    with Trainer(config_of(model, **{"batch.scored": 0, "batch.examples": 0, "steps": 2}), tmp_path) as trainer:
+def test_rows_of_another_shape_are_compiled_for_and_that_is_said(small_model, tmp_path, capsys):
+    with Trainer(config_of(small_model, **{"batch.scored": 0, "batch.examples": 0, "steps": 2}), tmp_path) as trainer:
         trainer.set_data([{**row, "chosen": "yes", "rejected": "no"} for row in pairs(":8")])
         trainer.fit(until=1)
         trainer.set_data(pairs("8:16"))
@@ -122,12 +112,15 @@ def test_rows_of_another_shape_are_compiled_for_and_that_is_said(model, tmp_path
     assert len(trainer._programs) == 2
 
 
-def test_what_rounds_cannot_do_is_refused(model, tmp_path):
-    with Trainer(config_of(model, epochs=1), tmp_path / "a") as trainer:
+def test_what_rounds_cannot_do_is_refused(small_model, tmp_path):
+    with Trainer(config_of(small_model, epochs=1), tmp_path / "a") as trainer:
         trainer.set_data(pairs(":8"))
         with pytest.raises(UserError, match=r"a run in rounds has config\.epochs=0"):
             trainer.set_data(pairs("8:16"))
-    live, short = config_of(model, **{"objective.reference": "live"}), config_of(model, **{"batch.scored": 8})
+    live, short = (
+        config_of(small_model, **{"objective.reference": "live"}),
+        config_of(small_model, **{"batch.scored": 8}),
+    )
     with Trainer(live, tmp_path / "b") as trainer, pytest.raises(UserError, match="set it to cached"):
         trainer.set_data(pairs(":8"), renew_reference=True)
     message = r"config\.batch\.scored=8: an example has \d+ scored tokens"
@@ -180,9 +173,9 @@ PINNED = {
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_what_is_learned_is_what_was_learned(name, model, tmp_path):
+def test_what_is_learned_is_what_was_learned(name, small_model, tmp_path):
     make, rows, (first, last) = PINNED[name]
-    with Trainer(config_of(model, make()), tmp_path) as trainer:
+    with Trainer(config_of(small_model, make()), tmp_path) as trainer:
         trainer.load_data(rows())
         trainer.fit()
     found = losses(tmp_path)
