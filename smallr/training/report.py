@@ -189,24 +189,22 @@ def _number(value: float | None) -> str:
 def next_commands(trainer: Trainer) -> list[str]:
     """Returns command lines that make sense after this run."""
     config, workdir = trainer.config, trainer.workdir
-    again = f"python -m smallr.train --config=FILE --workdir={workdir}"
+    again = f"smallr train --workdir={workdir}"
     if trainer.step < trainer.steps:
-        return [f"{again}   # FILE: this run's config; goes on from step {trainer.step}"]
+        return [f"{again}   # goes on from step {trainer.step}"]
     longer = f"--config.epochs={config.epochs + 1}" if config.epochs else f"--config.steps={2 * trainer.steps}"
     if config.epochs and config.steps:
         longer += " --config.steps=0"
     lines = [(f"{again} {longer} --config.optimizer.on_extend=rewarm", "train on")]
-    name = config.objective.name
     if "soft" in config:
-        lines += [(f"python -m smallr.cli.convert {workdir} FOLDER --adapter-only", "export the soft prompts")]
+        lines += [(f"smallr convert --from={workdir} --to=FOLDER --adapter_only", "export the soft prompts")]
     else:
-        if name in ("sft", "rationale"):
-            pairs = "python -m smallr.train --config=configs/cogpo.py"
-            lines += [(f"{pairs} --config.model={workdir}", "preference training from here")]
-        lines += [(f"python -m smallr.cli.generate --model={workdir}", "ask it")]
-        lines += [(f"python -m smallr.cli.convert {workdir} FOLDER", "for the Hugging Face ecosystem")]
-    if name == "preference":
-        lines += [("python -m smallr.train --config=configs/preference.py:ipo", "another loss on the same pairs")]
+        if config.objective.name in ("sft", "rationale"):
+            lines += [(f"smallr train cogpo --config.model={workdir}", "preference training from here")]
+        lines += [(f"smallr generate --model={workdir} --interactive", "ask it")]
+        lines += [(f"smallr convert --from={workdir} --to=FOLDER", "for the Hugging Face ecosystem")]
+    if config.objective.name == "preference":
+        lines += [("smallr train preference:ipo", "another loss")]
     lines += [(f"tensorboard --logdir={workdir.parent}", "curves of all runs; pip install tensorboard")]
     width = max(len(command) for command, _ in lines)
     return [f"{command:<{width}}   # {about}" for command, about in lines]

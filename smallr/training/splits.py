@@ -85,13 +85,18 @@ class Split:
         return len(self.examples) / self.plan.num_steps(1)
 
 
-def read_rows(config: ConfigDict, name: str) -> datasets.Dataset:
+def read_rows(config: ConfigDict, name: str) -> datasets.Dataset | None:
     """Reads the rows of `config.data.train` or `config.data.eval`, as `name` says, under our column names.
+
+    Returns:
+      None if the config has no such rows.
 
     Raises:
       UserError: they cannot be read.
     """
     data = config.data
+    if not getattr(data, name):
+        return None
     renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
     return load_rows(getattr(data, name), getattr(data, f"{name}_split"), columns=renamed)
 

@@ -262,13 +262,11 @@ class Trainer:
 
     def _split(self, name: str, rows: Rows | None, shaped_as: Split | None = None) -> Split | None:
         """Tokenises and packs rows, or those that the config names; None if it names none."""
-        source = getattr(self.config.data, name)
-        if rows is None and not source:
+        if rows is None and (rows := read_rows(self.config, name)) is None:
             return None
-        if rows is None:
-            rows = read_rows(self.config, name)
-        elif not isinstance(rows, datasets.Dataset):
+        if not isinstance(rows, datasets.Dataset):
             rows = datasets.Dataset.from_list([dict(row) for row in rows])
+        source = getattr(self.config.data, name)
         shape = shaped_as.plan.shape if shaped_as else None
         return make_split(self.config, self.source.tokenizer(), self.objective, rows, name, source, shape)
 

@@ -104,7 +104,7 @@ def labelled_rows(config: ConfigDict) -> tuple[datasets.Dataset, datasets.Datase
     Raises:
       UserError: rows that cannot be labelled, or several processes.
     """
-    splits = {name: read_rows(config, name) for name in ("train", "eval") if config.data[name]}
+    splits = {name: rows for name in ("train", "eval") if (rows := read_rows(config, name)) is not None}
     open_it, found = functools.cache(lambda: _opened(config)), {}
     key = _student_key(config) if any("label" not in rows.column_names for rows in splits.values()) else ""
     for name, rows in splits.items():
