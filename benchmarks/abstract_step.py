@@ -24,9 +24,11 @@ from smallr.models.attention_xla import ACCELERATOR, CPU, Rule, make_rule
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.training.objective import make_objective
-from smallr.training.optimizer import make_optimizer, make_schedule
+from smallr.training.optimizer import Horizon, make_optimizer, make_schedule
 from smallr.training.policy import NOTHING, ModelFunctions
-from smallr.training.step import TrainState, batch_sharding, make_step, param_sharding, state_sharding
+from smallr.training.references import Reference
+from smallr.training.splits import batch_sharding
+from smallr.training.step import Constants, abstract_state, make_step, param_sharding
 
 # Sizes from the models' public config.json files.
 SHAPES: Mapping[str, DecoderConfig] = {
@@ -107,7 +109,7 @@ class AbstractStep:
 
     def useful_flops(self) -> float:
         """FLOPs that a step needs, over all devices."""
-        return self.pairs.useful_flops(self.config, live_reference=self.arguments[2] is not None)
+        return self.pairs.useful_flops(self.config, live_reference=bool(jax.tree.leaves(self.arguments[2].reference)))
 
     def attention_rule(self) -> Rule:
         """Which key tiles the query tiles of `xla` attention take on this platform."""
@@ -128,17 +130,13 @@ class AbstractStep:
 def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: Pairs) -> AbstractStep:
     """The step of `config` (objective, optimizer, accumulation, chunk) on `model` over `mesh`."""
     objective = make_objective(config)
-    schedule = make_schedule(config.optimizer, 1000)
+    schedule = make_schedule(config.optimizer, (Horizon(0, 1000),))
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))))
-
-    def create(params: nnx.State) -> TrainState:
-        return TrainState(
-            jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(jax.random.key(0))
-        )
-
-    state = jax.eval_shape(create, params)
-    sharding = state_sharding(state, optimizer, mesh)
+    state, sharding = abstract_state(params, optimizer, 0, mesh)
+    copy = NOTHING
+    if objective.reference == "live":
+        copy = jax.tree.map(_struct, params, param_sharding(params, mesh))
     step = make_step(
         ModelFunctions(graphdef),
         objective,
@@ -148,12 +146,11 @@ def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: P
         mesh,
         chunk=config.compute.logp_chunk,
         accumulation=config.batch.accumulation,
+        reference=Reference.live(copy) if objective.reference == "live" else None,
     )
     batch = jax.tree.map(functools.partial(_struct, sharding=batch_sharding(mesh)), pairs.batch())
-    reference = None
-    if objective.reference == "live":
-        reference = jax.tree.map(_struct, params, param_sharding(params, mesh))
-    arguments = (jax.tree.map(_struct, state, sharding), batch, reference, NOTHING)
+    constants = Constants(NOTHING, copy, jax.ShapeDtypeStruct((), jnp.float32))
+    arguments = (state, batch, constants)
     return AbstractStep(model, mesh, pairs, step, arguments)
 
 

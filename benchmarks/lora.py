@@ -55,23 +55,21 @@ def child(method: str, model: str, reference: str) -> None:
     """Prepares a run, tells what it holds, then takes a step for each line of stdin; "end" compares log-probs."""
     import jax
 
-    from smallr.core.sharding import make_mesh
-    from smallr.training.setup import prepare
-    from smallr.training.timing import Clock
+    from smallr.training.trainer import Trainer
 
     def size(tree: Any) -> float:
         return sum(x.nbytes for x in jax.tree.leaves(tree)) / MIB
 
-    config, mesh = config_of(method, model, reference), make_mesh(1, 1, 1)
-    with tempfile.TemporaryDirectory() as workdir, jax.set_mesh(mesh):
-        run, state = prepare(config, Path(workdir), mesh, Clock())
-        batch = next(run.training.batches(mesh, 0, 1))
-        memory, frozen = run.step.memory_analysis(), run.trained.frozen
+    config = config_of(method, model, reference)
+    with tempfile.TemporaryDirectory() as workdir, Trainer(config, workdir) as trainer, jax.set_mesh(trainer.mesh):
+        trainer.prepare()
+        batch = next(trainer.training.batches(trainer.mesh, 0, 1))
+        memory, frozen = trainer.program.memory_analysis(), trainer.partition.frozen
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         tell(
             {
-                "weights": size(state.params) + size(frozen),
-                "held": size(state) + size(frozen),
+                "weights": size(trainer.params) + size(frozen),
+                "held": size(trainer.state) + size(frozen),
                 "compiled": (held - memory.alias_size_in_bytes) / MIB,
                 "temporary": memory.temp_size_in_bytes / MIB,
             }
@@ -80,30 +78,29 @@ def child(method: str, model: str, reference: str) -> None:
             if line.strip() == "end":
                 break
             start = time.perf_counter()
-            state, metrics, _ = run.step(state, batch, run.reference, frozen)
+            metrics, _ = trainer.take(batch)
             jax.block_until_ready(metrics)
             tell({"seconds": time.perf_counter() - start, "resident": resident()})
-        tell(differences(run, mesh, batch, model))
+        tell(differences(trainer, batch, model))
 
 
-def differences(run: Any, mesh: Any, batch: Any, model: str) -> dict[str, float]:
+def differences(trainer: Any, batch: Any, model: str) -> dict[str, float]:
     """Of the log-probs under the frozen base from those under the float32 weights."""
     import jax
     import numpy as np
     from flax import nnx
 
     from smallr.models.loading import load_decoder, open_model
-    from smallr.training.policy import NOTHING
-    from smallr.training.step import score
+    from smallr.training.forward import score
 
-    if not run.trained.digest:
+    if not trainer.partition.digest:
         return {"token": 0.0, "completion": 0.0}
-    compute = run.config.compute
+    compute, mesh = trainer.config.compute, trainer.mesh
     graphdef, weights = nnx.split(
         load_decoder(open_model(model), mesh, dtype=compute.dtype, remat=compute.remat, attention=compute.attention)
     )
-    policy, chunk = run.trained.policy, compute.logp_chunk
-    ours = jax.jit(lambda frozen: score(policy.reference(NOTHING, frozen), batch, chunk).logps)(run.trained.frozen)
+    policy, chunk = trainer.partition.policy, compute.logp_chunk
+    ours = jax.jit(lambda frozen: score(policy.base_decoder(frozen), batch, chunk).logps)(trainer.partition.frozen)
     theirs = jax.jit(lambda weights: score(nnx.merge(graphdef, weights), batch, chunk).logps)(weights)
     used, completion = np.asarray(batch.role > 0), np.asarray(batch.completion)
     change = np.where(used, np.asarray(ours) - np.asarray(theirs), 0)

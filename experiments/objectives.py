@@ -31,17 +31,14 @@ from smallr.core.cache import cache_dir
 from smallr.core.sharding import make_mesh
 from smallr.losses.preference import LOSSES, RECIPES
 from smallr.models.loading import load_decoder, open_model
-from smallr.training import report
-from smallr.training.evaluation import add_reference, collect
-from smallr.training.loop import fit
-from smallr.training.metrics import MetricsWriter
+from smallr.training.cached_scores import cached_columns
+from smallr.training.digest import tree_digest
+from smallr.training.evaluation import collect
 from smallr.training.objective import Preference
 from smallr.training.policy import ModelFunctions
-from smallr.training.setup import prepare
-from smallr.training.signals import StopSignal
-from smallr.training.splits import Split, load_split
-from smallr.training.step import make_evaluation
-from smallr.training.timing import Clock
+from smallr.training.splits import load_split
+from smallr.training.step import Evaluation
+from smallr.training.trainer import Trainer
 
 METRICS = {
     "accuracy": "share of held-out pairs with a positive h",
@@ -77,41 +74,37 @@ def config_of(name: str, seed: int) -> ConfigDict:
     return finish(config, None)
 
 
-Judge = Callable[[nnx.State], dict[str, float]]
+Judge = Callable[[Trainer], dict[str, float]]
 
 
 def make_judge(mesh: Mesh) -> Judge:
-    """Metrics of parameters on the held-out pairs, relative to the model that every run starts from."""
+    """Metrics of trained models on the held-out pairs, relative to the model that every run starts from."""
     objective = Preference("sigmoid", 0.1, "cached")
     config = config_of("sigmoid", 0)
     with config.unlocked():
         config.data.eval = DATA.value
     source = open_model(config.model)
     graphdef, params = nnx.split(load_decoder(source, mesh, dtype=config.compute.dtype))
-    evaluation = make_evaluation(ModelFunctions(graphdef), objective, mesh, chunk=config.compute.logp_chunk)
-    heldout: Split = load_split(config, source.tokenizer(), objective, "eval")
-    heldout, _ = add_reference(heldout, objective, evaluation, params, mesh, config.compute.dtype)
+    evaluation = Evaluation(ModelFunctions(graphdef), objective, mesh, chunk=config.compute.logp_chunk)
+    heldout = load_split(config, source.tokenizer(), objective, "eval")
+    heldout = cached_columns(heldout, evaluation, params, tree_digest(params), mesh, lambda: params)
 
-    def judge(params: nnx.State) -> dict[str, float]:
+    def judge(trainer: Trainer) -> dict[str, float]:
         batches = heldout.one_pass(mesh)
-        values = collect(lambda batch: evaluation(params, batch, None), batches, len(heldout.examples))
-        return objective.summariser()(values, heldout.facts())
+        values = collect(lambda batch: evaluation(trainer.params, batch), batches, len(heldout.examples))
+        return objective.summariser()(values, heldout.static_columns())
 
     return judge
 
 
-def run(name: str, seed: int, judge: Judge, mesh: Mesh, out: Path) -> dict[str, float] | None:
+def run(name: str, seed: int, judge: Judge, out: Path) -> dict[str, float] | None:
     """Trains and judges one run; None if a signal stopped it."""
-    config, workdir, clock = config_of(name, seed), out / f"{name}-{seed}", Clock()
-    with StopSignal() as stop:
-        prepared, state = prepare(config, workdir, mesh, clock)
-        writer = MetricsWriter(workdir, resume_step=int(state.step))
-        state, stopped = fit(prepared, state, {}, report.costs(prepared, None), writer, stop)
-        prepared.checkpointer.close()
-        writer.close()
-    if stopped:
-        return None
-    found = {key: value for key, value in judge(state.params).items() if key in METRICS}
+    workdir = out / f"{name}-{seed}"
+    with Trainer(config_of(name, seed), workdir) as trainer:
+        trainer.fit()
+        if trainer.stopped:
+            return None
+        found = {key: value for key, value in judge(trainer).items() if key in METRICS}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     found["seconds_per_step"] = float(np.median([line["seconds_per_step"] for line in lines[1:]]))
     shutil.rmtree(workdir / "checkpoints")
@@ -189,7 +182,7 @@ def main(argv: list[str]) -> None:
                 if (name, seed) in done:
                     continue
                 judge = judge or make_judge(mesh)
-                found = run(name, seed, judge, mesh, out)
+                found = run(name, seed, judge, out)
                 if found is None:
                     print("stopped; the same command goes on from here")
                     return

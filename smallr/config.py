@@ -64,6 +64,9 @@ def base() -> ConfigDict:
     config.batch.row_length = 512  # tokens a row; a longer example is dropped and counted
     config.batch.accumulation = 1  # micro-batches a step; divides rows
     config.batch.packing = True  # several examples a row
+    # Capacities of a row; 0: chosen for the data. Set them where rounds of different rows are to share one program.
+    config.batch.scored = 0  # scored tokens
+    config.batch.examples = 0
     config.batch.lookahead = 64  # examples among which the packer chooses the next of a row
 
     config.optimizer = ConfigDict()  # AdamW
@@ -76,6 +79,10 @@ def base() -> ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.0  # not applied to norms and biases
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    # What the learning rate does when a run goes on with more (or fewer) steps than it was planned for. rewarm: warm up
+    # again and decay over the added steps; constant: stay at the last rate; as_new: the rates of a run planned for all
+    # steps from its beginning. Empty: such a run stops and asks.
+    config.optimizer.on_extend = ""
 
     config.epochs = 1  # 0: no limit
     config.steps = 0  # 0: no limit; whichever of epochs and steps is reached first ends the run
@@ -121,6 +128,9 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
     config.objective.divergence = "reverse_kl"  # reverse_kl | forward_kl | js | alpha:A, 0 < A < 1
     config.objective.ld_alpha = 1.0  # weight of tokens behind the length of the shorter side (LD-DPO)
     config.objective.weighting = "none"  # none | wpo
+    config.objective.normalise = (
+        "epoch"  # epoch: each pair counts the same over an epoch | step: over a step's own pairs
+    )
     config.objective.sync_every = 0  # steps between moves of a live reference to the policy (TR-DPO); 0: never
     config.objective.sync_mixing = 0.6  # the policy's share in such a move
     return config
@@ -186,6 +196,7 @@ def unpaired() -> ConfigDict:
     config.objective.desirable_weight = 1.0
     config.objective.undesirable_weight = 1.0
     config.objective.reference = "cached"  # cached | live, as for pairs
+    config.objective.normalise = "epoch"  # epoch: each row counts the same over an epoch | step: over a step's own rows
     config.objective.sync_every = 0
     config.objective.sync_mixing = 0.6
     return config

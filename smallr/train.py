@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - the first lines are for signals that come while modules are imported
 """Train a model: python -m smallr.train --config=configs/cogpo.py [--workdir=DIR] [--config.FIELD=VALUE …]
 
 A workdir that holds checkpoints is resumed, bit for bit. Without --workdir a new one is made under runs/.
@@ -12,12 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+from smallr.core.early_signals import exit_on_sigterm
+
+exit_on_sigterm()  # imports take seconds
+
 # transformers is here for tokenizers and configs; it need not say that PyTorch is missing.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
@@ -38,7 +43,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    """Sets up JAX and runs `training.loop.train`; errors of the user's making are one line, not a trace."""
+    """Sets up JAX and trains; reports a user error in one line instead of a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if DISTRIBUTED.value:
@@ -47,17 +52,25 @@ def main(argv: list[str]) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-    from smallr.evals.in_training import open_benchmark
-    from smallr.methods.adaptive.labels import Labeller  # after the cache is set
-    from smallr.training.loop import train
-
     config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(WORKDIR.value or f"runs/{config_name}/{time.strftime('%Y%m%d-%H%M%S')}")
     try:
-        train(CONFIG.value, workdir, open_benchmark, Labeller(CONFIG.value))
+        run(CONFIG.value, workdir)
     except UserError as error:
         sys.exit(f"smallr: {error}")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains as `config` says: labels of a router's rows first, and a benchmark on the way, if it names them."""
+    from smallr.evals.in_training import open_benchmark  # after the cache is set
+    from smallr.methods.adaptive.labels import labelled_rows
+    from smallr.training.trainer import Trainer
+
+    with Trainer(config, workdir) as trainer:
+        trainer.benchmark = open_benchmark(config, trainer.mesh)
+        if "labels" in config:
+            trainer.load_data(*labelled_rows(config))
+        trainer.fit()
 
 
 if __name__ == "__main__":

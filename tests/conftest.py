@@ -24,3 +24,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the session's programs, in the process that made the folder."""
     if _PROGRAMS:
         shutil.rmtree(_PROGRAMS, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of a thousand words and random weights, which loads and compiles in a moment."""
+    from smallr.data.sources import load_rows
+    from smallr.models.scratch import Size, train_tokenizer, write_scratch
+
+    folder = tmp_path_factory.mktemp("small") / "model"
+    texts = [text for row in load_rows("builtin:arithmetic/preference", "train[:200]") for text in row.values()]
+    tokenizer = train_tokenizer((text for text in texts if isinstance(text, str)), 1000)
+    write_scratch(folder, tokenizer, Size("gpt2", 2, 32, 2, 1024), 0)
+    return str(folder)

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from smallr.evals.in_training import open_benchmark
+from smallr.methods.adaptive.labels import labelled_rows
+from smallr.training.trainer import Trainer
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -22,6 +26,15 @@ def smoke(name: str, **changes: Any) -> ConfigDict:
     config = importlib.import_module(f"configs.{file}").get_config(f"{argument},smoke" if argument else "smoke")
     config.update_from_flattened_dict(changes)
     return config
+
+
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains in this process, as `python -m smallr.train` does; the report."""
+    with Trainer(config, workdir) as trainer:
+        trainer.benchmark = open_benchmark(config, trainer.mesh)
+        if "labels" in config:
+            trainer.load_data(*labelled_rows(config))
+        return trainer.fit()
 
 
 def command(config: str, workdir: Path, *overrides: str) -> list[str]:

@@ -19,7 +19,8 @@ from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.training.objective import Objective, Preference
 from smallr.training.policy import NOTHING, ModelFunctions
-from smallr.training.step import TrainState, init_state, make_step
+from smallr.training.references import Reference
+from smallr.training.step import Constants, TrainState, init_state, make_step
 
 VOCAB = 61
 CONFIG = DecoderConfig(
@@ -119,6 +120,7 @@ def run_step(
     *,
     params: nnx.State | None = None,
     reference: nnx.State | None = None,
+    denominator: float = 1.0,
     accumulation: int = 1,
     steps: int = 1,
     mesh: Mesh | None = None,
@@ -130,11 +132,12 @@ def run_step(
     optimizer, schedule = optax.sgd(optax.constant_schedule(1.0)), optax.constant_schedule(1.0)
     with jax.set_mesh(mesh):
         state, sharding = init_state(jax.tree.map(jnp.copy, params), optimizer, 0, mesh)
-        step = make_step(
-            ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7, accumulation=accumulation
-        )
+        live = Reference.none() if reference is None else Reference.live(reference)
+        options = {"chunk": 7, "accumulation": accumulation, "reference": live}
+        step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, **options)
+        constants = Constants.of(NOTHING, live.params, denominator)
         for _ in range(steps):
-            state, metrics, examples = step(state, batch, reference, NOTHING)
+            state, metrics, examples = step(state, batch, constants)
     change = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), params, state.params)
     gradient = {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(change)}
     return Outcome(jax.device_get(metrics), jax.device_get(examples), gradient, state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.protocol import Worker
@@ -52,29 +51,26 @@ def main() -> None:
     import jax
 
     from smallr.core.cache import cache_dir
-    from smallr.core.sharding import make_mesh
     from smallr.training.flops import peak_flops
-    from smallr.training.setup import prepare
-    from smallr.training.timing import Clock
+    from smallr.training.trainer import Trainer
 
     job = worker.job
     jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
-    config, clock = config_of(job), Clock()
-    mesh = make_mesh(1, 1, 1)
-    with tempfile.TemporaryDirectory() as workdir, jax.set_mesh(mesh):
-        run, state = prepare(config, Path(workdir), mesh, clock)
-        groups = [[int(i) for row in run.training.plan.step(n) for i in row] for n in range(job["steps"])]
-        dropped = run.training.examples.report.dropped
-        worker.ready(laps=clock.laps, groups=groups, matmul_peak=peak_flops(job["dtype"]), dropped=dropped)
-        batches = run.training.batches(mesh, 0, job["steps"])
+    config = config_of(job)
+    with tempfile.TemporaryDirectory() as workdir, Trainer(config, workdir) as trainer, jax.set_mesh(trainer.mesh):
+        trainer.prepare()
+        groups = [[int(i) for row in trainer.training.plan.step(n) for i in row] for n in range(job["steps"])]
+        dropped = trainer.training.examples.report.dropped
+        worker.ready(laps=trainer.clock.laps, groups=groups, matmul_peak=peak_flops(job["dtype"]), dropped=dropped)
+        batches = trainer.training.batches(trainer.mesh, 0, job["steps"])
         for _ in worker.orders():
             start = time.perf_counter()
             batch = next(batches)
-            state, metrics, _ = run.step(state, batch, run.reference, run.trained.frozen)
+            metrics, _ = trainer.take(batch)
             loss = float(metrics["loss"])
             seconds = time.perf_counter() - start
             counted = jax.default_backend() == "cpu" and not job["lora"]
-            flops = computed_flops(run.model, batch, job["reference"] == "live") if counted else None
+            flops = computed_flops(trainer.partition.config, batch, job["reference"] == "live") if counted else None
             worker.tell({"seconds": seconds, "loss": loss, "flops": flops})
 
 

@@ -7,6 +7,9 @@ Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
 The recipe is the published one (learning rate 2e-5, 3 epochs, 8 examples a device and step, warm-up 10 %, cosine, weight
 decay 0.05): a row holds one example, so on more devices set --config.batch.rows to 8 times their number, and
 --config.batch.row_length to the longest example of your rows.
+CogPO follows from this run, by the authors' recipe file with 1 epoch, 2 pairs a device and step and a learning rate of 1e-6:
+           python -m smallr.train --config=configs/cogpo.py --config.model=WORKDIR --config.data.train=PAIRS \
+               --config.optimizer.learning_rate=1e-6 --config.epochs=1 --config.batch.packing=false --config.batch.rows=2
 """
 
 from ml_collections import ConfigDict

@@ -21,31 +21,35 @@ from scipy import stats
 from smallr.data.batch import Batch
 from smallr.data.packing import PackingPlan
 from smallr.losses.rationale import role_nll
-from smallr.training.setup import Run
-from smallr.training.step import score
+from smallr.training.forward import score
+from smallr.training.policy import ModelFunctions
+from smallr.training.trainer import Trainer
 
 Values = Mapping[str, Float[np.ndarray, "examples"]]
 
 
-def measure(run: Run, params: nnx.State, count: int) -> dict[str, np.ndarray]:
+def measure(trainer: Trainer, count: int) -> dict[str, np.ndarray]:
     """NLL (nats) and gradient norms of the first `count` training examples, one by one.
 
     Returns:
       float64 [count] each: nll_answer, nll_rationale, gradient_answer, gradient_rationale, gradient (of their sum), cosine
       (between the two parts' gradients); in the order of the training rows.
     """
-    split, length = run.training, run.config.batch.row_length
+    split, length = trainer.training, trainer.config.batch.row_length
     alone = PackingPlan(split.plan.sizes, 1, length, seed=0, shuffle=False, packing=False, share_prompt=True, window=1)
-    single = jax.jit(lambda params, frozen, batch: _single(run, params, frozen, batch))
-    batches = dataclasses.replace(split, plan=alone).batches(run.mesh, 0, min(count, len(split.examples)))
-    found = [jax.device_get(single(params, run.trained.frozen, batch)) for batch in batches]
+    partition, chunk = trainer.partition, trainer.config.compute.logp_chunk
+    single = jax.jit(lambda params, frozen, batch: _single(partition.policy, chunk, params, frozen, batch))
+    batches = dataclasses.replace(split, plan=alone).batches(trainer.mesh, 0, min(count, len(split.examples)))
+    found = [jax.device_get(single(trainer.params, partition.frozen, batch)) for batch in batches]
     order = np.argsort([each.pop("example") for each in found])
     return {name: np.array([found[i][name] for i in order], np.float64) for name in found[0]}
 
 
-def _single(run: Run, params: nnx.State, frozen: nnx.State, batch: Batch) -> dict[str, jax.Array]:
+def _single(
+    functions: ModelFunctions, chunk: int, params: nnx.State, frozen: nnx.State, batch: Batch
+) -> dict[str, jax.Array]:
     def nlls(params: nnx.State):
-        scores = score(run.trained.policy.decoder(params, frozen), batch, run.config.compute.logp_chunk)
+        scores = score(functions.decoder(params, frozen), batch, chunk)
         nll = role_nll(scores.logps, batch.completion, batch.role, batch.example.shape[1])
         return jnp.sum(nll.answer), jnp.sum(nll.rationale)
 

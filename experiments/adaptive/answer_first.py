@@ -27,13 +27,14 @@ from experiments.adaptive import amplifier, report
 from experiments.adaptive import modules as adaptive
 from experiments.adaptive.corruption import corrupt
 from experiments.adaptive.small_tasks import MORE
-from experiments.adaptive.students import Asker, Recipe, config_of, decoder_of, train
+from experiments.adaptive.students import Asker, Recipe, config_of, train
 from experiments.adaptive.teacher_rows import Row, more, read
 from smallr.core.cache import cache_dir
 from smallr.core.sharding import make_mesh
 from smallr.core.stages import Stage, Stages, Stopped
 from smallr.models.loading import open_model
 from smallr.models.scratch import Size, train_tokenizer, write_scratch
+from smallr.training.trainer import Trainer
 
 SCRATCH = "scratch"
 STAGES = (0.25, 1.0)  # shares of the steps after which the amplifier claim is looked at
@@ -164,8 +165,7 @@ class Laboratory:
         rows = corrupt(self.train_rows, settings["share"], settings["seed"])
         config = config_of(recipe, order, settings["seed"], folder / "rows.jsonl")
         looks = {} if settings["share"] else {stage: self._look(stage, folder, needs) for stage in STAGES}
-        trained, state = train(config, rows, folder, self.mesh, looks)
-        decoder = decoder_of(trained, state)
+        decoder = jax.block_until_ready(train(config, rows, folder, looks).decoder())
         self._asker = self._asker or Asker(decoder, recipe, open_model(recipe.model).tokenizer(), self.mesh)
         written = self._asker(decoder, self.test_rows, order)
         written.save(folder / "written.jsonl")
@@ -181,11 +181,11 @@ class Laboratory:
     def _look(self, stage: float, folder: Path, needs: Sequence[Path]):
         """What is measured at a stage, once; thinking first sorts samples by what its answering-first twin says."""
 
-        def look(run: Any, params: Any) -> None:
+        def look(trainer: Trainer) -> None:
             path = folder / f"amplifier-{stage:g}.json"
             if path.exists():
                 return
-            values = amplifier.measure(run, params, self.experiment.examples)
+            values = amplifier.measure(trainer, self.experiment.examples)
             hardness = values["nll_answer"]
             if needs:
                 hardness = np.load(needs[0] / f"hardness-{stage:g}.npy")

@@ -14,9 +14,9 @@ from experiments.adaptive.students import Recipe, right
 from experiments.adaptive.teacher_rows import Row, write_rows
 from smallr.config import add_labels, add_soft_prompts, choice, rationale
 from smallr.methods.adaptive.interface import Answer, Mode
-from smallr.methods.adaptive.labels import Labeller
+from smallr.methods.adaptive.labels import labelled_rows
 from smallr.methods.adaptive.opening import open_adaptive, open_student
-from smallr.training.loop import train
+from smallr.training.trainer import Trainer
 
 
 def student_config(recipe: Recipe, seed: int, train_file: Path) -> ConfigDict:
@@ -62,7 +62,10 @@ def _common(config: ConfigDict, recipe: Recipe, seed: int, train_file: Path, stu
 def fit_module(config: ConfigDict, rows: Sequence[Row], folder: Path) -> None:
     """Trains a module; a run that was begun goes on."""
     write_rows(rows, Path(config.data.train))
-    train(config, folder, prepare_rows=Labeller(config))
+    with Trainer(config, folder) as trainer:
+        if "labels" in config:
+            trainer.load_data(*labelled_rows(config))
+        trainer.fit()
 
 
 def ask_modes(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, float]:

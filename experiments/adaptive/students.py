@@ -11,9 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,13 +22,7 @@ from smallr.evals.graders.matching import close, to_decimal
 from smallr.models.decoder import Decoder
 from smallr.sampling.engine import Engine
 from smallr.sampling.requests import Request, SamplingParams
-from smallr.training import report
-from smallr.training.loop import fit
-from smallr.training.metrics import MetricsWriter
-from smallr.training.setup import Run, prepare
-from smallr.training.signals import StopSignal
-from smallr.training.step import TrainState
-from smallr.training.timing import Clock
+from smallr.training.trainer import Trainer
 
 Order = Literal["rationale_first", "answer_first"]
 SEPARATOR = "-->"
@@ -74,43 +66,31 @@ def config_of(recipe: Recipe, order: Order, seed: int, train: Path) -> ConfigDic
     return config
 
 
-Look = Callable[[Run, nnx.State], Any]
+Look = Callable[[Trainer], Any]
 
 
-def train(
-    config: ConfigDict, rows: Sequence[Row], folder: Path, mesh: Mesh, looks: dict[float, Look] | None = None
-) -> tuple[Run, TrainState]:
+def train(config: ConfigDict, rows: Sequence[Row], folder: Path, looks: dict[float, Look] | None = None) -> Trainer:
     """Trains in `folder`, where it goes on if it was begun before.
 
     Args:
       config: from `config_of`; `rows` are written to the file that it names.
       rows: to train on.
       folder: of metrics and checkpoints.
-      mesh: to train on, also the current one.
-      looks: share of the steps done -> what is called then with the run and its parameters.
+      looks: share of the steps done -> what is called then with the trainer.
 
     Raises:
       Stopped: a signal ended the run; it goes on from its checkpoint.
     """
     write_rows(rows, Path(config.data.train))
-    with StopSignal() as stop:
-        run, state = prepare(config, folder, mesh, Clock())
-        writer = MetricsWriter(folder, resume_step=int(state.step), tensorboard=False)
-        costs = report.costs(run, None)
-        stages = {**(looks or {}), 1.0: (looks or {}).get(1.0)}
-        try:
-            for share, look in sorted(stages.items()):
-                until = max(1, round(share * run.steps))
-                if int(state.step) < until:
-                    state, stopped = fit(dataclasses.replace(run, steps=until), state, {}, costs, writer, stop)
-                    if stopped:
-                        raise Stopped
-                if look is not None:
-                    look(run, state.params)
-        finally:  # a checkpoint may still be on its way to the disk
-            run.checkpointer.close()
-            writer.close()
-    return run, state
+    looks = {1.0: None, **(looks or {})}
+    with Trainer(config, folder) as trainer:
+        for share, look in sorted(looks.items()):
+            trainer.fit(until=max(1, round(share * config.steps)))
+            if trainer.stopped:
+                raise Stopped
+            if look is not None:
+                look(trainer)
+    return trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +200,3 @@ def answer_nll(logprobs: Sequence[Any], order: Order) -> float:
             after.append(-token.logprob)
     chosen = before if order == "answer_first" else after
     return float(np.mean(chosen)) if chosen else float("nan")
-
-
-def decoder_of(run: Run, state: TrainState) -> Decoder:
-    """The trained decoder."""
-    return jax.block_until_ready(run.trained.policy.decoder(state.params, run.trained.frozen))

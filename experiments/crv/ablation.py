@@ -34,7 +34,7 @@ from smallr.core.sharding import make_mesh
 from smallr.core.stages import Stage, Stages, Stopped
 from smallr.models.scratch import Size
 from smallr.training.exporting import convert
-from smallr.training.loop import train
+from smallr.training.trainer import Trainer
 
 MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
 
@@ -122,7 +122,7 @@ def trained(config: flags.FlagValues, folder: Path) -> None:
       Stopped: a signal ended it early.
     """
     with quiet(folder):
-        report = train(config, folder)
+        report = Trainer(config, folder).fit()
     if not report["finished"]:
         raise Stopped
 

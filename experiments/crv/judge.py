@@ -28,7 +28,7 @@ from smallr.training.evaluation import collect
 from smallr.training.objective import Preference
 from smallr.training.policy import ModelFunctions
 from smallr.training.splits import Split, load_split
-from smallr.training.step import make_evaluation
+from smallr.training.step import Evaluation
 
 ANSWERS, PAIRS = "answers.jsonl", "pairs.npz"
 
@@ -84,12 +84,12 @@ class Judge:
             split = load_split(config, tokenizer, _PLAIN, "eval")
             graphdef, params = nnx.split(decoder)
             evaluation = self._evaluations.setdefault(
-                decoder.config, make_evaluation(ModelFunctions(graphdef), _PLAIN, self._mesh, chunk=0)
+                decoder.config, Evaluation(ModelFunctions(graphdef), _PLAIN, self._mesh, chunk=0)
             )
-            values = collect(lambda b: evaluation(params, b, None), split.one_pass(self._mesh), len(split.examples))
+            values = collect(lambda b: evaluation(params, b), split.one_pass(self._mesh), len(split.examples))
             metrics = pair_metrics(values, split)
-            facts = {"gap": split.facts()["gap"], "row": split.examples.rows}
-            _save(folder / PAIRS, chosen=values["logp_chosen"], rejected=values["logp_rejected"], **facts)
+            gap, row = split.static_columns()["gap"], split.examples.rows
+            _save(folder / PAIRS, chosen=values["logp_chosen"], rejected=values["logp_rejected"], gap=gap, row=row)
             if exam.limit:
                 engine = self._engine(decoder, tokenizer, end_ids(source), exam)
                 metrics |= answer(engine, exam, folder / ANSWERS)
@@ -118,15 +118,15 @@ def pair_config(exam: Examination) -> ConfigDict:
 
 def pair_metrics(values: Mapping[str, Float[np.ndarray, "pairs"]], split: Split) -> dict[str, float]:
     """`nll`, `likelier` and `likelier/GAP`."""
-    facts = split.facts()
-    chosen = values["logp_chosen"] / facts["scored_chosen"]
-    likelier = chosen > values["logp_rejected"] / facts["scored_rejected"]
-    small = facts["gap"] == GAPS.index("small")
+    known = split.static_columns()
+    chosen = values["logp_chosen"] / known["scored_chosen"]
+    likelier = chosen > values["logp_rejected"] / known["scored_rejected"]
+    small = known["gap"] == GAPS.index("small")
     found = {"likelier": likelier.mean()}
     if small.any():
-        found["nll"] = -values["logp_chosen"][small].sum() / facts["scored_chosen"][small].sum()
+        found["nll"] = -values["logp_chosen"][small].sum() / known["scored_chosen"][small].sum()
     for index, gap in enumerate(GAPS):
-        if (members := facts["gap"] == index).any():
+        if (members := known["gap"] == index).any():
             found[f"likelier/{gap}"] = likelier[members].mean()
     return {name: float(value) for name, value in found.items()}
 

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
+import jax
 import numpy as np
-from jaxtyping import Float
+from jax.sharding import Sharding
+from jaxtyping import Float, Int
 
 from smallr.data.batch import ROLE_NONE, Batch, Example
 from smallr.data.packing import PackingPlan, RowShape
@@ -21,16 +23,28 @@ def stack_columns(examples: Sequence[Example]) -> dict[str, Float[np.ndarray, "e
     return {name: np.asarray([example.columns[name] for example in examples], np.float32) for name in names}
 
 
-def process_rows(rows_per_step: int, process_index: int, process_count: int) -> slice:
-    """The contiguous block of a step's rows that one process assembles.
+def local_rows(sharding: Sharding, count: int) -> Int[np.ndarray, "rows"]:
+    """Returns which of a step's rows this process assembles: those that its devices hold, ascending.
 
-    Raises:
-      ValueError: the rows do not divide evenly among the processes.
+    Devices of several processes may hold the same row, where the mesh splits something else than rows among them.
     """
-    if rows_per_step % process_count:
-        raise ValueError(f"{rows_per_step} rows a step cannot be split evenly among {process_count} processes")
-    share = rows_per_step // process_count
-    return slice(process_index * share, (process_index + 1) * share)
+    held = np.zeros(count, bool)
+    for (rows,) in sharding.addressable_devices_indices_map((count,)).values():
+        held[rows] = True
+    return np.flatnonzero(held)
+
+
+def global_batch(local: Batch, rows: Int[np.ndarray, "rows"], count: int, sharding: Sharding) -> Batch:
+    """Makes global arrays of `count` rows from those that this process has assembled (`local_rows`)."""
+
+    def whole(x: np.ndarray) -> jax.Array:
+        def block(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = np.arange(count)[index[0]]
+            return x[np.searchsorted(rows, wanted)][(slice(None), *index[1:])]
+
+        return jax.make_array_from_callback((count, *x.shape[1:]), sharding, block)
+
+    return jax.tree.map(whole, local)
 
 
 def assemble(
@@ -136,14 +150,16 @@ class _Steps:
     columns: Columns
     first: int
     count: int
-    rows: slice
+    rows: Int[np.ndarray, "rows"]
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, i: int) -> Batch:
-        rows = self.plan.step(self.first + int(i))[self.rows]
-        return assemble(rows, self.examples, self.plan.shape, self.columns, self.plan.share_prompt)
+        step = self.plan.step(self.first + int(i))
+        return assemble(
+            [step[row] for row in self.rows], self.examples, self.plan.shape, self.columns, self.plan.share_prompt
+        )
 
 
 def batches(
@@ -153,7 +169,7 @@ def batches(
     start_step: int,
     num_steps: int,
     *,
-    rows: slice = slice(None),
+    rows: Int[np.ndarray, "rows"] | None = None,
     threads: int = 1,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
@@ -168,7 +184,7 @@ def batches(
       columns: numbers of all examples, see `stack_columns`.
       start_step: the first step, counted over all epochs.
       num_steps: how many steps; at most `sys.maxsize`.
-      rows: what this process assembles, see `process_rows`.
+      rows: which of a step's rows are assembled (`local_rows`); all by default.
       threads: that assemble ahead; 0 assembles when asked.
       prefetch: how many batches are held ready.
 
@@ -181,6 +197,7 @@ def batches(
             raise ValueError(f"the plan is of {len(plan.sizes)} examples, but {name} has {length}")
     if num_steps < 1:
         return iter(())
+    rows = np.arange(plan.rows_per_step) if rows is None else rows
     source = _Steps(plan, examples, columns, start_step, num_steps, rows)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -17,6 +17,7 @@ from smallr.training.objectives.choice import Choice
 from smallr.training.objectives.likelihood import Likelihood
 from smallr.training.objectives.preference import Preference
 from smallr.training.objectives.unpaired import Unpaired
+from smallr.training.references import ReferenceOptions
 
 __all__ = [
     "OBJECTIVES",
@@ -49,8 +50,9 @@ def make_objective(config: ConfigDict) -> Objective:
     """
     name = config.objective.name
     if name not in OBJECTIVES:
-        raise UserError(f"config.objective.name: {name!r} is none of {', '.join(OBJECTIVES)}")
+        raise UserError(f"config.objective.name: {name!r} must be one of: {', '.join(OBJECTIVES)}")
     objective = OBJECTIVES[name](config.objective)
+    ReferenceOptions.from_fields(config.objective)  # whether its fields can be used
     if objective.whole_step and config.batch.accumulation > 1:
         raise UserError(
             f"{objective.whole_step}, but micro-batches are computed one by one: set config.batch.accumulation=1"

@@ -1,28 +1,67 @@
-"""AdamW with clipping and a schedule, from the config."""
+"""AdamW with clipping and a schedule, from the config; the schedule of a run that goes on beyond its planned end."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
 
 NOT_DECAYED = ("scale", "bias")  # how the names of norm weights and biases end
+EXTENSIONS = ("rewarm", "constant", "as_new")  # what `config.optimizer.on_extend` may be
+
+# A tree of parameters -> the same tree with the name of each parameter's group.
+LabelParams = Callable[[Any], Any]
 
 
-def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate of each step: linear warm-up from 0, then cosine, linear or constant.
+@dataclasses.dataclass(frozen=True)
+class Horizon:
+    """A number of steps that a run was planned for.
+
+    Attributes:
+      start: the step at which the run was given this horizon; 0 for the first.
+      steps: steps of the whole run.
+      how: one of EXTENSIONS; of a horizon that follows another one, how the schedule goes on.
+    """
+
+    start: int
+    steps: int
+    how: str = "as_new"
+
+
+def make_schedule(config: ConfigDict, horizons: Sequence[Horizon]) -> optax.Schedule:
+    """Builds the learning rate of each step: linear warm-up from 0, then cosine, linear or constant.
 
     Args:
       config: `config.optimizer`.
-      steps: steps of the whole run.
+      horizons: that the run was planned for, one after the other; mostly there is one.
 
     Raises:
       UserError: an unknown schedule, or a warm-up that does not fit the run.
     """
+    schedule = _planned(config, horizons[0].steps)
+    for horizon in horizons[1:]:
+        if horizon.how == "as_new":
+            schedule = _planned(config, horizon.steps)
+        elif horizon.how == "rewarm":
+            schedule = optax.join_schedules(
+                [schedule, _planned(config, horizon.steps - horizon.start)], [horizon.start]
+            )
+        else:
+            last = float(schedule(horizon.start - 1))
+            schedule = optax.join_schedules([schedule, optax.constant_schedule(last)], [horizon.start])
+    return schedule
+
+
+def _planned(config: ConfigDict, steps: int) -> optax.Schedule:
     peak, final = config.learning_rate, config.learning_rate * config.final_fraction
     warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
     if not 0 <= warmup <= steps:
@@ -35,7 +74,7 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     elif config.schedule == "constant":
         decay = optax.constant_schedule(peak)
     else:
-        raise UserError(f"config.optimizer.schedule: {config.schedule!r} is none of cosine, linear, constant")
+        raise UserError(f"config.optimizer.schedule: {config.schedule!r} must be one of: cosine, linear, constant")
     if warmup == 0:
         return decay
     # The first step already learns: it uses peak / warmup rather than 0.
@@ -43,8 +82,62 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([ramp, decay], [warmup])
 
 
+def extend(config: ConfigDict, horizons: Sequence[Horizon], steps: int, done: int) -> tuple[Horizon, ...]:
+    """Returns the horizons of a run that now has `steps` steps, of which `done` are done.
+
+    Args:
+      config: `config.optimizer`, whose `on_extend` decides how the schedule goes on where it would change.
+      horizons: of the run so far.
+      steps: that it now has.
+      done: steps of its newest checkpoint.
+
+    Raises:
+      UserError: the schedule would change, and nobody has said how.
+    """
+    if config.on_extend and config.on_extend not in EXTENSIONS:
+        raise UserError(f"config.optimizer.on_extend: {config.on_extend!r} must be one of: {', '.join(EXTENSIONS)}")
+    if not horizons or not done:
+        return (Horizon(0, steps),)
+    if horizons[-1].steps == steps:
+        return tuple(horizons)
+    before, anew = make_schedule(config, horizons), _planned(config, steps)
+    left = np.arange(done, max(steps, done + 1))
+    if len(horizons) == 1 and np.array_equal(_rates(before, left), _rates(anew, left)):
+        return (Horizon(0, steps),)
+    if not config.on_extend:
+        rates = f"{float(before(done)):.3g} to {float(anew(done)):.3g}"
+        raise UserError(
+            f"the run was planned for {horizons[-1].steps} steps, has done {done} and would now have {steps}. Under a schedule "
+            f"for {steps} steps the learning rate would jump from {rates}. Decide with "
+            "--config.optimizer.on_extend=rewarm (warm up again and decay over the added steps), constant (stay at the "
+            "last rate) or as_new (the rates of a run planned for all steps from its beginning)"
+        )
+    if config.on_extend == "constant" and not float(before(max(done - 1, 0))):
+        raise UserError("config.optimizer.on_extend=constant: the last learning rate is 0; use rewarm")
+    return (*horizons, Horizon(done, steps, config.on_extend))
+
+
+def _rates(schedule: optax.Schedule, steps: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.vmap(schedule)(jnp.asarray(steps)))
+
+
+def steps_of_schedule(opt_state: Any, default: Int[Array, ""]) -> Int[Array, ""]:
+    """Returns how many steps the optimizer's schedule has gone: fewer than the run's after its state began anew."""
+    counts = optax.tree.get_all_with_path(opt_state, "count", filtering=_is_of_schedule)
+    return counts[0][1] if counts else default
+
+
+def _is_of_schedule(path: tuple, _: Any) -> bool:
+    return any(getattr(entry, "tuple_name", "") == "ScaleByScheduleState" for entry in path)
+
+
+def renewed(optimizer: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
+    """Returns the optimizer's state at its beginning, laid out over devices as `opt_state` is."""
+    return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, opt_state))(params)
+
+
 def decay_mask(params: Any) -> Any:
-    """True for parameters that weight decay applies to: all but norm scales and biases, by name."""
+    """Returns True for parameters that weight decay applies to: all but norm scales and biases, by name."""
 
     def decayed(path: tuple, _: Any) -> bool:
         names = [str(getattr(entry, "key", "")) for entry in path]
@@ -53,11 +146,36 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; `config` is `config.optimizer`."""
-    adamw = optax.adamw(
-        schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
-    )
+def make_optimizer(
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    *,
+    label: LabelParams | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+    """Builds clipping by the global norm of all parameters, then AdamW.
+
+    Args:
+      config: `config.optimizer`.
+      schedule: the learning rate.
+      label: says which group each parameter is in; without it all have the learning rate of the schedule.
+      scales: a group's learning rate, as a multiple of the schedule's.
+    """
+
+    def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
+        )
+
+    if label is None:
+        update = adamw(schedule)
+    else:
+        rates = {group: _scaled(schedule, scale) for group, scale in (scales or {}).items()}
+        update = optax.multi_transform({group: adamw(rate) for group, rate in rates.items()}, label)
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-    return adamw
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return update
+
+
+def _scaled(schedule: optax.Schedule, scale: float) -> optax.Schedule:
+    return lambda step: scale * schedule(step)

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
+from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.lora import (
     DropoutKey,
@@ -59,11 +60,9 @@ class ModelFunctions:
         ]
         return nnx.merge(self.training, params, frozen, nnx.from_flat_state(leaves))
 
-    def reference(self, reference: nnx.State, frozen: nnx.State) -> Decoder:
-        """The reference: without any parameters of its own it is the base, with the adapters left out."""
-        if self.base is not None and not jax.tree.leaves(reference):
-            return nnx.merge(self.base, frozen)
-        return nnx.merge(self.graphdef, reference, frozen)
+    def base_decoder(self, frozen: nnx.State) -> Decoder:
+        """Makes the decoder without its adapters."""
+        return nnx.merge(self.base, frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +70,7 @@ class ParameterPartition:
     """A decoder, split.
 
     Attributes:
+      config: of the decoder.
       policy: makes decoders of the two states.
       params: what is trained.
       frozen: what is not: it has no gradient, no optimizer state, and is not in checkpoints.
@@ -78,28 +78,32 @@ class ParameterPartition:
       base: how the frozen projections are held under adapters (`smallr.models.quantized.FORMATS`).
     """
 
+    config: DecoderConfig
     policy: ModelFunctions
     params: nnx.State
     frozen: nnx.State
     digest: str = ""
     base: str = "float32"
 
-    def start(self) -> nnx.State:
-        """The parameters under which the policy is the base: adapters that were read from a file are switched off."""
+    def start(self, params: nnx.State) -> nnx.State:
+        """Returns the parameters under which the policy is the base: adapters are switched off.
+
+        Without adapters these are `params`, which are then those of the start themselves.
+        """
         if self.policy.base is None:
-            return self.params
+            return params
         return nnx.from_flat_state(
             [
                 (path, leaf.replace(leaf.get_value() * 0) if path[-1] == "b" else leaf)
-                for path, leaf in nnx.to_flat_state(self.params)
+                for path, leaf in nnx.to_flat_state(params)
             ]
         )
 
-    def start_digest(self) -> str:
-        """Of the weights that `start` gives, for caches of what was computed with them."""
+    def start_digest(self, params: nnx.State) -> str:
+        """Returns the digest of all weights that `start` gives, for caches of what was computed with them."""
         if not self.digest:
-            return tree_digest(self.params)
-        return f"lora {self.base} {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(self.params)}"
+            return tree_digest(params)
+        return f"lora {self.base} {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(params)}"
 
 
 def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
@@ -116,10 +120,10 @@ def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Paramete
         return _with_adapters(decoder, config, mesh)
     if not config.freeze:
         graphdef, params = nnx.split(decoder)
-        return ParameterPartition(ModelFunctions(graphdef), params, NOTHING)
+        return ParameterPartition(decoder.config, ModelFunctions(graphdef), params, NOTHING)
     frozen = frozen_paths(decoder, config.freeze)
     graphdef, still, params = nnx.split(decoder, lambda path, _: ".".join(path) in frozen, ...)
-    return ParameterPartition(ModelFunctions(graphdef), params, still, tree_digest(still))
+    return ParameterPartition(decoder.config, ModelFunctions(graphdef), params, still, tree_digest(still))
 
 
 def frozen_paths(decoder: Decoder, pattern: str) -> set[str]:
@@ -150,7 +154,7 @@ def _with_soft_prompts(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Para
     count = config.soft.length * tokenize_options(config).soft_prompts
     attach_soft_prompts(decoder, drawn_vectors(decoder, count, config.seed), mesh)
     graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_soft_path(path), ...)
-    return ParameterPartition(ModelFunctions(graphdef), params, frozen, digest)
+    return ParameterPartition(decoder.config, ModelFunctions(graphdef), params, frozen, digest)
 
 
 def check_soft(config: ConfigDict, reference: str) -> None:
@@ -202,4 +206,4 @@ def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Paramete
         add_dropout_keys(decoder)
         training, keys, _ = nnx.split(decoder, DropoutKey, ...)
         policy = dataclasses.replace(policy, training=training, keys=keys)
-    return ParameterPartition(policy, params, frozen, digest, config.lora.base)
+    return ParameterPartition(decoder.config, policy, params, frozen, digest, config.lora.base)

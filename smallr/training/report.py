@@ -1,21 +1,23 @@
-"""What a run says of itself: the start-up summary, and the final report on the screen and in the workdir."""
+"""The start-up summary of a run, and its final report on the screen and in the workdir."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
+from smallr.core.files import write_text
 from smallr.data.packing import describe
 from smallr.data.rows import GAPS
 from smallr.losses.logprobs import chunking
 from smallr.models.attention import describe as describe_attention
 from smallr.training.progress import log, table
-from smallr.training.setup import Run
-from smallr.training.splits import attended_pairs
-from smallr.training.timing import Clock
+from smallr.training.splits import Split, attended_pairs
+
+if TYPE_CHECKING:
+    from smallr.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,47 +26,68 @@ class Costs:
 
     Attributes:
       flops: forward and backward on real tokens with the prompt of a pair once, causal attention counted as the half
-        that it is, the head on scored tokens, and a live reference's forward pass; of the
+        that it is, the head on scored tokens, and the forward pass of a reference that runs in the step; of the
         weights' gradients those that are trained. Recomputation is not counted.
       peak: FLOP/s of all devices in the compute dtype, or None where it is not known.
-      slots: tokens of a step's rows, padding included.
+      tokens: of a step's rows, padding included.
     """
 
-    flops: float
-    peak: float | None
-    slots: int
+    flops: float = 0.0
+    peak: float | None = None
+    tokens: int = 0
 
 
-def costs(run: Run, peak: float | None) -> Costs:
+def costs(trainer: Trainer, peak: float | None) -> Costs:
     """Counts the work of a step; `peak` is that of one device."""
-    split, epoch = run.training, run.training.plan.stats(0)
-    forward = run.model.forward_flops(epoch.tokens, attended_pairs(split), int(split.plan.sizes.scored.sum()))
-    # Forward, the gradient of activations, that of the weights that are trained, a live reference.
-    passes = 2 + run.share_trained + (run.objective.reference == "live")
+    split, epoch = trainer.training, trainer.training.plan.stats(0)
+    model = trainer.partition.config
+    forward = model.forward_flops(epoch.tokens, attended_pairs(split), int(split.plan.sizes.scored.sum()))
+    # Forward, the gradient of activations, that of the weights that are trained, a reference in the step.
+    passes = 2 + share_trained(trainer) + trainer.reference.runs_in_step
     return Costs(
         flops=passes * forward / epoch.steps,
         peak=None if peak is None else peak * jax.device_count(),
-        slots=run.config.batch.rows * run.config.batch.row_length,
+        tokens=trainer.config.batch.rows * trainer.config.batch.row_length,
     )
 
 
-def start(run: Run, costs: Costs, clock: Clock) -> None:
+def share_trained(trainer: Trainer) -> float:
+    """Returns the trained parameters as a share of the model's."""
+    if not trainer.partition.digest:
+        return 1.0
+    return sum(x.size for x in jax.tree.leaves(trainer.params)) / trainer.partition.config.num_params
+
+
+def start(trainer: Trainer) -> None:
     """Prints what is about to happen; in the run's mesh (`jax.set_mesh`)."""
-    config, plan = run.config, run.training.plan
-    mesh = " x ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    memory = run.step.memory_analysis()
-    about = describe(plan)
+    rows = [*_rows_of_model(trainer), *_rows_of_step(trainer)]
+    epochs = trainer.steps / trainer.training.plan.stats(0).steps
+    rows += [
+        ("run", f"{trainer.steps} steps, {epochs:.1f} epochs, in {trainer.workdir}"),
+        ("start-up", trainer.clock.line()),
+    ]
+    log(table(("", ""), rows))
+
+
+def _rows_of_model(trainer: Trainer) -> list[tuple[str, str]]:
+    config, model = trainer.config, trainer.partition.config
+    mesh = " x ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items())
+    rows = [("model", f"{config.model}: {model.num_params / 1e6:.1f} M parameters, compute in {config.compute.dtype}")]
+    if (share := share_trained(trainer)) < 1:
+        rows.append(("trained", f"{share * model.num_params / 1e6:.2f} M parameters; the others are frozen"))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), mesh {mesh}"
+    return [*rows, ("devices", devices)]
+
+
+def _rows_of_step(trainer: Trainer) -> list[tuple[str, str]]:
+    config, plan, work = trainer.config, trainer.training.plan, trainer.costs
+    about, memory = describe(plan), trainer.program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     held -= memory.alias_size_in_bytes
-    rows = [
-        ("model", f"{config.model}: {run.model.num_params / 1e6:.1f} M parameters, compute in {config.compute.dtype}"),
-        *_trained_row(run),
-        (
-            "devices",
-            f"{jax.device_count()} x {jax.devices()[0].device_kind} on {jax.process_count()} host(s), mesh {mesh}",
-        ),
-        ("training data", _describe_split(run.training)),
-        ("held-out data", _describe_split(run.heldout) if run.heldout else "none"),
+    peak = f"peak {work.peak / 1e12:.2f} TFLOP/s" if work.peak else "peak of this device not known, so no MFU"
+    return [
+        ("training data", _describe_split(trainer.training)),
+        ("held-out data", _describe_split(trainer.heldout) if trainer.heldout else "none"),
         (
             "a step",
             f"{plan.rows_per_step} rows x {plan.shape.tokens} tokens in {config.batch.accumulation} micro-batch(es), "
@@ -76,38 +99,25 @@ def start(run: Run, costs: Costs, clock: Clock) -> None:
             f"longest example {about.longest} of {plan.shape.tokens}",
         ),
         ("attention", describe_attention(config.compute.attention, jax.default_backend())),
-        ("head", _describe_head(run)),
+        ("head", _describe_head(trainer)),
         (
             "work",
-            f"{costs.flops / 1e12:.2f} TFLOP a step (forward + backward, real tokens, causal half; no recomputation)"
-            + (
-                f"; peak {costs.peak / 1e12:.2f} TFLOP/s"
-                if costs.peak
-                else "; peak of this device not known, so no MFU"
-            ),
+            f"{work.flops / 1e12:.2f} TFLOP a step (forward + backward, real tokens, causal half; no recomputation); {peak}",
         ),
         ("memory", f"{held / 2**30:.2f} GiB a device for state, batch and activations (the compiler's estimate)"),
-        ("run", f"{run.steps} steps, {run.steps / about.epoch.steps:.1f} epochs, in {run.workdir}"),
-        ("start-up", clock.line()),
     ]
-    log(table(("", ""), rows))
 
 
-def _trained_row(run: Run) -> list[tuple[str, str]]:
-    if run.share_trained == 1:
-        return []
-    return [("trained", f"{run.share_trained * run.model.num_params / 1e6:.2f} M parameters; the others are frozen")]
-
-
-def _describe_head(run: Run) -> str:
-    config, plan = run.config, run.training.plan
+def _describe_head(trainer: Trainer) -> str:
+    config, plan = trainer.config, trainer.training.plan
     tokens = plan.rows_per_step // config.batch.accumulation * plan.shape.scored
-    count, size = chunking(run.model.vocab_size, tokens, config.compute.logp_chunk, jax.default_backend())
+    vocabulary = trainer.partition.config.vocab_size
+    count, size = chunking(vocabulary, tokens, config.compute.logp_chunk, jax.default_backend())
     chosen = "by platform" if config.compute.logp_chunk == 0 else "as set"
     return f"logits of {tokens} tokens in {count} chunk(s) of {size} entries ({chosen})"
 
 
-def _describe_split(split: Any) -> str:
+def _describe_split(split: Split) -> str:
     epoch, report = split.plan.stats(0), split.examples.report
     dropped = sum(tally.count for tally in report.dropped.values())
     return (
@@ -116,35 +126,49 @@ def _describe_split(split: Any) -> str:
     )
 
 
-def finish(
-    run: Run, step: int, before: dict[str, float], after: dict[str, float] | None, clock: Clock
-) -> dict[str, Any]:
+def result(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
+    """Returns what is known of a run as it stands; `after` is None for one that is not at its end."""
+    return {
+        "model": trainer.config.model,
+        "objective": trainer.config.objective.name,
+        "steps": trainer.step,
+        "finished": after is not None,
+        "before": before(trainer),
+        "after": after,
+        "seconds": {**trainer.clock.laps, "total": trainer.clock.total()},
+        "checkpoint": str(trainer.workdir / "checkpoints" / str(trainer.step)),
+    }
+
+
+def before(trainer: Trainer) -> dict[str, float]:
+    """Returns the metrics before training; empty if they are of other held-out rows than those of now."""
+    known, heldout = trainer.baseline, trainer.heldout
+    if known is None or heldout is None or known["data"] != heldout.examples.fingerprint:
+        return {}
+    return known["metrics"]
+
+
+def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
     """Prints and writes the report; `after` is None for a run that was stopped early.
 
     Returns:
       What is written to `report.json`.
     """
-    checkpoint = str(run.workdir / "checkpoints" / str(step))
-    result = {
-        "model": run.config.model,
-        "objective": run.config.objective.name,
-        "steps": step,
-        "finished": after is not None,
-        "before": before,
-        "after": after,
-        "seconds": {**clock.laps, "total": clock.total()},
-        "checkpoint": checkpoint,
-    }
-    text = [f"step {step} of {run.steps}; {clock.line()}"]
-    if before and after:
-        text += ["", "Held-out examples, before and after training:", "", _comparison(before, after)]
-    text += ["", f"checkpoint   {checkpoint}", f"metrics      {run.workdir / 'metrics.jsonl'} (and TensorBoard events)"]
-    text += ["", "next:", *(f"  {line}" for line in _next_commands(run))]
+    found, workdir = result(trainer, after), trainer.workdir
+    text = [f"step {trainer.step} of {trainer.steps}; {trainer.clock.line()}"]
+    if found["before"] and after:
+        text += ["", "Held-out examples, before and after training:", "", _comparison(found["before"], after)]
+    text += [
+        "",
+        f"checkpoint   {found['checkpoint']}",
+        f"metrics      {workdir / 'metrics.jsonl'} (and TensorBoard events)",
+    ]
+    text += ["", "next:", *(f"  {line}" for line in next_commands(trainer))]
     if jax.process_index() == 0:
-        (run.workdir / "report.json").write_text(json.dumps(result, indent=2) + "\n")
-        (run.workdir / "report.txt").write_text("\n".join(text) + "\n")
+        write_text(workdir / "report.json", json.dumps(found, indent=2) + "\n")
+        write_text(workdir / "report.txt", "\n".join(text) + "\n")
     log("\n" + "\n".join(text))
-    return result
+    return found
 
 
 def _comparison(before: dict[str, float], after: dict[str, float]) -> str:
@@ -162,10 +186,25 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _next_commands(run: Run) -> list[str]:
-    return [
-        f"python -m smallr.train --config=FILE --workdir={run.workdir} --config.epochs={run.config.epochs + 1}   # train on",
-        "python -m smallr.train --config=configs/dpo.py                                       # one beta for all gaps",
-        "python -m smallr.train --config=configs/cogpo.py --config.objective.beta.large=1.0   # another strength",
-        f"tensorboard --logdir={run.workdir.parent}   # curves of all runs; pip install tensorboard",
-    ]
+def next_commands(trainer: Trainer) -> list[str]:
+    """Returns command lines that make sense after this run."""
+    config, workdir = trainer.config, trainer.workdir
+    again = f"smallr train --workdir={workdir}"
+    if trainer.step < trainer.steps:
+        return [f"{again}   # goes on from step {trainer.step}"]
+    longer = f"--config.epochs={config.epochs + 1}" if config.epochs else f"--config.steps={2 * trainer.steps}"
+    if config.epochs and config.steps:
+        longer += " --config.steps=0"
+    lines = [(f"{again} {longer} --config.optimizer.on_extend=rewarm", "train on")]
+    if "soft" in config:
+        lines += [(f"smallr convert --from={workdir} --to=FOLDER --adapter_only", "export the soft prompts")]
+    else:
+        if config.objective.name in ("sft", "rationale"):
+            lines += [(f"smallr train cogpo --config.model={workdir}", "preference training from here")]
+        lines += [(f"smallr generate --model={workdir} --interactive", "ask it")]
+        lines += [(f"smallr convert --from={workdir} --to=FOLDER", "for the Hugging Face ecosystem")]
+    if config.objective.name == "preference":
+        lines += [("smallr train preference:ipo", "another loss")]
+    lines += [(f"tensorboard --logdir={workdir.parent}", "curves of all runs; pip install tensorboard")]
+    width = max(len(command) for command, _ in lines)
+    return [f"{command:<{width}}   # {about}" for command, about in lines]

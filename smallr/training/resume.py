@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import jax
 
 from smallr.core.errors import UserError
+from smallr.core.files import write_text
+from smallr.training.optimizer import Horizon
 from smallr.training.progress import table
 
 _ABSENT = "(absent)"
@@ -26,15 +27,32 @@ class Difference:
     current: Any
 
 
-def compare_configs(
-    saved: Mapping[str, Any], current: Mapping[str, Any], frozen: Sequence[str]
-) -> tuple[list[Difference], list[Difference]]:
-    """Fields that differ, sorted by name: those that a checkpoint is tied to, and the others.
+# Fields and groups of fields that may differ when a run goes on: how long it is, what is logged, measured and saved on the
+# way, where it runs, and what changes its speed alone. A checkpoint is tied to all others, those of later versions included.
+FREE = (
+    "steps",
+    "epochs",
+    "optimizer.on_extend",
+    "log_every",
+    "eval_every",
+    "data.eval",
+    "data.eval_split",
+    "benchmark",
+    "checkpoint",
+    "mesh",
+    "compute.remat",
+    "compute.attention",
+    "compute.logp_chunk",
+    "labels.slots",
+)
+
+
+def compare_configs(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[Difference], list[Difference]]:
+    """Returns the fields that differ, sorted by name: those that a checkpoint is tied to, and those of `FREE`.
 
     Args:
       saved: nested configuration of the checkpoint.
       current: nested configuration of this run.
-      frozen: fields and groups of fields ("model", "data", "compute.dtype") that must not change.
     """
     before, now = (_flat(json.loads(json.dumps(config))) for config in (saved, current))  # tuples are lists
     differences = [
@@ -42,41 +60,56 @@ def compare_configs(
         for field in sorted(before.keys() | now.keys())
         if field not in before or field not in now or before[field] != now[field]
     ]
-    tied = [difference for difference in differences if _is_under(difference.field, frozen)]
+    tied = [difference for difference in differences if not _is_under(difference.field, FREE)]
     return tied, [difference for difference in differences if difference not in tied]
 
 
-def check_resume(workdir: str | Path, config: Any, fingerprint: str, frozen: Sequence[str]) -> list[str]:
-    """Compares this run with the one that made the checkpoints in `workdir`.
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What `config.json` says of the run that made the checkpoints of a workdir.
 
-    A workdir without checkpoints may be started with any configuration.
+    Attributes:
+      config: nested configuration.
+      data: fingerprint of its tokenised training data.
+      horizons: of its learning rate.
+    """
 
-    Args:
-      workdir: the folder with `config.json` (see `save_config`) and `checkpoints/`.
-      config: this run's configuration (a ConfigDict or a mapping).
-      fingerprint: of this run's tokenised training data.
-      frozen: fields that must not change, as in `compare_configs`.
+    config: Mapping[str, Any]
+    data: str
+    horizons: tuple[Horizon, ...]
 
-    Returns:
-      Notes on the changes that are allowed.
+
+def earlier_run(workdir: str | Path) -> Earlier | None:
+    """Reads `config.json` (see `save_config`); None for a workdir without checkpoints.
 
     Raises:
-      UserError: a frozen field or the data has changed, or `config.json` is missing or broken.
+      UserError: the file is missing or broken.
     """
     workdir = Path(workdir)
     if not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
-        return []
+        return None
     path = workdir / "config.json"
     try:
         saved = json.loads(path.read_text())
-        saved_config, saved_fingerprint = saved["config"], saved["data_fingerprint"]
+        horizons = tuple(Horizon(**fields) for fields in saved["horizons"])
+        return Earlier(saved["config"], saved["data_fingerprint"], horizons)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{workdir} has checkpoints, but {path.name} cannot be read ({type(error).__name__}: {error}), so it is not "
             "known which configuration made them; restore the file or use another workdir"
         ) from error
-    current = _as_dict(config)
-    tied, others = compare_configs(saved_config, current, frozen)
+
+
+def check_config(workdir: str | Path, earlier: Earlier, config: Any) -> list[str]:
+    """Compares a run's configuration (a ConfigDict or a mapping) with that of the checkpoints in its workdir.
+
+    Returns:
+      Notes on the changes that are allowed.
+
+    Raises:
+      UserError: a field that a checkpoint is tied to has changed.
+    """
+    tied, free = compare_configs(earlier.config, _as_dict(config))
     if tied:
         rows = [(d.field, _show(d.saved), _show(d.current)) for d in tied]
         raise UserError(
@@ -84,18 +117,24 @@ def check_resume(workdir: str | Path, config: Any, fingerprint: str, frozen: Seq
             f"{table(('field', 'checkpoint', 'this run'), rows)}\n"
             "Set these fields back to go on from there, or use another workdir to start anew."
         )
-    if fingerprint != saved_fingerprint:
+    return [f"config.{d.field} is {_show(d.current)}, was {_show(d.saved)} before resuming" for d in free]
+
+
+def check_data(workdir: str | Path, earlier: Earlier, config: Any, fingerprint: str) -> None:
+    """Raises UserError where the tokenised training data are not those of the checkpoints."""
+    if fingerprint != earlier.data:
         raise UserError(
-            f"the training data ({_data_name(current)}) is not what the checkpoints in {workdir} were trained on, though "
-            f"the configuration is the same: its tokenised rows have the fingerprint {fingerprint[:12]}, the run's were "
-            f"{saved_fingerprint[:12]}. The rows, or the tokenizer, have changed. Restore them to go on, or use another "
+            f"the training data ({_data_name(_as_dict(config))}) is not what the checkpoints in {workdir} were trained on, "
+            f"though the configuration is the same: its tokenised rows have the fingerprint {fingerprint[:12]}, the run's "
+            f"were {earlier.data[:12]}. The rows, or the tokenizer, have changed. Restore them to go on, or use another "
             "workdir to start anew."
         )
-    return [f"config.{d.field} is {_show(d.current)}, was {_show(d.saved)} before resuming" for d in others]
 
 
-def save_config(workdir: str | Path, config: Any, fingerprint: str) -> None:
-    """Writes `workdir/config.json` (process 0 only): {"config": …, "data_fingerprint": …}, at once or not at all.
+def save_config(workdir: str | Path, config: Any, fingerprint: str, horizons: Sequence[Horizon]) -> None:
+    """Writes `workdir/config.json` (process 0 only), at once or not at all.
+
+    It holds {"config": …, "data_fingerprint": …, "horizons": […]}.
 
     Raises:
       TypeError: a field that JSON cannot hold.
@@ -104,10 +143,12 @@ def save_config(workdir: str | Path, config: Any, fingerprint: str) -> None:
         return
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"config": _as_dict(config), "data_fingerprint": fingerprint}, indent=2, sort_keys=True)
-    temporary = path.with_name("config.json.tmp")
-    temporary.write_text(content + "\n")
-    os.replace(temporary, path)
+    content = {
+        "config": _as_dict(config),
+        "data_fingerprint": fingerprint,
+        "horizons": [dataclasses.asdict(horizon) for horizon in horizons],
+    }
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _as_dict(config: Any) -> dict[str, Any]:

@@ -38,6 +38,11 @@ class SavedCheckpoint:
         return self._envelope["user"]
 
     @property
+    def digest(self) -> str:
+        """The digest of all arrays, as they were saved."""
+        return self._envelope["digest"]
+
+    @property
     def leaves(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """dtype and shape of every array, by name."""
         return {name: (dtype, tuple(shape)) for name, (dtype, shape) in self._envelope["leaves"].items()}
@@ -65,7 +70,7 @@ class SavedCheckpoint:
         Raises:
           DamagedError: they differ.
         """
-        if read_digest(self.leaves, self.read) != self._envelope["digest"]:
+        if read_digest(self.leaves, self.read) != self.digest:
             raise DamagedError("the arrays are not those that were saved (digest)")
 
 

@@ -22,10 +22,10 @@ from smallr.data.packing import PackingPlan, Sizes
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions, tokenize
 from smallr.models.loading import load_decoder
+from smallr.training.forward import score
 from smallr.training.opening import open_trained
 from smallr.training.progress import log
-from smallr.training.splits import Split
-from smallr.training.step import batch_sharding, score
+from smallr.training.splits import Split, batch_sharding
 
 # What the scored completions of a kind are called.
 SIDES = {"preference": ("chosen", "rejected"), "sft": ("completion",), "rationale": ("completion",)}

@@ -1,31 +1,35 @@
-"""A set of examples, planned: what training and evaluation read."""
+"""A set of examples, packed: what training and evaluation read."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping
 
 import datasets
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import UserError
+from smallr.core.sharding import named_sharding
 from smallr.data.batch import Batch
 from smallr.data.packing import PackingPlan, RowShape, Sizes
-from smallr.data.pipeline import batches, process_rows
+from smallr.data.pipeline import batches, global_batch, local_rows
 from smallr.data.sources import load_rows
 from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import tokenize
-from smallr.training.objective import Objective
+from smallr.training.objectives.base import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import log
-from smallr.training.step import batch_sharding
 
-PrepareRows = Callable[[datasets.Dataset], datasets.Dataset]
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data axes."""
+    return named_sharding(mesh, ("batch",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +39,10 @@ class Split:
     Attributes:
       name: train | eval.
       examples: the tokenised set.
-      plan: which examples go to which row of which step.
+      plan: the packing schedule, which says which examples go to which row of which step.
       columns: float32 [examples] each.
       sides: what the completions of an example are called.
+      reference: digest of the weights whose log-probs are among the columns; empty if they are of no known weights.
     """
 
     name: str
@@ -45,46 +50,55 @@ class Split:
     plan: PackingPlan
     columns: Mapping[str, Float[np.ndarray, "examples"]]
     sides: tuple[str, ...]
+    reference: str = ""
 
     def with_columns(self, **columns: Float[np.ndarray, "examples"]) -> Split:
         """The same split with more columns."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
-    def facts(self) -> dict[str, np.ndarray]:
-        """What is known of each example before any model sees it, for summaries."""
+    def static_columns(self) -> dict[str, np.ndarray]:
+        """Returns what is known of each example before any model sees it, for summaries."""
         scored = self.examples.num_scored
         sides = {f"scored_{side}": scored[:, i] for i, side in enumerate(self.sides)}
         return {**self.examples.columns, **sides}
 
     def batches(self, mesh: Mesh, start: int, count: int) -> Iterator[Batch]:
-        """Steps `start … start + count - 1` on the devices; each process assembles its own rows."""
-        rows = process_rows(self.plan.rows_per_step, jax.process_index(), jax.process_count())
-        sharding = batch_sharding(mesh)
+        """Yields steps `start … start + count - 1` on the devices; each process assembles the rows that its devices hold."""
+        sharding, number = batch_sharding(mesh), self.plan.rows_per_step
+        rows = local_rows(sharding, number)
         for batch in batches(self.plan, self.examples, self.columns, start, count, rows=rows):
-            yield jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+            yield global_batch(batch, rows, number, sharding)
 
     def one_pass(self, mesh: Mesh) -> Iterator[Batch]:
-        """Every example once: the first epoch."""
+        """Yields every example once: the first epoch."""
         return self.batches(mesh, 0, self.plan.num_steps(1))
 
+    def layout_digest(self) -> str:
+        """Returns the sha256 of which example stands in which row of the first epoch."""
+        rows = [row for n in range(self.plan.num_steps(1)) for row in self.plan.step(n)]
+        total = hashlib.sha256(np.asarray([len(row) for row in rows], "<i8").tobytes())
+        total.update(np.asarray([example for row in rows for example in row], "<i8").tobytes())
+        return total.hexdigest()
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Whether the batch can be split over the mesh and into micro-batches.
+    def examples_per_step(self) -> float:
+        """Returns how many examples a step of the first epoch has on average."""
+        return len(self.examples) / self.plan.num_steps(1)
+
+
+def read_rows(config: ConfigDict, name: str) -> datasets.Dataset | None:
+    """Reads the rows of `config.data.train` or `config.data.eval`, as `name` says, under our column names.
+
+    Returns:
+      None if the config has no such rows.
 
     Raises:
-      UserError: it cannot; the message names the fields and the numbers that would do.
+      UserError: they cannot be read.
     """
-    rows, accumulation = config.batch.rows, config.batch.accumulation
-    if rows < 1 or accumulation < 1:
-        raise UserError(f"config.batch: rows={rows} and accumulation={accumulation} must be at least 1")
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % (parts * accumulation):
-        unit = parts * accumulation
-        raise UserError(
-            f"config.batch.rows={rows} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices "
-            f"in {accumulation} micro-batch(es): it must be a multiple of {unit}, e.g. {max(unit, rows // unit * unit)} "
-            f"or {-(-rows // unit) * unit}"
-        )
+    data = config.data
+    if not getattr(data, name):
+        return None
+    renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
+    return load_rows(getattr(data, name), getattr(data, f"{name}_split"), columns=renamed)
 
 
 def load_split(
@@ -93,51 +107,79 @@ def load_split(
     objective: Objective,
     name: str,
     shape: RowShape | None = None,
-    prepare_rows: PrepareRows = lambda rows: rows,
 ) -> Split:
-    """Reads, tokenises and plans `config.data.train` or `config.data.eval`.
+    """Reads, tokenises and packs `config.data.train` or `config.data.eval`; see `make_split`."""
+    return make_split(config, tokenizer, objective, read_rows(config, name), name, getattr(config.data, name), shape)
+
+
+def make_split(
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerFast,
+    objective: Objective,
+    rows: datasets.Dataset,
+    name: str,
+    source: str,
+    shape: RowShape | None = None,
+) -> Split:
+    """Tokenises and packs rows.
 
     Args:
       config: of the run.
       tokenizer: of the model.
       objective: says which columns are needed.
+      rows: under our column names.
       name: train | eval; only training is shuffled.
+      source: where the rows are from, for messages.
       shape: capacities of a row to use if they suffice, so that two splits share one compiled program.
-      prepare_rows: what is done with the rows that were read.
 
     Raises:
-      UserError: rows that cannot be read or used; the message names their place.
+      UserError: rows that cannot be used; the message names their place.
     """
-    data, batch, training = config.data, config.batch, name == "train"
-    source = data.train if training else data.eval
-    renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
-    rows = load_rows(source, data.train_split if training else data.eval_split, columns=renamed)
-    rows = prepare_rows(rows)
-    share_prompt = batch.get("share_prompt", True)
-    options = tokenize_options(config)
-    examples = tokenize(rows, tokenizer, options, source=source)
+    batch = config.batch
+    examples = tokenize(rows, tokenizer, tokenize_options(config), source=source)
     if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
         log(str(examples.report))
+    sides = examples.num_scored.shape[1]
+    if sides != len(objective.sides):
+        raise UserError(
+            f"config.data.kind={config.data.kind} gives {sides} completion(s) an example, but objective "
+            f"{config.objective.name} is of {', '.join(objective.sides)}: set config.data.kind to its own kind"
+        )
     sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
-    if shape is not None and sizes.scored.max() > shape.scored:
-        shape = None
     plan = PackingPlan(
         sizes,
         batch.rows,
         batch.row_length,
         seed=config.seed,
-        shuffle=training,
+        shuffle=name == "train",
         packing=batch.packing,
-        share_prompt=share_prompt,
+        share_prompt=batch.get("share_prompt", True),
         window=batch.lookahead,
-        shape=shape,
+        shape=row_shape(config, sizes, shape),
     )
-    if examples.num_scored.shape[1] != len(objective.sides):
-        raise UserError(
-            f"config.data.kind={data.kind} gives {examples.num_scored.shape[1]} completion(s) an example, but objective "
-            f"{config.objective.name} is of {', '.join(objective.sides)}: set config.data.kind to its own kind"
-        )
     return Split(name, examples, plan, objective.columns(examples.columns), objective.sides)
+
+
+def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowShape:
+    """Returns the capacities of a row: those of the config, else `kept` if they suffice, else chosen for the sizes.
+
+    Raises:
+      UserError: an example has more scored tokens than the config allows a row.
+    """
+    batch, longest = config.batch, int(sizes.scored.max())
+    if batch.scored < 0 or batch.examples < 0:
+        raise UserError(
+            f"config.batch: scored={batch.scored} and examples={batch.examples} must not be negative; 0: chosen"
+        )
+    if batch.scored and longest > batch.scored:
+        raise UserError(
+            f"config.batch.scored={batch.scored}: an example has {longest} scored tokens; raise it, or 0 for a choice by data"
+        )
+    if kept is not None and longest <= kept.scored:
+        return kept
+    share_prompt = batch.get("share_prompt", True)
+    shape = RowShape.choose(sizes, batch.row_length, packing=batch.packing, share_prompt=share_prompt)
+    return dataclasses.replace(shape, scored=batch.scored or shape.scored, examples=batch.examples or shape.examples)
 
 
 def attended_pairs(split: Split) -> float:

@@ -1,4 +1,4 @@
-"""The training state and the one jitted step."""
+"""The training state, the one jitted step and the one jitted evaluation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import constrain, named_sharding
 from smallr.data.batch import Batch
-from smallr.losses import TokenScores, token_scores
-from smallr.models.decoder import Decoder
-from smallr.training.objective import Objective
+from smallr.training.objectives.base import Objective
+from smallr.training.optimizer import steps_of_schedule
 from smallr.training.policy import NOTHING, ModelFunctions
+from smallr.training.references import Reference
+from smallr.training.splits import batch_sharding
 
 
 @jax.tree_util.register_dataclass
@@ -31,29 +32,50 @@ class TrainState:
       params: float32 master parameters that are trained; the others stay outside (`policy.ParameterPartition`).
       opt_state: state of the optimizer.
       rng: raw key data; a step folds its number into it.
-      reference: parameters of a live reference that moves with the policy, or None for one that does not.
+      reference: what the reference keeps here (`Reference.initial_state`).
     """
 
     step: Int[Array, ""]
     params: nnx.State
     opt_state: Any
     rng: Array
-    reference: nnx.State | None = None
+    reference: nnx.State
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """Arrays that a step reads and does not change; other values need no other program.
+
+    Attributes:
+      frozen: parameters that are not trained.
+      reference: the copy of a live reference.
+      denominator: what a step's summed loss is divided by where the objective normalises by epoch.
+    """
+
+    frozen: nnx.State
+    reference: nnx.State
+    denominator: Float[Any, ""]
+
+    @classmethod
+    def of(cls, frozen: nnx.State = NOTHING, reference: nnx.State = NOTHING, denominator: float = 1.0) -> Constants:
+        """Makes the arrays of a run."""
+        return cls(frozen, reference, jnp.asarray(denominator, jnp.float32))
 
 
 def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The NamedSharding of every array of the state, from the `axes` metadata of the parameters."""
+    """Returns the NamedSharding of every array of the state, from the `axes` metadata of the parameters."""
     replicated = NamedSharding(mesh, PartitionSpec())
     params = param_sharding(abstract.params, mesh)
     opt_state = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: replicated
     )
-    reference = None if abstract.reference is None else params
+    reference = param_sharding(abstract.reference, mesh)
     return TrainState(step=replicated, params=params, opt_state=opt_state, rng=replicated, reference=reference)
 
 
 def param_sharding(params: nnx.State, mesh: Mesh) -> nnx.State:
-    """The NamedSharding of each parameter."""
+    """Returns the NamedSharding of each parameter."""
     return jax.tree.map(
         lambda leaf: leaf.replace(named_sharding(mesh, leaf.get_metadata("axes"), leaf.get_value().shape)),
         params,
@@ -66,43 +88,41 @@ def init_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
-    moving_reference: bool = False,
+    reference: Reference | None = None,
 ) -> tuple[TrainState, TrainState]:
-    """State at step 0 around loaded parameters, and its shardings; a moving reference starts as a copy of them."""
-
-    def create(params: nnx.State) -> TrainState:
-        key = jax.random.key_data(jax.random.key(seed))
-        reference = jax.tree.map(jnp.copy, params) if moving_reference else None
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, reference)
-
+    """Builds the state at step 0 around loaded parameters, which are donated, and its shardings."""
+    create = _creator(optimizer, seed, reference)
     sharding = state_sharding(jax.eval_shape(create, params), optimizer, mesh)
     return jax.jit(create, out_shardings=sharding, donate_argnums=0)(params), sharding
 
 
-def score(decoder: Decoder, batch: Batch, chunk: int, log_sum_p2: bool = False) -> TokenScores:
-    """Log-prob (and `log_sum_p2`, if asked) of every scored position, float32; 0 in unused scored positions."""
-    hidden = decoder(batch.tokens, batch.positions, batch.horizon)
-    # Only the hidden states that predict something reach the head.
-    states = jnp.take_along_axis(hidden, batch.logit_position[..., None], axis=1)
-    states = constrain(states, "batch", "tokens", "activation_embed")
-    scores = token_scores(
-        states,
-        decoder.unembedding(),
-        batch.target,
-        chunk=chunk,
-        softcap=decoder.config.final_softcap,
-        log_sum_p2=log_sum_p2,
-    )
-    return jax.tree.map(lambda x: jnp.where(batch.role > 0, x, 0.0), scores)
+def abstract_state(
+    params: nnx.State,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    reference: Reference | None = None,
+) -> tuple[TrainState, TrainState]:
+    """Returns shapes and shardings of what `init_state` makes, without making it."""
+    shapes = jax.eval_shape(_creator(optimizer, seed, reference), params)
+    sharding = state_sharding(shapes, optimizer, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding), sharding
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data axes."""
-    return named_sharding(mesh, ("batch",))
+def _creator(optimizer: optax.GradientTransformation, seed: int, reference: Reference | None) -> Callable:
+    def create(params: nnx.State) -> TrainState:
+        key = jax.random.key_data(jax.random.key(seed))
+        kept = (reference or Reference.none()).initial_state(params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, kept)
+
+    return create
+
+
+Step = Callable[[TrainState, Batch, Constants], tuple[TrainState, dict[str, Array], dict[str, Array]]]
 
 
 def make_step(
-    policy: ModelFunctions,
+    functions: ModelFunctions,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -111,91 +131,102 @@ def make_step(
     *,
     chunk: int,
     accumulation: int = 1,
-) -> Callable[[TrainState, Batch, nnx.State | None, nnx.State], tuple[TrainState, dict[str, Array], dict[str, Array]]]:
-    """Builds `step(state, batch, reference_params, frozen) -> state, metrics, per_example`.
+    reference: Reference | None = None,
+) -> Step:
+    """Builds `step(state, batch, constants) -> state, metrics, per_example`, jitted; the state is donated.
 
-    `reference_params` is None where reference log-probs are columns of the batch, or where the reference is part of
-    the state; empty where it is the base under adapters. `frozen` are the parameters that no step changes. `metrics`
-    are scalars; `per_example` has one [B, P] array a value, `example` among them. The state is donated.
+    `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The loss among the metrics is
+    the mean over the step's own examples, whatever the gradient is normalised by.
     """
+    reference = reference or Reference.none()
 
-    def loss_fn(params, batch, reference, frozen, key, denominator):
-        scores = score(policy.decoder(params, frozen, key), batch, chunk, objective.log_sum_p2)
-        reference_scores = None
-        if reference is not None:
-            reference_scores = jax.lax.stop_gradient(score(policy.reference(reference, frozen), batch, chunk))
-        total, per_example = objective(scores, batch, reference_scores)
-        return total / denominator, per_example
+    def gradients(state: TrainState, batch: Batch, constants: Constants, key: Array, denominator: Array):
+        def loss_fn(params):
+            scores = objective.forward(functions.decoder(params, constants.frozen, key), batch, chunk)
+            held = {"state": state.reference, "params": constants.reference, "frozen": constants.frozen}
+            total, per_example = objective(scores, batch, reference.scores(functions, objective, batch, chunk, **held))
+            return total / denominator, per_example
 
-    def step(state: TrainState, batch: Batch, reference: nnx.State | None, frozen: nnx.State):
-        reference = reference if state.reference is None else state.reference
-        denominator = jnp.maximum(objective.denominator(batch), 1e-9)
-        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+
+    def step(state: TrainState, batch: Batch, constants: Constants):
+        own = jnp.maximum(objective.denominator(batch), 1e-9)
+        denominator = constants.denominator if objective.normalise == "epoch" else own
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if accumulation == 1:
-            (loss, per_example), gradient = gradient_fn(state.params, batch, reference, frozen, key, denominator)
+            (loss, per_example), gradient = gradients(state, batch, constants, key, denominator)
         else:
             loss, per_example, gradient = _accumulate(
-                lambda micro, index: gradient_fn(
-                    state.params, micro, reference, frozen, jax.random.fold_in(key, index), denominator
-                ),
+                lambda micro, index: gradients(state, micro, constants, jax.random.fold_in(key, index), denominator),
                 batch,
                 accumulation,
                 state.params,
             )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         metrics = {
-            "loss": loss,
+            "loss": loss if objective.normalise == "step" else loss * (denominator / own),
             "grad_norm": optax.tree.norm(gradient),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(schedule(steps_of_schedule(state.opt_state, state.step)), jnp.float32),
             "tokens": jnp.sum(batch.horizon > 0),
         }
-        params, moved = optax.apply_updates(state.params, updates), None
-        if state.reference is not None:
-            due = (state.step + 1) % objective.sync_every == 0
-            moved = move_reference(state.reference, params, due, objective.sync_mixing)
-        state = TrainState(state.step + 1, params, opt_state, state.rng, moved)
+        params = optax.apply_updates(state.params, updates)
+        kept = reference.next_state(state.reference, params, state.step + 1)
+        state = TrainState(state.step + 1, params, opt_state, state.rng, kept)
         return state, metrics, {**per_example, "example": batch.example}
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,
-        in_shardings=(sharding, batch_sharding(mesh), None, None),
+        in_shardings=(sharding, batch_sharding(mesh), None),
         out_shardings=(sharding, replicated, replicated),
         donate_argnums=0,
     )
 
 
-def move_reference(reference: nnx.State, params: nnx.State, due: Array, mixing: float) -> nnx.State:
-    """mixing * params + (1 - mixing) * reference where it is due, else the reference.
+class Evaluation:
+    """Per-example values of a batch under given parameters, without gradients; `example` is among them.
 
-    TR-DPO: Gorbatovski et al., arXiv 2404.09656: mixing < 1 is its soft update, mixing = 1 its hard update.
+    Args:
+      functions: make decoders.
+      objective: that is evaluated.
+      mesh: of the arrays.
+      chunk: of the vocabulary.
+      reference: of the objective.
+      constants: of the run.
     """
 
-    def mix(reference, params):
-        return jax.tree.map(lambda r, p: (1.0 - mixing) * r + mixing * p, reference, params)
+    def __init__(
+        self,
+        functions: ModelFunctions,
+        objective: Objective,
+        mesh: Mesh,
+        *,
+        chunk: int,
+        reference: Reference | None = None,
+        constants: Constants | None = None,
+    ):
+        reference = reference or Reference.none()
+        self._constants = constants or Constants.of()
 
-    return jax.lax.cond(due, mix, lambda reference, _: reference, reference, params)
+        def evaluation(params: nnx.State, batch: Batch, kept: nnx.State, constants: Constants):
+            scores = objective.forward(functions.decoder(params, constants.frozen), batch, chunk)
+            held = {"state": kept, "params": constants.reference, "frozen": constants.frozen}
+            of_reference = reference.scores(functions, objective, batch, chunk, **held)
+            return {**objective(scores, batch, of_reference)[1], "example": batch.example}
 
+        self._compiled = jax.jit(
+            evaluation,
+            in_shardings=(None, batch_sharding(mesh), None, None),
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
 
-def make_evaluation(
-    policy: ModelFunctions, objective: Objective, mesh: Mesh, *, chunk: int, frozen: nnx.State = NOTHING
-) -> Callable[[nnx.State, Batch, nnx.State | None], dict[str, Array]]:
-    """Builds `evaluation(params, batch, reference_params) -> per_example`, without gradients."""
+    def __call__(self, params: nnx.State, batch: Batch, kept: nnx.State = NOTHING) -> dict[str, Array]:
+        """Evaluates; `kept` is what the training state holds for the reference."""
+        return self._compiled(params, batch, kept, self._constants)
 
-    def evaluation(params: nnx.State, batch: Batch, reference: nnx.State | None, frozen: nnx.State):
-        scores = score(policy.decoder(params, frozen), batch, chunk, objective.log_sum_p2)
-        reference_scores = None
-        if reference is not None:
-            reference_scores = score(policy.reference(reference, frozen), batch, chunk)
-        return {**objective(scores, batch, reference_scores)[1], "example": batch.example}
-
-    compiled = jax.jit(
-        evaluation,
-        in_shardings=(None, batch_sharding(mesh), None, None),
-        out_shardings=NamedSharding(mesh, PartitionSpec()),
-    )
-    return lambda params, batch, reference: compiled(params, batch, reference, frozen)
+    def program_text(self, params: nnx.State, batch: Batch) -> str:
+        """Returns the program for such arguments, as text before it is compiled."""
+        return self._compiled.lower(params, batch, NOTHING, self._constants).as_text()
 
 
 def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.State):

@@ -9,7 +9,7 @@ import pytest
 
 from smallr.data.batch import Batch, Completion, Example
 from smallr.data.packing import PackingPlan, Sizes
-from smallr.data.pipeline import assemble, batches, process_rows, stack_columns
+from smallr.data.pipeline import assemble, batches, local_rows, stack_columns
 
 
 def make_examples(count: int) -> list[Example]:
@@ -69,7 +69,7 @@ def test_hosts_together_see_one_host_s_batch(hosts):
     steps = make_plan().num_steps(2)
     whole = batches(make_plan(), EXAMPLES, COLUMNS, 0, steps)
     parts = [
-        batches(make_plan(), EXAMPLES, COLUMNS, 0, steps, rows=process_rows(4, host, hosts), threads=host % 2)
+        batches(make_plan(), EXAMPLES, COLUMNS, 0, steps, rows=np.split(np.arange(4), hosts)[host], threads=host % 2)
         for host in range(hosts)
     ]
     for expected, *shares in zip(whole, *parts, strict=True):
@@ -107,10 +107,20 @@ def test_nothing_left_to_do():
     assert list(batches(make_plan(), EXAMPLES, COLUMNS, 5, 0)) == []
 
 
-def test_process_rows():
-    assert [process_rows(8, i, 2) for i in range(2)] == [slice(0, 4), slice(4, 8)]
-    with pytest.raises(ValueError, match="6 rows a step cannot be split evenly among 4 processes"):
-        process_rows(6, 0, 4)
+class OfOneProcess:
+    """The sharding of some rows as one process sees it: device -> what it holds."""
+
+    def __init__(self, *held: slice):
+        self._held = {device: (rows,) for device, rows in enumerate(held)}
+
+    def addressable_devices_indices_map(self, shape):
+        return self._held
+
+
+def test_a_process_assembles_the_rows_that_its_devices_hold():
+    assert local_rows(OfOneProcess(slice(0, 2), slice(2, 4)), 8).tolist() == [0, 1, 2, 3]
+    assert local_rows(OfOneProcess(slice(None), slice(None)), 4).tolist() == [0, 1, 2, 3], "replicated over tensor"
+    assert local_rows(OfOneProcess(slice(6, 8), slice(0, 2), slice(0, 2)), 8).tolist() == [0, 1, 6, 7]
 
 
 def test_refusals():

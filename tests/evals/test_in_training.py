@@ -12,9 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from smallr.core.errors import UserError
 from smallr.evals.config import base
 from smallr.evals.evaluation import evaluate
-from smallr.evals.in_training import open_benchmark
-from smallr.training.loop import train
-from tests.runs import metrics, smoke
+from tests.runs import metrics, smoke, train
 
 SUMS = [{"question": f"What is {i} + {i}?", "answer": f"#### {2 * i}"} for i in range(6)]
 COLOURS = [
@@ -53,7 +51,7 @@ def rows(path, content) -> str:
 def run(workdir, **benchmark):
     changes = {"data.eval": "", "optimizer.learning_rate": 0.02, "checkpoint.every": 4}
     config = smoke("cogpo", **changes, **{f"benchmark.{name}": value for name, value in benchmark.items()})
-    train(config, workdir, open_benchmark)
+    train(config, workdir)
     return metrics(workdir, "benchmark")
 
 

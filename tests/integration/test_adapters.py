@@ -21,13 +21,11 @@ from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.models.loading import load_decoder, open_model
 from smallr.training.exporting import convert
-from smallr.training.loop import train
 from smallr.training.opening import load
-from smallr.training.policy import NOTHING, prepare_policy
-from smallr.training.setup import prepare
-from smallr.training.timing import Clock
+from smallr.training.policy import prepare_policy
+from smallr.training.trainer import Trainer
 from tests.models.helpers import whole
-from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke
+from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke, train
 
 CONFIG = "configs/cogpo_lora.py:smoke"
 STEPS = 8
@@ -114,37 +112,28 @@ def test_a_live_reference_is_the_base_and_costs_no_copy(tmp_path):
 
 def test_a_live_reference_has_no_parameters_and_dropout_is_off_beside_the_step(tmp_path):
     """What the compiled step takes: the state, the base once, the batch; and what evaluation computes."""
-    mesh, runs = make_mesh(1, 1, 1), {}
+    runs, sizes, values, losses = {}, {}, {}, {}
     for dropout in (0.0, 0.5):
-        changes = {
-            "objective.reference": "live",
-            "data.eval": "",
-            "lora.dropout": dropout,
-            "data.train_split": "train[:8]",
-        }
-        with jax.set_mesh(mesh):
-            runs[dropout] = prepare(smoke("cogpo_lora", **changes), tmp_path / str(dropout), mesh, Clock())
-    sizes = {}
-    for dropout, (prepared, state) in runs.items():
-        batch = next(prepared.training.batches(mesh, 0, 1))
-        assert not jax.tree.leaves(prepared.reference)
-        held = sum(x.nbytes for x in jax.tree.leaves((state, prepared.trained.frozen, batch)))
-        taken = prepared.step.memory_analysis().argument_size_in_bytes
-        base = sum(x.nbytes for x in jax.tree.leaves(prepared.trained.frozen))
-        assert held <= taken < held + 0.05 * base, "the step takes more than the state, one base and a batch"
-        sizes[dropout] = taken
-        assert not [path for path, _ in nnx.to_flat_state(state.params) if path[-1] not in ("a", "b")]
+        changes = {"objective.reference": "live", "data.eval": "", "lora.dropout": dropout}
+        config = smoke("cogpo_lora", **changes, **{"data.train_split": "train[:8]"})
+        runs[dropout] = Trainer(config, tmp_path / str(dropout))
+    for dropout, trainer in runs.items():
+        with trainer, jax.set_mesh(trainer.mesh):
+            trainer.prepare()
+            batch = next(trainer.training.batches(trainer.mesh, 0, 1))
+            assert not jax.tree.leaves(trainer.reference.params)
+            frozen = trainer.partition.frozen
+            held = sum(x.nbytes for x in jax.tree.leaves((trainer.state, frozen, batch)))
+            taken = trainer.program.memory_analysis().argument_size_in_bytes
+            base = sum(x.nbytes for x in jax.tree.leaves(frozen))
+            assert held <= taken < held + 0.05 * base, "the step takes more than the state, one base and a batch"
+            sizes[dropout] = taken
+            assert not [path for path, _ in nnx.to_flat_state(trainer.params) if path[-1] not in ("a", "b")]
+            moved = jax.tree.map(lambda x: x + 0.05, trainer.params)
+            values[dropout] = trainer.evaluation(moved, batch)
+            trainer.state = dataclasses.replace(trainer.state, params=moved)
+            losses[dropout] = float(trainer.take(batch)[0]["loss"])
     assert sizes[0.0] == sizes[0.5]
-
-    with jax.set_mesh(mesh):
-        values, losses = {}, {}
-        for dropout, (prepared, state) in runs.items():
-            moved = jax.tree.map(lambda x: x + 0.05, state.params)
-            values[dropout] = prepared.evaluation(moved, batch, prepared.reference)
-            _, logged, _ = prepared.step(
-                dataclasses.replace(state, params=moved), batch, prepared.reference, prepared.trained.frozen
-            )
-            losses[dropout] = float(logged["loss"])
     for name, value in values[0.0].items():
         np.testing.assert_array_equal(value, values[0.5][name], err_msg=name)
     plain = np.mean(np.asarray(values[0.0]["loss"])[np.asarray(values[0.0]["example"]) >= 0])
@@ -174,7 +163,7 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
     trained = prepare_policy(load_decoder(open_model("tiny-random"), mesh), smoke("cogpo_lora", **fields), mesh)
     for decoder, want in (
         (trained.policy.decoder(trained.params, trained.frozen), expected),
-        (trained.policy.reference(NOTHING, trained.frozen), plain),
+        (trained.policy.base_decoder(trained.frozen), plain),
     ):
         got = decoder(jnp.asarray(tokens), *whole(40, 2)) @ decoder.unembedding().T
         np.testing.assert_allclose(got, want, atol=1e-5)

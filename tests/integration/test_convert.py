@@ -21,10 +21,10 @@ from smallr.core.errors import UserError
 from smallr.models.decoder import Decoder
 from smallr.models.loading import open_model
 from smallr.training.exporting import convert
-from smallr.training.loop import NonFiniteError, train
+from smallr.training.steplog import NonFiniteError
 from tests.data import toy_tokenizer
 from tests.models.helpers import param_at, whole
-from tests.runs import ROOT, environment, final_arrays, smoke
+from tests.runs import ROOT, environment, final_arrays, smoke, train
 
 OPTIONS = {"dtype": "float32", "shard_size": "5GB"}
 

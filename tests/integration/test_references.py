@@ -13,9 +13,11 @@ from flax import nnx
 
 from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
-from smallr.training.loop import train
+from smallr.training import cached_scores
+from smallr.training import trainer as trainer_module
 from smallr.training.scoring import ScoreOptions, score_rows, write_scores
-from tests.runs import ROOT, environment, final_arrays, metrics, smoke
+from smallr.training.trainer import Trainer
+from tests.runs import ROOT, environment, final_arrays, metrics, smoke, train
 
 PAIRS = "builtin:arithmetic/preference"
 
@@ -73,74 +75,90 @@ def test_scores_are_not_written_over_anything(tmp_path):
         score_rows(ScoreOptions("tiny-random", PAIRS, kind="unpaired"))
 
 
-def test_a_cached_reference_is_found_again_and_missed_after_any_change(tmp_path, monkeypatch):
-    """Weights, template, tokenizer, a row: each of them is part of the key; in bfloat16 also what rounds."""
-    from smallr.models import loading
-    from smallr.training import evaluation, setup
+class Computed(Exception):
+    """The reference would be computed, which takes its time: that it would be is all that a test wants to know."""
 
+
+@pytest.fixture
+def cached(small_model, tmp_path, monkeypatch):
+    """Whether the log-probs of some rows are found in the cache by a run with these changes."""
     monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
     rows = load_rows(PAIRS, "train[:6]")
     rows.to_json(tmp_path / "a.jsonl")
-    rows.map(lambda row, i: {"chosen": row["chosen"] + " Yes." * (i == 3)}, with_indices=True).to_json(
-        tmp_path / "b.jsonl"
-    )
-    passes = []
-    collect = evaluation.collect
-    monkeypatch.setattr(evaluation, "collect", lambda *args: passes.append(1) or collect(*args))
+    changed = lambda row, i: {"chosen": row["chosen"] + " Yes." * (i == 3)}  # noqa: E731
+    rows.map(changed, with_indices=True).to_json(tmp_path / "b.jsonl")
 
-    class Prepared(Exception):
-        pass
+    def run(data="a.jsonl", *, fill=False, **changes) -> bool:
+        fields = {"data.train": str(tmp_path / data), "data.train_split": "train", "data.eval": "", **changes}
+        fields |= {"model": small_model, "data.chat": False, "batch.row_length": changes.get("batch.row_length", 768)}
+        with monkeypatch.context() as patch, Trainer(smoke("dpo", **fields), tmp_path / "run") as trainer:
+            if not fill:
+                patch.setattr(cached_scores, "_computed", lambda *_: (_ for _ in ()).throw(Computed))
+            with jax.set_mesh(trainer.mesh):
+                trainer.plan()
+                trainer.load()
+                trainer.enter_round()
+                try:
+                    trainer.prepare_reference()
+                except Computed:
+                    return False
+            return True
 
-    def stop(*_, **__):
-        raise Prepared
+    run(fill=True)
+    return run
 
-    def computed(data="a.jsonl", tokenizer=None, weights=None, dtype="float32", version=jax.__version__) -> bool:
-        """Whether preparing a run computes the reference."""
-        with monkeypatch.context() as patch:
-            patch.setattr(setup, "make_schedule", stop)  # the reference is all that is wanted
-            patch.setattr(jax, "__version__", version)
-            if tokenizer:
-                plain = loading.ModelSource.tokenizer
-                patch.setattr(loading.ModelSource, "tokenizer", lambda self: tokenizer(plain(self)))
-            if weights:
-                load = setup.load_decoder
-                patch.setattr(setup, "load_decoder", lambda *args, **kwargs: weights(load(*args, **kwargs)))
-            before = len(passes)
-            changes = {"data.train": str(tmp_path / data), "data.train_split": "train", "data.eval": ""}
-            with pytest.raises(Prepared):
-                train(smoke("dpo", **changes, **{"compute.dtype": dtype}), tmp_path / "run")
-            return len(passes) > before
 
-    def new_template(tokenizer):
-        tokenizer.chat_template = "Hello. " + tokenizer.chat_template
-        return tokenizer
+def test_a_cached_reference_is_found_again_and_missed_after_any_change_of_its_bits(cached, monkeypatch):
+    """Weights, template, a row; and all that decides how sums are rounded, so that no run depends on another one."""
+    assert cached(), "the same once more"
+    assert cached(**{"optimizer.learning_rate": 1.0, "epochs": 7, "objective.beta": 0.3})
+    assert not cached("b.jsonl")
+    for field, value in {
+        "seed": 1,
+        "batch.rows": 4,
+        "batch.row_length": 800,
+        "batch.packing": False,
+        "batch.share_prompt": False,
+        "batch.scored": 700,
+        "compute.dtype": "bfloat16",
+        "compute.logp_chunk": 300,
+        "objective.ld_alpha": 0.5,
+    }.items():
+        assert not cached(**{field: value}), field
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "__version__", "0.0.1")
+        assert not cached()
+    load = trainer_module.load_decoder
 
-    def new_tokenizer(tokenizer):
-        import json
-
-        from tokenizers import Tokenizer
-
-        definition = json.loads(tokenizer.backend_tokenizer.to_str())
-        definition["model"]["merges"] = definition["model"]["merges"][:20000]
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(definition))
-        return tokenizer
-
-    def new_weight(decoder):
-        graphdef, params = nnx.split(decoder)
+    def with_another_weight(*args, **options):
+        graphdef, params = nnx.split(load(*args, **options))
         leaves, tree = jax.tree.flatten(params)
         leaves[0] = leaves[0].at[(1,) * leaves[0].ndim].add(1e-3)
         return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
 
-    assert computed()
-    assert not computed(), "the same once more"
-    assert computed(data="b.jsonl")
-    assert computed(tokenizer=new_template)
-    assert computed(tokenizer=new_tokenizer)
-    assert computed(weights=new_weight)
-    assert not computed(version="0.0.1"), "the first is still there, and in float32 roundings do not matter"
-    assert computed(dtype="bfloat16")
-    assert not computed(dtype="bfloat16")
-    assert computed(dtype="bfloat16", version="0.0.1")
+    monkeypatch.setattr(trainer_module, "load_decoder", with_another_weight)
+    assert not cached()
+
+
+def test_a_damaged_or_unwritable_cache_is_warned_of(cached, tmp_path, monkeypatch, caplog):
+    (entry,) = (tmp_path / "cache" / "reference").iterdir()
+    content = bytearray(entry.read_bytes())
+    content[-1] ^= 1
+    entry.write_bytes(content)
+    assert not cached()
+    assert f"{entry} is damaged" in caplog.text
+    entry.write_bytes(content[:40])
+    assert not cached()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached_scores, "whole_file", full)
+        assert cached(fill=True)
+    assert "No space left on device" in caplog.text
+    assert cached(fill=True)
+    assert cached()
 
 
 def test_a_run_with_a_moving_reference_resumes_bit_for_bit(tmp_path):

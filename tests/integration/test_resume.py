@@ -1,8 +1,8 @@
-"""Kill and resume, in processes of their own: the end is the same, bit for bit."""
+"""Killed, stopped, damaged, extended: what a run does when it goes on."""
 
 from __future__ import annotations
 
-import random
+import os
 import signal
 import subprocess
 import time
@@ -10,17 +10,14 @@ import time
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, command, environment, final_arrays, metrics, run
+from smallr.core.errors import UserError
+from smallr.training.trainer import Trainer
+from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke, train
 
 CONFIG = "configs/cogpo.py:smoke"
-STEPS = 24
-OVERRIDES = (
-    "--config.data.eval=",
-    f"--config.steps={STEPS}",
-    "--config.eval_every=0",
-    "--config.checkpoint.every=1",
-    "--config.batch.row_length=384",
-)
+STEPS = 12
+FIELDS = {"data.eval": "", "steps": STEPS, "eval_every": 0, "checkpoint.every": 1, "batch.row_length": 384}
+OVERRIDES = tuple(f"--config.{name}={value}" for name, value in FIELDS.items())
 
 
 def start(workdir, *overrides):
@@ -49,7 +46,7 @@ def wait_for(process, condition, seconds=120):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    run(CONFIG, workdir, *OVERRIDES)
+    train(smoke("cogpo", **FIELDS), workdir)
     return workdir
 
 
@@ -64,26 +61,18 @@ def assert_same_end(workdir, uninterrupted):
     assert losses[0] == losses[1]
 
 
-def test_killed_at_five_random_moments_equals_uninterrupted(tmp_path, uninterrupted):
-    rng = random.Random(0)
-    saving = []
-    for kill in range(5):
+def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterrupted):
+    for inside_a_save in (False, True):
         process = start(tmp_path)
         before = max(steps_saved(tmp_path), default=0)
-        if kill % 2:  # inside a save: its temporary folder is there
-            wait_for(process, lambda: max(steps_saved(tmp_path), default=0) > before)  # noqa: B023
+        wait_for(process, lambda: max(steps_saved(tmp_path), default=0) > before)  # noqa: B023
+        if inside_a_save:
             wait_for(process, lambda: any((tmp_path / "checkpoints").glob("*tmp*")))
-        else:
-            target = before + rng.randint(1, 3)
-            wait_for(process, lambda: max(steps_saved(tmp_path), default=0) >= target)  # noqa: B023
-            time.sleep(rng.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        saving.append(any((tmp_path / "checkpoints").glob("*tmp*")))
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
-    assert any(saving), "no kill hit a save"
-    output = run(CONFIG, tmp_path, *OVERRIDES).stdout
-    assert "resuming" in output
+    assert any((tmp_path / "checkpoints").glob("*tmp*")), "the kill did not hit a save"
+    train(smoke("cogpo", **FIELDS), tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
 
@@ -95,37 +84,105 @@ def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted):
     assert process.returncode == 0, output
     assert "asked to stop" in output
     assert 3 <= steps_saved(tmp_path)[-1] < STEPS
-    run(CONFIG, tmp_path, *OVERRIDES)
+    train(smoke("cogpo", **FIELDS), tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted):
-    run(CONFIG, tmp_path, *OVERRIDES, f"--config.steps={STEPS}", "--config.checkpoint.keep_last=3")
+@pytest.mark.parametrize("seconds", [1.5, 5.0])
+def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_path, seconds):
+    process = start(tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode in (0, 128 + signal.SIGTERM), output
+    assert output.count("SIGTERM") == 1
+    assert "Traceback" not in output
+
+
+def test_sigterm_keeps_its_handler_only_while_steps_are_taken(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with Trainer(smoke("cogpo", **FIELDS), tmp_path) as trainer:
+        take = trainer.take
+
+        def stop_after_this(batch):
+            if trainer.step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return take(batch)
+
+        trainer.take = stop_after_this
+        report = trainer.fit()
+    assert (report["steps"], report["finished"], trainer.stopped) == (3, False, True)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted, capsys, caplog):
+    train(smoke("cogpo", **FIELDS, **{"checkpoint.keep_last": 3}), tmp_path)
     newest = steps_saved(tmp_path)[-1]
     data = [path for path in (tmp_path / "checkpoints" / str(newest) / "state").rglob("*") if path.is_file()]
     largest = max(data, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    done = run(CONFIG, tmp_path, *OVERRIDES)
-    assert f"resuming {tmp_path} at step {newest - 1}" in done.stdout
-    assert str(newest) in done.stderr
+    train(smoke("cogpo", **FIELDS), tmp_path)
+    assert f"resuming {tmp_path} at step {newest - 1}" in capsys.readouterr().out
+    assert f"{newest} is damaged" in caplog.text
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_resuming_with_another_objective_stops_and_shows_the_difference(tmp_path, uninterrupted):
-    done = run(CONFIG, uninterrupted, *OVERRIDES, "--config.objective.beta.small=0.3", check=False)
-    assert done.returncode != 0
-    assert "objective.beta.small" in done.stderr
-    assert "0.3" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_resuming_with_another_objective_or_rate_stops_and_shows_the_difference(uninterrupted):
+    for field, value in (("objective.beta.small", 0.3), ("optimizer.learning_rate", 0.5)):
+        with pytest.raises(UserError, match=rf"{field} +\S+ +{value}"):
+            Trainer(smoke("cogpo", **FIELDS, **{field: value}), uninterrupted)
 
 
-def test_what_may_change_is_noted_and_training_goes_on(tmp_path):
-    run(CONFIG, tmp_path, *OVERRIDES, "--config.steps=2")
-    done = run(CONFIG, tmp_path, *OVERRIDES, "--config.steps=3", "--config.log_every=3")
-    assert "config.steps is 3, was 2" in done.stdout
-    assert steps_saved(tmp_path)[-1] == 3
+def test_an_extension_asks_what_the_learning_rate_does_and_is_noted(tmp_path, capsys):
+    short, more = {**FIELDS, "steps": 2}, {**FIELDS, "steps": 4, "log_every": 3}
+    train(smoke("cogpo", **short), tmp_path)
+    with pytest.raises(UserError, match=r"planned for 2 steps, has done 2 and would now have 4.*on_extend=rewarm"):
+        train(smoke("cogpo", **more), tmp_path)
+    report = train(smoke("cogpo", **more, **{"optimizer.on_extend": "rewarm"}), tmp_path)
+    assert "config.steps is 4, was 2" in capsys.readouterr().out
+    assert report["steps"] == 4
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    # Two cycles of a run of two steps: the peak, then half way down.
+    assert lines[2]["learning_rate"] == pytest.approx(lines[0]["learning_rate"])
+    assert lines[3]["learning_rate"] == pytest.approx(lines[1]["learning_rate"])
+    again = train(smoke("cogpo", **more), tmp_path)
+    assert again["steps"] == 4, "the same length again asks nothing"
+
+
+def test_epochs_added_to_a_finished_run_are_taken(tmp_path):
+    fields = {**FIELDS, "steps": 0, "epochs": 1, "data.train_split": "train[:6]", "optimizer.schedule": "constant"}
+    fields["optimizer.warmup"] = 0
+    first = train(smoke("cogpo", **fields), tmp_path / "parts")["steps"]
+    both = train(smoke("cogpo", **{**fields, "epochs": 2}), tmp_path / "parts")["steps"]
+    assert both > first
+    train(smoke("cogpo", **{**fields, "epochs": 2}), tmp_path / "whole")
+    ours, theirs = final_arrays(tmp_path / "parts"), final_arrays(tmp_path / "whole")
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from smallr.core.locks import FolderLock\n"
+        "FolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [os.sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"process {holder.pid} on "):
+        Trainer(smoke("cogpo", **FIELDS), tmp_path)
+    holder.kill()
+    holder.communicate()
+    with Trainer(smoke("cogpo", **FIELDS), tmp_path):
+        pass
 
 
 def test_bad_input_ends_with_one_line_and_failure(tmp_path):
@@ -133,15 +190,10 @@ def test_bad_input_ends_with_one_line_and_failure(tmp_path):
     assert done.returncode == 1
     assert "nowhere.jsonl" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run(CONFIG, tmp_path, "--config.optimizer.learning_rte=1", check=False)
-    assert done.returncode != 0
-    assert "learning_rate" in done.stderr
 
 
 def test_workdir_that_cannot_be_written_is_named(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    done = run(CONFIG, blocked / "run", check=False)
-    assert done.returncode == 1
-    assert str(blocked) in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=str(blocked)):
+        Trainer(smoke("cogpo"), blocked / "run")

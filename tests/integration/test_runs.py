@@ -12,9 +12,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
-from smallr.evals.in_training import open_benchmark
-from smallr.training.loop import NonFiniteError, train
-from tests.runs import metrics, smoke
+from smallr.training.steplog import NonFiniteError
+from tests.runs import metrics, smoke, train
 
 CONFIGS = ["cogpo", "dpo", "simpo", "kto", "sft", "adaptive.answer_first", "adaptive.rationale_first", "cogpo_lora"]
 
@@ -59,7 +58,7 @@ def leaves(node: ConfigDict, prefix: str = "") -> set[str]:
 def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("smallr.training.resume._as_dict", lambda config: config._node.to_dict())
     config, seen = smoke(name), set()
-    report = train(Recorder(config, seen), tmp_path, open_benchmark)
+    report = train(Recorder(config, seen), tmp_path)
     assert leaves(config) == seen, "fields that nothing reads"
 
     assert report["finished"]
@@ -158,7 +157,7 @@ def test_an_unknown_config_argument_is_refused():
 
 
 def test_batch_that_does_not_divide_over_the_mesh_names_what_would(monkeypatch):
-    from smallr.training.splits import check_batch
+    from smallr.training.checks import check_batch
 
     config = smoke("cogpo", **{"batch.rows": 6})
 

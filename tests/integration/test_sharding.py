@@ -90,27 +90,96 @@ np.savez(sys.argv[1], loss=outcome.metrics["loss"], **outcome.gradient)
         np.testing.assert_allclose(eight[name], value, atol=1e-4 * np.abs(value).max() + 5e-7, err_msg=name)
 
 
-def test_two_processes_equal_one(tmp_path, one_device):
+def in_processes(count, arguments, devices, **options):
+    """Runs `python ARGUMENTS(port, index)` in processes that are joined; what each printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = []
-    for index in range(2):
-        joining = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}")
-        # Only process 0 finds the cache of reference log-probs: the others must take its word.
-        extra = {"SMALLR_CACHE": str(tmp_path / "cache")} if index else {}
-        processes.append(
-            subprocess.Popen(
-                command(CONFIG, tmp_path / "run", *OVERRIDES, "--distributed", *joining, "--config.mesh.fsdp=4"),
-                cwd=ROOT,
-                env=environment(2, **extra),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    processes = [
+        subprocess.Popen(
+            arguments(port, index),
+            cwd=ROOT,
+            env=environment(devices, PYTHONPATH=str(ROOT), **(options if index else {})),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    assert "4 x cpu on 2 host(s)" in outputs[0]
+        for index in range(count)
+    ]
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
+    return outputs
+
+
+def test_two_processes_that_share_every_row_equal_one(tmp_path, one_device):
+    """The tensor axis across the processes: both need all rows, and shards of all parameters."""
+
+    def arguments(port, index):
+        joining = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}")
+        mesh = ("--config.mesh.fsdp=1", "--config.mesh.tensor=2")
+        return command(CONFIG, tmp_path / "run", *OVERRIDES, "--distributed", *joining, *mesh)
+
+    # Only process 0 finds the cache of reference log-probs: the other must take its word.
+    outputs = in_processes(2, arguments, 1, SMALLR_CACHE=str(tmp_path / "cache"))
+    assert "2 x cpu on 2 host(s)" in outputs[0]
     assert "Held-out" not in outputs[1]
     assert_same_training(tmp_path / "run", one_device)
+
+
+FOUR_PROCESSES = """
+import sys
+import jax, numpy as np, optax
+port, index, count, out = sys.argv[1:]
+if int(count) > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+from smallr.core.sharding import make_mesh
+from smallr.data.packing import PackingPlan, Sizes
+from smallr.training.evaluation import collect
+from smallr.training.policy import ModelFunctions
+from smallr.training.references import Reference
+from smallr.training.splits import Split
+from smallr.training.step import Constants, Evaluation, init_state, make_step
+from tests.tiny import columns_of, decoder, pairs, preference
+
+examples = pairs(40)
+plan = PackingPlan(Sizes.of(examples), 8, 64, seed=3)
+split = Split("train", examples, plan, columns_of(examples), ("chosen", "rejected"))
+found = {}
+for sizes in [(2, 2, 2), (1, 2, 4), (1, 1, 8), (4, 1, 2)] if int(count) > 1 else [(1, 1, 1)]:
+    mesh, optimizer, schedule = make_mesh(*sizes), optax.sgd(0.5), optax.constant_schedule(0.5)
+    with jax.set_mesh(mesh):
+        graphdef, start = decoder()
+        reference = Reference.moving(2, 0.5)
+        state, sharding = init_state(start, optimizer, 0, mesh, reference)
+        functions, objective = ModelFunctions(graphdef), preference("live")
+        step = make_step(functions, objective, optimizer, schedule, sharding, mesh, chunk=7, reference=reference)
+        name = "x".join(map(str, sizes))
+        for batch in split.batches(mesh, 0, 3):
+            state, metrics, _ = step(state, batch, Constants.of())
+            found.setdefault(f"{name}/loss", []).append(float(metrics["loss"]))
+            found.setdefault(f"{name}/grad_norm", []).append(float(metrics["grad_norm"]))
+        evaluation = Evaluation(functions, objective, mesh, chunk=7, reference=reference)
+        values = collect(lambda batch: evaluation(state.params, batch, state.reference), split.one_pass(mesh), 40)
+        found |= {f"{name}/{key}": values[key] for key in ("logp_chosen", "ratio_rejected")}
+if int(index) == 0:
+    np.savez(out, **found)
+"""
+
+
+def test_four_processes_of_two_devices_equal_one_on_every_axis(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(FOUR_PROCESSES)
+
+    def arguments(port, index, count=4):
+        return [sys.executable, str(program), str(port), str(index), str(count), str(tmp_path / f"{count}.npz")]
+
+    in_processes(4, arguments, 2)
+    in_processes(1, lambda port, index: arguments(port, index, 1), 1)
+    four, one = np.load(tmp_path / "4.npz"), np.load(tmp_path / "1.npz")
+    names = [name.split("/")[1] for name in one]
+    assert len(names) == 4
+    for mesh in ("2x2x2", "1x2x4", "1x1x8", "4x1x2"):
+        for name in names:
+            np.testing.assert_allclose(
+                four[f"{mesh}/{name}"], one[f"1x1x1/{name}"], rtol=2e-5, atol=2e-5, err_msg=f"{mesh} {name}"
+            )

@@ -11,9 +11,8 @@ import pytest
 
 from smallr.core.errors import UserError
 from smallr.training.exporting import convert
-from smallr.training.loop import train
 from smallr.training.opening import open_trained
-from tests.runs import final_arrays, metrics, smoke
+from tests.runs import final_arrays, metrics, smoke, train
 
 FIRST = {"data.eval": "", "data.train_split": "train[:48]", "steps": 2, "optimizer.learning_rate": 0.01}
 NEXT = {**FIRST, "steps": 3}

@@ -16,7 +16,7 @@ from smallr.data.packing import RowShape
 from smallr.data.pipeline import assemble
 from smallr.models.decoder import Decoder
 from smallr.models.soft import attach_soft_prompts, drawn_vectors, is_soft_path
-from smallr.training.step import score
+from smallr.training.forward import score
 from tests.models.helpers import from_torch
 from tests.sampling.models import model
 from tests.tiny import batch_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from smallr.core.sharding import make_mesh
 from smallr.losses import TokenScores
 from smallr.losses.preference import LOSSES
 from smallr.training.objective import Likelihood, Preference, Unpaired, make_objective
-from smallr.training.policy import NOTHING, ModelFunctions
-from smallr.training.step import init_state, make_step
+from smallr.training.policy import ModelFunctions
+from smallr.training.references import Reference, stored_columns
+from smallr.training.splits import Split
+from smallr.training.step import Constants, init_state, make_step
 from tests.runs import smoke
 from tests.tiny import BETAS, batch_of, columns_of, decoder, pairs, run_step
 
@@ -166,16 +169,19 @@ def test_wpo_runs_in_a_step_and_ignores_the_packing(case):
 
 def test_the_reference_moves_towards_the_policy_when_it_is_due(case):
     *_, batch = case
-    objective = Preference("sigmoid", BETAS, "live", sync_every=2, sync_mixing=0.6)
+    objective, moving = Preference("sigmoid", BETAS, "live"), Reference.moving(2, 0.6)
     mesh, optimizer, schedule = make_mesh(1, 1, 1), optax.sgd(0.1), optax.constant_schedule(0.1)
     graphdef, start = decoder()
     start_values = jax.tree.map(np.asarray, jax.tree.leaves(start))
     with jax.set_mesh(mesh):
-        state, sharding = init_state(jax.tree.map(jnp.copy, start), optimizer, 0, mesh, moving_reference=True)
-        step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7)
+        state, sharding = init_state(jax.tree.map(jnp.copy, start), optimizer, 0, mesh, moving)
+        step = make_step(
+            ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, chunk=7, reference=moving
+        )
+        constants = Constants.of()
         expected, losses = start_values, []
         for n in range(1, 5):
-            state, metrics, _ = step(state, batch, None, NOTHING)
+            state, metrics, _ = step(state, batch, constants)
             losses.append(float(metrics["loss"]))
             if n % 2 == 0:
                 params = [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
@@ -230,15 +236,15 @@ def test_a_beta_per_gap_reaches_every_loss_that_has_a_beta(name):
 
 
 def test_stored_references_must_be_there_in_every_row():
-    objective = Preference("sigmoid", 0.1, "columns")
-    given = {"gap": np.zeros(3), "beta": np.full(3, np.nan)}
-    with pytest.raises(UserError, match=r"ref_chosen is missing.*smallr\.score"):
-        objective.columns(given)
+    given = {}
+    split = Split("train", SimpleNamespace(columns=given), None, {}, ("chosen", "rejected"))
+    with pytest.raises(UserError, match=r"ref_chosen is missing.*smallr\.cli\.score"):
+        stored_columns(split)
     given |= {"ref_chosen": np.array([-1.0, np.nan, -2.0]), "ref_rejected": np.array([-3.0, -4.0, -5.0])}
     with pytest.raises(UserError, match=r"ref_chosen: 1 examples have no number, e\.g\. \[1\]"):
-        objective.columns(given)
+        stored_columns(split)
     given["ref_chosen"][1] = -7
-    np.testing.assert_array_equal(objective.columns(given)["ref_chosen"], [-1, -7, -2])
+    np.testing.assert_array_equal(stored_columns(split).columns["ref_chosen"], [-1, -7, -2])
 
 
 def test_objectives_that_look_at_one_example_at_a_time_accumulate():

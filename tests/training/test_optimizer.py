@@ -8,7 +8,16 @@ import optax
 import pytest
 
 from smallr.config import base
-from smallr.training.optimizer import decay_mask, make_optimizer, make_schedule
+from smallr.core.errors import UserError
+from smallr.training.optimizer import (
+    Horizon,
+    decay_mask,
+    extend,
+    make_optimizer,
+    make_schedule,
+    renewed,
+    steps_of_schedule,
+)
 
 
 def config(**changes):
@@ -17,28 +26,88 @@ def config(**changes):
     return optimizer
 
 
+def plan(*steps):
+    """Horizons of a run: the steps it was planned for, and (start, steps, how) of its extensions."""
+    return (Horizon(0, steps[0]), *(Horizon(*extension) for extension in steps[1:]))
+
+
 def test_warm_up_starts_above_zero_and_reaches_the_peak():
-    schedule = make_schedule(config(learning_rate=1.0, warmup=4, schedule="constant"), 10)
+    schedule = make_schedule(config(learning_rate=1.0, warmup=4, schedule="constant"), plan(10))
     np.testing.assert_allclose([schedule(i) for i in range(6)], [0.25, 0.5, 0.75, 1.0, 1.0, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "middle"), [("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)])
 def test_decay_from_peak_to_final(name, middle):
-    schedule = make_schedule(config(learning_rate=1.0, warmup=0.0, schedule=name, final_fraction=0.1), 100)
+    schedule = make_schedule(config(learning_rate=1.0, warmup=0.0, schedule=name, final_fraction=0.1), plan(100))
     assert float(schedule(0)) == pytest.approx(1.0)
     assert float(schedule(50)) == pytest.approx(middle)
     assert float(schedule(100)) == pytest.approx(1.0 if name == "constant" else 0.1)
 
 
 def test_warm_up_as_a_share_of_the_run():
-    schedule = make_schedule(config(learning_rate=2.0, warmup=0.1, schedule="linear"), 50)
+    schedule = make_schedule(config(learning_rate=2.0, warmup=0.1, schedule="linear"), plan(50))
     np.testing.assert_allclose([schedule(0), schedule(4), schedule(5)], [0.4, 2.0, 2.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("field", "value"), [("schedule", "cosin"), ("warmup", 200)])
 def test_bad_values_name_their_field(field, value):
     with pytest.raises(ValueError, match=f"config.optimizer.{field}"):
-        make_schedule(config(**{field: value}), 100)
+        make_schedule(config(**{field: value}), plan(100))
+
+
+def test_a_run_that_is_extended_asks_how_the_rate_goes_on():
+    with pytest.raises(UserError, match=r"planned for 10 steps, has done 10 and would now have 20.*on_extend=rewarm"):
+        extend(config(), plan(10), 20, 10)
+    with pytest.raises(UserError, match=r"on_extend: 'rewarn' must be one of: rewarm, constant, as_new"):
+        extend(config(on_extend="rewarn"), plan(10), 20, 10)
+    assert extend(config(), (), 20, 0) == plan(20), "a new run"
+    assert extend(config(), plan(10), 20, 0) == plan(20), "nothing done yet"
+    assert extend(config(), plan(10), 10, 7) == plan(10), "the same length"
+    assert extend(config(schedule="constant", warmup=2), plan(10), 20, 10) == plan(20), "the rate does not change"
+    extended = plan(10, (10, 20, "rewarm"))
+    assert extend(config(on_extend="as_new"), extended, 20, 15) == extended, "decided already"
+
+
+@pytest.mark.parametrize("how", ["rewarm", "constant", "as_new"])
+def test_rates_after_an_extension(how):
+    settings = config(learning_rate=1.0, warmup=0.1, schedule="linear", final_fraction=0.2, on_extend=how)
+    horizons = extend(settings, plan(10), 20, 10)
+    schedule, first, new = (make_schedule(settings, h) for h in (horizons, plan(10), plan(20)))
+    rates = [float(schedule(n)) for n in range(20)]
+    before = new if how == "as_new" else first
+    assert rates[:10] == [float(before(n)) for n in range(10)]
+    after = {"rewarm": [float(first(n)) for n in range(10)], "constant": [float(first(9))] * 10}
+    assert rates[10:] == pytest.approx(after.get(how, [float(new(n)) for n in range(10, 20)]))
+
+
+def test_a_constant_rate_of_zero_is_refused():
+    settings = config(schedule="linear", warmup=0.0, final_fraction=0.0, on_extend="constant")
+    longer_than_planned = plan(3, (5, 8, "constant"))  # step 4 is behind the end of the first schedule
+    with pytest.raises(UserError, match="the last learning rate is 0"):
+        extend(settings, longer_than_planned, 9, 8)
+
+
+def test_groups_of_parameters_have_learning_rates_of_their_own():
+    settings = config(learning_rate=0.1, warmup=0.0, schedule="constant", clip_norm=0.0)
+    params = {"body": jnp.ones(3), "head": jnp.ones(3)}
+    label = lambda tree: {name: name for name in tree}  # noqa: E731
+    optimizer = make_optimizer(settings, make_schedule(settings, plan(5)), label=label, scales={"body": 1, "head": 10})
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["head"], 10 * updates["body"], rtol=1e-6)
+    np.testing.assert_allclose(updates["body"], -0.1, rtol=1e-4)
+
+
+def test_a_renewed_state_begins_the_schedule_again():
+    settings = config(learning_rate=1.0, warmup=4)
+    optimizer = make_optimizer(settings, make_schedule(settings, plan(10)))
+    params = {"w": jnp.ones(2)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params)
+    assert int(steps_of_schedule(state, jnp.asarray(9))) == 3
+    again = renewed(optimizer, params, state)
+    assert int(steps_of_schedule(again, jnp.asarray(9))) == 0
+    assert int(steps_of_schedule(optax.sgd(0.1).init(params), jnp.asarray(9))) == 9
 
 
 def test_decay_spares_scales_and_biases():
@@ -50,7 +119,7 @@ def test_three_updates_equal_adamw_by_hand():
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 2)), "scale": rng.normal(size=3)}
     settings = config(learning_rate=0.1, warmup=0.0, schedule="constant", weight_decay=0.05, clip_norm=0.5)
-    optimizer = make_optimizer(settings, make_schedule(settings, 10))
+    optimizer = make_optimizer(settings, make_schedule(settings, plan(10)))
     ours = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
     state = optimizer.init(ours)
     m = {k: np.zeros_like(v) for k, v in params.items()}

@@ -4,17 +4,19 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from smallr.config import preference
 from smallr.core.errors import UserError
-from smallr.training.resume import Difference, check_resume, compare_configs, save_config
+from smallr.training.optimizer import Horizon
+from smallr.training.resume import Difference, check_config, check_data, compare_configs, earlier_run, save_config
 
-_FROZEN = ("seed", "model", "data", "compute.dtype")
+_PLANNED = (Horizon(0, 100),)
 _CONFIG = {
     "seed": 0,
     "model": "smollm2-135m-instruct",
-    "model_note": "x",
     "steps": 100,
+    "steps_of_something": 1,
     "compute": {"dtype": "bfloat16", "remat": "full"},
-    "data": {"train": "rows.jsonl", "columns": {"prompt": "question"}, "splits": ("train", "test")},
+    "data": {"train": "rows.jsonl", "columns": {"prompt": "question"}, "splits": ("train", "test"), "eval": ""},
     "optimizer": {"learning_rate": 1e-6},
 }
 
@@ -30,57 +32,90 @@ def _changed(**changes) -> dict:
     return config
 
 
-def _run_with_checkpoint(tmp_path, config=_CONFIG, fingerprint="f" * 64):
-    save_config(tmp_path, config, fingerprint)
+def _earlier(tmp_path, config=_CONFIG, fingerprint="f" * 64):
+    save_config(tmp_path, config, fingerprint, _PLANNED)
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    return earlier_run(tmp_path)
 
 
-def test_differences_are_split_by_frozen_prefix():
+def test_what_may_change_is_listed_and_all_else_is_tied():
     current = _changed(
-        model="tiny-random", model_note="y", steps=200, compute__dtype="float32", compute__remat="none",
-        data__columns={"prompt": "q"}, optimizer={"learning_rate": 1e-6, "b1": 0.9},
+        model="tiny-random", steps=200, steps_of_something=2, compute__dtype="float32", compute__remat="none",
+        data__columns={"prompt": "q"}, data__eval="rows.jsonl", optimizer={"learning_rate": 1e-6, "b1": 0.9},
     )  # fmt: skip
-    tied, others = compare_configs(_CONFIG, current, _FROZEN)
+    tied, free = compare_configs(_CONFIG, current)
     # "data.splits" is a tuple here and a list in JSON: the same.
     assert tied == [
         Difference("compute.dtype", "bfloat16", "float32"),
         Difference("data.columns.prompt", "question", "q"),
         Difference("model", "smollm2-135m-instruct", "tiny-random"),
+        Difference("optimizer.b1", "(absent)", 0.9),  # a field that this version has and the checkpoint's had not
+        Difference("steps_of_something", 1, 2),  # not under "steps"
     ]
-    assert [(d.field, d.saved, d.current) for d in others] == [
+    assert [(d.field, d.saved, d.current) for d in free] == [
         ("compute.remat", "full", "none"),
-        ("model_note", "x", "y"),  # not under "model"
-        ("optimizer.b1", "(absent)", 0.9),
+        ("data.eval", "", "rows.jsonl"),
         ("steps", 100, 200),
     ]
 
 
+def test_of_a_run_on_pairs_what_changes_the_numbers_is_tied():
+    """All fields of the config, one by one: those that are free are these."""
+    config = preference()
+    saved, free = config.to_dict(), set()
+
+    def visit(node: dict, names: tuple[str, ...]) -> None:
+        for name, value in list(node.items()):
+            if isinstance(value, dict):
+                visit(value, (*names, name))
+                continue
+            node[name] = "another"
+            tied, others = compare_configs(config.to_dict(), saved)
+            assert len(tied) + len(others) == 1
+            if others:
+                free.add(".".join((*names, name)))
+            node[name] = value
+
+    visit(saved, ())
+    groups = {name.split(".")[0] for name in free}
+    assert groups == {
+        "steps", "epochs", "optimizer", "log_every", "eval_every", "data", "benchmark", "checkpoint", "mesh", "compute",
+    }  # fmt: skip
+    within = {name for name in free if name.split(".")[0] in ("optimizer", "data", "compute")}
+    assert within == {
+        "optimizer.on_extend", "data.eval", "data.eval_split",
+        "compute.remat", "compute.attention", "compute.logp_chunk",
+    }  # fmt: skip
+
+
 def test_the_same_config_resumes_without_notes(tmp_path):
-    _run_with_checkpoint(tmp_path)
-    assert check_resume(tmp_path, _CONFIG, "f" * 64, _FROZEN) == []
-    assert check_resume(tmp_path, ConfigDict(_CONFIG), "f" * 64, _FROZEN) == []
+    earlier = _earlier(tmp_path)
+    assert check_config(tmp_path, earlier, _CONFIG) == []
+    assert check_config(tmp_path, earlier, ConfigDict(_CONFIG)) == []
+    assert earlier.horizons == _PLANNED
+    check_data(tmp_path, earlier, _CONFIG, "f" * 64)
 
 
 def test_a_config_dict_is_saved_as_json(tmp_path):
-    save_config(tmp_path / "new", ConfigDict(_CONFIG), "abc")
+    save_config(tmp_path / "new", ConfigDict(_CONFIG), "abc", _PLANNED)
     saved = json.loads((tmp_path / "new" / "config.json").read_text())
-    assert saved == {"config": json.loads(json.dumps(_CONFIG)), "data_fingerprint": "abc"}
+    assert saved["config"] == json.loads(json.dumps(_CONFIG))
+    assert saved["data_fingerprint"] == "abc"
+    assert saved["horizons"] == [{"start": 0, "steps": 100, "how": "as_new"}]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
 
 
 def test_allowed_changes_are_notes(tmp_path):
-    _run_with_checkpoint(tmp_path)
-    notes = check_resume(tmp_path, _changed(steps=200, optimizer__learning_rate=3e-7), "f" * 64, _FROZEN)
+    notes = check_config(tmp_path, _earlier(tmp_path), _changed(steps=200, compute__remat="dots"))
     assert notes == [
-        "config.optimizer.learning_rate is 3e-07, was 1e-06 before resuming",
+        'config.compute.remat is "dots", was "full" before resuming',
         "config.steps is 200, was 100 before resuming",
     ]
 
 
-def test_frozen_changes_stop_with_a_table(tmp_path):
-    _run_with_checkpoint(tmp_path)
+def test_other_changes_stop_with_a_table(tmp_path):
     with pytest.raises(UserError) as error:
-        check_resume(tmp_path, _changed(model="tiny-random", seed=1, steps=200), "e" * 64, _FROZEN)
+        check_config(tmp_path, _earlier(tmp_path), _changed(model="tiny-random", seed=1, steps=200))
     assert str(error.value).splitlines() == [
         f"{tmp_path} holds checkpoints of a run with another configuration:",
         "field  checkpoint               this run",
@@ -92,32 +127,31 @@ def test_frozen_changes_stop_with_a_table(tmp_path):
 
 
 def test_changed_data_under_the_same_name_is_told(tmp_path):
-    _run_with_checkpoint(tmp_path)
     with pytest.raises(
         UserError, match=r"training data \(rows.jsonl\) is not what .* fingerprint eeeeeeeeeeee, .* ffffffffffff"
     ):
-        check_resume(tmp_path, _changed(steps=200), "e" * 64, _FROZEN)
+        check_data(tmp_path, _earlier(tmp_path), _changed(steps=200), "e" * 64)
 
 
-def test_without_checkpoints_any_config_may_start(tmp_path):
-    save_config(tmp_path, _CONFIG, "f" * 64)
+def test_without_checkpoints_there_is_no_earlier_run(tmp_path):
+    save_config(tmp_path, _CONFIG, "f" * 64, _PLANNED)
     (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "checkpoints" / "damaged-10").mkdir()
-    assert check_resume(tmp_path, _changed(model="other"), "e" * 64, _FROZEN) == []
-    assert check_resume(tmp_path / "none", _CONFIG, "", _FROZEN) == []
+    assert earlier_run(tmp_path) is None
+    assert earlier_run(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"config": {}}', "[]"])
 def test_checkpoints_without_a_readable_config_are_an_error(tmp_path, content):
-    _run_with_checkpoint(tmp_path)
+    _earlier(tmp_path)
     (tmp_path / "config.json").unlink()
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"has checkpoints, but config\.json cannot be read"):
-        check_resume(tmp_path, _CONFIG, "f" * 64, _FROZEN)
+        earlier_run(tmp_path)
 
 
 def test_only_process_zero_saves_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    save_config(tmp_path, _CONFIG, "f" * 64)
+    save_config(tmp_path, _CONFIG, "f" * 64, _PLANNED)
     assert list(tmp_path.iterdir()) == []

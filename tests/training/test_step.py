@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from smallr.data.packing import RowShape
+from smallr.data.pipeline import assemble
 from smallr.training.objective import Likelihood, Preference
 from tests.tiny import batch_of, columns_of, decoder, pairs, preference, rationale_examples, run_step
 
@@ -95,6 +99,26 @@ def test_equal_betas_are_dpo(case):
     np.testing.assert_allclose(run_step(batch, dpo).metrics["loss"], run_step(batch, cogpo).metrics["loss"], rtol=1e-7)
 
 
+def test_pairs_count_the_same_in_full_steps_and_in_those_of_few_pairs(case):
+    """By epoch, the gradients of two steps add up to that of all their pairs; by step, a pair alone counts double."""
+    examples, columns = case
+    shape = RowShape(tokens=96, scored=64, examples=3)
+
+    def gradient(rows, rule):
+        objective = dataclasses.replace(preference(), normalise=rule)
+        outcome = run_step(assemble(rows, examples, shape, columns), objective, denominator=1.5)
+        return outcome.gradient, float(outcome.metrics["loss"])
+
+    (whole, loss), (two, loss_of_two), (one, loss_of_one) = (
+        gradient(rows, "epoch") for rows in ([[0, 1, 2]], [[0, 1]], [[2]])
+    )
+    assert_same({name: two[name] + one[name] for name in whole}, whole)
+    by_step, same_loss = gradient([[2]], "step")
+    assert_same({name: value * 1.5 for name, value in one.items()}, by_step)
+    assert loss_of_one == pytest.approx(same_loss, rel=1e-6), "what is logged is a mean over the step's pairs"
+    assert loss == pytest.approx((2 * loss_of_two + loss_of_one) / 3, rel=1e-5)
+
+
 def test_a_pair_with_beta_zero_changes_nothing_but_the_mean(case):
     examples, columns = case
     beta = columns["beta"].copy()
@@ -137,7 +161,7 @@ def test_gradient_norm_is_that_of_the_gradient(case):
 def test_scores_do_not_depend_on_the_chunk_of_the_head(case):
     from flax import nnx
 
-    from smallr.training.step import score
+    from smallr.training.forward import score
 
     graphdef, params = decoder()
     batch = jax.tree.map(jax.numpy.asarray, batch_of([[0, 1, 2], [3, 4]], *case))

@@ -17,7 +17,7 @@ import jax, numpy as np
 from smallr.losses import TokenScores
 from smallr.core.sharding import make_mesh
 from smallr.training.objective import Preference, Unpaired
-from smallr.training.step import batch_sharding
+from smallr.training.splits import batch_sharding
 from tests.tiny import batch_of, columns_of, pairs
 
 examples = pairs(8)

@@ -5,35 +5,39 @@ question and the student's own rationale, plus a margin; else 1, `think`.
 
     python -m smallr.methods.adaptive.labels --model=RUN_OR_MODEL --data=ROWS --out=FOLDER
 
-writes them as a data set; in a run of configs/adaptive/router.py `Labeller` does it on the way and keeps them in a cache.
+writes them as a data set; in a run of configs/adaptive/router.py `labelled_rows` does it before training and keeps them in a cache.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
-from smallr.training.digest import tree_digest
+from smallr.models.loading import RANDOM_SEED, open_model
+from smallr.models.peft import CONFIG, base_of
+from smallr.training.opening import open_trained
 from smallr.training.progress import log
+from smallr.training.saved import find_run
+from smallr.training.splits import read_rows
 
 if TYPE_CHECKING:
     from smallr.methods.adaptive.student import Student
 
-VERSION = 1  # of what is cached
 NEEDED = ("question", "answer")
 
 
@@ -88,65 +92,91 @@ def report(labelled: datasets.Dataset, total: int) -> str:
     )
 
 
-class Labeller:
-    """Labels the rows of a run that has `config.labels`, with `config.model` as the student; the result is cached.
+def labelled_rows(config: ConfigDict) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Returns the training and held-out rows of a run with `config.labels`, labelled by `config.model` as the student.
 
-    After the last split of the run the student is freed.
+    Rows that have a label already are left as they are. Labels are kept in a cache: the student is loaded only if some
+    are not there yet, and freed when this returns.
 
     Args:
       config: of the run.
+
+    Raises:
+      UserError: rows that cannot be labelled, or several processes.
     """
+    splits = {name: rows for name in ("train", "eval") if (rows := read_rows(config, name)) is not None}
+    open_it, found = functools.cache(lambda: _opened(config)), {}
+    key = _student_key(config) if any("label" not in rows.column_names for rows in splits.values()) else ""
+    for name, rows in splits.items():
+        found[name] = rows if "label" in rows.column_names else _labelled(rows, config, key, open_it)
+    return found["train"], found.get("eval")
 
-    def __init__(self, config: ConfigDict):
-        self._config, self._student = config, None
-        self._left = 2 if config.data.eval else 1
 
-    def __call__(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """Rows with `label`, as they are where they have one or nobody asked."""
-        if "labels" not in self._config or "label" in rows.column_names:
-            return rows
-        if jax.process_count() > 1:
-            raise UserError(
-                "config.labels: rows are labelled in one process: write them with "
-                "`python -m smallr.methods.adaptive.labels` and give its folder as config.data.train"
-            )
-        folder = cache_dir("labels") / self._name(rows)
-        if folder.exists():
-            found = datasets.load_from_disk(str(folder))
-        else:
-            fields = self._config.labels
-            found = label_rows(self._opened(), rows, margin=fields.margin, max_tokens=fields.max_tokens)
-            _save(found, folder)
-        log(report(found, len(rows)))
-        self._left -= 1
-        if not self._left:
-            self._student = None
-        return found
+def _labelled(rows: datasets.Dataset, config: ConfigDict, key: str, student: Callable[[], Student]) -> datasets.Dataset:
+    if jax.process_count() > 1:
+        raise UserError(
+            "config.labels: rows are labelled in one process: write them with "
+            "`python -m smallr.methods.adaptive.labels` and give its folder as config.data.train"
+        )
+    if missing := [name for name in NEEDED if name not in rows.column_names]:
+        raise UserError(f"labels need the columns {', '.join(NEEDED)}; missing {missing[0]}")
+    content = hashlib.sha256(json.dumps([key, *(list(rows[name]) for name in NEEDED)]).encode())
+    folder = cache_dir("labels") / content.hexdigest()[:32]
+    if folder.exists():
+        found = datasets.load_from_disk(str(folder))
+    else:
+        found = label_rows(student(), rows, margin=config.labels.margin, max_tokens=config.labels.max_tokens)
+        _save(found, folder)
+    log(report(found, len(rows)))
+    return found
 
-    def _opened(self) -> Student:
-        from smallr.methods.adaptive.opening import open_student
 
-        if self._student is None:
-            config = self._config
-            self._student = open_student(
-                config.model,
-                tokenizer=config.tokenizer,
-                formats=dict(config.student.formats.items()),
-                chat=config.data.chat,
-                prompts=config.student.prompts,
-                slots=config.labels.slots,
-            )
-        return self._student
+def _opened(config: ConfigDict) -> Student:
+    from smallr.methods.adaptive.opening import open_student
 
-    def _name(self, rows: datasets.Dataset) -> str:
-        """Hash of all that the labels depend on but the number of slots."""
-        config, student = self._config, self._opened()
-        with jax.set_mesh(student.mesh):
-            weights = tree_digest(nnx.state(student.decoder))  # its soft prompts included
-        texts = student.tokenizer.backend_tokenizer.to_str() + (student.tokenizer.chat_template or "")
-        fields = [VERSION, weights, texts, config.data.chat, dict(config.student.formats.items())]
-        fields += [config.labels.margin, config.labels.max_tokens, *(list(rows[name]) for name in NEEDED)]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
+    return open_student(
+        config.model,
+        tokenizer=config.tokenizer,
+        formats=dict(config.student.formats.items()),
+        chat=config.data.chat,
+        prompts=config.student.prompts,
+        slots=config.labels.slots,
+    )
+
+
+def _student_key(config: ConfigDict) -> str:
+    """Names all that the labels depend on but the rows; the number of slots is not among it."""
+    tokenizer = open_trained(config.model, config.tokenizer).tokenizer()
+    prompts = _content(sorted(Path(config.student.prompts).rglob("*"))) if config.student.prompts else ""
+    parts = [_weights_key(config.model), prompts, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template or ""]
+    parts += [config.data.chat, dict(config.student.formats.items()), config.labels.margin, config.labels.max_tokens]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _weights_key(name: str) -> str:
+    """Names the weights of a model by the content of its files, without loading them."""
+    path = Path(name).expanduser()
+    if run := find_run(path):
+        base = _weights_key(run.config["model"]) if run.checkpoint.metadata["frozen"] else ""
+        return f"{run.checkpoint.digest} {base}"
+    if (path / CONFIG).exists():
+        return f"{_content(sorted(path.iterdir()))} {_weights_key(base_of(path))}"
+    source = open_model(name)
+    if source.folder is not None:
+        return _content(sorted(source.folder.glob("*.safetensors")))
+    if source.make_reader is None:
+        return f"{name} {json.dumps(source.hf, sort_keys=True)} {RANDOM_SEED} {jax.__version__}"
+    return _content([source.make_reader().path])
+
+
+def _content(files: Iterable[Path]) -> str:
+    """Hashes files."""
+    total = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
 
 
 def _save(rows: datasets.Dataset, folder: Path) -> None:

@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 
 from smallr.data.batch import Batch
 from smallr.losses import TokenScores, completion_sums
-from smallr.training.objectives.base import Fields, Summariser
+from smallr.training.objectives.base import Fields, Objective, Summariser
 from smallr.training.summaries import choice_summary
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(Objective):
     """-log of the right choice's share of the probability of both.
 
     With log-probs l0 and l1 of the two tokens after the same prompt it is log(1 + exp(∓(l1 - l0))): what the vocabulary's
@@ -31,13 +31,7 @@ class Choice:
     """
 
     balanced: bool = True
-    reference: ClassVar[str] = "none"
     sides: ClassVar[tuple[str, ...]] = ("first", "second")
-    reference_key: ClassVar[str] = ""
-    log_sum_p2: ClassVar[bool] = False
-    whole_step: ClassVar[str] = ""
-    sync_every: ClassVar[int] = 0
-    sync_mixing: ClassVar[float] = 0.0
 
     @classmethod
     def from_fields(cls, node: ConfigDict) -> Choice:

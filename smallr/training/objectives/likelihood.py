@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +13,12 @@ from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.losses import TokenScores
 from smallr.losses.rationale import Normalisation, amplification, rationale_loss, role_nll
-from smallr.training.objectives.base import Fields, Summariser
+from smallr.training.objectives.base import Fields, Objective, Summariser
 from smallr.training.summaries import RankCorrelation, likelihood_summary, summary_by_order
 
 
 @dataclasses.dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Objective):
     """Weighted likelihood of answers and rationales; plain SFT has answers only.
 
     Attributes as in `losses.rationale.rationale_loss`; `amplify` is the clip of the weight by rationale
@@ -31,12 +30,6 @@ class Likelihood:
     normalisation: Normalisation = "token_mean"
     amplify: float = 0.0
     window: int = 0
-    reference: ClassVar[str] = "none"
-    sides: ClassVar[tuple[str, ...]] = ("completion",)
-    reference_key: ClassVar[str] = ""
-    log_sum_p2: ClassVar[bool] = False
-    sync_every: ClassVar[int] = 0
-    sync_mixing: ClassVar[float] = 0.0
 
     @classmethod
     def from_fields(cls, node: Mapping) -> Likelihood:
@@ -56,7 +49,7 @@ class Likelihood:
     def __post_init__(self) -> None:
         if self.normalisation not in ("sum", "token_mean", "sample_mean"):
             raise UserError(
-                f"config.objective.normalisation: {self.normalisation!r} is none of sum, token_mean, sample_mean"
+                f"config.objective.normalisation: {self.normalisation!r} must be one of: sum, token_mean, sample_mean"
             )
         for name in ("answer_weight", "rationale_weight"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
@@ -65,10 +58,6 @@ class Likelihood:
             RankCorrelation(self.window)
         if self.amplify and not self.amplify > 1:
             raise UserError(f"config.objective.amplify: the clip {self.amplify} must be above 1, or 0 for none")
-
-    def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """None."""
-        return {}
 
     def _terms(self, logps: Float[Array, "B N"], batch: Batch):
         nll = role_nll(logps, batch.completion, batch.role, batch.example.shape[1])

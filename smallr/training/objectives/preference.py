@@ -16,34 +16,27 @@ from smallr.data.batch import Batch
 from smallr.data.rows import GAPS
 from smallr.losses import TokenScores, completion_sums
 from smallr.losses.preference import Divergence, Pairs, WeightedLoss, beyond_shared_length, likelihood_weight, parse
-from smallr.training.objectives.base import (
-    Fields,
-    Summariser,
-    check_reference,
-    check_sync,
-    stored_reference,
-)
+from smallr.training.objectives.base import OF_REFERENCE, Fields, Objective, Summariser, check_normalise
 from smallr.training.summaries import preference_summary
 
 WEIGHTINGS = ("none", "wpo")
 
 
 @dataclasses.dataclass(frozen=True)
-class Preference:
+class Preference(Objective):
     """A loss of pairs.
 
     Attributes:
       loss: a name in `losses.preference.LOSSES`, or a weighted sum of some.
       betas: one number for all pairs, or a number for each gap (CogPO); with gaps, a pair's own `beta` column comes
         first. None for a loss without beta.
-      reference: see `Objective`. A loss that needs one can do without: its log-ratios are then log-probs. A loss that
-        needs none may have one: the KL to it is reported.
+      reference: cached, live, columns or none (`references.ReferenceOptions`). A loss that needs one can do without: its
+        log-ratios are then log-probs. A loss that needs none may have one: the KL to it is reported.
       values: of the loss's own fields; those left out have their defaults.
       divergence: from the reference, see `losses.preference.divergence`.
       ld_alpha: weight of tokens behind the length of the shorter side (LD-DPO); 1: all count alike.
       weighting: wpo multiplies each pair's loss by how likely the policy is to write it; none.
-      sync_every: see `Objective`; TR-DPO: Gorbatovski et al., arXiv 2404.09656.
-      sync_mixing: see `Objective`.
+      normalise: as in `Objective`.
     """
 
     loss: str
@@ -53,8 +46,7 @@ class Preference:
     divergence: str = "reverse_kl"
     ld_alpha: float = 1.0
     weighting: str = "none"
-    sync_every: int = 0
-    sync_mixing: float = 0.6
+    normalise: str = "step"
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     @classmethod
@@ -77,15 +69,14 @@ class Preference:
             divergence=fields.take("divergence"),
             ld_alpha=float(fields.take("ld_alpha")),
             weighting=fields.take("weighting"),
-            sync_every=fields.take("sync_every"),
-            sync_mixing=float(fields.take("sync_mixing")),
+            normalise=fields.take("normalise"),
         )
+        fields.leave(*OF_REFERENCE)
         fields.finish()
         return objective
 
     def __post_init__(self) -> None:
-        check_reference(self.reference)
-        check_sync(self.reference, self.sync_every, self.sync_mixing)
+        check_normalise(self.normalise)
         self._weighted_loss.check(self._values)
         self._check_betas()
         divergence = self._divergence
@@ -102,7 +93,7 @@ class Preference:
                 "config.objective.reference=cached or live"
             )
         if self.weighting not in WEIGHTINGS:
-            raise UserError(f"config.objective.weighting: {self.weighting!r} is none of {', '.join(WEIGHTINGS)}")
+            raise UserError(f"config.objective.weighting: {self.weighting!r} must be one of: {', '.join(WEIGHTINGS)}")
         if self.weighting != "none" and self._weighted_loss.no_beta_per_pair:
             raise UserError(
                 f"config.objective.weighting={self.weighting}: a weight of each pair has no meaning, since "
@@ -141,11 +132,6 @@ class Preference:
         return {name: field.default for name, field in self._weighted_loss.fields.items()} | dict(self.values)
 
     @property
-    def reference_key(self) -> str:
-        """Scores depend on `ld_alpha`."""
-        return f"ld_alpha={self.ld_alpha}"
-
-    @property
     def log_sum_p2(self) -> bool:
         """WPO compares with the average probability of a sampled token."""
         return self.weighting == "wpo"
@@ -157,13 +143,12 @@ class Preference:
         return name and f"the loss {name} compares the pairs of a whole step"
 
     def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`beta` of each pair, and the reference if the rows have it."""
-        columns = stored_reference(given, self.sides) if self.reference == "columns" else {}
+        """Makes the `beta` of each pair."""
         if self.betas is None:
-            return columns
+            return {}
         gap = np.asarray(given["gap"]).astype(int)
         if not isinstance(self.betas, tuple):
-            return {**columns, "beta": np.full(gap.shape, self.betas, np.float32)}
+            return {"beta": np.full(gap.shape, self.betas, np.float32)}
         own = np.asarray(given["beta"], np.float32)
         beta = np.where(np.isnan(own), np.asarray([*self.betas, np.nan], np.float32)[gap], own)
         without = np.flatnonzero(np.isnan(beta))
@@ -177,11 +162,7 @@ class Preference:
             raise UserError(
                 f"the loss {self.loss} divides by beta, but {zero.size} pairs have beta 0, e.g. {zero[:5].tolist()}"
             )
-        return {**columns, "beta": beta}
-
-    def denominator(self, batch: Batch) -> Float[Array, ""]:
-        """Number of pairs."""
-        return jnp.sum(batch.columns["weight"])
+        return {"beta": beta}
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
         """Sum of the pairs' losses; log-probs, log-ratios to the reference and rewards of both sides."""

@@ -8,18 +8,17 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.losses import TokenScores, completion_sums
 from smallr.losses.preference import kl_estimate, kto
-from smallr.training.objectives.base import Fields, Summariser, check_reference, check_sync
+from smallr.training.objectives.base import OF_REFERENCE, Fields, Objective, Summariser, check_normalise
 from smallr.training.summaries import unpaired_summary
 
 
 @dataclasses.dataclass(frozen=True)
-class Unpaired:
+class Unpaired(Objective):
     """KTO on rows of kind `unpaired`.
 
     The second completion of an example is a completion of another prompt; its log-ratio feeds the KL estimate.
@@ -29,19 +28,15 @@ class Unpaired:
       desirable_weight: lambda_D.
       undesirable_weight: lambda_U.
       reference: cached | live.
-      sync_every: see `Objective`.
-      sync_mixing: see `Objective`.
+      normalise: as in `Objective`.
     """
 
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     reference: str = "cached"
-    sync_every: int = 0
-    sync_mixing: float = 0.6
+    normalise: str = "step"
     sides: ClassVar[tuple[str, ...]] = ("completion", "mismatched")
-    reference_key: ClassVar[str] = ""
-    log_sum_p2: ClassVar[bool] = False
     whole_step: ClassVar[str] = "KTO estimates the KL from all rows of a step"
 
     @classmethod
@@ -50,17 +45,17 @@ class Unpaired:
         fields = Fields(node, "objective unpaired")
         fields.take("name")
         objective = cls(**{field.name: fields.take(field.name) for field in dataclasses.fields(cls)})
+        fields.leave(*OF_REFERENCE)
         fields.finish()
         return objective
 
     def __post_init__(self) -> None:
-        check_reference(self.reference)
+        check_normalise(self.normalise)
         if self.reference not in ("cached", "live"):
             raise UserError(
                 f"config.objective.reference: {self.reference!r} is neither 'cached' nor 'live'; KTO needs the reference "
                 "for mismatched completions too"
             )
-        check_sync(self.reference, self.sync_every, self.sync_mixing)
         if hasattr(self.beta, "keys"):
             raise UserError(
                 "config.objective.beta: a beta of each gap has no meaning without pairs. Set one number, or give rows a "
@@ -83,10 +78,6 @@ class Unpaired:
             "label": np.asarray(given["label"], np.float32),
             "beta": np.where(np.isnan(own), np.float32(self.beta), own),
         }
-
-    def denominator(self, batch: Batch) -> Float[Array, ""]:
-        """Number of rows of the data set."""
-        return jnp.sum(batch.columns["weight"])
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
         """Sum of the rows' losses; log-ratios and rewards."""

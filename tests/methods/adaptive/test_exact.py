@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smallr.training.loop import train
-from tests.runs import final_arrays, metrics, run, smoke
+from tests.runs import final_arrays, metrics, run, smoke, train
 
 FIELDS = {
     "data.train_split": "train[:16]",
@@ -38,7 +37,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, whole, monkeypatch):
             return step == 2
 
     with monkeypatch.context() as patch:
-        patch.setattr("smallr.training.loop.StopSignal", Stop)
+        patch.setattr("smallr.training.trainer.StopSignal", Stop)
         assert not train(smoke("adaptive.prompts", **FIELDS), tmp_path)["finished"]
     assert train(smoke("adaptive.prompts", **FIELDS), tmp_path)["finished"]
     expected, found = final_arrays(whole), final_arrays(tmp_path)

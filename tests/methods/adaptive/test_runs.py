@@ -15,16 +15,15 @@ from safetensors.numpy import save_file
 
 from smallr.cli import generate
 from smallr.core.errors import UserError
-from smallr.methods.adaptive.labels import Labeller
+from smallr.methods.adaptive import labels
 from smallr.methods.adaptive.opening import open_adaptive, open_student
 from smallr.methods.adaptive.stored import export
 from smallr.models.loading import open_model
 from smallr.training.exporting import convert
-from smallr.training.loop import train
 from smallr.training.opening import load
 from smallr.training.saved import find_run
 from tests.integration.test_runs import Recorder, leaves
-from tests.runs import final_arrays, metrics, smoke
+from tests.runs import final_arrays, metrics, smoke, train
 
 QUESTIONS = ["What is 2 and 3?", "Tom has 4 apples and buys 7 more. How many apples does he have?", "Why?"]
 FEW = {"data.train_split": "train[:8]", "data.eval_split": "test[:4]", "soft.length": 5, "eval_every": 0}
@@ -37,7 +36,7 @@ def prompts_run(tmp_path_factory):
     config = smoke("adaptive.prompts", **FEW)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("smallr.training.resume._as_dict", lambda config: config._node.to_dict())
-        report = train(Recorder(config, seen), workdir, prepare_rows=Labeller(config))
+        report = train(Recorder(config, seen), workdir)
     assert leaves(config) - seen == {"benchmark." + name for name in ("data", "split", "limit", "max_tokens", "slots")}
     return workdir, report
 
@@ -50,12 +49,11 @@ def router_run(tmp_path_factory):
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     changes = {"data.train": str(folder / "rows.jsonl"), "data.train_split": "train", "data.eval": "", "soft.length": 5}
     config = smoke("adaptive.router", **changes, **{"optimizer.learning_rate": 0.1, "steps": 6, "checkpoint.every": 6})
-    labeller = Labeller(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALLR_CACHE", str(folder / "cache"))
-        train(config, folder / "run", prepare_rows=labeller)
+        train(config, folder / "run")
         (cached,) = (folder / "cache" / "labels").iterdir()
-    return SimpleNamespace(workdir=folder / "run", config=config, labeller=labeller, rows=rows, cached=cached)
+    return SimpleNamespace(workdir=folder / "run", config=config, rows=rows, cached=cached)
 
 
 def test_only_the_soft_prompts_are_trained_and_stored(prompts_run):
@@ -99,14 +97,17 @@ def test_rows_are_labelled_once_by_the_student_and_the_router_learns_them(router
     lines = metrics(router_run.workdir)
     assert lines[0]["second_label"] == pytest.approx(np.mean(found["label"]))
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.002
-    assert router_run.labeller._student is None, "the student is not freed"
     monkeypatch.setenv("SMALLR_CACHE", str(router_run.cached.parents[1]))
     monkeypatch.setattr(
         "smallr.methods.adaptive.labels.label_rows", lambda *args, **options: pytest.fail("labelled again")
     )
-    assert Labeller(router_run.config)(Dataset.from_list(router_run.rows))["label"] == found["label"]
+    monkeypatch.setattr(labels, "_opened", lambda *_: pytest.fail("the student is loaded for nothing"))
+    again, heldout = labels.labelled_rows(router_run.config)
+    assert again["label"] == found["label"]
+    assert heldout is None
     given = Dataset.from_list([{"question": "?", "label": 1}])
-    assert Labeller(router_run.config)(given) is given
+    monkeypatch.setattr(labels, "read_rows", lambda *_: given)
+    assert labels.labelled_rows(router_run.config)[0] is given
 
 
 def test_generate_says_which_mode_it_took(router_run, tmp_path):

@@ -22,9 +22,8 @@ from smallr.methods.crv.holdout import Holdout
 from smallr.methods.crv.pairs import build_pairs, make_pairs, row_pairs
 from smallr.methods.crv.pipeline import run_crv
 from smallr.methods.crv.rows import ROLES, TeacherRow, blank
-from smallr.training.loop import train
 from tests.methods.crv.fakes import small, write_rows
-from tests.runs import metrics, smoke
+from tests.runs import metrics, smoke, train
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,113 @@
+"""What a run is checked for before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from smallr.core.errors import UserError
+from smallr.models.loading import ModelSource
+from smallr.training.splits import Split
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Checks that the batch can be split over the mesh and into micro-batches.
+
+    Raises:
+      UserError: it cannot; the message names the fields and the numbers that would do.
+    """
+    rows, accumulation = config.batch.rows, config.batch.accumulation
+    if rows < 1 or accumulation < 1:
+        raise UserError(f"config.batch: rows={rows} and accumulation={accumulation} must be at least 1")
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (parts * accumulation):
+        unit = parts * accumulation
+        raise UserError(
+            f"config.batch.rows={rows} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices "
+            f"in {accumulation} micro-batch(es): it must be a multiple of {unit}, e.g. {max(unit, rows // unit * unit)} "
+            f"or {-(-rows // unit) * unit}"
+        )
+
+
+def check_length(config: ConfigDict) -> None:
+    """Checks that the config says when the run ends.
+
+    Raises:
+      UserError: neither epochs nor steps are set, or one is negative.
+    """
+    if config.epochs < 0 or config.steps < 0 or not (config.epochs or config.steps):
+        raise UserError(
+            f"config.epochs={config.epochs}, config.steps={config.steps}: one of them must be positive, none negative"
+        )
+    for name in ("log_every", "checkpoint.every"):
+        node, _, field = name.rpartition(".")
+        value = getattr(getattr(config, node) if node else config, field)
+        if value < 1:
+            raise UserError(f"config.{name}={value} must be at least 1")
+
+
+def total_steps(config: ConfigDict, training: Split) -> int:
+    """Returns the steps of the run: `config.steps`, or those of `config.epochs`, whichever is fewer."""
+    limits = [config.steps] if config.steps else []
+    if config.epochs:
+        limits.append(training.plan.num_steps(config.epochs))
+    return min(limits)
+
+
+def check_fit(source: ModelSource, *splits: Split | None) -> None:
+    """Checks that the model can read the data: positions within its context, token ids within its vocabulary.
+
+    Raises:
+      UserError: it cannot.
+    """
+    sets = [split.examples for split in splits if split]
+    longest = max(int((examples.prefix_lengths + examples.completion_lengths.max(1)).max()) for examples in sets)
+    if longest > source.config.max_positions:
+        raise UserError(
+            f"an example is {longest} tokens long, but {source.name} has {source.config.max_positions} positions: "
+            "make config.batch.row_length smaller (longer examples are then dropped and counted)"
+        )
+    highest = max(int(examples.tokens.max()) for examples in sets)
+    if highest >= source.config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {source.name} made token {highest}, but the model has {source.config.vocab_size}"
+        )
+
+
+def check_rounds(config: ConfigDict) -> None:
+    """Checks that the length of a run does not depend on the rows of one of its rounds.
+
+    Raises:
+      UserError: it does.
+    """
+    if config.epochs or not config.steps:
+        raise UserError(
+            f"config.epochs={config.epochs}, config.steps={config.steps}: a run in rounds has config.epochs=0, and in "
+            "config.steps the steps of all rounds together"
+        )
+
+
+def check_base(source: ModelSource, frozen: str, reference: str, metadata: Mapping[str, Any]) -> None:
+    """Checks that what is not in a checkpoint, frozen parameters and the reference's weights, are those it was made with.
+
+    Args:
+      source: of the model.
+      frozen: digest of the parameters that are not trained.
+      reference: digest of the reference's weights.
+      metadata: of the checkpoint.
+
+    Raises:
+      UserError: they are not.
+    """
+    found = {"frozen parameters have": (frozen, metadata["frozen"])}
+    if not metadata["renewed"]:
+        found["weights, the reference, have"] = (reference, metadata["reference"])
+    for what, (now, saved) in found.items():
+        if saved != now:
+            raise UserError(
+                f"model {source.name} has changed: its {what} the digest {now[-12:]}, those that the checkpoint was trained "
+                f"with {saved[-12:]}. Restore the model's files, or use another workdir to start anew."
+            )

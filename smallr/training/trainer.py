@@ -1,0 +1,490 @@
+"""One model in training: a whole run, or a method's rounds of generate, score and train."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from smallr.core.errors import UserError
+from smallr.core.sharding import make_mesh
+from smallr.data.batch import Batch
+from smallr.models.decoder import Decoder
+from smallr.models.loading import load_decoder
+from smallr.training import checks, report
+from smallr.training.cached_scores import cached_columns
+from smallr.training.checkpoints import CheckpointError
+from smallr.training.digest import tree_digest
+from smallr.training.evaluation import collect
+from smallr.training.flops import peak_flops
+from smallr.training.objective import make_objective
+from smallr.training.opening import open_trained
+from smallr.training.optimizer import extend, make_optimizer, make_schedule, renewed
+from smallr.training.policy import NOTHING, ParameterPartition, check_soft, prepare_policy
+from smallr.training.progress import Progress, log
+from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
+from smallr.training.signals import StopSignal
+from smallr.training.splits import Split, make_split, read_rows
+from smallr.training.step import Constants, Evaluation, Step, TrainState, abstract_state, init_state, make_step
+from smallr.training.steplog import StepLog
+from smallr.training.timing import Clock, Timed
+from smallr.training.workdir import Workdir
+
+Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
+# Metrics of a model as it is; `smallr.evals.in_training` makes one of `config.benchmark`.
+Benchmark = Callable[[Decoder], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """The rows that a run is on: the fingerprint of their tokens, and the step at which it came to them."""
+
+    data: str = ""
+    start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+    """What begins anew with the next round."""
+
+    optimizer: bool = False
+    reference: bool = False
+
+
+class Trainer:
+    """Trains one model in one workdir.
+
+        Trainer(config, workdir).fit()                    # all of it: data, weights, reference, steps, report
+
+        with Trainer(config, workdir) as trainer:         # or by rounds
+            trainer.load()
+            for round in range(rounds):
+                trainer.set_data(rows_from(trainer.decoder(), round))
+                trainer.fit(until=(round + 1) * steps)
+
+    A workdir that holds checkpoints is resumed, bit for bit. Between rounds parameters and, if wanted, the optimizer's
+    state go on, and programs are kept where the shape of rows allows.
+
+    Attributes:
+      config, workdir: of the run.
+      files: what is in the workdir.
+      mesh: of all arrays.
+      benchmark: what is measured besides the held-out rows; `fit` wants one if `config.benchmark` names one.
+      objective: what the steps minimise.
+      source: of the model.
+      training, heldout: the rows, once there are some.
+      partition: how parameters become decoders, and those that are not trained; once the model is loaded.
+      reference: of the objective; likewise.
+      step: finished steps.
+      steps: of the whole run.
+      stopped: whether a signal ended the last `fit`.
+      costs: work of a step.
+      baseline: metrics of the held-out rows before the first step, and the fingerprint of these rows.
+      state: parameters, optimizer's state and what else a step changes; once the model is loaded.
+      evaluation: gives the values of a batch's examples under any parameters; likewise.
+      program: the compiled step, once there are rows too.
+
+    Raises:
+      UserError: a field of the config, a model or a workdir that cannot be used; another run in the workdir.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path, benchmark: Benchmark | None = None):
+        """Checks what is cheap to check, and opens the model's files, not its weights."""
+        self.config, self.workdir, self.benchmark = config, Path(workdir), benchmark
+        self.clock = Clock()
+        self.mesh = make_mesh(**config.mesh)
+        checks.check_batch(config, self.mesh)
+        checks.check_length(config)
+        self.objective = make_objective(config)
+        check_soft(config, self.objective.reference)
+        self.source = open_trained(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
+        self.training: Split | None = None
+        self.heldout: Split | None = None
+        self.partition: ParameterPartition | None = None
+        self.reference = Reference.none()
+        self.step = self.steps = 0
+        self.stopped, self.costs = False, report.Costs()
+        self.baseline: dict[str, Any] | None = None
+        self._round = Round()
+        self._renewal = Renewal()
+        self.state: TrainState | None = None
+        self._programs: dict[Any, Any] = {}
+        self._compiled_for = Round()
+        self.files = Workdir(self.workdir, config)
+        self._horizons = self.files.horizons
+
+    # The run ----------------------------------------------------------------------------------------------------
+
+    def fit(self, until: int | None = None) -> dict[str, Any]:
+        """Trains to the end of the run, or to step `until` if that comes first.
+
+        Returns:
+          The report. It is written to the workdir when the run has ended or was stopped by a signal.
+
+        Raises:
+          UserError: data or a model that cannot be used; before the first step.
+          NonFiniteError: the loss or the gradient stopped being finite.
+        """
+        try:
+            self.plan()
+            if until is not None and until <= self._done() and until < self.steps:
+                self.load()
+                return report.result(self, None)
+            self.build()
+            with jax.set_mesh(self.mesh), StopSignal() as stop:
+                self.evaluate_before()
+                self.take_steps(min(until or self.steps, self.steps), stop)
+                return self.conclude()
+        except BaseException:
+            with contextlib.suppress(CheckpointError):  # the first error tells more
+                self.close()
+            raise
+
+    def prepare(self) -> None:
+        """Does all that comes before the next step and is not done yet."""
+        self.plan()
+        self.build()
+
+    def plan(self) -> None:
+        """Reads the rows, if there are none yet, counts the steps of the run and decides on its learning rates."""
+        if self.benchmark is None and self.config.benchmark.name:
+            raise UserError(
+                f"config.benchmark.name={self.config.benchmark.name}: give the Trainer a benchmark, "
+                "smallr.evals.in_training.open_benchmark(config, trainer.mesh)"
+            )
+        if self.training is None:
+            self.load_data()
+        self.steps = checks.total_steps(self.config, self.training)
+        self._horizons = extend(self.config.optimizer, self._horizons, self.steps, self._done())
+        self.files.save_config(self.training.examples.fingerprint, self._horizons)
+
+    def build(self) -> None:
+        """Makes what the next step needs and is not there yet: weights, reference, programs."""
+        peak = peak_flops(self.config.compute.dtype)  # measured on a CPU, so before the mesh takes it
+        with jax.set_mesh(self.mesh):
+            self.load()
+            self.enter_round()
+            self.prepare_reference()
+            self.compile()
+            self.costs = report.costs(self, peak)
+            if self.files.open_metrics(self.step):
+                report.start(self)
+
+    def take_steps(self, until: int, stop: StopSignal) -> None:
+        """Trains to step `until`, or stops after the next step if a signal asks for it."""
+        batches = Timed(self.training.batches(self.mesh, self.step - self._round.start, until - self.step))
+        steps = StepLog(self, batches)
+        with Progress(self.step, self.steps) as progress:
+            for batch in batches:
+                metrics, examples = self.take(batch)
+                steps.add(self.step, metrics, examples)
+                self.stopped = stop.should_stop(self.step) and self.step < self.steps
+                saving = self.step == until or self.stopped or self.step % self.config.checkpoint.every == 0
+                evaluating, asking = self._due(self.config.eval_every), self._due(self.config.benchmark.every)
+                if saving or evaluating or asking:  # all is read first, so that only finite states are saved
+                    progress.update(self.step, **steps.read(self.step))
+                elif line := steps.read(self.step - 1, whole_lines=True):
+                    progress.update(self.step - 1, **line)
+                if evaluating:
+                    self.evaluate()
+                if asking:
+                    self.ask_benchmark()
+                if evaluating or asking:
+                    steps.restart_clock()
+                if saving:
+                    self.save()
+                if self.stopped:
+                    log(f"asked to stop: saved step {self.step} of {self.steps}; the same command goes on from there")
+                    return
+
+    def take(self, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Dispatches one step, without waiting for it; returns its metrics and the values of its examples."""
+        self.state, metrics, examples = self.program(self.state, batch, self._constants)
+        self.step += 1
+        return metrics, examples
+
+    def conclude(self) -> dict[str, Any]:
+        """Ends a run that has done its steps, or was stopped: evaluates, closes the workdir and writes the report."""
+        self.clock.lap("training")
+        ended, after = self.step == self.steps, None
+        if not (ended or self.stopped):
+            return report.result(self, None)
+        if ended:
+            after = self.evaluate()
+            self.ask_benchmark()
+            self.clock.lap("evaluation")
+        self.close()
+        return report.finish(self, after)
+
+    # Data -------------------------------------------------------------------------------------------------------
+
+    def load_data(self, rows: Rows | None = None, heldout: Rows | None = None) -> None:
+        """Tokenises and packs the rows of the whole run: those that the config names, or what was made of them."""
+        training = self._split("train", rows)
+        self._take_data(training, self._split("eval", heldout, training))
+        self.files.check_data(training.examples.fingerprint)
+
+    def set_data(
+        self, rows: Rows, heldout: Rows | None = None, *, renew_optimizer: bool = False, renew_reference: bool = False
+    ) -> None:
+        """Takes rows to train on from here on, in place of those before or of those that the config names.
+
+        Rows that the newest checkpoint was trained on are gone on with; others begin with their first epoch.
+
+        Args:
+          rows: under our column names, a data set or a list of dicts.
+          heldout: rows to evaluate on; None: those before, or those that the config names.
+          renew_optimizer: begin with a new state of the optimizer, and with the schedule's beginning.
+          renew_reference: take the weights as they are now as a cached reference; else it stays as it was.
+
+        Raises:
+          UserError: rows that cannot be used, or a reference that cannot be renewed.
+        """
+        if renew_reference and self.objective.reference != "cached":
+            raise UserError(
+                f"renew_reference: config.objective.reference={self.objective.reference} stays as it is; set it to cached"
+            )
+        if self.training is not None:
+            checks.check_rounds(self.config)
+        training = self._split("train", rows, self.training)
+        keep = heldout is None and self.training is not None
+        self._renewal = Renewal(renew_optimizer, renew_reference)
+        self._take_data(training, self.heldout if keep else self._split("eval", heldout, training))
+
+    def _split(self, name: str, rows: Rows | None, shaped_as: Split | None = None) -> Split | None:
+        """Tokenises and packs rows, or those that the config names; None if it names none."""
+        if rows is None and (rows := read_rows(self.config, name)) is None:
+            return None
+        if not isinstance(rows, datasets.Dataset):
+            rows = datasets.Dataset.from_list([dict(row) for row in rows])
+        source = getattr(self.config.data, name)
+        shape = shaped_as.plan.shape if shaped_as else None
+        return make_split(self.config, self.source.tokenizer(), self.objective, rows, name, source, shape)
+
+    def _take_data(self, training: Split, heldout: Split | None) -> None:
+        checks.check_fit(self.source, training, heldout)
+        self.training, self.heldout = training, heldout
+        self.clock.lap("data")
+
+    def _done(self) -> int:
+        """Returns the finished steps, those of a checkpoint that is not loaded yet included."""
+        return self.step if self.state is not None else self.files.checkpointer.latest_step() or 0
+
+    # Weights ----------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Loads the model, or goes on from the newest checkpoint, unless that is done."""
+        if self.state is not None:
+            return
+        with jax.set_mesh(self.mesh):
+            self.partition = self._read_partition()
+            params = self.partition.params
+            self.reference = make_reference(ReferenceOptions.from_fields(self.config.objective), self.partition, params)
+            # Parameters are in the state from now on.
+            self.partition = dataclasses.replace(self.partition, params=NOTHING)
+            self._constants = Constants.of(self.partition.frozen, self.reference.params)
+            self.evaluation = Evaluation(
+                self.partition.policy,
+                self.objective,
+                self.mesh,
+                chunk=self.config.compute.logp_chunk,
+                reference=self.reference,
+                constants=self._constants,
+            )
+            self.clock.lap("model")
+            self._make_state(params)
+
+    def _read_partition(self) -> ParameterPartition:
+        compute = self.config.compute
+        options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
+        return prepare_policy(load_decoder(self.source, self.mesh, **options), self.config, self.mesh)
+
+    def _make_state(self, params: nnx.State) -> None:
+        """Begins with the loaded parameters, or takes over the newest checkpoint."""
+        given = make_optimizer(self.config.optimizer, lambda step: 0.0), self.config.seed, self.mesh, self.reference
+        if self.files.checkpointer.latest_step() is None:
+            self.state, self._sharding = init_state(params, *given)
+            return
+        abstract, self._sharding = abstract_state(params, *given)
+        del params  # two states at once may not fit
+        restored = self.files.checkpointer.restore_latest(abstract)
+        checks.check_base(self.source, self.partition.digest, self.reference.digest, restored.metadata)
+        self.state, self.step = restored.state, restored.step
+        self._round = Round(**restored.metadata["round"])
+        self.baseline = restored.metadata["baseline"]
+        if restored.metadata["renewed"]:
+            self.reference = dataclasses.replace(self.reference, digest=restored.metadata["reference"], renewed=True)
+        log(f"resuming {self.workdir} at step {restored.step}")
+        self.clock.lap("restore")
+
+    def decoder(self) -> Decoder:
+        """Returns the model as it is now."""
+        self.load()
+        with jax.set_mesh(self.mesh):
+            return self.partition.policy.decoder(self.state.params, self.partition.frozen)
+
+    @property
+    def params(self) -> nnx.State:
+        """The trained parameters as they are now; the next step donates them."""
+        return self.state.params
+
+    # Rounds -----------------------------------------------------------------------------------------------------
+
+    def enter_round(self) -> None:
+        """Begins a round if the rows are others than those of the last step."""
+        fingerprint = self.training.examples.fingerprint
+        if fingerprint == self._round.data:
+            return
+        self._round = Round(fingerprint, self.step)
+        state = self.state
+        if self._renewal.optimizer:
+            optimizer = make_optimizer(self.config.optimizer, lambda step: 0.0)
+            opt_state = renewed(optimizer, state.params, state.opt_state)
+            self.state = dataclasses.replace(state, opt_state=opt_state)
+        if self._renewal.reference:
+            self.reference = dataclasses.replace(self.reference, digest=self._digest_now(), renewed=True)
+        self._renewal = Renewal()
+
+    def _digest_now(self) -> str:
+        """Returns the digest of all weights as they are now."""
+        if self.partition.policy.base is None:
+            return self.partition.start_digest(self.params)
+        return f"{self.partition.digest} {tree_digest(self.params)}"  # the start of adapters is their base alone
+
+    def prepare_reference(self) -> None:
+        """Adds the columns that the reference brings to the rows, unless they have them."""
+        add = {"cached": self._with_cached, "columns": stored_columns}.get(self.reference.kind)
+        splits = [split for split in (self.training, self.heldout) if split is not None]
+        if add is None or all(split.reference == self.reference.digest for split in splits):
+            return
+        self.training, self.heldout = add(self.training), self.heldout and add(self.heldout)
+        self.clock.lap("reference")
+
+    def _with_cached(self, split: Split) -> Split:
+        given = self.evaluation, self.state.params, self.reference.digest, self.mesh
+        return cached_columns(split, *given, self._reference_params)
+
+    def _reference_params(self) -> nnx.State:
+        """Returns the weights of a cached reference."""
+        if self.reference.renewed and self.reference.digest == self._digest_now():
+            return self.state.params
+        if self.reference.renewed:
+            raise UserError(
+                f"{self.workdir}: the reference is the model at an earlier step, whose weights are gone, and the cache has no "
+                "log-probs of these rows under it: renew the reference with the rows, or begin the round in another workdir"
+            )
+        if self.step == 0 or self.partition.policy.base is not None:
+            return self.partition.start(self.state.params)
+        log(f"reference: reading {self.source.name} again; config.objective.reference=live would keep it in memory")
+        return self._read_partition().params
+
+    def compile(self) -> None:
+        """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""
+        denominator = jnp.asarray(self.training.examples_per_step(), jnp.float32)
+        self._constants = dataclasses.replace(self._constants, denominator=denominator)
+        batch = next(self.training.batches(self.mesh, 0, 1))
+        key = (self._horizons, tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch)))
+        shape, programs = self.training.plan.shape, self._programs
+        about = f"rows of {shape.tokens} tokens, {shape.scored} scored positions and {shape.examples} examples"
+        if key in programs:
+            if self._compiled_for != self._round:
+                log(f"programs: kept, for {about}")
+        else:
+            if programs:
+                log(
+                    f"programs: compiled anew, for {about}; config.batch.scored and config.batch.examples can fix the shape"
+                )
+            programs[key] = self._build_step().lower(self.state, batch, self._constants).compile()
+            self.clock.lap("compile")
+        self.program, self._compiled_for = programs[key], self._round
+
+    def _build_step(self) -> Step:
+        config = self.config
+        schedule = make_schedule(config.optimizer, self._horizons)
+        return make_step(
+            self.partition.policy,
+            self.objective,
+            make_optimizer(config.optimizer, schedule),
+            schedule,
+            self._sharding,
+            self.mesh,
+            chunk=config.compute.logp_chunk,
+            accumulation=config.batch.accumulation,
+            reference=self.reference,
+        )
+
+    # Figures and files ------------------------------------------------------------------------------------------
+
+    def evaluate_before(self) -> None:
+        """Evaluates the model as it was loaded."""
+        if self.baseline is None:
+            self.baseline = {"data": _fingerprint(self.heldout), "metrics": self.evaluate()}
+            if self.step == 0:
+                self.ask_benchmark()
+        self.clock.lap("evaluation")
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns the metrics of the held-out rows, and logs them; empty without such rows."""
+        if self.heldout is None:
+            return {}
+        with jax.set_mesh(self.mesh):
+            self.load()
+            self.prepare_reference()
+            state = self.state
+            values = collect(
+                lambda batch: self.evaluation(state.params, batch, state.reference),
+                self.heldout.one_pass(self.mesh),
+                len(self.heldout.examples),
+            )
+        summary = self.objective.summariser()(values, self.heldout.static_columns())
+        metrics = {"loss": float(values["loss"].sum() / values["denominator"].sum()), **summary}
+        self.files.write_metrics(self.step, metrics, "eval")
+        return metrics
+
+    def ask_benchmark(self) -> None:
+        """Asks the benchmark, if there is one, and logs its metrics."""
+        if self.benchmark is None:
+            return
+        metrics = self.benchmark(self.decoder())
+        self.files.write_metrics(self.step, metrics, "benchmark")
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        log(f"step {self.step}: {self.config.benchmark.name}: {figures}")
+
+    def _due(self, every: int) -> bool:
+        return self.step < self.steps and every > 0 and self.step % every == 0
+
+    def save(self) -> None:
+        """Saves a checkpoint of this step, in the background; the report and the next command find it."""
+        metadata = {
+            "round": dataclasses.asdict(self._round),
+            "baseline": self.baseline,
+            "frozen": self.partition.digest,
+            "reference": self.reference.digest,
+            "renewed": self.reference.renewed,
+        }
+        self.files.checkpointer.save(self.step, self.state, metadata)
+
+    def close(self) -> None:
+        """Waits for a checkpoint on its way to the disk and frees the workdir; the model stays."""
+        self.files.close()
+
+    def __enter__(self) -> Trainer:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the workdir."""
+        self.close()
+
+
+def _fingerprint(split: Split | None) -> str:
+    return "" if split is None else split.examples.fingerprint

@@ -1,0 +1,86 @@
+"""The folder of a run: its lock, configuration, checkpoints and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from smallr.core.locks import FolderLock
+from smallr.training.checkpoints import Checkpointer
+from smallr.training.metrics import MetricsWriter
+from smallr.training.optimizer import Horizon
+from smallr.training.progress import log
+from smallr.training.resume import check_config, check_data, earlier_run, save_config
+
+
+class Workdir:
+    """Holds a run's folder for this process until it is closed.
+
+    Args:
+      path: of the folder; made if it is missing.
+      config: of the run.
+
+    Attributes:
+      path: as given.
+      checkpointer: of the run.
+      horizons: of the learning rate of the run that made the checkpoints; empty without checkpoints.
+
+    Raises:
+      UserError: another run in the folder, checkpoints of another configuration, or a folder that cannot be written.
+    """
+
+    def __init__(self, path: Path, config: ConfigDict):
+        self.path, self._config = path, config
+        self._writer: MetricsWriter | None = None
+        self._lock = FolderLock(path)
+        self._closed = False
+        if jax.process_index() == 0:
+            self._lock.acquire()
+        try:
+            self.checkpointer = Checkpointer(
+                str(path / "checkpoints"), config.checkpoint.keep_last, config.checkpoint.keep_every
+            )
+            self._earlier = earlier_run(path)
+            if self._earlier is not None:
+                for note in check_config(path, self._earlier, config):
+                    log(note)
+            self.horizons: tuple[Horizon, ...] = self._earlier.horizons if self._earlier else ()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raises UserError where the training rows are not those of the checkpoints."""
+        if self._earlier is not None:
+            check_data(self.path, self._earlier, self._config, fingerprint)
+
+    def save_config(self, fingerprint: str, horizons: Sequence[Horizon]) -> None:
+        """Writes the configuration, the fingerprint of the training rows and the horizons."""
+        save_config(self.path, self._config, fingerprint, horizons)
+
+    def open_metrics(self, step: int) -> bool:
+        """Opens the files of metrics of a run that is at `step`; returns whether they were not open yet."""
+        if self._writer is not None:
+            return False
+        self._writer = MetricsWriter(self.path, resume_step=step)
+        return True
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float], split: str) -> None:
+        """Writes a line of metrics, if their files are open."""
+        if self._writer is not None:
+            self._writer.write(step, metrics, split)
+
+    def close(self) -> None:
+        """Waits for a checkpoint on its way to the disk, and frees the folder. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.checkpointer.close()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            self._lock.release()
