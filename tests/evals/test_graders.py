@@ -41,8 +41,8 @@ def symbolic():
         ("answer: −5", "-5", True, "-5"),
         ("0.333", "0.3333333", False, "0.333"),
         ("51", "51.0", True, "51"),
-        ("9**9**9**9", "387420489", False, "9"),
-        ("1e99999999999", "1", False, "99999999999"),
+        ("9**9**9**9", "387420489", False, None),
+        ("1e99999999999", "1", False, None),
         ("no idea", "7", False, None),
         ("", "7", False, None),
         ("<think>the answer is 3</think> The answer is 4", "4", True, "4"),
@@ -243,7 +243,7 @@ def test_many_equal_columns_do_not_explode():
 
 ADD = Calls("", {"add": "add"}, ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"])
 EXPECTED = "the secret expected output 31415"
-SAY = Calls(f"GOLD = {EXPECTED!r}", {"say": "say"}, ["assert log(0) == GOLD"])
+SAY = Calls(f"GOLD = {EXPECTED!r}", {"log": "log"}, ["assert log(0) == GOLD"])
 QUICK = Limits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=256 << 20, processes=4)
 
 MODES = [
