@@ -160,7 +160,7 @@ def _verdict(outcome: sandbox.Outcome) -> Verdict:
     try:
         result = json.loads(outcome.stdout)
         passed, failure = result["ok"], result["failure"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return Verdict(False, None, f"the tests ended early: {outcome.stderr.decode(errors='replace')[-200:]}")
     return Verdict(passed is True and failure is None and outcome.returncode == 0, None, str(failure or ""))
 

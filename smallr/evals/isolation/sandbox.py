@@ -225,7 +225,7 @@ def _read_report(data: bytes) -> dict:
     """The launcher's report; empty where it was killed before it wrote one, or wrote something else."""
     try:
         report = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) and isinstance(report.get("returncode"), int | None) else {}
 
