@@ -340,6 +340,8 @@ BODIES = [
     "    return x*x\n",
     "    return x*x\n\n\nprint(sq(3))\n",
     "```python\n    return x*x\n```",
+    "```python\n    def helper(y):\n        return y*y\n    return helper(x)\n```",
+    "    def helper(y):\n        return y*y\n\n    return helper(x)\n",
     "    return x*x\n\nThis is the square.\n",
 ]
 

@@ -59,14 +59,22 @@ def test_the_valid_dialogue_passes():
 
 
 BROKEN = [
-    b"", b"[]", b"3", b"null", b'"text"', b"{}", b'{"value": 2}', b'{"value": [2]}', b'{"value": {"int": 2}}', b'{"value": {"int": "x"}}',
-    b'{"value": {"int": ["0x2"]}}', b'{"value": {}}', b'{"value": {"int": "0x2", "float": "0x1p0"}}', b'{"value": {"none": 1}}',
-    b'{"value": {"type": "print"}}', b'{"value": {"type": "nothing"}}', b'{"value": {"type": []}}', b'{"value": {"float": "x"}}',
-    b'{"value": {"complex": ["0x1p0"]}}', b'{"value": {"bytes": "zz"}}', b'{"value": {"range": ["0x1"]}}', b'{"value": {"dict": [[1]]}}',
-    b'{"value": {"dict": {"a": 1}}}', b'{"value": {"set": [{"list": []}]}}', b'{"value": {"list": "abc"}}', b'{"value": {"list": {"a": 1}}}',
-    b'{"value": {"handle": "0"}}', b'{"value": {"handle": [0]}}', b'{"value": {"iterator": null}}', b'{"value": {"handle": true}}',
-    b'{"value": NaN}', b'{"value": Infinity}', b'{"error": "KeyError"}', b'{"message": "x"}', b'{"value": null, "error": "E"}',
-    b'{"value": {"int": "0x2"}', b'{"value": {"int": "0x2"}}}', b"\xff\xfe", b'{"value": "\xff"}', b"\x00" * 50, b"{" * 1000,
+    b"", b"[]", b"3", b"null", b'"text"', b"{}", b'{"value": 2}', b'{"value": [2]}', b'{"value": {"int": 2}}',
+    b'{"value": {"int": "x"}}',
+    b'{"value": {"int": ["0x2"]}}', b'{"value": {}}', b'{"value": {"int": "0x2", "float": "0x1p0"}}',
+    b'{"value": {"none": 1}}',
+    b'{"value": {"type": "print"}}', b'{"value": {"type": "nothing"}}', b'{"value": {"type": []}}',
+    b'{"value": {"float": "x"}}',
+    b'{"value": {"complex": ["0x1p0"]}}', b'{"value": {"bytes": "zz"}}', b'{"value": {"range": ["0x1"]}}',
+    b'{"value": {"dict": [[1]]}}',
+    b'{"value": {"dict": {"a": 1}}}', b'{"value": {"set": [{"list": []}]}}', b'{"value": {"list": "abc"}}',
+    b'{"value": {"list": {"a": 1}}}',
+    b'{"value": {"handle": "0"}}', b'{"value": {"handle": [0]}}', b'{"value": {"iterator": null}}',
+    b'{"value": {"handle": true}}',
+    b'{"value": NaN}', b'{"value": Infinity}', b'{"error": "KeyError"}', b'{"message": "x"}',
+    b'{"value": null, "error": "E"}',
+    b'{"value": {"int": "0x2"}',
+    b'{"value": {"int": "0x2"}}}', b"\xff\xfe", b'{"value": "\xff"}', b"\x00" * 50, b"{" * 1000,
     b'{"value": ' + b'{"list": [' * 50_000 + b"]}" * 50_000 + b"}", b"[" * 200_000,
 ]  # fmt: skip
 

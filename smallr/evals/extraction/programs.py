@@ -43,7 +43,7 @@ def code(text: str, names: Sequence[str] = ()) -> str | None:
     blocks = _blocks(text)
     if not blocks:
         return None if "```" in text else _without_prose(text, names)
-    blocks = [block for block in blocks if block.language in _PYTHON and block.code.strip()]
+    blocks = [_dedented(block, names) for block in blocks if block.language in _PYTHON and block.code.strip()]
     if not blocks:
         return None
     scores = [_score(block, names) for block in blocks]
@@ -59,6 +59,13 @@ def defines(code: str, name: str) -> bool:
             re.MULTILINE,
         )
     )
+
+
+def _dedented(block: _Block, names: Sequence[str]) -> _Block:
+    """The block without a common indentation, unless it is the body of the function that was asked for."""
+    code = textwrap.dedent(block.code)
+    keep = bool(names) and not any(defines(code, name) for name in names)
+    return block if keep else _Block(block.language, code)
 
 
 def _score(block: _Block, names: Sequence[str]) -> tuple[int, bool, bool]:
@@ -91,23 +98,17 @@ def _blocks(text: str) -> list[_Block]:
         if inline:
             lines.append(_unindented(line.rstrip()[: -len(fence)], indent))
         if closing or inline:
-            blocks.append(_block(language, lines))
+            blocks.append(_Block(language, "\n".join(lines)))
             lines = None
         else:
             lines.append(_unindented(line, indent))
     if lines is not None:
-        blocks.append(_block(language, lines))
+        blocks.append(_Block(language, "\n".join(lines)))
     return blocks
 
 
 def _unindented(line: str, indent: int) -> str:
     return line[min(indent, len(line) - len(line.lstrip())) :]
-
-
-def _block(language: str, lines: list[str]) -> _Block:
-    text = "\n".join(lines)
-    dedented = textwrap.dedent(text)
-    return _Block(language, dedented if _STARTS.match(dedented.lstrip("\n")) else text)
 
 
 def _without_prose(text: str, names: Sequence[str]) -> str:
