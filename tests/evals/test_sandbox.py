@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from smallr.core.errors import UserError
-from smallr.evals.isolation import sandbox
+from smallr.evals.isolation import cgroups, sandbox
 from smallr.evals.isolation.sandbox import Limits, Process, run
 
 REASON = sandbox.why_not_isolated()
@@ -407,7 +407,7 @@ def test_the_users_keys_are_out_of_reach(isolate, monkeypatch, tmp_path):
     jail.write_text(Path(sandbox._JAIL).read_text().replace("libseccomp.so.2", "no-such-library"))
     code = f"""
 import ctypes, pathlib, platform
-from smallr.evals.isolation import sandbox
+from smallr.evals.isolation import cgroups, sandbox
 sandbox._JAIL = pathlib.Path({str(jail)!r})
 libc = ctypes.CDLL(None, use_errno=True)
 first = 217 if platform.machine() == 'aarch64' else 248
@@ -421,3 +421,26 @@ print(sandbox.run(["-c", look], {{}}, isolate={isolate}).stdout.decode())
     if lines[0] != "True True":
         pytest.skip("this host has no keyrings")
     assert lines[1] == "-1"
+
+
+@pytest.mark.skipif(cgroups._parent() is None, reason="no cgroup with a memory limit can be made here")
+@pytest.mark.parametrize("isolate", BOTH)
+def test_processes_share_one_limit_of_memory(isolate):
+    code = """
+import os, sys, time
+children = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        data = bytearray(150 << 20)
+        data[::4096] = b"x" * len(range(0, len(data), 4096))
+        time.sleep(1)
+        os._exit(0)
+    children.append(child)
+print(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+    limits = Limits(wall_seconds=20, memory_bytes=256 << 20, processes=8)
+    killed = python(code, limits, isolate=isolate).stdout
+    assert killed in (b"1\n", b"2\n", b"3\n", b"")  # of all: 450 MiB, where 256 are allowed
+    assert python(code.replace("range(3)", "range(1)"), limits, isolate=isolate).stdout == b"0\n"
+    assert not list(cgroups._parent().glob(f"smallr-{os.getpid()}-*"))

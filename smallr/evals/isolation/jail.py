@@ -321,6 +321,9 @@ def launch(spec: dict, report: int) -> None:
     """The first process: gives ids to the second, or runs the program at once where nothing is isolated."""
     die_with_parent(signal.SIGKILL, spec["parent"])
     leave_keyring()
+    if spec["group"] is not None:
+        with contextlib.suppress(OSError), open(f"{spec['group']}/cgroup.procs", "w") as file:
+            file.write("0")  # this process, and so all that it starts
     if not spec["isolate"]:
         without_isolation(spec, report)
         return

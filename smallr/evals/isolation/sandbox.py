@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smallr.core.errors import UserError
+from smallr.evals.isolation import cgroups
 
 _JAIL = Path(__file__).with_name("jail.py")
 MiB = 1 << 20
+_OWN_MEMORY = 64 * MiB  # of the processes that set the sandbox up
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Limits:
     Attributes:
       wall_seconds: until the whole tree is killed.
       cpu_seconds: of one process.
-      memory_bytes: address space of one process; the tree may use `processes` times as much.
+      memory_bytes: address space of one process, and where there are cgroups the memory of the whole tree; elsewhere the
+        tree may use `processes` times as much.
       processes: processes and threads at once. Not enforced for root without isolation.
       disk_bytes: of its writable folder, and of a file.
       output_bytes: of each of the two output streams; more kills it.
@@ -90,6 +93,7 @@ class Process:
         """
         self.limits, self._isolate = limits, isolate
         self._folder = None if isolate else tempfile.mkdtemp(prefix="smallr-program-")
+        self._group = cgroups.create(limits.memory_bytes + _OWN_MEMORY)
         report, report_end = os.pipe()
         self._report = report
         with tempfile.TemporaryFile() as spec_file:
@@ -125,6 +129,7 @@ class Process:
         return {
             "isolate": self._isolate,
             "parent": os.getpid(),
+            "group": None if self._group is None else str(self._group),
             "argv": list(argv),
             "files": dict(files),
             "folder": self._folder,
@@ -209,6 +214,9 @@ class Process:
             self._report = -1
         self._process.stdout.close()
         self._process.stderr.close()
+        if self._group is not None:
+            cgroups.remove(self._group)
+            self._group = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
