@@ -157,11 +157,44 @@ NO_OUTPUTS = [
     "1e99999999999", "9**9**9**9",
 ]  # fmt: skip
 
+MORE_OUTPUTS = {
+    '\\boxed{1.5 \\times 10^3}': '1500', '\\boxed{2\\,1/2}': '2.5', '#### 1,234 dollars': '1234',
+    'The answer is 5 1/2 hours': '5.5', 'The answer is 1/2 of the cake': '.5', 'The answer is **$18** per day': '18',
+    'The answer is $$18$$': '18', 'The answer is $\\boxed{18}$': '18', 'The answer is 3.14...': '3.14',
+    'Total = 5 + 3 = 8 apples': '8', 'The final answer is 18. I hope it is correct.': '18',
+    'The answer is 18 dollars, which is 3 more than 15.': '18', 'So 18 eggs left. #### 18': '18', '####18': '18',
+    '#### -5': '-5', '#### 3/4': '.75', '#### \\frac{3}{4}': '.75', '#### 2 1/2': '2.5', '#### 1.5e3': '1500',
+    '####\n18': '18', '**#### 18**': '18', '\\boxed{18}$ dollars': '18', '\\boxed{\\text{18 dollars}}': '18',
+    '\\boxed{\\$ 1,250.00}': '1250', '\\boxed{5 \\frac{1}{2} \\text{ hours}}': '5.5', 'The answer is zero.': '0',
+    'The answer is 20 percent': '20', 'The answer is 18 ✅': '18', 'The answer is 18°C': '18',
+    'Answer: 18 (eighteen)': '18', 'The answer is 2^10 = 1024': '1024', 'The answer is 12 / 4 = 3': '3',
+    'The answer is 3/4 * 100 = 75%': '75', '\\boxed{\\frac{3}{4} = 0.75}': '.75', '\\boxed{18.}': '18',
+    '\\boxed{18\\text{th}}': '18', '\\boxed{5\\times4}': '20', '\\boxed{\\left(\\frac{1}{2}\\right)^3}': '0.125',
+    '\\boxed{\\text{\\$18}}': '18', 'The answer is 5 dozen': '5', 'The answer is 1 000 000': '1000000',
+    'answer = 18': '18', 'Answer - 18': '18', 'The answer is - 18': '-18',
+    'The answer should be 18 apples and not 19': '18', 'the answer is 42\n\n\n': '42',
+    'The answer is 1,000 or so.': '1000', 'The answer is $12.50/hour.': '12.5', 'The answer is 60 km/h.': '60',
+    'The answer is 3 m^2.': '3', 'So there are 1,250 people.': '1250', 'so 3×4=12': '12',
+    'The answer is 18 = 18.': '18', 'The answer is (18).': '18', 'The answer is [18].': '18',
+    'The answer is {18}.': '18', 'The answer is ~18.': '18', 'The answer is 18+.': '18', 'The answer is 5 + 3.': '8',
+    'The answer is 18%.': '18', 'The answer is 18 %.': '18', 'The answer is \\$18.': '18',
+    'The answer is $\\$18$.': '18', 'The answer is 18\\%.': '18', 'The answer is ten thousand.': '10000',
+    '\\boxed{eighteen}': '18', '\\boxed{90 \\text{ minutes}} = 1.5 hours': '90', 'The answer is #18.': '18',
+    'Total: $3 million': '3000000', 'answer: 07': '7',
+}  # fmt: skip
+NO_OUTPUTS += [
+    '\\boxed{18\\text{ eggs}, 3 \\text{ left}}', '\\boxed{8:30}', '\\boxed{x = 18 \\text{ or } x = -18}',
+    '\\boxed{x = 3, y = 4}', '\\boxed{0.\\overline{3}}', '\\boxed{2^{\\frac{1}{2}}}',
+    '\\boxed{\\$18 \\text{ and } \\$20}', 'The answer is 18 - it was 20 before.',
+    'The answer is 1.5 hours or 90 minutes.',
+]  # fmt: skip
+
 
 def test_outputs_come_to_their_number():
     grader = matching.numbers()
-    verdicts = grader.grade([Job(output, number) for output, number in OUTPUTS.items()])
-    wrong = [(output, verdict) for output, verdict in zip(OUTPUTS, verdicts, strict=True) if not verdict.correct]
+    outputs = OUTPUTS | MORE_OUTPUTS
+    verdicts = grader.grade([Job(output, number) for output, number in outputs.items()])
+    wrong = [(output, verdict) for output, verdict in zip(outputs, verdicts, strict=True) if not verdict.correct]
     assert wrong == []
     assert [output for output in NO_OUTPUTS if grader.grade([Job(output, "5")])[0].extracted is not None] == []
 
@@ -225,6 +258,21 @@ NO_LETTERS = [
     "The answer is don't know.",
 ]  # fmt: skip
 
+LETTERS |= {
+    'Answer: B. 21 apples': 'B', 'B: 21': 'B', 'Option C.': 'C', '(B) because the others are wrong': 'B',
+    'So B.': 'B', 'Therefore, (C)': 'C', 'Hence it is D.': 'D', 'Answer (B)': 'B', 'Answer - B': 'B',
+    '$$\\boxed{\\textbf{(B)}\\ 21}$$': 'B', 'The answer is B (21).': 'B', 'C is the correct answer.': 'C',
+    'The correct answer is C, because A is wrong.': 'C', 'The answer has to be B.': 'B', '(a)': 'A', 'option a': 'A',
+    'Thus the answer is option (e).': 'E', 'The right choice: D': 'D', 'Choice B is correct': 'B',
+    'My answer is A.': 'A', 'my answer: a': 'A', 'A': 'A', 'Answer: A': 'A', 'a': 'A', 'A)': 'A',
+    'The answer is \\(B\\).': 'B', '<answer>B</answer>': 'B', 'The answer is B.\nThe answer is C.': 'C',
+    'Answer: [B]': 'B', 'Answer: {B}': 'B', 'answer is B!': 'B', 'The answer is: (B) 21 (not (C)).': 'B',
+}  # fmt: skip
+NO_LETTERS += [
+    'B) is not right', 'A. is wrong', 'It is a car.', 'Let me think. E is energy.', 'The solution is C.',
+    'I think A', 'A or B', 'A, B', 'None of the above', 'The answer is B or C but B is better',
+]  # fmt: skip
+
 
 def test_letters_of_options():
     extract = extraction.option("ABCDE")
@@ -274,6 +322,15 @@ NO_WORDS = [
     "The answer is yes and no.", "The answer is neither yes nor no.", "maybe", "I have no idea.",
     "Yes-men are everywhere.",
     "Is it yes or no?", "The answer is unknown: no data.",
+]  # fmt: skip
+
+WORDS |= {
+    'No. The coin is tails up.': 'no', 'the coin is heads up: yes': 'yes', 'Answer: yes\n\nExplanation: no': 'yes',
+    '<answer>no</answer>': 'no', 'Yes!': 'yes', 'Of course, yes.': 'yes', "I'd say no.": 'no', 'no\n': 'no',
+    'The answer is yes.\nThe answer is no.': 'no', 'The answer is “Yes”.': 'yes', 'Yes or no? Yes.': 'yes',
+}  # fmt: skip
+NO_WORDS += [
+    'not yes', 'Not no.', 'Yes and no.', 'Yeah', 'No one knows.', 'No coin was flipped.',
 ]  # fmt: skip
 
 

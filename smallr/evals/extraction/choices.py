@@ -37,6 +37,14 @@ _OPEN, _CLOSE = r"[\s(\[{]*", r"[)\]}.:]*"
 _WRONG = re.compile(
     r"\b(?:not|wrong|incorrect|false|invalid|eliminated?|excluded?|out|cannot|neither|unlikely)\b|n't\b", re.IGNORECASE
 )
+_IS_WRONG = re.compile(
+    r"[\W]*(?:is|are|was|seems|looks|would be|can|could|does|do|must|should)?\s*(?:clearly |also |obviously |the )?"
+    r"(?:not\b|n't\b|cannot\b|wrong|incorrect|false|invalid|eliminated|excluded|out\b|unlikely)|.{0,12}n't\b",
+    re.IGNORECASE,
+)
+_CONCLUSION = re.compile(
+    rf"(?:(?:so|thus|hence|therefore|finally|it is|it's|must be|that is)\b[\s,:]*)*+{_HEAD.pattern}", re.IGNORECASE
+)
 _LINE = 1000  # characters of a line that are read
 
 
@@ -147,8 +155,11 @@ def _on_a_line(lines: Sequence[str], options: _Options) -> str | None:
     """The letter that the last line or the first begins with."""
     for line in [*lines[-1:], *lines[:1]]:
         match = options.line.match(line)
-        if match and (match["mark"] or not match["rest"]) and "?" not in line and not _WRONG.search(match["rest"]):
+        if match and (match["mark"] or not match["rest"]) and "?" not in line and not _IS_WRONG.match(match["rest"]):
             return match["letter"].upper()
+        alone = options.letter.match(line, _CONCLUSION.match(line).end())
+        if alone and not line[alone.end() :].strip(" )]}.:!"):
+            return alone["letter"].upper()
         if found := options.of_text(line):
             return found
     return None

@@ -272,6 +272,7 @@ _SUBORDINATE = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z\s'\\.:,]*(?:(?<=[A-Za-z])[_(]\s*\{?[\w, ]*[})]?)?\s*")
 _TERMS = re.compile(r"[\d\s+*/().,%A-Za-z{}\\^-]*")
+_SEVERAL = re.compile(r"\d[^=]*(?:\b(?:or|and)\b|[,;]\s*[A-Za-z])")
 _VARIABLE = re.compile(r"\d\s?[a-z]\b|\b[a-z]\s*\^")
 
 
@@ -351,7 +352,7 @@ def _check_rest(rest: str) -> None:
 
 def _is_left_side(text: str) -> bool:
     """Whether the left side of an equation is a name, or numbers to be reckoned with."""
-    if "≠" in text or _UNSURE.search(text):
+    if "≠" in text or _UNSURE.search(text) or _SEVERAL.search(text):
         return False
     return bool(_NAME.fullmatch(text)) or (bool(_TERMS.fullmatch(text)) and not _VARIABLE.search(text))
 

@@ -14,9 +14,11 @@ _BRACES = re.compile(
     r"(?P<box>(?:\\f?boxed|\x08oxed|(?<![A-Za-z\\])boxed)\s*+\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
 )
 _BARE_BOX = re.compile(r"\\boxed\s*+(?![{\s])([^\s${}]{1,40}+)")
+_VERBS = r"is|are|was|would\s++be|will\s++be|should\s++be|must\s++be|has\s++to\s++be|comes\s++to|equals"  # also "isn't"
 STATED = re.compile(
-    r"\banswers?\b[*_\"')\]]*+(?:\s*+(?:is|are|was|would\s++be|will\s++be|should\s++be|must\s++be|comes\s++to|equals)(?:\b|(?=n['’]t))(?!\s++(?:as\s++follows|given)\b)"
-    r"|\s*+[:=→])[*_\s:=]*+|^[#*_ \t]*+(?:the\s++)?(?:final\s++)?answer[*_#: \t]*+$\s*+|\bans(?:wer)?\s*+[.:=]\s*+",
+    rf"\banswers?\b[*_\"')\]]*+(?:\s*+(?:{_VERBS})(?:\b|(?=n['’]t))(?!\s++(?:as\s++follows|given)\b)"
+    r"|\s*+(?:[:=→]|[-–—]\s))[*_\s:=]*+"
+    r"|^[#*_ \t]*+(?:the\s++)?(?:final\s++)?answer[*_#: \t]*+$\s*+|\bans(?:wer)?\s*+[.:=]\s*+|<answer>\s*+",
     re.IGNORECASE | re.MULTILINE,
 )
 # What a model that was not stopped writes behind its answer: another question, another speaker.
@@ -25,7 +27,7 @@ _RUN_ON = re.compile(
     re.I | re.M,
 )
 MARK = re.compile(r"####[ \t]*+([^\n]*)")
-_SENTENCE_END = re.compile(r"[.!?;](?=[\s\"')*]|\Z)|\n")
+_SENTENCE_END = re.compile(r"</answer>|[.!?;](?=[\s\"')*]|\Z)|\n")
 
 
 def boxed(text: str) -> str | None:

@@ -19,7 +19,7 @@ _STARTS_LINE = re.compile(
     rf"^[ \t>]*+(?:(?:final\s+|sqlite\s+)?(?:sql|query|answer|sql\s*query)\s*:\s*)?[`(]*+(?={_QUERY})", re.I | re.M
 )
 _EMPTY_LINE = re.compile(r"\n[ \t]*\n")
-_INLINE = re.compile(r"(?<![\w`])`?(?=SELECT\b)|`(?=select\b)")
+_INLINE = re.compile(r"(?<![\w`])`?(?=SELECT\b)|`(?=select\b)|(?:(?<=:)|(?<=\bis))\s++(?=select\s)")
 # With these a query goes on behind an empty line.
 _GOES_ON = re.compile(r"\s*(?:UNION|INTERSECT|EXCEPT|FROM|WHERE|GROUP BY|ORDER BY|HAVING|LIMIT|JOIN)\b")
 # Text in quotes and comments, in which a semicolon ends nothing; an open one goes to the end.
@@ -69,7 +69,7 @@ def _in_prose(text: str) -> str:
         start, end = inline[-1].end(), len(text)
     else:
         return text
-    return _first_statement(text[start:], end - start, within_ticks=text[:start].endswith("`"))
+    return _first_statement(text[start:], end - start, within_ticks=text[start - 1 : start] == "`")
 
 
 def _last_passage(text: str, starts: Sequence[int]) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def judge(output: str, gold: str) -> dict[str, Any]:
 
     output = answer_part(output)
     # Boxes side by side are one answer: \boxed{3}, \boxed{5}.
-    box = ", ".join(last_boxes(output)) or boxed(output)
+    box = ", ".join(dict.fromkeys(last_boxes(output))) or boxed(output)
     gold_text = boxed(gold) or gold
     if box and plain_latex(box) == plain_latex(gold_text):
         return {"correct": True, "extracted": plain_latex(box)}
