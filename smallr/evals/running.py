@@ -22,6 +22,8 @@ from smallr.sampling.requests import Request, Result, SamplingParams
 
 # How models and servers say that a prompt does not fit.
 _TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)
+# Ends an answer where examples are paragraphs: a base model goes on with a question of its own.
+PARAGRAPH_STOP = "\nQuestion:"
 _GROUP = 64  # questions by likelihood between two writes
 
 
@@ -54,13 +56,16 @@ class Asked:
         """All that is asked, as plain text."""
         if not self.shots:
             return item.task.prompt
-        return "".join(f"{shot.prompt}\n{shot.solution}\n\n" for shot in self.shots) + f"{item.task.prompt}\n"
+        examples = (f"Question: {shot.prompt}\nAnswer: {shot.solution}\n\n" for shot in self.shots)
+        return f"{''.join(examples)}Question: {item.task.prompt}\nAnswer:"
 
     def request(self, item: Item) -> Request:
         """The request for a question. It depends on nothing else, so neither do its samples."""
         digest = hashlib.sha256(f"{self.seed}:{item.id}".encode()).digest()
         params = replace(self.params, seed=int.from_bytes(digest[:4], "big") >> 1)
         if not self.chat:
+            if self.shots:
+                params = replace(params, stop=(*params.stop, PARAGRAPH_STOP))
             return Request(prompt=self.text(item), params=params)
         turns = [(("user", shot.prompt), ("assistant", shot.solution)) for shot in self.shots]
         said = [*(each for turn in turns for each in turn), ("user", item.task.prompt)]

@@ -148,9 +148,11 @@ def test_worked_examples_stand_before_every_question(tmp_path):
     config.chat = False
     evaluate(config, tmp_path / "plain", model=plain)
     assert [text.strip() for text in plain.requests[0].prompt.split("\n\n")][:2] == [
-        f"{question}\n{answer}" for (_, question), (_, answer) in (asked[:2], asked[2:4])
+        f"Question: {question}\nAnswer: {answer}" for (_, question), (_, answer) in (asked[:2], asked[2:4])
     ]
-    assert plain.requests[0].prompt.endswith(asked[4][1] + "\n")
+    assert plain.requests[0].prompt.endswith(f"\n\nQuestion: {asked[4][1]}\nAnswer:")
+    assert plain.requests[0].params.stop == ("\nQuestion:",)  # else a base model goes on with its own
+    assert model.requests[0].params.stop == ()
     config.shots.count = 9
     with pytest.raises(UserError, match=r"shots.count=9: .*train.jsonl has only 4 rows"):
         evaluate(config, tmp_path / "many", model=model)

@@ -14,6 +14,7 @@ from smallr.evals.graders import matching, sql
 from smallr.evals.graders.base import Job
 from smallr.evals.graders.programs import Calls, Check, Programs, Streams, same_output
 from smallr.evals.graders.symbolic import Symbolic
+from smallr.evals.graders.symbolic import judge as judge_expression
 from smallr.evals.isolation import sandbox
 from smallr.evals.isolation.pool import Pool
 from smallr.evals.isolation.sandbox import Limits
@@ -41,8 +42,8 @@ def symbolic():
         ("answer: −5", "-5", True, "-5"),
         ("0.333", "0.3333333", False, "0.333"),
         ("51", "51.0", True, "51"),
-        ("9**9**9**9", "387420489", False, "9"),
-        ("1e99999999999", "1", False, "99999999999"),
+        ("9**9**9**9", "387420489", False, None),
+        ("1e99999999999", "1", False, None),
         ("no idea", "7", False, None),
         ("", "7", False, None),
         ("<think>the answer is 3</think> The answer is 4", "4", True, "4"),
@@ -136,6 +137,34 @@ def test_hostile_mathematics_ends_and_the_pool_goes_on(symbolic):
     assert all(verdict.correct for verdict in symbolic.grade([Job(r"\boxed{14/2}", "7")] * 4))
 
 
+def test_numbers_that_rounding_makes_equal_and_answers_of_several_boxes():
+    cases = [
+        (r"\boxed{3}, \boxed{5}", "3,5", True),
+        (r"$\boxed{3}$ and $\boxed{5}$", "3,5", True),
+        (r"\boxed{3}, \boxed{5}", "5", False),
+        (r"\boxed{\frac{1}{2004!}}", r"\frac{1}{2006!}", False),
+        (r"\boxed{\frac{1}{2^{98}}}", r"\frac{1}{2^{99}}", False),
+        (r"\boxed{2 \cdot 10^{-20}}", "10^{-20}", False),
+        (r"\boxed{10^{-20}}", r"\frac{1}{10^{20}}", True),
+        (r"\boxed{e^{-40}}", "e^{-41}", False),
+        (r"\boxed{33_5}", "33", False),
+        (r"\boxed{33}", "33_5", False),
+        (r"\boxed{33_{5}}", "33_5", True),
+        (r"\boxed{33_6}", "33_5", False),
+        (r"\boxed{(-2,1)}", "1,-2", False),
+        (r"\boxed{1,-2}", "(-2,1)", False),
+        (r"\boxed{[1,2]}", "(1,2)", False),
+        (r"\boxed{\frac13}", "0.333333", True),
+        (r"\boxed{0.33}", r"\frac13", False),
+        (r"\boxed{50}", r"50\%", True),
+        (r"\boxed{x=5}", "5", True),
+        (r"\boxed 7", "7", True),
+        ("\\boxed{72}\n\nQuestion: 2+3?\n\\boxed{5}", "72", True),
+        ("\\boxed{72}\n\nQuestion: 2+3?\n\\boxed{5}", "5", False),
+    ]
+    assert [case for case in cases if judge_expression(*case[:2])["correct"] is not case[2]] == []
+
+
 def hang(seconds: float) -> str:
     """Work that no Python signal handler can interrupt: a computation inside C code."""
     if seconds > 1:
@@ -175,7 +204,7 @@ def database(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def execution(database):
-    grader = sql.ExecutionMatch(lambda row: database, workers=1, seconds=3.0)
+    grader = sql.ExecutionMatch(lambda row: database, workers=2, seconds=1.0)
     yield grader
     grader.close()
 
@@ -219,13 +248,47 @@ def test_sql(execution, predicted, gold, right, reason):
     assert bool(verdict.reason) == bool(reason)
 
 
-def test_a_database_is_never_changed(execution, database):
-    before = database.read_bytes()
-    execution.grade(
-        [Job("DELETE FROM t", "select 1"), Job("VACUUM", "select 1"), Job("PRAGMA user_version = 7", "select 1")]
-    )
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT"
+HOSTILE_QUERIES = [
+    # writes
+    "DELETE FROM t", "UPDATE t SET age = 0", "INSERT INTO t VALUES ('x', 9)", "REPLACE INTO t VALUES ('x', 9)", "DROP TABLE t",
+    "CREATE TABLE u (a)", "CREATE TEMP TABLE u (a)", "CREATE VIEW v AS SELECT 1", "CREATE INDEX i ON t (age)",
+    "CREATE TRIGGER g AFTER INSERT ON t BEGIN SELECT 1; END", "CREATE VIRTUAL TABLE f USING fts5(a)", "ALTER TABLE t RENAME TO u",
+    "ALTER TABLE t ADD COLUMN z", "VACUUM", "VACUUM INTO '/tmp/stolen.db'", "ANALYZE", "REINDEX", "BEGIN", "BEGIN IMMEDIATE",
+    "COMMIT", "ROLLBACK", "SAVEPOINT s", "WITH x AS (SELECT 1) DELETE FROM t", "INSERT INTO t SELECT * FROM t RETURNING name",
+    # other files, code
+    "ATTACH '/etc/passwd' AS x", "ATTACH ':memory:' AS x", "ATTACH 'new.db' AS x", "DETACH main", "SELECT load_extension('x')",
+    "SELECT readfile('/etc/passwd')", "SELECT writefile('/tmp/stolen', 'x')", "SELECT * FROM fsdir('/')", "SELECT edit('x')",
+    "SELECT fts3_tokenizer('simple', x'00')", "SELECT * FROM dbstat", "SELECT * FROM sqlite_dbpage",
+    # settings
+    "PRAGMA user_version = 7", "PRAGMA journal_mode = WAL", "PRAGMA writable_schema = 1", "PRAGMA database_list",
+    "PRAGMA temp_store_directory = '/tmp'", "PRAGMA hard_heap_limit = 1", "SELECT * FROM pragma_database_list",
+    "SELECT * FROM pragma_table_info('t')", "EXPLAIN SELECT 1", "EXPLAIN QUERY PLAN SELECT 1",
+    # several statements, strange texts
+    "SELECT 1; DROP TABLE t", "SELECT name FROM t; SELECT name FROM t", "SELECT 1\x00; DROP TABLE t", "SELECT '\ud800'", ";", "--",
+    "/*", "SELECT", "SELECT * FROM nowhere", "SELECT name FROM t WHERE " + "(" * 2000 + "1" + ")" * 2000,
+    "SELECT 1" + " UNION ALL SELECT 1" * 3000, "SELECT " + "1+" * 50_000 + "1", "SELECT " + "x" * 2_000_000,
+    # time and memory
+    f"{ENDLESS} i FROM n", f"{ENDLESS} max(i) FROM n", f"{ENDLESS} count(*) FROM n a, n b",
+    "SELECT count(*) FROM " + ", ".join(["(SELECT * FROM t, t, t, t)"] * 8), "SELECT zeroblob(1000000000)",
+    "SELECT randomblob(1000000000)", "SELECT hex(zeroblob(100000000))", "SELECT printf('%1000000000d', 1)",
+    "SELECT replace(hex(zeroblob(100000)), '0', hex(zeroblob(100000)))",
+    f"{ENDLESS} group_concat(hex(zeroblob(10000))) FROM n",
+]  # fmt: skip
+
+
+def test_hostile_queries_have_no_effect(execution, database):
+    before, home = database.read_bytes(), set(Path.cwd().iterdir())
+    gold = "select name || '?' from t"  # nobody writes this
+    start = time.monotonic()
+    verdicts = execution.grade([Job(query, gold) for query in HOSTILE_QUERIES])
+    assert time.monotonic() - start < 60
+    assert [query[:80] for query, verdict in zip(HOSTILE_QUERIES, verdicts, strict=True) if verdict.correct] == []
     assert database.read_bytes() == before
     assert [path.name for path in database.parent.iterdir()] == [database.name]
+    assert set(Path.cwd().iterdir()) == home
+    assert not any(Path(name).exists() for name in ("/tmp/stolen", "/tmp/stolen.db"))
+    assert execution.grade([Job("SELECT name FROM t", "select name from t")])[0].correct  # it goes on
 
 
 def test_many_equal_columns_do_not_explode():
@@ -243,7 +306,7 @@ def test_many_equal_columns_do_not_explode():
 
 ADD = Calls("", {"add": "add"}, ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"])
 EXPECTED = "the secret expected output 31415"
-SAY = Calls(f"GOLD = {EXPECTED!r}", {"say": "say"}, ["assert log(0) == GOLD"])
+SAY = Calls(f"GOLD = {EXPECTED!r}", {"log": "log"}, ["assert log(0) == GOLD"])
 QUICK = Limits(wall_seconds=1.5, cpu_seconds=2, memory_bytes=256 << 20, processes=4)
 
 MODES = [
@@ -328,7 +391,7 @@ def test_tricks_do_not_pass(programs, code):
 def test_the_expected_output_cannot_be_found(programs):
     """It looks through its memory, its files and, where there are any, those of other processes."""
     code = """
-import gc, os, sys
+import gc, glob, os, sys
 def log(n):
     found = []
     for value in gc.get_objects():
@@ -337,6 +400,17 @@ def log(n):
     for folder, _, names in os.walk('.'):
         for name in names:
             text = open(os.path.join(folder, name), errors='replace').read()
+            if 'the secret ' + 'expected' in text:
+                found.append(text[text.index('the secret ' + 'expected'):][:32])
+    folder = os.path.dirname(os.getcwd())
+    names = [path for pattern in ('/smallr-*/*', '/tmp*/*') for path in glob.glob(folder + pattern)]
+    for name in names + glob.glob('/proc/[0-9]*/fd/*') + glob.glob('/proc/[0-9]*/cwd/*.json'):
+        if os.path.isfile(name) and os.path.getsize(name) < 10**7:
+            try:
+                with open(name, errors='replace') as file:
+                    text = file.read()
+            except OSError:
+                continue
             if 'the secret ' + 'expected' in text:
                 found.append(text[text.index('the secret ' + 'expected'):][:32])
     return found[0] if found else 'nothing'

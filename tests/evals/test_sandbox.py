@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from smallr.core.errors import UserError
-from smallr.evals.isolation import sandbox
+from smallr.evals.isolation import cgroups, sandbox
 from smallr.evals.isolation.sandbox import Limits, Process, run
 
 REASON = sandbox.why_not_isolated()
@@ -123,6 +124,7 @@ def test_nothing_of_the_host_can_be_read(tmp_path):
     secret.write_text("expected output")
     names = [str(secret), "/etc/passwd", "/proc/self/status", str(Path(sandbox.__file__)), str(Path.home()), "/sys"]
     code = f"""
+import ctypes
 import os
 for name in {names!r}:
     try:
@@ -153,6 +155,7 @@ def test_nothing_can_be_written_outside_and_nothing_is_left(tmp_path):
     before = set(Path("/tmp").iterdir())
     target = tmp_path / "written"
     code = f"""
+import ctypes
 import os
 open('mine', 'w').write('x'); open('/tmp/also-mine', 'w').write('x')
 for name in ({str(target)!r}, '/usr/lib/x', '/x', '/dev/x', os.__file__):
@@ -209,6 +212,7 @@ print(libc.mount(b'none', b'/work', b'tmpfs', 0, None), libc.ptrace(16, 1, 0, 0)
 @isolated
 def test_the_report_cannot_be_forged():
     code = """
+import ctypes
 import os
 for fd in range(3, 64):
     try:
@@ -267,3 +271,176 @@ def test_a_started_program_is_killed_by_leaving_its_context():
     with Process(["-c", f"import time; time.sleep(60) # {mark}"], {}, QUICK):
         time.sleep(0.3)
     assert wait_until_gone(mark) == []
+
+
+# --- what is left when the evaluation is killed
+
+
+def alive(pid: int, mark: str) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("isolate", BOTH)
+def test_a_launcher_does_not_outlive_an_evaluation_that_is_killed_at_once(isolate):
+    """Also where the evaluation ends before the launcher has asked for a signal at its death."""
+    mark = f"at-once-{os.getpid()}-{isolate}"
+    code = f"""
+import os, sys, time
+from smallr.evals.isolation.sandbox import Limits, Process
+process = Process(["-c", "import time; time.sleep(60) # {mark}"], {{}}, Limits(wall_seconds=60), isolate={isolate})
+time.sleep(float(sys.argv[1]))
+os.write(1, str(process._process.pid).encode())
+os.kill(os.getpid(), 9)
+"""
+    delays = ["0", "0", "0.002", "0.005", "0.01", "0.015", "0.02", "0.03", "0.05", "0.1"]
+    callers = [subprocess.Popen([sys.executable, "-c", code, delay], stdout=subprocess.PIPE) for delay in delays]
+    launchers = [int(caller.communicate()[0]) for caller in callers]
+    assert [caller.returncode for caller in callers] == [-9] * len(delays)
+    assert wait_until_gone(mark) == []
+    for _ in range(50):
+        if not any(alive(pid, "jail.py") for pid in launchers):
+            break
+        time.sleep(0.1)
+    assert [pid for pid in launchers if alive(pid, "jail.py")] == []
+
+
+def spin(seconds: float) -> None:
+    """Work at full speed, inside C code."""
+    sum(range(10**15))
+
+
+def test_a_worker_at_full_speed_does_not_outlive_its_pool():
+    code = f"""
+import os, threading, time
+from smallr.evals.isolation.pool import Pool
+pool = Pool("{__name__}:spin", workers=1, seconds=60)
+threading.Thread(target=pool.map, args=([{{"seconds": 60}}],), daemon=True).start()
+time.sleep(1)
+os.kill(os.getpid(), 9)
+"""
+    mark = f"{__name__}:spin"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert wait_until_gone(mark) == []
+
+
+def test_a_worker_has_its_processor_time_and_no_more():
+    command = [
+        sys.executable,
+        "-m",
+        "smallr.evals.isolation.worker",
+        f"{__name__}:spin",
+        str(1 << 30),
+        "0.1",
+        str(os.getpid()),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout.readline() == b'"ready"\n'
+        worker.stdin.write(b'{"seconds": 60}\n')
+        worker.stdin.flush()
+        assert worker.wait(30) == -24  # SIGXCPU
+    other = [*command[:-1], "1"]  # of another parent: it ends at once
+    assert subprocess.run(other, stdin=subprocess.DEVNULL, check=False).returncode == 1
+
+
+# --- memory that no limit of a process counts, keys, namespaces
+
+CALLS = """
+import ctypes, platform
+libc = ctypes.CDLL(None, use_errno=True)
+arm = platform.machine() == 'aarch64'
+CLONE_NEWUSER = 0x10000000
+calls = {
+    'shmget': (194 if arm else 29, 0, 1 << 28, 0o1600),
+    'memfd_create': (279 if arm else 319, b'x', 0),
+    'msgget': (186 if arm else 68, 0, 0o1600),
+    'semget': (190 if arm else 64, 0, 32000, 0o1600),
+    'mq_open': (180 if arm else 240, b'x', 0o102, 0o600, None),
+    'io_uring_setup': (425, 8, ctypes.create_string_buffer(200)),
+    'add_key': (217 if arm else 248, b'user', b'k', b'v', 1, -3),
+    'request_key': (218 if arm else 249, b'user', b'smallr-test', None, -3),
+    'keyctl': (219 if arm else 250, 7, -3, 0, 0, 0),
+    'ptrace': (117 if arm else 101, 0, 0, 0, 0),
+    'unshare': (97 if arm else 272, CLONE_NEWUSER),
+    'clone': (220 if arm else 56, CLONE_NEWUSER | 17, 0, 0, 0, 0),
+}
+for name, (number, *arguments) in calls.items():
+    if libc.syscall(number, *arguments) >= 0:
+        print(name)
+"""
+
+
+def has_seccomp() -> bool:
+    try:
+        ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_seccomp(), reason="libseccomp.so.2 is not installed")
+@pytest.mark.parametrize("isolate", BOTH)
+def test_system_calls_that_no_solution_needs_are_refused(isolate):
+    outcome = python(CALLS, isolate=isolate)
+    assert (outcome.returncode, outcome.stdout) == (0, b"")
+    threads = "import threading\nt = threading.Thread(target=print, args=('hi',))\nt.start()\nt.join()"
+    assert python(threads, isolate=isolate).stdout == b"hi\n"  # they start by clone3, and by clone where it is refused
+
+
+@isolated
+def test_new_namespaces_and_shared_memory_are_counted_without_the_filter_too(monkeypatch, tmp_path):
+    jail = tmp_path / "jail.py"
+    jail.write_text(Path(sandbox._JAIL).read_text().replace("libseccomp.so.2", "no-such-library"))
+    monkeypatch.setattr(sandbox, "_JAIL", jail)
+    made = python(CALLS).stdout.decode().split()
+    assert not {"unshare", "clone", "request_key"} & set(made)
+    if os.geteuid() == 0:
+        assert not {"shmget", "msgget", "semget"} & set(made)
+
+
+@pytest.mark.parametrize("isolate", BOTH)
+def test_the_users_keys_are_out_of_reach(isolate, monkeypatch, tmp_path):
+    """Even without the filter: the program has a session keyring of its own."""
+    jail = tmp_path / "jail.py"
+    jail.write_text(Path(sandbox._JAIL).read_text().replace("libseccomp.so.2", "no-such-library"))
+    code = f"""
+import ctypes, pathlib, platform
+from smallr.evals.isolation import cgroups, sandbox
+sandbox._JAIL = pathlib.Path({str(jail)!r})
+libc = ctypes.CDLL(None, use_errno=True)
+first = 217 if platform.machine() == 'aarch64' else 248
+libc.syscall(first + 2, 1, b"smallr-test-ring")
+key = libc.syscall(first, b"user", b"smallr-test-key", b"secret", 6, -3)
+look = "import ctypes; print(ctypes.CDLL(None).syscall(%d, b'user', b'smallr-test-key', None, 0))" % (first + 1)
+print(key > 0, libc.syscall(first + 1, b"user", b"smallr-test-key", None, 0) == key)
+print(sandbox.run(["-c", look], {{}}, isolate={isolate}).stdout.decode())
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
+    if lines[0] != "True True":
+        pytest.skip("this host has no keyrings")
+    assert lines[1] == "-1"
+
+
+@pytest.mark.skipif(cgroups._parent() is None, reason="no cgroup with a memory limit can be made here")
+@pytest.mark.parametrize("isolate", BOTH)
+def test_processes_share_one_limit_of_memory(isolate):
+    code = """
+import os, sys, time
+children = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        data = bytearray(150 << 20)
+        data[::4096] = b"x" * len(range(0, len(data), 4096))
+        time.sleep(1)
+        os._exit(0)
+    children.append(child)
+print(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+    limits = Limits(wall_seconds=20, memory_bytes=256 << 20, processes=8)
+    killed = python(code, limits, isolate=isolate).stdout
+    assert killed in (b"1\n", b"2\n", b"3\n", b"")  # of all: 450 MiB, where 256 are allowed
+    assert python(code.replace("range(3)", "range(1)"), limits, isolate=isolate).stdout == b"0\n"
+    assert not list(cgroups._parent().glob(f"smallr-{os.getpid()}-*"))

@@ -76,6 +76,18 @@ def _aqua(row: Row) -> Question:
     return Question(f"{_text(row['question'])}\n" + "\n".join(options) + f"\n{_LETTER}", gold, solution)
 
 
+def _aqua_texts(row: Row) -> dict[str, str]:
+    """Letter -> text of AQuA's options."""
+    found = (str(option).partition(")") for option in row.get("options") or ())
+    return {letter.strip(" ("): text.strip() for letter, mark, text in found if mark}
+
+
+def _listed_texts(row: Row) -> dict[str, str]:
+    """Letter -> text of options that the question lists."""
+    listed = re.findall(r"\(([A-G])\)\s*([^\n(]+)", str(row.get("question") or ""))
+    return {letter: text.strip(" ,.") for letter, text in listed}
+
+
 def _letter(value: object, letters: str) -> str:
     letter = _text(value).strip("()").upper()
     if letter not in tuple(letters):
@@ -88,14 +100,20 @@ def _lettered(row: Row) -> Question:
     return Question(f"{_text(row['question'])}\n{_LETTER}", _letter(row["answer"], "ABCDEFG"))
 
 
-def _gpqa(row: Row) -> Question:
-    """The options in an order that depends on the question alone, so that every model sees the same one."""
+def _gpqa_texts(row: Row) -> dict[str, str]:
+    """Letter -> text, in an order that depends on the question alone, so that every model sees the same one."""
     question, right = _text(row["Question"]), _text(row["Correct Answer"])
     options = [right, *(_text(row[f"Incorrect Answer {number}"]) for number in (1, 2, 3))]
     seed = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
     random.Random(seed).shuffle(options)
-    listed = "\n".join(f"({letter}) {option}" for letter, option in zip("ABCD", options, strict=True))
-    return Question(f"{question}\n{listed}\n{_LETTER}", "ABCD"[options.index(right)])
+    return dict(zip("ABCD", options, strict=True))
+
+
+def _gpqa(row: Row) -> Question:
+    texts, right = _gpqa_texts(row), _text(row["Correct Answer"])
+    listed = "\n".join(f"({letter}) {option}" for letter, option in texts.items())
+    gold = next(letter for letter, option in texts.items() if option == right)
+    return Question(f"{_text(row['Question'])}\n{listed}\n{_LETTER}", gold)
 
 
 def _one_of(words: Sequence[str]) -> Callable[[Row], Question]:
@@ -141,27 +159,30 @@ BENCHMARKS = (
     Generation(name="addsub", source=Source(advice=_COPY), read=_word_problem, grader=_numbers, max_tokens=512),
     Generation(name="single_eq", source=Source(advice=_COPY), read=_word_problem, grader=_numbers, max_tokens=512),
     Generation(
-        name="aqua", source=Source("deepmind/aqua_rat:raw"), read=_aqua, grader=lambda _: matching.options("ABCDE")
+        name="aqua",
+        source=Source("deepmind/aqua_rat:raw"),
+        read=_aqua,
+        grader=lambda _: matching.options("ABCDE", _aqua_texts),
     ),
     Generation(
         name="gpqa_diamond",
         source=Source("Idavidrein/gpqa:gpqa_diamond", "train", "it is gated: accept its terms on the hub"),
         read=_gpqa,
-        grader=lambda _: matching.options("ABCD"),
+        grader=lambda _: matching.options("ABCD", _gpqa_texts),
         max_tokens=4096,
     ),
     Generation(
         name="date_understanding",
         source=Source(advice=_COPY),
         read=_lettered,
-        grader=lambda _: matching.options("ABCDEF"),
+        grader=lambda _: matching.options("ABCDEF", _listed_texts),
         max_tokens=512,
     ),
     Generation(
         name="shuffled_objects",
         source=Source(advice=_COPY),
         read=_lettered,
-        grader=lambda _: matching.options("ABCDEFG"),
+        grader=lambda _: matching.options("ABCDEFG", _listed_texts),
         max_tokens=512,
     ),
     Generation(

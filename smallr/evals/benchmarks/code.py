@@ -6,11 +6,11 @@ import ast
 import base64
 import json
 import pickletools
-import re
 import zlib
 from typing import Any
 
 from smallr.evals.benchmarks.base import Generation, GraderOptions, Question, Row, Source
+from smallr.evals.extraction.programs import defines
 from smallr.evals.graders.base import Grader
 from smallr.evals.graders.programs import Calls, Check, Programs, Streams
 from smallr.evals.isolation.sandbox import Limits
@@ -35,12 +35,13 @@ def _humaneval(row: Row) -> Question:
         raise ValueError(f"the prompt does not define {entry}")
 
     def program(code: str) -> str:
-        whole = re.search(rf"^def {re.escape(entry)}\b", code, re.MULTILINE)
-        return f"{head}\n{code}" if whole else prompt + code
+        return f"{head}\n{code}" if defines(code, entry) else prompt + code
 
     # Some tests call helpers of the prompt, or the function by its own name.
     tests = Calls(f"{prompt}\n{row['test']}", {"candidate": entry, entry: entry}, ["check(candidate)"])
-    return Question(f"Complete this function. {_FENCED}\n```python\n{prompt.rstrip()}\n```", Check(tests, program))
+    return Question(
+        f"Complete this function. {_FENCED}\n```python\n{prompt.rstrip()}\n```", Check(tests, program, (entry,))
+    )
 
 
 def _mbpp(row: Row) -> Question:
@@ -54,7 +55,7 @@ def _mbpp(row: Row) -> Question:
     listed = "\n".join(tests)
     return Question(
         f"{row['text'].strip()} {_FENCED}\nYour code should pass these tests:\n{listed}",
-        Check(calls),
+        Check(calls, names=tuple(calls.remote)),
         f"```python\n{row['code'].strip()}\n```",
     )
 
@@ -109,7 +110,7 @@ def _live_code_bench(row: Row) -> Question:
             listed = ", ".join(map(repr, arguments))
             tests.append(f"assert _lists({call}({listed})) == {json.loads(case['output'])!r}")
         remote = "Solution" if in_class else name
-        check = Check(Calls(_SAME, {remote: remote}, tests), lambda code: _PREAMBLE + code)
+        check = Check(Calls(_SAME, {remote: remote}, tests), lambda code: _PREAMBLE + code, (remote,))
         how = f"Start from this code:\n```python\n{starter.rstrip()}\n```"
     else:
         raise ValueError(f"test cases of kinds {sorted(kinds)}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Sequence
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from smallr.evals import extraction
+from smallr.evals.extraction import numerals
 from smallr.evals.graders.base import Job, Verdict
 
 # Two numbers are equal within this, relative to the gold one: 0.333333 for a third, but not 0.33.
 TOLERANCE = Decimal("1e-6")
+_MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 class Match:
@@ -42,14 +44,36 @@ class Match:
         """Nothing to end."""
 
 
+class Options:
+    """Right if the output chooses the gold letter, by name or by the text of its option."""
+
+    def __init__(self, letters: str, texts: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None):
+        """`texts` gives letter -> text of the options of a row; without it letters alone are read."""
+        self._letters, self._texts = letters, texts
+
+    def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
+        """One verdict for each job; gold is a letter."""
+        return [self._grade(job) for job in jobs]
+
+    def _grade(self, job: Job) -> Verdict:
+        texts = self._texts(job.row) if self._texts and job.row else {}
+        found = extraction.option(self._letters, texts)(job.output)
+        if found is None:
+            return Verdict(False, None, "no answer")
+        return Verdict(found == str(job.gold).strip().strip("().").upper(), found)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
 def numbers() -> Match:
-    """Compares numbers, whatever their commas, currency signs and trailing zeros."""
+    """Compares numbers by their values, however they are written."""
     return Match(extraction.number, to_decimal, close)
 
 
-def options(letters: str = "ABCDE") -> Match:
+def options(letters: str = "ABCDE", texts: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None) -> Options:
     """Compares the letters of options."""
-    return Match(extraction.option(letters), lambda text: text.strip().upper())
+    return Options(letters, texts)
 
 
 def words(choices: Sequence[str]) -> Match:
@@ -63,15 +87,8 @@ def texts() -> Match:
 
 
 def to_decimal(text: str) -> Decimal | None:
-    """The number that a text is; None if it is none or not finite."""
-    text = re.sub(r"[\s,$€£%]", "", text).replace("−", "-").rstrip(".")
-    try:
-        value = Decimal(text)
-    except InvalidOperation:
-        return None
-    if not value.is_finite():
-        return None
-    return value.normalize() + 0  # 5.0 and 5 are one vote; so are 0 and -0
+    """The number that a text is, a sum or a fraction included; None if it is none."""
+    return numerals.value(text)
 
 
 def close(answer: Decimal, gold: Decimal | None) -> bool:
@@ -80,7 +97,7 @@ def close(answer: Decimal, gold: Decimal | None) -> bool:
 
 
 def normalise_text(text: str) -> str | None:
-    """Lower case, no punctuation at the ends or between, no articles, single spaces; None if nothing is left."""
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    text = " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-    return text or None
+    """Small letters, no punctuation, single spaces, no articles unless there is nothing else; None if nothing is left."""
+    text = _MARKUP.sub(r"\1", text).lower().translate(str.maketrans("", "", string.punctuation + "“”‘’"))
+    words = text.split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words) or None

@@ -48,10 +48,17 @@ class Streams:
 
 @dataclass(frozen=True)
 class Check:
-    """What is run: `program` gets the extracted code and gives the whole source."""
+    """What is run.
+
+    Attributes:
+      tests: of the program.
+      program: gets the extracted code and gives the whole source.
+      names: what the solution must define; they decide which block of an answer is the solution.
+    """
 
     tests: Calls | Streams
     program: Callable[[str], str] = field(default=lambda code: code)
+    names: Sequence[str] = ()
 
 
 class Programs:
@@ -77,10 +84,10 @@ class Programs:
         return list(self._threads.map(self._grade, jobs))
 
     def _grade(self, job: Job) -> Verdict:
-        code = extraction.code(job.output)
+        check: Check = job.gold
+        code = extraction.code(job.output, check.names)
         if code is None:
             return Verdict(False, None, "no answer")
-        check: Check = job.gold
         source = check.program(code)
         if "\0" in source or not _encodable(source):
             return Verdict(False, code, "not text that Python reads")
@@ -88,35 +95,38 @@ class Programs:
         return replace(judge(source, check.tests), extracted=code)
 
     def _calls(self, source: str, tests: Calls) -> Verdict:
+        spec = json.dumps({"setup": tests.setup, "remote": dict(tests.remote), "tests": list(tests.tests)})
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            spec = json.dumps({"setup": tests.setup, "remote": dict(tests.remote), "tests": list(tests.tests)})
-            solution = Process(
-                ["serve_solution.py", "solution.py", str(theirs.fileno())],
-                {"wire.py": _WIRE, "serve_solution.py": _SERVER, "solution.py": source},
+            tester = Process(
+                ["run_tests.py", str(ours.fileno())],
+                {"wire.py": _WIRE, "run_tests.py": _TESTER},
                 self._limits,
                 isolate=self._isolate,
-                descriptors=[theirs.fileno()],
+                stdin=spec.encode(),
+                descriptors=[ours.fileno()],
             )
-            with solution:
-                tester = Process(
-                    ["run_tests.py", "tests.json", str(ours.fileno())],
-                    {"wire.py": _WIRE, "run_tests.py": _TESTER, "tests.json": spec},
+            ours.close()
+            with tester:
+                # The solution is started once the tests are read, and nowhere else: it cannot open what is not there.
+                theirs.settimeout(self._limits.wall_seconds)
+                if not _is_ready(theirs):
+                    return Verdict(False, None, "the tests could not be loaded")
+                theirs.settimeout(None)
+                solution = Process(
+                    ["serve_solution.py", "solution.py", str(theirs.fileno())],
+                    {"wire.py": _WIRE, "serve_solution.py": _SERVER, "solution.py": source},
                     self._limits,
                     isolate=self._isolate,
-                    descriptors=[ours.fileno()],
+                    descriptors=[theirs.fileno()],
                 )
-                # Only the two programs hold the connection now, so that the end of one is seen by the other.
-                ours.close()
-                theirs.close()
-                outcome = tester.wait()
+                theirs.close()  # only the programs hold the connection now, so that the end of one is seen by the other
+                with solution:
+                    tester.restart_clock()
+                    outcome = tester.wait()
         if outcome.status != "exited":
             return Verdict(False, None, "timed out" if outcome.status == "timeout" else outcome.status)
-        try:
-            result = json.loads(outcome.stdout)
-        except ValueError:
-            return Verdict(False, None, f"the tests ended early: {outcome.stderr.decode(errors='replace')[-200:]}")
-        return Verdict(result["ok"] is True and outcome.returncode == 0, None, result["failure"] or "")
+        return _verdict(outcome)
 
     def _streams(self, source: str, tests: Streams) -> Verdict:
         for number, (given, expected) in enumerate(tests.cases, start=1):
@@ -135,6 +145,24 @@ class Programs:
     def close(self) -> None:
         """Ends the threads; processes end with their jobs."""
         self._threads.shutdown()
+
+
+def _is_ready(connection: socket.socket) -> bool:
+    """Waits for the tester's first byte."""
+    try:
+        return connection.recv(1) == b"\n"
+    except OSError:
+        return False
+
+
+def _verdict(outcome: sandbox.Outcome) -> Verdict:
+    """What the tester has written: passed, failed, or something that is no verdict."""
+    try:
+        result = json.loads(outcome.stdout)
+        passed, failure = result["ok"], result["failure"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return Verdict(False, None, f"the tests ended early: {outcome.stderr.decode(errors='replace')[-200:]}")
+    return Verdict(passed is True and failure is None and outcome.returncode == 0, None, str(failure or ""))
 
 
 def same_output(found: str, expected: str) -> bool:

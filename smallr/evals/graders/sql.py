@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smallr.evals import extraction
+from smallr.evals.extraction import query
 from smallr.evals.graders.base import Job, Verdict
 from smallr.evals.isolation.pool import Pool
 
@@ -20,7 +20,6 @@ MAX_VALUE_BYTES = 1_000_000
 MAX_PAIRINGS = 20_000  # of columns, tried before two results count as different
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-_SQL_FENCE = re.compile(r"```[ \t]*(?:sqlite|sql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 Rows = list[tuple[Any, ...]]
 
@@ -50,21 +49,13 @@ class ExecutionMatch:
         return [
             Verdict(False, text, answer.problem)
             if answer.problem
-            else Verdict(answer.value["correct"], text, answer.value["reason"])
+            else Verdict(answer.value["correct"] is True, text, answer.value["reason"])
             for text, answer in zip(found, answers, strict=True)
         ]
 
     def close(self) -> None:
         """Ends the processes."""
         self._pool.close()
-
-
-def query(text: str) -> str | None:
-    """The query in a model's output: the last fenced block, or all of it; without its semicolon."""
-    text = extraction.after_reasoning(text)
-    blocks = _SQL_FENCE.findall(text)
-    found = (blocks[-1] if blocks else text).strip().rstrip(";").strip()
-    return found or None
 
 
 def judge(database: str, predicted: str, gold: str) -> dict[str, Any]:

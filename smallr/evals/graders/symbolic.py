@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from smallr.evals.extraction import after_reasoning, boxed
+from smallr.evals.extraction import answer_part, boxed, last_boxes
 from smallr.evals.graders.base import Job, Verdict
 from smallr.evals.isolation.pool import Pool
 
@@ -41,17 +41,63 @@ def judge(output: str, gold: str) -> dict[str, Any]:
     """The fields of a verdict; runs in a worker."""
     from math_verify import parse, verify  # half a second, in the worker alone
 
-    output = after_reasoning(output)
-    box = boxed(output)
+    output = answer_part(output)
+    # Boxes side by side are one answer: \boxed{3}, \boxed{5}.
+    box = ", ".join(dict.fromkeys(last_boxes(output))) or boxed(output)
     gold_text = boxed(gold) or gold
-    if box is not None and plain_latex(box) == plain_latex(gold_text):
+    if box and plain_latex(box) == plain_latex(gold_text):
         return {"correct": True, "extracted": plain_latex(box)}
+    if box and _bases(box) != _bases(gold_text):  # math-verify drops them
+        return {"correct": False, "extracted": box[:500], "reason": ""}
     wanted = parse(f"${gold_text}$", parsing_timeout=None)
     # A box is the answer by convention; only without one is the text searched.
-    found = parse(f"\\boxed{{{box}}}" if box is not None else output, parsing_timeout=None)
+    found = parse(f"\\boxed{{{box}}}" if box else output, parsing_timeout=None)
     if not found:
         return {"correct": False, "extracted": box, "reason": "no answer"}
-    return {"correct": bool(verify(wanted, found, timeout_seconds=None)), "extracted": str(found[0])[:500]}
+    correct = bool(verify(wanted, found, timeout_seconds=None))
+    if correct and wanted and _differ(wanted[0], found[0], gold_text, box or ""):
+        correct = False
+    return {"correct": correct, "extracted": str(found[0])[:500]}
+
+
+_BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d+)\s*\}?")
+_DIGITS = 30  # to which numbers that are exact must agree
+_RELATIVE = 2e-6  # and those with a decimal point
+
+
+def _bases(text: str) -> list[tuple[str, str]]:
+    """The numerals with a base in a text, e.g. 33 with 5."""
+    return [(digits.lower(), base) for digits, base in _BASE.findall(text) if digits.isdigit()]
+
+
+def _differ(wanted: Any, found: Any, gold: str, answer: str) -> bool:
+    """Whether two expressions that math-verify takes for equal differ.
+
+    Its comparison rounds to six decimals, which makes all tiny numbers one, and it holds a pair in brackets and a set of the
+    same numbers for the same.
+    """
+    import sympy
+
+    if "%" in gold or "%" in answer or not (isinstance(wanted, sympy.Basic) and isinstance(found, sympy.Basic)):
+        return False
+    if isinstance(wanted, sympy.FiniteSet) != isinstance(found, sympy.FiniteSet):
+        in_order = [plain_latex(text).strip("()[]\\{}") for text in (gold, answer)]
+        return isinstance(wanted, sympy.Interval | sympy.Tuple) or (
+            isinstance(found, sympy.Interval | sympy.Tuple) and in_order[0] != in_order[1]
+        )
+    if isinstance(wanted, sympy.FiniteSet):
+        return any(all(_differ(one, other, "", "") for other in found.args) for one in wanted.args)
+    if (
+        not (isinstance(wanted, sympy.Expr) and isinstance(found, sympy.Expr))
+        or wanted.free_symbols | found.free_symbols
+    ):
+        return False
+    first, second = (sympy.N(expression, _DIGITS + 10) for expression in (wanted, found))
+    if not (first.is_comparable and second.is_comparable):
+        return False
+    rounded = wanted.has(sympy.Float) or found.has(sympy.Float)
+    limit = _RELATIVE if rounded else sympy.Float(10) ** -_DIGITS
+    return bool(abs(first - second) > limit * max(abs(first), abs(second)))
 
 
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad|\s|~")

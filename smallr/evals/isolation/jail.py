@@ -5,16 +5,19 @@
 The setup process takes new user, mount, pid, network, ipc and host-name namespaces; the launcher gives it its ids.
 Init builds a root of its own from an empty tmpfs, with the interpreter and the system's libraries read-only, and leaves
 the old one. When the program ends, init ends, and the kernel kills what is left of the process tree. The report goes
-through a pipe that the program does not have. Killing any of the three kills all (parent-death signals).
+through a pipe that the program does not have. Killing any of the three kills all: each asks for a signal at its parent's
+death, and then looks whether the parent still lives.
 
-See user_namespaces(7), pid_namespaces(7), pivot_root(2).
+See user_namespaces(7), pid_namespaces(7), pivot_root(2), session-keyring(7), seccomp(2).
 """
 
+import contextlib
 import ctypes
 import itertools
 import json
 import os
 import resource
+import select
 import signal
 import sys
 
@@ -33,6 +36,24 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+KEYCTL, KEYCTL_JOIN_SESSION_KEYRING = {"x86_64": 250, "aarch64": 219}, 1
+
+# System calls that no solution needs: memory that no limit counts, keyrings, other processes, new namespaces.
+REFUSED = (
+    "shmget", "shmat", "shmctl", "semget", "semctl", "msgget", "msgctl", "mq_open", "memfd_create",
+    "memfd_secret", "io_uring_setup", "userfaultfd", "add_key", "request_key", "keyctl", "ptrace",
+    "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp", "bpf", "perf_event_open", "unshare",
+    "setns", "mount", "umount2", "pivot_root", "fsopen", "fsmount", "open_tree", "move_mount",
+)  # fmt: skip
+SCMP_ACT_ALLOW, SCMP_ACT_ERRNO, SCMP_CMP_MASKED_EQ = 0x7FFF0000, 0x00050000, 7
+EPERM, ENOSYS = 1, 38
+# Where the kernel counts what a namespace may hold; written from inside, so that the host keeps its own values.
+COUNTS = {
+    "user/max_user_namespaces": "0",  # in a new one a program could mount file systems in memory
+    "kernel/shmall": "0",
+    "kernel/msgmni": "0",
+    "kernel/sem": "1 1 1 0",
+}
 
 INSIDE = 1000  # the program's user id inside
 OUTSIDE = 65534  # and outside, where the launcher is root: nobody, whose number of processes is limited (root's is not)
@@ -59,6 +80,49 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 def prctl(option: int, value: int) -> None:
     """The system call, of one argument."""
     check(libc.prctl(option, value, 0, 0, 0), f"prctl {option}")
+
+
+def die_with_parent(number: int, parent: int) -> None:
+    """Asks for a signal at the parent's death; ends this process if the parent was dead before."""
+    prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def leave_keyring() -> None:
+    """Joins a new session keyring: the one that is inherited holds the user's keys."""
+    libc.syscall(KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)  # fails where there are no keyrings
+
+
+class Comparison(ctypes.Structure):
+    """libseccomp's `struct scmp_arg_cmp`."""
+
+    _fields_ = (("arg", ctypes.c_uint), ("op", ctypes.c_int), ("mask", ctypes.c_uint64), ("value", ctypes.c_uint64))
+
+
+def refuse_system_calls() -> None:
+    """Loads a filter made by libseccomp; does nothing where the library is not installed."""
+    try:
+        seccomp = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        return
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(seccomp.seccomp_init(SCMP_ACT_ALLOW))
+
+    def refuse(name: str, error: int, comparisons: tuple = ()) -> None:
+        call = seccomp.seccomp_syscall_resolve_name(name.encode())
+        array = (Comparison * len(comparisons))(*comparisons)
+        result = seccomp.seccomp_rule_add_array(context, SCMP_ACT_ERRNO | error, call, len(comparisons), array)
+        if result != 0 and call >= 0:  # calls that this library does not know, or that the machine lacks, are negative
+            raise OSError(-result, f"seccomp: {name}: {os.strerror(-result)}")
+
+    for name in REFUSED:
+        refuse(name, EPERM)
+    refuse("clone", EPERM, (Comparison(0, SCMP_CMP_MASKED_EQ, CLONE_NEWUSER, CLONE_NEWUSER),))
+    refuse("clone3", ENOSYS)  # its flags cannot be read; the C library then uses clone
+    if (result := seccomp.seccomp_load(context)) != 0:
+        raise OSError(-result, f"seccomp: {os.strerror(-result)}")
+    seccomp.seccomp_release(context)
 
 
 def set_ids(pid: int) -> None:
@@ -131,7 +195,7 @@ def limit(limits: dict) -> None:
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value + 1 if name == "CPU" else value))
 
 
-def execute(spec: dict) -> None:
+def execute(spec: dict, parent: int) -> None:
     """Becomes the program."""
     os.setsid()
     keep = spec["keep"]
@@ -140,7 +204,8 @@ def execute(spec: dict) -> None:
         os.setresgid(INSIDE, INSIDE, INSIDE)
         os.setresuid(INSIDE, INSIDE, INSIDE)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, parent)
+    refuse_system_calls()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     edges = [2, *sorted(keep), 1024]
@@ -156,10 +221,11 @@ def execute(spec: dict) -> None:
 
 def supervise(spec: dict, report: int) -> None:
     """Runs the program as a child, buries what it leaves, and reports how it ended."""
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
-            execute(spec)
+            execute(spec, parent)
         except BaseException as error:
             os.write(2, f"sandbox: {error}\n".encode())
         os._exit(127)
@@ -180,25 +246,38 @@ def guarded(report: int, step, *args) -> None:
     os._exit(0)
 
 
-def init(spec: dict, report: int) -> None:
-    """Pid 1 of the sandbox."""
+def init(spec: dict, report: int, alive: int) -> None:
+    """Pid 1 of the sandbox. The parent is outside, where `getppid` does not see it: `alive` is a pipe from it."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if select.select([alive], [], [], 0)[0]:  # its end: nothing is ever written
+        os._exit(1)
     build_root(spec)
     prctl(PR_SET_DUMPABLE, 0)  # the program must not look into this process
     supervise(spec, report)
 
 
-def set_up(spec: dict, report: int, mapped: int, ready: int) -> None:
+def set_counts() -> None:
+    """Limits what the new namespaces may hold."""
+    for name, text in COUNTS.items():
+        # Read-only in some containers, and the last three are root's alone: the filter of system calls is there as well.
+        with contextlib.suppress(OSError), open(f"/proc/sys/{name}", "w") as file:
+            file.write(text)
+
+
+def set_up(spec: dict, report: int, mapped: int, ready: int, launcher: int) -> None:
     """Takes the namespaces, waits for ids, and waits for init."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, launcher)
     spaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     check(libc.unshare(spaces), "unshare")
     os.write(ready, b"1")
     if os.read(mapped, 1) != b"1":
         raise OSError("no ids were given")
+    set_counts()
+    alive, held = os.pipe()
     child = os.fork()
     if child == 0:
-        guarded(report, init, spec, report)
+        os.close(held)
+        guarded(report, init, spec, report, alive)
     os.waitpid(child, 0)
 
 
@@ -228,7 +307,9 @@ def without_isolation(spec: dict, report: int) -> None:
         os._exit(1)
 
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_DUMPABLE, 0)  # the program, of the same user, must not reach this process' files
     signal.signal(signal.SIGTERM, stop)
+    die_with_parent(signal.SIGTERM, spec["parent"])  # not SIGKILL: what is below has to be killed first
     for name, text in spec["files"].items():
         with open(f"{spec['folder']}/{name}", "w", encoding="utf-8") as file:
             file.write(text)
@@ -238,16 +319,21 @@ def without_isolation(spec: dict, report: int) -> None:
 
 def launch(spec: dict, report: int) -> None:
     """The first process: gives ids to the second, or runs the program at once where nothing is isolated."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, spec["parent"])
+    leave_keyring()
+    if spec["group"] is not None:
+        with contextlib.suppress(OSError), open(f"{spec['group']}/cgroup.procs", "w") as file:
+            file.write("0")  # this process, and so all that it starts
     if not spec["isolate"]:
         without_isolation(spec, report)
         return
     mapped, give = os.pipe()
     wait, ready = os.pipe()
+    launcher = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(give)
-        guarded(report, set_up, spec, report, mapped, ready)
+        guarded(report, set_up, spec, report, mapped, ready, launcher)
     os.close(ready)
     if os.read(wait, 1) == b"1":
         set_ids(child)

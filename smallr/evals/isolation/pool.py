@@ -18,6 +18,7 @@ from typing import Any
 
 GiB = 1 << 30
 _ROOT = str(Path(__file__).parents[3])
+MAX_REPLY = 64 << 20  # bytes of a reply
 _STARTING_SECONDS = 120.0  # importing the function's module on a busy machine is not the work's fault
 
 
@@ -43,10 +44,11 @@ class Pool:
         Args:
           target: `module:function`; arguments and value must be what JSON holds.
           workers: processes at once.
-          seconds: limit of one call.
+          seconds: limit of one call, in wall time and in processor time.
           memory_bytes: address space of a worker.
         """
-        self._command = [sys.executable, "-m", "smallr.evals.isolation.worker", target, str(memory_bytes)]
+        worker = [sys.executable, "-m", "smallr.evals.isolation.worker"]
+        self._command = [*worker, target, str(memory_bytes), str(seconds)]
         self._seconds = seconds
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(workers):
@@ -95,7 +97,7 @@ class _Worker:
     def __init__(self, command: list[str]):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])}
         self._process = subprocess.Popen(
-            command,
+            [*command, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -109,32 +111,44 @@ class _Worker:
         if self._fresh and self._line(_STARTING_SECONDS) != b'"ready"\n':
             return Answer(problem="the worker did not start"), False
         self._fresh = False
+        deadline = time.monotonic() + seconds
         try:
-            self._process.stdin.write(json.dumps(arguments).encode() + b"\n")
-            self._process.stdin.flush()
+            if not self._write(json.dumps(arguments).encode() + b"\n", deadline):
+                return Answer(problem="timed out", timed_out=True), False
         except OSError:
             return Answer(problem="the worker ended"), False
-        line = self._line(seconds)
+        line = self._line(deadline - time.monotonic())
         if line is None:
             return Answer(problem="timed out", timed_out=True), False
         if not line.endswith(b"\n"):
             return Answer(problem="the worker ended (out of memory, or a crash)"), False
-        reply = json.loads(line)
-        return Answer(reply.get("value"), reply.get("error")), True
+        return _read_reply(line)
+
+    def _write(self, data: bytes, deadline: float) -> bool:
+        """Sends all of it; False if the worker does not take it in time."""
+        descriptor = self._process.stdin.fileno()
+        os.set_blocking(descriptor, False)
+        view = memoryview(data)
+        while view:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([], [descriptor], [], left)[1]:
+                return False
+            view = view[os.write(descriptor, view) :]
+        return True
 
     def _line(self, seconds: float) -> bytes | None:
-        """One line; None if it does not come in time; a part of one if the process ends."""
-        deadline, parts = time.monotonic() + seconds, b""
+        """One line; None if it does not come in time; a part of one if the process ends or does not end the line."""
+        deadline, parts = time.monotonic() + seconds, bytearray()
         descriptor = self._process.stdout.fileno()
-        while not parts.endswith(b"\n"):
+        while not parts.endswith(b"\n") and len(parts) < MAX_REPLY:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
                 return None
             data = os.read(descriptor, 1 << 16)
             if not data:
-                return parts
+                break
             parts += data
-        return parts
+        return bytes(parts)
 
     def kill(self) -> None:
         """Ends the process and what it has started."""
@@ -143,3 +157,16 @@ class _Worker:
             self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
+
+
+def _read_reply(line: bytes) -> tuple[Answer, bool]:
+    """The answer in a line, and whether it is one."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError):
+        reply = None
+    if isinstance(reply, dict) and reply.keys() == {"value"}:
+        return Answer(reply["value"]), True
+    if isinstance(reply, dict) and reply.keys() == {"error"} and isinstance(reply["error"], str):
+        return Answer(problem=reply["error"]), True
+    return Answer(problem="the worker's reply cannot be read"), False

@@ -17,15 +17,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from smallr.core.errors import UserError
+from smallr.evals.isolation import cgroups
 
 _JAIL = Path(__file__).with_name("jail.py")
 MiB = 1 << 20
+_OWN_MEMORY = 64 * MiB  # of the processes that set the sandbox up
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Limits:
     Attributes:
       wall_seconds: until the whole tree is killed.
       cpu_seconds: of one process.
-      memory_bytes: address space of one process; the tree may use `processes` times as much.
+      memory_bytes: address space of one process, and where there are cgroups the memory of the whole tree; elsewhere the
+        tree may use `processes` times as much.
       processes: processes and threads at once. Not enforced for root without isolation.
       disk_bytes: of its writable folder, and of a file.
       output_bytes: of each of the two output streams; more kills it.
@@ -89,19 +93,16 @@ class Process:
         """
         self.limits, self._isolate = limits, isolate
         self._folder = None if isolate else tempfile.mkdtemp(prefix="smallr-program-")
+        self._group = cgroups.create(limits.memory_bytes + _OWN_MEMORY)
         report, report_end = os.pipe()
         self._report = report
-        with tempfile.TemporaryFile() as input_file, tempfile.TemporaryFile() as spec_file:
-            for file, data in (
-                (input_file, stdin),
-                (spec_file, json.dumps(self._spec(argv, files, descriptors)).encode()),
-            ):
-                file.write(data)
-                file.seek(0)
+        with tempfile.TemporaryFile() as spec_file:
+            spec_file.write(json.dumps(self._spec(argv, files, descriptors)).encode())
+            spec_file.seek(0)
             command = [sys.executable, "-I", "-S", str(_JAIL), str(spec_file.fileno()), str(report_end)]
             self._process = subprocess.Popen(
                 command,
-                stdin=input_file,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(spec_file.fileno(), report_end, *descriptors),
@@ -109,12 +110,26 @@ class Process:
                 env={},
             )
         os.close(report_end)
-        self._deadline = time.monotonic() + limits.wall_seconds
+        self._feeder = None
+        if stdin:  # through a pipe: a file could be opened again by another program of the same user
+            self._feeder = threading.Thread(target=self._feed, args=(stdin,), daemon=True)
+            self._feeder.start()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Counts the wall time from now on."""
+        self._deadline = time.monotonic() + self.limits.wall_seconds
+
+    def _feed(self, data: bytes) -> None:
+        with contextlib.suppress(OSError), self._process.stdin as pipe:  # the program may end without reading
+            pipe.write(data)
 
     def _spec(self, argv: Sequence[str], files: Mapping[str, str], descriptors: Sequence[int]) -> dict:
         limits = self.limits
         return {
             "isolate": self._isolate,
+            "parent": os.getpid(),
+            "group": None if self._group is None else str(self._group),
             "argv": list(argv),
             "files": dict(files),
             "folder": self._folder,
@@ -129,6 +144,7 @@ class Process:
                 "FSIZE": limits.disk_bytes,
                 "NPROC": limits.processes,
                 "NOFILE": 64,
+                "MSGQUEUE": 0,
                 "CORE": 0,
             },
         }
@@ -143,7 +159,7 @@ class Process:
             status, streams = self._read()
         finally:
             self.kill()
-        report = json.loads(streams["report"] or b"{}")
+        report = _read_report(bytes(streams["report"]))
         if "error" in report:
             raise UserError(f"sandbox: it cannot be set up here: {report['error']}")
         return Outcome(status, report.get("returncode"), bytes(streams["stdout"]), bytes(streams["stderr"]))
@@ -191,11 +207,16 @@ class Process:
                 # While the leader is not waited for, its group is ours.
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+        if self._feeder is not None:
+            self._feeder.join()  # its pipe has no reader any more
         if self._report >= 0:
             os.close(self._report)
             self._report = -1
         self._process.stdout.close()
         self._process.stderr.close()
+        if self._group is not None:
+            cgroups.remove(self._group)
+            self._group = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -206,6 +227,15 @@ class Process:
     def __exit__(self, *_) -> None:
         """Kills it."""
         self.kill()
+
+
+def _read_report(data: bytes) -> dict:
+    """The launcher's report; empty where it was killed before it wrote one, or wrote something else."""
+    try:
+        report = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return report if isinstance(report, dict) and isinstance(report.get("returncode"), int | None) else {}
 
 
 def run(

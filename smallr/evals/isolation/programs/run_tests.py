@@ -1,16 +1,19 @@
-"""Runs a benchmark's tests against a solution in another process. Arguments: a JSON file, a socket's descriptor.
+"""Runs a benchmark's tests against a solution in another process. Argument: a socket's descriptor.
 
-The file holds `setup` (code), `remote` (names of the tests -> names of the solution) and `tests` (pieces of code).
-Only this process decides; the solution's process never sees the tests, and gives values alone.
+Standard input holds `setup` (code), `remote` (names of the tests -> names of the solution) and `tests` (pieces of code) as
+JSON. Only this process decides; the solution's process never sees the tests, and gives values alone.
 """
 
 import builtins
+import ctypes
 import json
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from wire import Wire
+from wire import ProtocolError, Wire
+
+PR_SET_DUMPABLE = 4
 
 
 class SolutionError(Exception):
@@ -18,7 +21,7 @@ class SolutionError(Exception):
 
 
 class Gone(BaseException):
-    """The solution's process has ended."""
+    """The solution's process has ended, or says what makes no sense; no test can catch it."""
 
 
 class Remote:
@@ -46,7 +49,20 @@ class Remote:
         """Its items; those of an iterator are taken in portions."""
         iterator = self._ask(operation="iterate", of=self)
         while portion := self._ask(operation="take", of=iterator):
+            if not isinstance(portion, list):
+                raise Gone("the solution's process breaks the protocol: a portion of items is no list")
             yield from portion
+
+
+# Errors that need other arguments, or that end an iteration of the tests without a word.
+UNUSUAL = (UnicodeError, StopIteration, StopAsyncIteration, ExceptionGroup)
+
+
+def error_of(name, message):
+    """The builtin exception of that name, else a SolutionError."""
+    known = vars(builtins).get(name)
+    usual = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UNUSUAL)
+    return (known if usual else SolutionError)(f"{name}: {message}")
 
 
 def connect(descriptor):
@@ -69,12 +85,13 @@ def connect(descriptor):
             message = wire.receive()
         except (EOFError, OSError) as error:
             raise Gone("the solution's process ended") from error
-        if "error" in message:
-            known = getattr(builtins, str(message["error"]), None)
-            usual = isinstance(known, type) and issubclass(known, Exception)
-            kind = known if usual and not issubclass(known, UnicodeError) else SolutionError
-            raise kind(f"{message['error']}: {message.get('message')}")
-        return message.get("value")
+        except ProtocolError as error:
+            raise Gone(f"the solution's process breaks the protocol: {error}") from error
+        if message.keys() == {"value"}:
+            return message["value"]
+        if message.keys() != {"error", "message"}:
+            raise Gone("the solution's process breaks the protocol: neither a value nor an error")
+        raise error_of(str(message["error"]), str(message["message"]))
 
     def ask(**request):
         wire.send(request)
@@ -85,14 +102,16 @@ def connect(descriptor):
 
 def main():
     """Runs the tests; writes the verdict as JSON to standard output."""
-    path, descriptor = sys.argv[1], int(sys.argv[2])
+    descriptor = int(sys.argv[1])
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # another program of this user must not look in here
     sys.path.pop(0)
     sys.set_int_max_str_digits(0)
     verdict = os.dup(1)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 1)
-    with open(path, encoding="utf-8") as file:
-        spec = json.load(file)
+    spec = json.load(sys.stdin.buffer)
+    os.dup2(null, 0)
+    os.write(descriptor, b"\n")  # the tests are read: the solution may start
     passed, failure = 0, None
     ask, reply = connect(descriptor)
     namespace = {"__name__": "tests"}

@@ -4,7 +4,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from wire import Wire
+from wire import ProtocolError, Wire
 
 ITEMS = 1000  # of an iterator, sent at once
 
@@ -55,7 +55,7 @@ def main() -> None:
     while True:
         try:
             request = wire.receive()
-        except EOFError:
+        except (EOFError, ProtocolError):
             return
         try:
             reply = {"value": answer(request)}

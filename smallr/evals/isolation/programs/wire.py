@@ -10,6 +10,12 @@ import os
 import types
 
 PLAIN = (str, bool, type(None))
+MAX_LINE = 64 << 20  # bytes of a message
+KINDS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+class ProtocolError(Exception):
+    """What arrived is no message."""
 
 
 class Wire:
@@ -35,11 +41,17 @@ class Wire:
 
         Raises:
           EOFError: the other end is gone.
+          ProtocolError: what it sent is no message.
         """
-        line = self.reader.readline()
+        line = self.reader.readline(MAX_LINE)
+        if len(line) == MAX_LINE:
+            raise ProtocolError("a message is too long")
         if not line.endswith(b"\n"):
             raise EOFError("the other process is gone")
-        return {name: self.decode(value) for name, value in json.loads(line).items()}
+        try:
+            return {name: self.decode(value) for name, value in json.loads(line).items()}
+        except Exception as error:  # whatever is wrong with it; RecursionError and MemoryError as well
+            raise ProtocolError(f"{type(error).__name__}: {error}"[:200]) from None
 
     def encode(self, value):
         """A value as JSON has it."""
@@ -67,8 +79,10 @@ class Wire:
         return {"handle": self.export(value)}
 
     def decode(self, data):
-        """The value that was encoded."""
+        """The value that was encoded; any exception means that none was."""
         if not isinstance(data, dict):
+            if not isinstance(data, PLAIN):  # a bare number or list is never sent
+                raise ValueError(f"a bare {type(data).__name__}")
             return data
         ((kind, content),) = data.items()
         if kind == "int":
@@ -76,16 +90,24 @@ class Wire:
         if kind == "float":
             return float.fromhex(content)
         if kind == "complex":
-            return complex(*map(float.fromhex, content))
+            real, imaginary = map(float.fromhex, content)
+            return complex(real, imaginary)
         if kind == "bytes":
             return bytes.fromhex(content)
         if kind == "range":
-            return range(*(int(number, 16) for number in content))
+            start, stop, step = (int(number, 16) for number in content)
+            return range(start, stop, step)
         if kind == "dict":
             return {self.decode(key): self.decode(item) for key, item in content}
-        if kind == "type" and isinstance(found := vars(builtins).get(content), type):
+        if kind == "type":
+            found = vars(builtins)[content]
+            if not isinstance(found, type):
+                raise ValueError(f"{content} is no type")
             return found
-        if kind in ("list", "tuple", "set", "frozenset"):
-            made = [self.decode(item) for item in content]
-            return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](made)
+        if kind in KINDS:
+            if not isinstance(content, list):
+                raise ValueError(f"items of a {kind} are no list")
+            return KINDS[kind]([self.decode(item) for item in content])
+        if kind not in ("handle", "iterator") or type(content) is not int:
+            raise ValueError(f"kind {kind!r} is not known")
         return self.resolve(content, kind)

@@ -1,0 +1,29 @@
+"""The number that a text comes to."""
+
+from __future__ import annotations
+
+import re
+
+from smallr.evals.extraction import numerals
+from smallr.evals.extraction.places import MARK, answer_part, boxed, statements
+
+
+def number(text: str) -> str | None:
+    """A number: behind `####`, in the last box, in what is stated to be the answer, else the last of the text."""
+    text = answer_part(text)
+    box = boxed(text)
+    mark = next((mark[1] for mark in MARK.finditer(text) if _is_answer_mark(mark[1])), None)
+    # A line of a number alone is GSM8K's form; with words it may be a heading, and a box is surer.
+    if mark is not None and (not box or re.fullmatch(r"[\s$*]*[-−]?[\d.,]+[\s%.*]*", mark)):
+        return numerals.find(mark)
+    if box:
+        return numerals.find(box)
+    for statement in reversed(statements(text)):
+        if numerals.mentions_number(statement):
+            return numerals.find(statement)
+    return numerals.last(text)
+
+
+def _is_answer_mark(line: str) -> bool:
+    """Whether `####` gives a number; it may also begin a heading ("#### Step 1", "#### 2. Total")."""
+    return bool(re.match(r"[\s*$\\({+−-]*\d|\s*\\[dt]?frac", line)) and not re.match(r"\s*\d+\s*[.):]\s*[^\d\s]", line)
