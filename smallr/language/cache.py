@@ -130,6 +130,7 @@ class ResultCache:
     def _connect(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._db.text_factory = lambda stored: stored.decode(errors="replace")  # damaged: then the digest does not fit
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute(f"CREATE TABLE IF NOT EXISTS completions ({_COLUMNS})")

@@ -19,7 +19,7 @@ from smallr.language.engine_thread import MAX_RESTARTS, EngineFailure, EngineThr
 from smallr.language.local import LocalModel
 from smallr.language.server import ServerModel
 from smallr.language.serving.app import make_app
-from smallr.language.serving.border import MAX_BODY_BYTES
+from smallr.language.serving.border import MAX_BODY_BYTES, served_hosts
 from smallr.language.serving.run import bind
 from smallr.sampling.requests import Request, SamplingParams
 from tests.language.fake_engine import CONTEXT, FakeEngine, asked, fake_sample
@@ -308,10 +308,12 @@ def test_a_web_page_can_not_post(served):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
         response = _post(served, json=None, content=body, headers={"Content-Type": kind} if kind else {})
         assert (response.status_code, "Content-Type" in response.text) == (415, True), kind
-    with serve(allowed_hosts=["localhost", "127.0.0.1", "::1"]) as guarded:
+    assert served_hosts("0.0.0.0", []) == ()
+    assert served_hosts("0.0.0.0", ["box"]) == (*served_hosts("localhost", [])[:3], "0.0.0.0", "box")
+    with serve(allowed_hosts=served_hosts("127.0.0.1", ["box"])) as guarded:
         for host, status in (
             ("evil.example", 403), ("evil.example:80", 403), ("localhost.evil.example", 403), ("", 403),
-            ("127.0.0.1:8000", 200), ("localhost", 200), ("LOCALHOST:1", 200), ("[::1]:8000", 200),
+            ("127.0.0.1:8000", 200), ("localhost", 200), ("box:8000", 200), ("LOCALHOST:1", 200), ("[::1]:8000", 200),
         ):  # fmt: skip
             assert _post(guarded, headers={"Host": host}).status_code == status, host
             health = httpx.get(guarded.url.replace("/v1", "/health"), headers={"Host": host})

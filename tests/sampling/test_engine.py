@@ -153,7 +153,7 @@ def test_a_failed_step_ends_what_had_begun_and_the_rest_is_served(shared):
     wanted = [shared.generate([ask(other)], progress=False)[0] for other in OTHERS[:3]]
     for program in ("prefill", "decode"):
         small = engine(slots=1)
-        handles = [small.submit(ask(other, n=n)) for other, n in zip(OTHERS, (2, 1, 1))]
+        handles = [small.submit(ask(other, n=n)) for other, n in zip(OTHERS[:3], (2, 1, 1), strict=True)]
         whole, calls = getattr(small._programs, program), itertools.count()
 
         def broken(weights, cache, hidden, *rest, whole=whole, calls=calls):

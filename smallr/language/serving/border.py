@@ -17,7 +17,7 @@ from smallr.language.serving.errors import BadRequest
 MAX_BODY_BYTES = 4 * 2**20
 MAX_DEPTH = 64
 MAX_KEYS = 1000  # of one object
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 # A string (also one without its end, so that no search begins twice), or brackets.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
@@ -56,6 +56,12 @@ def _host(header: str) -> str:
     """Takes the port and the brackets of an IPv6 address off a Host header."""
     name = header.rpartition("]")[0].strip("[") if header.startswith("[") else header.partition(":")[0]
     return name.lower()
+
+
+def served_hosts(host: str, allowed: Collection[str]) -> tuple[str, ...]:
+    """Returns the Host headers to serve for an address to listen at; none to serve them all."""
+    is_loopback = host == "localhost" or host.startswith("127.") or host == "::1"
+    return (*LOOPBACK_HOSTS, host, *allowed) if is_loopback or allowed else ()
 
 
 async def read_fields(http: HttpRequest, max_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
