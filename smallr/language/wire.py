@@ -24,11 +24,11 @@ _PASSING = {408, 409, 425, 429}  # status codes, besides 5xx, after which the sa
 
 
 class Malformed(Exception):
-    """A reply that says nothing, e.g. one that was cut off; another attempt may give a good one."""
+    """Raised for a reply that says nothing, e.g. one that was cut off; another attempt may give a good one."""
 
 
 class Refused(Exception):
-    """An answer that this request will not get however often it is sent; the message is the reason.
+    """Raised where a request will get no answer however often it is sent; the message is the reason.
 
     Attributes:
       status: the HTTP status code, if that said it.
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 def is_passing(status: int) -> bool:
-    """Whether a request that met this status code is worth another attempt."""
+    """Says whether a request that met this status code is worth another attempt."""
     return status in _PASSING or status >= 500
 
 

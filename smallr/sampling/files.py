@@ -1,4 +1,4 @@
-"""Prompts from files, and results into them."""
+"""Reads prompts from files and writes results into them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_prompts(name: str) -> list[Prompt]:
 
 
 def as_requests(prompts: Sequence[Prompt], params: SamplingParams, *, chat: bool) -> list[Request]:
-    """A request for each prompt; with `chat` a plain one is a user's message."""
+    """Returns a request for each prompt; with `chat` a plain one is a user's message."""
     return [_request(prompt, params, chat) for prompt in prompts]
 
 
