@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from smallr.cli.generate import main
@@ -54,6 +55,8 @@ def test_bad_lines_are_named(tmp_path, content, message):
 
 
 def generate(**values) -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["generate"])
     with flagsaver.flagsaver(**values):
         main(["generate"])
 

@@ -203,13 +203,20 @@ async def _unless_left(http: HttpRequest, work: Sequence[Answer | asyncio.Future
 
     The body having been read, the next message can only be that the client has left.
     """
-    parts = [each if isinstance(each, asyncio.Future) else asyncio.wrap_future(each) for each in work]
-    everything = asyncio.gather(*parts)
+    everything = asyncio.ensure_future(_all(work))
     leaving = asyncio.ensure_future(http.receive())
     try:
         await asyncio.wait([everything, leaving], return_when=asyncio.FIRST_COMPLETED)
         return await everything if everything.done() else None
     finally:
-        for part in (*parts, leaving):  # those of a request that failed in another part too
-            part.cancel()
         everything.cancel()
+        leaving.cancel()
+
+
+async def _all(work: Sequence[Answer | asyncio.Future]) -> list[Any]:
+    parts = [each if isinstance(each, asyncio.Future) else asyncio.wrap_future(each) for each in work]
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
