@@ -71,6 +71,13 @@ def make_app(
     async def text(http: HttpRequest) -> Response:
         return await service.complete(http, TextBody)
 
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Gives every error the shape of OpenAI's protocol."""
+
     @app.exception_handler(BadRequest)
     async def bad_request(_: HttpRequest, error: BadRequest) -> Response:
         headers = {"Retry-After": "1"} if error.status == 503 else None
@@ -85,8 +92,6 @@ def make_app(
     @app.exception_handler(Exception)
     async def unexpected(_: HttpRequest, error: Exception) -> Response:
         return JSONResponse(_server_error(error).body(), 500)
-
-    return app
 
 
 class _Service:
