@@ -16,12 +16,10 @@ from starlette.exceptions import HTTPException
 from smallr.language.engine_thread import Answer, EngineFailure, EngineThread, RequestFailure
 from smallr.language.serving.bodies import Body, ChatBody, TextBody, parse
 from smallr.language.serving.border import MAX_BODY_BYTES, HostGuard, read_fields
-from smallr.language.serving.errors import BadRequest
+from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
 from smallr.language.serving.replies import Writer, sse
 from smallr.language.serving.streaming import Streamed
 from smallr.sampling.requests import Request, Result, Usage
-
-_CLIENT_LEFT = 499  # as nginx logs it; nobody is there to read it
 
 
 def make_app(
@@ -136,7 +134,7 @@ class _Service:
         except (EngineFailure, RequestFailure) as error:
             raise _server_error(error) from error
         if results is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         for result in results:
             _check(result)
         return JSONResponse(writer.whole(results))
@@ -146,7 +144,7 @@ class _Service:
         # The first chunk is awaited here: a request that fails at once fails with a status code.
         first = await _unless_left(http, [asyncio.ensure_future(anext(chunks))])
         if first is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
 
         async def events() -> AsyncIterator[str]:
             try:

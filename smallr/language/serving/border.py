@@ -10,9 +10,10 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smallr.language.serving.errors import BadRequest
+from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_DEPTH = 64
@@ -80,11 +81,14 @@ async def read_fields(http: HttpRequest, max_bytes: int = MAX_BODY_BYTES) -> dic
 
 async def _body(http: HttpRequest, max_bytes: int) -> bytes:
     parts, size = [], 0
-    async for part in http.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise BadRequest(f"the body has more than {max_bytes} bytes", status=413)
-        parts.append(part)
+    try:
+        async for part in http.stream():
+            size += len(part)
+            if size > max_bytes:
+                raise BadRequest(f"the body has more than {max_bytes} bytes", status=413)
+            parts.append(part)
+    except ClientDisconnect:
+        raise BadRequest("the client left in the middle of the body", status=CLIENT_LEFT) from None
     return b"".join(parts)
 
 

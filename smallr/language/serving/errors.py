@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+CLIENT_LEFT = 499  # status as nginx logs it; nobody is there to read it
+
 
 class BadRequest(Exception):
     """A request that is answered by an error in OpenAI's shape.
