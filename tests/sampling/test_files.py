@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from smallr.cli.generate import main
+from smallr.cli.generate import run
 from smallr.core.errors import UserError
 from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
@@ -58,7 +58,7 @@ def generate(**values) -> None:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["generate"])
     with flagsaver.flagsaver(**values):
-        main(["generate"])
+        run()
 
 
 def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypatch):
@@ -66,9 +66,9 @@ def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypa
     bad.write_text('{"prompt": 5}')
     good.write_text("one")
     monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: pytest.fail("opened"))
-    with pytest.raises(SystemExit, match=r"bad\.jsonl, line 1: `prompt` is neither"):
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1: `prompt` is neither"):
         generate(model="no-such-model", prompts=str(bad))
-    with pytest.raises(SystemExit, match="--out: there is no folder"):
+    with pytest.raises(UserError, match="--out: there is no folder"):
         generate(model="no-such-model", prompts=str(good), out=f"{tmp_path}/nowhere/a.jsonl")
 
 
