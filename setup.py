@@ -55,6 +55,7 @@ setup(
         "test": [
             "accelerate",
             "fastapi>=0.120",
+            "httpx2",
             "hypothesis",
             "importlib_resources",
             "lm-eval>=0.4.9,<0.5",

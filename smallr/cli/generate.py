@@ -50,6 +50,7 @@ PARAMS = {
     "n": flags.DEFINE_integer("n", 1, "Completions of each prompt"),
     "ignore_eos": flags.DEFINE_bool("ignore_eos", False, "Write on behind the end token"),
     "seed": flags.DEFINE_integer("seed", None, "Of the draws; by default each prompt has its own"),
+    "round": flags.DEFINE_integer("round", 0, "Of sampling the same prompts; another one draws anew"),
     "logprobs": flags.DEFINE_integer("logprobs", None, "Log-probs of the tokens, and of this many likeliest ones"),
 }
 
@@ -93,8 +94,15 @@ def run() -> None:
     if INTERACTIVE.value:
         return converse(engine, params, chat=chat)
     requests = as_requests(prompts, params, chat=chat)
-    with Path(OUT.value).open("w") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
-        write_results(requests, engine.generate(requests), out)
+    results = engine.generate(requests)
+    with Path(OUT.value).open("w", encoding="utf-8") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
+        write_results(requests, results, out)
+    if failed := [(number, result.error) for number, result in enumerate(results, 1) if result.error]:
+        number, error = failed[0]
+        logging.warning(
+            "%s: %d of %d prompts have an error instead of a completion; the first is prompt %d: %s",
+            *(PROMPTS.value, len(failed), len(results), number, error),
+        )
 
 
 def run_adaptive() -> None:
@@ -118,7 +126,7 @@ def run_adaptive() -> None:
     decided, answers = ask(
         module, questions, mode=ADAPTIVE_MODE.value, share=SHARE.value, early_stop=EARLY_STOP.value, **options
     )
-    with Path(OUT.value).open("w") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
+    with Path(OUT.value).open("w", encoding="utf-8") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
         write_answers(questions, decided, answers, out)
 
 

@@ -27,6 +27,13 @@ MAX_LENGTH = flags.DEFINE_integer(
     "max_length", None, "Tokens of prompt and completion; default: the context, at most 4096"
 )
 MAX_QUEUE = flags.DEFINE_integer("max_queue", 256, "Requests waiting or under way; more are refused with status 503")
+ALLOWED_HOSTS = flags.DEFINE_multi_string(
+    "allowed_hosts",
+    [],
+    "Host header that is served besides this machine's own names; may be repeated. Given, or with a "
+    "--host of this machine alone, others are refused, so that a web page cannot post",
+)
+MAX_BODY = flags.DEFINE_integer("max_body_mb", 4, "Largest body of a request, in MiB", lower_bound=1)
 DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Of the computation: bfloat16 | float32")
 
 
@@ -36,6 +43,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         from smallr.language.serving.app import make_app
+        from smallr.language.serving.border import served_hosts
         from smallr.language.serving.run import bind, exit_on_sigterm, run
     except ModuleNotFoundError as error:
         sys.exit(f"smallr: serving needs {error.name}, which is not installed: pip install 'smallr[serve]'")
@@ -54,7 +62,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f"smallr: {error}")
     engine = EngineThread(loaded.engine)
     name = NAME.value or MODEL.value
-    run(make_app(name, engine, max_length=loaded.engine.max_length, max_queue=MAX_QUEUE.value), sock, name)
+    application = make_app(
+        name,
+        engine,
+        max_length=loaded.engine.max_length,
+        max_queue=MAX_QUEUE.value,
+        allowed_hosts=served_hosts(HOST.value, ALLOWED_HOSTS.value),
+        max_body_bytes=MAX_BODY.value * 2**20,
+    )
+    run(application, sock, name)
     engine.close()
 
 

@@ -1,4 +1,4 @@
-"""The one interface that methods and evaluations call, whatever answers behind it."""
+"""Defines the one interface that methods and evaluations call, whatever answers behind it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Protocol
 
 from smallr.sampling.requests import Request, Result, Usage
 
-# Called with a request's place and its result as soon as that is known; one call at a time, from a thread of the model.
+# Called with a request's index and its result as soon as that is known; one call at a time, from a thread of the model.
 Progress = Callable[[int, Result], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """What a million tokens cost, in any one currency."""
+    """Prices of a million tokens, in any one currency."""
 
     prompt: float
     completion: float
@@ -22,13 +22,13 @@ class Prices:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What a model has done since it was opened.
+    """Counts what a model has done since it was opened.
 
     Attributes:
       requests: answered or failed, those from the cache included.
       cached: of these, answered from the cache.
       failed: of these, ended in an error.
-      usage: tokens that were read and written now; those of cached results are not counted.
+      usage: tokens of prompts and completions; those of cached results are not counted.
     """
 
     requests: int = 0
@@ -37,7 +37,7 @@ class Totals:
     usage: Usage = dataclasses.field(default_factory=Usage)
 
     def adding(self, result: Result) -> Totals:
-        """These totals and one result more."""
+        """Returns these totals and one result more."""
         return Totals(
             self.requests + 1,
             self.cached + result.cached,
@@ -46,7 +46,7 @@ class Totals:
         )
 
     def cost(self, prices: Prices) -> float:
-        """What `usage` costs, in the currency of the prices."""
+        """Returns what `usage` costs, in the currency of the prices."""
         return (self.usage.prompt_tokens * prices.prompt + self.usage.completion_tokens * prices.completion) / 1e6
 
 

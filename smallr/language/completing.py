@@ -1,4 +1,4 @@
-"""What every implementation of `LanguageModel` shares: a thread with an event loop, the cache, the totals."""
+"""The base of all implementations of `LanguageModel`: a thread with an event loop, the cache, the totals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self
 
+from absl import logging
+
+from smallr.core.errors import UserError
 from smallr.language.base import Progress, Totals
 from smallr.language.cache import ResultCache, request_key
 from smallr.sampling.requests import Request, Result
@@ -27,6 +30,8 @@ class CompletingModel(abc.ABC):
       cache: where results are looked up and stored; None for neither. With a cache equal requests are one request,
         also those that are under way.
     """
+
+    hopeless: tuple[type[Exception], ...] = (UserError,)  # errors after which nothing can be answered
 
     def __init__(self, name: str, *, identity: str | None = None, cache: ResultCache | None = None):
         self.name = name
@@ -69,8 +74,12 @@ class CompletingModel(abc.ABC):
         self.close()
 
     @abc.abstractmethod
-    async def _answer(self, request: Request) -> Result:
+    async def _answer(self, request: Request, sample: int = 0) -> Result:
         """Answers one request, on the model's loop; what went wrong with it alone is in `error`.
+
+        Args:
+          request: what to complete.
+          sample: number of the first sample, where the samples of one request are asked for one by one.
 
         Raises:
           UserError: nothing can be answered as things stand.
@@ -80,11 +89,11 @@ class CompletingModel(abc.ABC):
     async def _release(self) -> None:
         """Frees what a subclass holds, on the model's loop."""
 
-    async def _remembered(self, request: Request, index: int = 0) -> Result:
-        """The answer from the cache, or from whoever is asking the same just now, or a new one."""
+    async def _cached(self, request: Request, sample: int = 0) -> Result:
+        """Takes the answer from the cache, or from whoever is asking the same just now, or asks for it."""
         if self._cache is None:
-            return await self._answer(request)
-        key = request_key(self._identity, request, index)
+            return await self._answer(request, sample)
+        key = request_key(self._identity, request, sample)
         while (other := self._under_way.get(key)) is not None:
             await asyncio.wait([other])
             if not other.cancelled():
@@ -93,7 +102,7 @@ class CompletingModel(abc.ABC):
             return found
         mine = self._under_way[key] = self._loop.create_future()
         try:
-            result = await self._answer(request)
+            result = await self._answer(request, sample)
             if result.error is None:
                 self._cache.put(key, self._identity, result)
             mine.set_result(result)
@@ -104,7 +113,13 @@ class CompletingModel(abc.ABC):
 
     async def _complete(self, requests: Sequence[Request], progress: Progress | None) -> list[Result]:
         async def one(index: int, request: Request) -> Result:
-            result = await self._remembered(request)
+            try:
+                result = await self._cached(request)
+            except self.hopeless:
+                raise
+            except Exception as error:  # whatever it is, it is of this request
+                logging.exception("a request to %s failed", self.name)
+                result = Result(error=f"{type(error).__name__}: {error}")
             self._totals = self._totals.adding(result)
             if progress is not None:
                 progress(index, result)

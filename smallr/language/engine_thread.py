@@ -6,7 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import threading
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from absl import logging
 
@@ -16,40 +16,70 @@ from smallr.sampling.requests import Request, Result
 
 Answer = concurrent.futures.Future  # of a Result
 
+ENCODERS = 2  # threads that tokenise, so that a long prompt holds up neither the engine nor every other prompt
+MAX_RESTARTS = 3  # without one good step between them; then the engine has failed for good
+
 
 class ContinuousEngine(Protocol):
-    """What is used of `smallr.sampling.engine.Engine`."""
+    """The part of `smallr.sampling.engine.Engine` that is used here."""
 
-    def submit(self, request: Request, on_delta: OnDelta | None = None) -> Any:
-        """Queues a request; the `result` of what it returns is None until all samples are finished."""
+    def encode(self, request: Request) -> Any:
+        """Checks a request and encodes its prompt, in any thread; UserError if it cannot be served."""
+
+    def submit(self, request: Request, on_delta: OnDelta | None = None, *, prompt: Any = None) -> Any:
+        """Queues a request. The handle's `result` is None until it has ended, and `exception` says if it broke."""
 
     def cancel(self, handle: Any) -> None:
         """Gives up a request; its slots are free for others."""
 
-    def step(self) -> None:
+    def step(self) -> Any:
         """Admits what has room and decodes every sequence some tokens further."""
+
+    def restart(self, error: Exception) -> None:
+        """Starts over after `step` has raised; the requests that had begun fail."""
 
 
 class EngineFailure(RuntimeError):
     """The engine failed as a whole, or was closed; nothing more can be asked of it."""
 
 
+class RequestFailure(RuntimeError):
+    """One request broke, or was under way when the engine had to be restarted; others are served."""
+
+
+class _Entry(NamedTuple):
+    request: Request
+    on_delta: OnDelta | None
+    answer: Answer
+    prompt: Any
+
+
 class EngineThread:
     """Steps an engine while there is work. `submit` and `close` may be called from any thread.
 
+    An exception of one request ends that request. An exception of a step ends the requests that had begun; the engine
+    is restarted and the rest is served.
+
     Args:
-      engine: used by this thread alone from now on.
+      engine: used by this thread alone from now on, but for `encode`.
+
+    Attributes:
+      failure: why the engine has failed for good, if it has.
+      restarts: number of times that the engine was restarted.
     """
 
     def __init__(self, engine: ContinuousEngine):
         self.failure: Exception | None = None
+        self.restarts = 0
         self._engine = engine
-        self._inbox: collections.deque[tuple[Request, OnDelta | None, Answer]] = collections.deque()
+        self._failed_steps = 0  # one after the other
+        self._inbox: collections.deque[_Entry] = collections.deque()
         self._handles: dict[Answer, Any] = {}  # of the engine's thread alone
         self._open: set[Answer] = set()
         self._left: set[Answer] = set()
         self._wake = threading.Condition()
         self._is_closing = False
+        self._encoders = concurrent.futures.ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -58,8 +88,13 @@ class EngineThread:
         """Requests that wait or are decoded."""
         return len(self._open)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine still serves."""
+        return self.failure is None and self._thread.is_alive() and not self._is_closing
+
     def submit(self, request: Request, on_delta: OnDelta | None = None) -> Answer:
-        """The future result of a request; to cancel it gives the slots back.
+        """Returns the future result of a request; to cancel it gives the slots back.
 
         Args:
           request: what to complete.
@@ -70,11 +105,10 @@ class EngineThread:
         """
         answer: Answer = concurrent.futures.Future()
         with self._wake:
-            if self._is_closing or self.failure is not None:
+            if self._is_closing:
                 raise self._refusal()
             self._open.add(answer)
-            self._inbox.append((request, on_delta, answer))
-            self._wake.notify()
+            self._encoders.submit(self._encode, request, on_delta, answer)
         answer.add_done_callback(self._settled)
         return answer
 
@@ -84,6 +118,21 @@ class EngineThread:
             self._is_closing = True
             self._wake.notify()
         self._thread.join()
+
+    def _encode(self, request: Request, on_delta: OnDelta | None, answer: Answer) -> None:
+        """Tokenises a prompt in a thread of its own and hands it to the engine's."""
+        if answer.done():
+            return
+        try:
+            prompt = self._engine.encode(request)
+        except UserError as error:
+            _settle(answer, Result(error=str(error)))
+        except Exception as error:
+            _break(answer, error)
+        else:
+            with self._wake:
+                self._inbox.append(_Entry(request, on_delta, answer, prompt))
+                self._wake.notify()
 
     def _settled(self, answer: Answer) -> None:
         with self._wake:
@@ -95,7 +144,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._take():
-                self._engine.step()
+                self._step()
                 self._give()
         except Exception as error:
             logging.exception("the engine has failed")
@@ -103,9 +152,22 @@ class EngineThread:
         with self._wake:
             self._is_closing = True
             waiting = list(self._open)
+        self._encoders.shutdown(wait=False, cancel_futures=True)
         for answer in waiting:
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 answer.set_exception(self._refusal())
+
+    def _step(self) -> None:
+        try:
+            self._engine.step()
+            self._failed_steps = 0
+        except Exception as error:
+            self._failed_steps += 1
+            if self._failed_steps > MAX_RESTARTS:
+                raise
+            logging.exception("the engine is restarted")
+            self._engine.restart(error)
+            self.restarts += 1
 
     def _take(self) -> bool:
         """Hands what has come to the engine, once there is work; False when the thread is to end."""
@@ -115,24 +177,29 @@ class EngineThread:
                 self._wake.wait()
             if self._is_closing:
                 return False
-            new = [entry for entry in self._inbox if entry[2] not in self._left]
+            new = [entry for entry in self._inbox if not entry.answer.done()]
             gone = [answer for answer in self._left if answer in self._handles]
             self._inbox.clear()
             self._left.clear()
         for answer in gone:
             self._engine.cancel(self._handles.pop(answer))
-        for request, on_delta, answer in new:
+        for entry in new:
             try:
-                self._handles[answer] = self._engine.submit(request, on_delta)
-            except UserError as error:
-                _settle(answer, Result(error=str(error)))
+                handle = self._engine.submit(entry.request, entry.on_delta, prompt=entry.prompt)
+            except Exception as error:  # of this request alone
+                _break(entry.answer, error)
+            else:
+                self._handles[entry.answer] = handle
         return True
 
     def _give(self) -> None:
         for answer, handle in list(self._handles.items()):
             if handle.result is not None:
                 del self._handles[answer]
-                _settle(answer, handle.result)
+                if handle.exception is None:
+                    _settle(answer, handle.result)
+                else:
+                    _break(answer, handle.exception)
 
     def _refusal(self) -> EngineFailure:
         refusal = EngineFailure(f"the engine has failed: {self.failure}" if self.failure else "the engine was closed")
@@ -143,3 +210,11 @@ class EngineThread:
 def _settle(answer: Answer, result: Result) -> None:
     with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled just now
         answer.set_result(result)
+
+
+def _break(answer: Answer, error: Exception) -> None:
+    failure = RequestFailure(f"this request failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    logging.error("a request failed", exc_info=error)
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+        answer.set_exception(failure)

@@ -1,4 +1,4 @@
-"""From the name of a model to an engine that completes with it."""
+"""Opens an engine from the name of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model ready to complete.
+    """Holds a model that is ready to complete.
 
     Attributes:
       engine: with the weights on the mesh.
@@ -42,7 +42,7 @@ def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_leng
       name: a run's workdir, one of its checkpoints' folders, an adapter in PEFT's format, or any model that training
         takes.
       dtype: of the computation, float32 or bfloat16.
-      slots: sequences that are decoded at once.
+      slots: decode slots, the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None as `Engine` has it.
 
     Raises:
@@ -57,9 +57,9 @@ def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_leng
 
 
 def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...], max_length: int) -> str:
-    """What a local model's results are filed under: all that changes them, but for the request.
+    """Returns what a local model's results are filed under: all that changes them, but for the request.
 
-    The number of slots and the devices do too, in the last bits of a log-prob; a result is not computed again for that.
+    The number of decode slots and the devices do too, in the last bits of a log-prob; a result is not computed again for that.
     """
     written = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
     texts = hashlib.sha256(written.encode()).hexdigest()
@@ -67,7 +67,7 @@ def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, ends: tuple[i
 
 
 def load_trained(name: str, mesh: Mesh, tokenizer: str = "", **overrides: Any) -> tuple[ModelSource, Decoder]:
-    """The source of a model and its decoder with the parameters that training left, adapters merged.
+    """Loads the source of a model and its decoder with the parameters that training left, adapters merged.
 
     Args:
       name: see `load_engine`.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+from smallr.core.errors import UserError
 from smallr.language.cache import ResultCache
 from smallr.language.completing import CompletingModel
-from smallr.language.engine_thread import ContinuousEngine, EngineThread
+from smallr.language.engine_thread import ContinuousEngine, EngineFailure, EngineThread, RequestFailure
 from smallr.sampling.requests import Request, Result
 
 
 class LocalModel(CompletingModel):
-    """A model behind an engine, whose batch all callers share.
+    """Completes with an engine whose batch all callers share.
 
     Args:
       name: what results are reported under.
@@ -20,14 +21,19 @@ class LocalModel(CompletingModel):
         weights, tokenizer, chat template, dtype.
     """
 
+    hopeless = (UserError, EngineFailure)
+
     def __init__(
         self, name: str, engine: ContinuousEngine, *, identity: str | None = None, cache: ResultCache | None = None
     ):
         super().__init__(name, identity=identity, cache=cache)
         self.engine = EngineThread(engine)
 
-    async def _answer(self, request: Request) -> Result:
-        return await asyncio.wrap_future(self.engine.submit(request))
+    async def _answer(self, request: Request, sample: int = 0) -> Result:
+        try:
+            return await asyncio.wrap_future(self.engine.submit(request))
+        except RequestFailure as error:
+            return Result(error=str(error))
 
     async def _release(self) -> None:
         self.engine.close()

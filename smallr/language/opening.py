@@ -1,4 +1,4 @@
-"""A language model by its name."""
+"""Opens a language model by its name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_language_model(
       spec: see `CHOICES`.
       cache: keep results under `smallr.core.cache.cache_dir("completions")` and take from there what was asked before.
       dtype: of a local model, as the next two; see `loading.load_engine`.
-      slots: sequences decoded at once.
+      slots: decode slots, the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None for the context, within reason.
       **server: of a server, arguments of `server.ServerModel`: api_key_env, concurrency, max_retries, timeout, …
 

@@ -1,4 +1,4 @@
-"""How long to wait before a request is sent again."""
+"""Decides how long to wait before a request is sent again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Backoff:
-    """Exponential back-off with jitter, so that the requests that failed together do not come back together.
+    """Waits exponentially longer, with jitter, so that the requests that failed together do not come back together.
 
     Attributes:
       first: seconds before the second attempt, at most; each later wait is twice as long.
@@ -24,7 +24,7 @@ class Backoff:
     patience: float = 120.0
 
     def delay(self, attempt: int, asked: float | None) -> float | None:
-        """Seconds to wait before another attempt; None to give up.
+        """Returns the seconds to wait before another attempt; None to give up.
 
         Args:
           attempt: number of the one that failed, from 0.
@@ -37,7 +37,7 @@ class Backoff:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a reply asks to wait (RFC 9110, 10.2.3: a number or a date; `retry-after-ms` as vendors send it)."""
+    """Reads how many seconds a reply asks to wait (RFC 9110, 10.2.3: a number or a date; `retry-after-ms` as vendors send it)."""
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
             return max(0.0, float(milliseconds) / 1000)

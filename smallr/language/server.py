@@ -85,10 +85,11 @@ class ServerModel(CompletingModel):
         )
         self._timeout = timeout
         self._max_retries, self._backoff = max_retries, backoff or Backoff()
-        self._slots = asyncio.Semaphore(concurrency)
+        self._connections = asyncio.Semaphore(concurrency)
         self._checked: asyncio.Task[None] | None = None
         self._is_reached = False  # something answered at the address
         self._has_answered = False  # and it was a completion
+        self._has_rounds = False  # the server is smallr's, which draws by seed, round and prompt
         self._limit_name = "max_tokens"
         # By greedy or not: the smallest n that the server does not take. Some refuse n for greedy requests alone.
         self._too_many: dict[bool, int] = {}
@@ -112,10 +113,12 @@ class ServerModel(CompletingModel):
         try:
             # Without a list or a right to it there may be completions; with a wrong key there are none.
             text = await self._retried(lambda: self._call(self._client.models.with_raw_response.list, hopeless=(401,)))
-            served = [entry["id"] for entry in json.loads(text)["data"]]
+            entries = json.loads(text)["data"]
+            served = [entry["id"] for entry in entries]
+            self._has_rounds = bool(entries) and all(entry.get("owned_by") == "smallr" for entry in entries)
         except UserError:
             raise
-        except (Refused, ValueError, KeyError, TypeError):
+        except (Refused, ValueError, KeyError, TypeError, AttributeError):
             served = []  # a server without that list
         if not self.name:
             if len(served) != 1:
@@ -125,12 +128,12 @@ class ServerModel(CompletingModel):
         elif served and not any(each in (self.name, f"models/{self.name}") for each in served):
             raise UserError(f"{self.base_url} has no model {self.name!r}. Served there: {_listing(served)}.")
 
-    async def _remembered(self, request: Request, index: int = 0) -> Result:
+    async def _cached(self, request: Request, sample: int = 0) -> Result:
         if not self.name:  # it is part of the key
             await self._check_once()
-        return await super()._remembered(request, index)
+        return await super()._cached(request, sample)
 
-    async def _answer(self, request: Request) -> Result:
+    async def _answer(self, request: Request, sample: int = 0) -> Result:
         await self._check_once()
         params = request.params
         greedy = params.temperature == 0
@@ -138,12 +141,12 @@ class ServerModel(CompletingModel):
             if params.n >= self._too_many.get(greedy, params.n + 1):
                 return await self._one_by_one(request, Result())
             try:
-                result = await self._sent(request)
+                result = await self._sent(request, sample)
             except Refused as error:
                 if params.n == 1 or error.status not in _MAYBE_N:
                     raise
                 # Is it n that was refused? A single one tells, and if so it is the first of them.
-                first = await self._remembered(_single(request, 0))
+                first = await self._cached(_single(request))
                 if first.error is not None:
                     raise
                 self._too_many[greedy] = params.n
@@ -156,9 +159,9 @@ class ServerModel(CompletingModel):
             return Result(error=str(error))
 
     async def _one_by_one(self, request: Request, begun: Result) -> Result:
-        """The samples that are missing in `begun`, each by a request of its own, which the cache knows by its own."""
-        places = range(len(begun.samples), request.params.n)
-        rest = await asyncio.gather(*(self._remembered(_single(request, i), index=i) for i in places))
+        """Asks for the samples that are missing in `begun`, each by a request with a cache entry of its own."""
+        missing = range(len(begun.samples), request.params.n)
+        rest = await asyncio.gather(*(self._cached(_single(request), sample) for sample in missing))
         for result in rest:
             if result.error is not None:
                 return Result(error=result.error)
@@ -166,8 +169,8 @@ class ServerModel(CompletingModel):
         samples = [sample for result in (begun, *rest) for sample in result.samples]
         return Result(tuple(samples), sum(paid, Usage()))
 
-    async def _sent(self, request: Request) -> Result:
-        """One request, sent as often as it takes.
+    async def _sent(self, request: Request, sample: int) -> Result:
+        """Sends one request as often as it takes.
 
         Raises:
           Refused: it has no answer, and why.
@@ -176,7 +179,8 @@ class ServerModel(CompletingModel):
         kind = self._client.chat.completions if request.messages else self._client.completions
 
         async def attempt() -> Result:
-            body = request_body(request, self.name, limit := self._limit_name)
+            limit, rounds = self._limit_name, self._has_rounds
+            body = request_body(request, self.name, limit, sample=sample, has_rounds=rounds)
             try:
                 text = await self._call(lambda: kind.with_raw_response.create(**body))
                 return parse_reply(json.loads(text), request)
@@ -189,8 +193,10 @@ class ServerModel(CompletingModel):
                 raise _Passing(f"the reply is not JSON ({error}): {text[:100]!r}") from error
             except Malformed as error:
                 raise _Passing(str(error)) from error
+            except UnicodeEncodeError as error:
+                raise Refused(f"the prompt is no text that can be sent: {error.reason}") from error
 
-        async with self._slots:
+        async with self._connections:
             result = await self._retried(attempt)
         self._has_answered = True
         return result
@@ -210,7 +216,7 @@ class ServerModel(CompletingModel):
             await asyncio.sleep(delay)
 
     async def _call(self, send: Callable[[], Awaitable[Any]], hopeless: Sequence[int] = (401, 403, 404)) -> str:
-        """The text of one reply with a good status code; one of `hopeless` before any completion ends everything."""
+        """Returns the text of one reply with a good status code; `hopeless` ones before any completion end everything."""
         try:
             async with asyncio.timeout(self._timeout):
                 text = (await send()).text
@@ -231,7 +237,7 @@ class ServerModel(CompletingModel):
         return text
 
     def _judged(self, error: openai.APIStatusError, hopeless: Sequence[int]) -> Exception:
-        """What a bad status code means for the request, or for all."""
+        """Says what a bad status code means for the request, or for all."""
         status, message = error.status_code, _message(error)
         message = message.replace(self._key, "***") if self._key else message
         broke = status == 429 and (error.code in _NO_MONEY or error.type in _NO_MONEY)
@@ -252,11 +258,8 @@ class ServerModel(CompletingModel):
         await self._client.close()
 
 
-def _single(request: Request, index: int) -> Request:
-    """The request for sample `index` alone; a seed is moved on, as vLLM does it."""
-    params = request.params
-    seed = None if params.seed is None else params.seed + index
-    return dataclasses.replace(request, params=dataclasses.replace(params, n=1, seed=seed))
+def _single(request: Request) -> Request:
+    return dataclasses.replace(request, params=dataclasses.replace(request.params, n=1))
 
 
 def _message(error: openai.APIStatusError) -> str:
@@ -272,7 +275,7 @@ def _listing(names: list[str]) -> str:
 def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"{url!r} is no address of a server: expected http(s)://HOST[:PORT]/v1")
+        raise UserError(f"{url!r} must be the address of a server: http(s)://HOST[:PORT]/v1")
     if parts.username or parts.password or parts.query:
         raise UserError(
             f"the address of {parts.hostname} holds a name, key or query: put the key in an environment variable instead "

@@ -1,7 +1,9 @@
-"""OpenAI's chat and text completions as JSON: a request to a body, a reply to samples."""
+"""Translates between requests and results and the JSON of OpenAI's chat and text completions."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,11 +24,11 @@ _PASSING = {408, 409, 425, 429}  # status codes, besides 5xx, after which the sa
 
 
 class Malformed(Exception):
-    """A reply that says nothing, e.g. one that was cut off; another attempt may give a good one."""
+    """Raised for a reply that says nothing, e.g. one that was cut off; another attempt may give a good one."""
 
 
 class Refused(Exception):
-    """An answer that this request will not get however often it is sent; the message is the reason.
+    """Raised where a request will get no answer however often it is sent; the message is the reason.
 
     Attributes:
       status: the HTTP status code, if that said it.
@@ -38,15 +40,35 @@ class Refused(Exception):
 
 
 def is_passing(status: int) -> bool:
-    """Whether a request that met this status code is worth another attempt."""
+    """Says whether a request that met this status code is worth another attempt."""
     return status in _PASSING or status >= 500
 
 
-def request_body(request: Request, model: str, limit_name: str = "max_tokens") -> dict[str, Any]:
-    """Arguments of the client's `create`: those of OpenAI's API by name, others (vLLM's, SGLang's) in `extra_body`.
+def wire_seed(request: Request, sample: int) -> int | None:
+    """Returns the seed that makes a server draw by our rule, whose own seeds know neither rounds nor prompts.
 
-    What has its default is left out, since servers differ in what they refuse. The largest number of tokens to write
-    goes by `limit_name`.
+    Two prompts with one seed would share a stream of random numbers there, and so would two rounds.
+    """
+    params = request.params
+    if params.seed is None:
+        return None
+    content = [params.seed, params.round, sample, [dict(message) for message in request.messages], request.prompt]
+    return int.from_bytes(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()[:4], "big") >> 1
+
+
+def request_body(
+    request: Request, model: str, limit_name: str = "max_tokens", *, sample: int = 0, has_rounds: bool = False
+) -> dict[str, Any]:
+    """Returns arguments of the client's `create`: OpenAI's by name, others (vLLM's, SGLang's) in `extra_body`.
+
+    What has its default is left out, since servers differ in what they refuse.
+
+    Args:
+      request: what to ask.
+      model: as the server calls it.
+      limit_name: of the largest number of tokens to write, which servers call differently.
+      sample: number of the first sample, where the samples of one request are asked for one by one.
+      has_rounds: whether the server draws by seed, round and prompt as smallr does; else it gets `wire_seed`.
     """
     params = request.params
     body: dict[str, Any] = {"model": model, "temperature": params.temperature, limit_name: params.max_tokens}
@@ -58,9 +80,11 @@ def request_body(request: Request, model: str, limit_name: str = "max_tokens") -
         chat = {"logprobs": True, "top_logprobs": params.logprobs}
         body |= chat if request.messages else {"logprobs": params.logprobs}
     default = SamplingParams()
-    body |= {
-        name: value for name in ("top_p", "n", "seed") if (value := getattr(params, name)) != getattr(default, name)
-    }
+    body |= {name: value for name in ("top_p", "n") if (value := getattr(params, name)) != getattr(default, name)}
+    has_rounds = has_rounds and sample == 0
+    seed = params.seed if has_rounds else wire_seed(request, sample)
+    if seed is not None:
+        body["seed"] = seed
     if params.stop:
         body["stop"] = list(params.stop)
     extra = {
@@ -68,11 +92,13 @@ def request_body(request: Request, model: str, limit_name: str = "max_tokens") -
         for name in ("top_k", "min_p", "stop_token_ids", "ignore_eos")
         if (value := getattr(params, name)) != getattr(default, name)
     }
+    if has_rounds and params.round:
+        extra["round"] = params.round
     return body | ({"extra_body": extra} if extra else {})
 
 
 def parse_reply(reply: Any, request: Request) -> Result:
-    """The samples and the usage of a reply to `request`; fewer samples than were asked for are not looked into.
+    """Reads the samples and the usage of a reply to `request`; there may be fewer samples than were asked for.
 
     Raises:
       Malformed: no completion can be read from it.

@@ -1,4 +1,4 @@
-"""A conversation at the terminal."""
+"""Holds a conversation at the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def converse(engine: Engine, params: SamplingParams, *, chat: bool, read: Callab
     """Reads lines and streams answers until /exit or the end of the input.
 
     Args:
-      engine: with one slot or more.
+      engine: with one decode slot or more.
       params: of every answer.
       chat: lines and answers are a conversation with history; else each line is continued by itself.
       read: gives a line, from its prompt.
@@ -40,11 +40,11 @@ def converse(engine: Engine, params: SamplingParams, *, chat: bool, read: Callab
 
 
 def _streamed(engine: Engine, request: Request) -> str | None:
-    """Prints an answer while it is written; None if there is none. Ctrl-C ends the answer, not the conversation."""
-    pieces: list[str] = []
+    """Prints an answer while it grows and returns it, or None. Ctrl-C ends the answer, not the conversation."""
+    parts: list[str] = []
 
     def show(delta) -> None:
-        pieces.append(delta.text)
+        parts.append(delta.text)
         print(delta.text, end="", flush=True)
 
     handle = engine.submit(request, on_delta=show)
@@ -54,7 +54,7 @@ def _streamed(engine: Engine, request: Request) -> str | None:
     except KeyboardInterrupt:
         engine.cancel(handle)
     print()
-    if handle.result.error and not pieces:
+    if handle.result.error and not parts:
         print(f"smallr: {handle.result.error}", file=sys.stderr)
         return None
-    return "".join(pieces)
+    return "".join(parts)

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits: pure functions, row by row.
+"""Draws the next token from logits: pure functions, row by row.
 
 Rows of one call never mix, and a row's draw depends on its own key and index alone.
 """
@@ -15,7 +15,7 @@ BLOCK = 256  # of the vocabulary, whose probabilities are summed at once
 
 
 class Rules(NamedTuple):
-    """The parameters of each row; meanings as in `SamplingParams`."""
+    """Parameters of each row, with the meanings of `SamplingParams`."""
 
     temperature: Float[Array, "S"]
     top_k: Int[Array, "S"]
@@ -25,7 +25,7 @@ class Rules(NamedTuple):
 
 
 def choose(logits: Float[Array, "S V"], rules: Rules, index: Int[Array, "S"]) -> Int[Array, "S"]:
-    """The next token of each row: the likeliest (the first of equals) at temperature 0, else a draw.
+    """Chooses the next token of each row: the likeliest (the first of equals) at temperature 0, else a draw.
 
     Args:
       logits: float32; at least one of a row is finite, -inf is never drawn.
@@ -47,7 +47,7 @@ def choose(logits: Float[Array, "S V"], rules: Rules, index: Int[Array, "S"]) ->
 
 
 def kept(scaled: Float[Array, "S V"], rules: Rules) -> Bool[Array, "S V"]:
-    """The tokens that may be drawn.
+    """Marks the tokens that may be drawn.
 
     `top_k`: the k likeliest. `top_p` (arXiv 1904.09751): of those the fewest likeliest that hold the share p of their
     probability. `min_p` (arXiv 2407.01082): those at least p times as likely as the likeliest. Tokens as likely as the
@@ -68,13 +68,13 @@ def kept(scaled: Float[Array, "S V"], rules: Rules) -> Bool[Array, "S V"]:
 
 
 def _ranks(x: Float[Array, "S V"]) -> Int[Array, "S V"]:
-    """Integers in the order of the floats, equal for equals."""
+    """Returns integers in the order of the floats, equal for equals."""
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.int32)  # + 0 makes -0 into 0
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def _threshold(ranks: Int[Array, "S V"], weight: Float[Array, "S V"], need: Float[Array, "S"]) -> Int[Array, "S"]:
-    """The largest rank at or above which the weights of a row add up to `need`, found bit by bit; no sort."""
+    """Finds the largest rank at or above which a row's weights add up to `need`, bit by bit, without a sort."""
 
     def bit(i, found):
         candidate = found + jnp.left_shift(jnp.int32(1), 31 - i)  # the first step wraps from the least to 0
@@ -85,7 +85,7 @@ def _threshold(ranks: Int[Array, "S V"], weight: Float[Array, "S V"], need: Floa
 
 
 def _uniform(key: UInt32[Array, "S 2"], index: Int[Array, "S"]) -> Float[Array, "S"]:
-    """One number in [0, 1) a row."""
+    """Draws one number in [0, 1) for each row."""
 
     def row(key, index):
         return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), index))
@@ -94,7 +94,7 @@ def _uniform(key: UInt32[Array, "S 2"], index: Int[Array, "S"]) -> Float[Array, 
 
 
 def _inverse(probs: Float[Array, "S V"], uniform: Float[Array, "S"]) -> Int[Array, "S"]:
-    """The token at which the cumulative sum of the (unnormalised) probabilities passes uniform × total."""
+    """Finds the token at which the cumulative sum of the (unnormalised) probabilities passes uniform × total."""
     rows, vocabulary = probs.shape
     blocks = jnp.pad(probs, ((0, 0), (0, -vocabulary % BLOCK))).reshape(rows, -1, BLOCK)
     sums = jnp.cumsum(blocks.sum(-1), axis=-1)
@@ -105,8 +105,8 @@ def _inverse(probs: Float[Array, "S V"], uniform: Float[Array, "S"]) -> Int[Arra
 
 
 def _passed(sums: Float[Array, "S n"], goal: Float[Array, "S"]) -> tuple[Int[Array, "S"], Float[Array, "S"]]:
-    """The first place whose cumulative sum is above the goal, and what the goal leaves there."""
-    last = jnp.sum(sums < sums[:, -1:], axis=-1)  # the last place that adds anything, if rounding led beyond
-    place = jnp.minimum(jnp.sum(sums <= goal[:, None], axis=-1), last)
-    before = jnp.take_along_axis(sums, jnp.maximum(place - 1, 0)[:, None], axis=1)[:, 0]
-    return place, goal - jnp.where(place > 0, before, 0.0)
+    """Finds the first index whose cumulative sum is above the goal, and what the goal leaves there."""
+    last = jnp.sum(sums < sums[:, -1:], axis=-1)  # the last index that adds anything, if rounding led beyond
+    index = jnp.minimum(jnp.sum(sums <= goal[:, None], axis=-1), last)
+    before = jnp.take_along_axis(sums, jnp.maximum(index - 1, 0)[:, None], axis=1)[:, 0]
+    return index, goal - jnp.where(index > 0, before, 0.0)

@@ -1,13 +1,15 @@
-"""What the engine knows of a request on its way, and what it makes of it."""
+"""Requests inside the engine, and the completions that grow out of them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int, UInt32
 
+from smallr.core.errors import UserError
 from smallr.sampling.requests import Request, Result, Sample, TokenLogprob, Usage
 from smallr.sampling.text import TextStream
 
@@ -33,33 +35,44 @@ class Handle:
     """A submitted request.
 
     Attributes:
-      result: None until all of its completions are done.
+      result: None until all of its completions are finished, or until the request has failed.
+      exception: what the request failed of, if that is no fault of its author; `result.error` says the same in words.
     """
 
-    def __init__(self, request: Request, prompt: Sequence[int], on_delta: OnDelta | None, hook_slot: Any):
-        self.request, self.prompt, self.on_delta, self.hook_slot = (
-            request,
-            np.asarray(prompt, np.int32),
-            on_delta,
-            hook_slot,
-        )
+    def __init__(self, request: Request, on_delta: OnDelta | None = None, hook_slot: Any = ()):
+        self.request, self.on_delta, self.hook_slot = request, on_delta, hook_slot
+        self.prompt: Int[np.ndarray, "tokens"] = np.zeros(0, np.int32)
         self.result: Result | None = None
-        self.cancelled = False
+        self.exception: Exception | None = None
         self._samples: dict[int, Sample] = {}
 
-    def finish(self, number: int, sample: Sample) -> bool:
-        """Takes a completion; whether it was the last one."""
+    def finish(self, number: int, sample: Sample) -> None:
+        """Takes a finished completion; with the last one the request has its result."""
         self._samples[number] = sample
-        if len(self._samples) < self.request.params.n:
-            return False
-        samples = tuple(self._samples[number] for number in sorted(self._samples))
-        written = sum(len(sample.token_ids) for sample in samples)
-        self.result = Result(samples, Usage(len(self.prompt), written))
-        return True
+        if len(self._samples) == self.request.params.n:
+            samples = tuple(self._samples[number] for number in sorted(self._samples))
+            count = sum(len(sample.token_ids) for sample in samples)
+            self.result = Result(samples, Usage(len(self.prompt), count))
+
+    def fail(self, error: Exception) -> None:
+        """Ends the request with an error, unless it has a result."""
+        if self.result is None:
+            is_users = isinstance(error, UserError)
+            self.exception = None if is_users else error
+            self.result = Result(error=str(error) if is_users else f"{type(error).__name__}: {error}")
 
 
 class Completion:
-    """One completion being written."""
+    """One completion while it grows.
+
+    Args:
+      handle: the request that it belongs to.
+      number: of the sample in its request.
+      tokenizer: of the model.
+      stop_ids: tokens that end it.
+      limit: the number of tokens at which it ends.
+      key: of its random numbers.
+    """
 
     def __init__(
         self,
@@ -68,7 +81,7 @@ class Completion:
         tokenizer: PreTrainedTokenizerFast,
         stop_ids: frozenset[int],
         limit: int,
-        key: np.ndarray,
+        key: UInt32[np.ndarray, "2"],
     ):
         self.handle, self.number, self.stop_ids, self.limit, self.key = handle, number, stop_ids, limit, key
         self.tokens: list[int] = []
@@ -76,21 +89,23 @@ class Completion:
         self.finish_reason: str | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, handle.request.params.stop)
-        self._told = 0  # tokens that a callback has been given
+        self._reported = 0  # tokens that the callback has been given
         # Decoding token by token costs more than a decoding step on a fast device: only where somebody looks.
         self._is_watched = handle.on_delta is not None or bool(handle.request.params.stop)
 
-    def add(self, token: int, logprob: float, top_ids: np.ndarray, top_logprobs: np.ndarray) -> None:
+    def add(
+        self, token: int, logprob: float, top_ids: Int[np.ndarray, "TOP"], top_logprobs: Float[np.ndarray, "TOP"]
+    ) -> None:
         """Takes the next token; sets `finish_reason` when it is the last."""
         self.tokens.append(token)
         wanted = self.handle.request.params.logprobs
         if wanted is not None:
             top = tuple(
-                (self._piece(int(id)), float(value))
+                (self._decoded(int(id)), float(value))
                 for id, value in zip(top_ids[:wanted], top_logprobs[:wanted], strict=True)
                 if np.isfinite(value)
             )
-            self.logprobs.append(TokenLogprob(token, self._piece(token), float(logprob), top))
+            self.logprobs.append(TokenLogprob(token, self._decoded(token), float(logprob), top))
         if token in self.stop_ids:
             self.finish_reason = "stop"
         else:
@@ -102,11 +117,11 @@ class Completion:
         if self.finish_reason:
             self._stream.close()
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Gives the callback what is new."""
         if self.handle.on_delta is None:
             return
-        begin, self._told = self._told, len(self.tokens)
+        begin, self._reported = self._reported, len(self.tokens)
         self.handle.on_delta(
             Delta(
                 self.number,
@@ -118,9 +133,9 @@ class Completion:
         )
 
     def sample(self) -> Sample:
-        """The finished completion."""
-        told = self.handle.request.params.logprobs is not None
-        return Sample(self._stream.text, self.finish_reason, tuple(self.tokens), tuple(self.logprobs) if told else None)
+        """Returns the finished completion."""
+        logprobs = None if self.handle.request.params.logprobs is None else tuple(self.logprobs)
+        return Sample(self._stream.text, self.finish_reason, tuple(self.tokens), logprobs)
 
-    def _piece(self, token: int) -> str:
+    def _decoded(self, token: int) -> str:
         return self._tokenizer.decode([token])

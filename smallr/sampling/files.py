@@ -1,4 +1,4 @@
-"""Prompts from files, and results into them."""
+"""Reads prompts from files and writes results into them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_prompts(name: str) -> list[Prompt]:
 
 
 def as_requests(prompts: Sequence[Prompt], params: SamplingParams, *, chat: bool) -> list[Request]:
-    """A request for each prompt; with `chat` a plain one is a user's message."""
+    """Returns a request for each prompt; with `chat` a plain one is a user's message."""
     return [_request(prompt, params, chat) for prompt in prompts]
 
 
@@ -92,13 +92,18 @@ def _request(prompt: Prompt, params: SamplingParams, chat: bool) -> Request:
 
 
 def write_results(requests: Sequence[Request], results: Iterable[Result], out: TextIO) -> None:
-    """A line of JSON for each request."""
+    """Writes a line of JSON for each request."""
     for request, result in zip(requests, results, strict=True):
         asked = {"messages": list(request.messages)} if request.messages else {"prompt": request.prompt}
         samples = [_sample(sample) for sample in result.samples]
         usage = {"prompt_tokens": result.usage.prompt_tokens, "completion_tokens": result.usage.completion_tokens}
         row = asked | {"samples": samples, "usage": usage} | ({"error": result.error} if result.error else {})
-        out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = json.dumps(row, ensure_ascii=False)
+        try:
+            line.encode(out.encoding or "utf-8")
+        except UnicodeEncodeError:  # half a surrogate pair in a prompt, or a terminal that knows ASCII alone
+            line = json.dumps(row)
+        out.write(line + "\n")
 
 
 def _sample(sample: Any) -> dict[str, Any]:

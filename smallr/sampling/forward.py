@@ -1,4 +1,4 @@
-"""New tokens of many sequences through the decoder, over a cache of the tokens before them."""
+"""Runs new tokens of many sequences through the decoder, over a cache of the tokens before them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Cache = tuple[LayerCache, ...]  # of each layer
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """The decoder as a function of `Weights`; hashable, so that programs are found by it."""
+    """Holds the decoder as a function of `Weights`; it is hashable, so that programs are found by it."""
 
     config: DecoderConfig
     block: nnx.GraphDef
@@ -43,7 +43,7 @@ class Forward:
         longest: Int[Array, "R 1"],
         slots: Int[Array, "R"] | None,
     ) -> tuple[Float[Array, "R P D"], Cache]:
-        """Hidden states of the new tokens after the final norm, and the cache with their keys and values.
+        """Computes hidden states of the new tokens after the final norm, and the cache with their keys and values.
 
         Args:
           weights: as `Packer` makes them.
@@ -52,7 +52,7 @@ class Forward:
           positions: theirs in their sequences; of what is no token, any that exists.
           index: where they go in the cache: the position, or NOWHERE for what is no token.
           longest: the largest position of each prompt (see `rope_tables`).
-          slots: of each row; None where the rows are the slots.
+          slots: decode slot of each row; None where the rows are the slots.
         """
         trunk = nnx.merge(self.trunk, weights.trunk)
         x = trunk.embedded(tokens, positions)
@@ -70,7 +70,7 @@ class Forward:
         return trunk.final_norm(x).astype(self.config.dtype), tuple(after)
 
     def logits(self, weights: Weights, hidden: Float[Array, "S D"]) -> Float[Array, "S V"]:
-        """What the head says of hidden states, float32."""
+        """Applies the head to hidden states, in float32."""
         out = jnp.einsum(
             "sd,vd->sv",
             hidden,
@@ -83,7 +83,7 @@ class Forward:
 
 
 def empty_cache(config: DecoderConfig, slots: int, capacity: int, mesh: Mesh) -> Cache:
-    """Zeros: slots over `data` and `fsdp`, kv heads over `tensor`."""
+    """Makes a cache of zeros: decode slots over `data` and `fsdp`, kv heads over `tensor`."""
     heads, dim = config.num_kv_heads, config.head_dim
 
     def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:

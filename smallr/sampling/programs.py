@@ -1,4 +1,4 @@
-"""What runs on the devices: reading prompts, writing tokens, and the upkeep of the cache."""
+"""Programs that run on the devices: prefill, decoding, and the upkeep of the cache."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from smallr.core.sharding import named_sharding
 from smallr.models.cached_attention import LayerCache
 from smallr.sampling.choice import Rules, choose
 from smallr.sampling.forward import KEY_AXES, NOWHERE, VALUE_AXES, Cache, Forward
+from smallr.sampling.requests import MAX_LOGPROBS
 from smallr.sampling.weights import Weights
 
-TOP = 20  # likeliest tokens that can be told
+TOP = MAX_LOGPROBS
 
 
 class HookInputs(NamedTuple):
-    """What a logits hook sees of one step.
+    """Arguments of a logits hook in one step.
 
     Attributes:
       logits: of the model, after its soft-cap, at temperature 1.
       hidden: what the head made them of, in the compute dtype.
       index: of the token to be drawn in its completion.
-      slots: the hook's arrays of each request, one row a slot.
+      slots: the hook's arrays of each request, one row a decode slot.
       shared: the hook's arrays for all, e.g. parameters of a value head.
     """
 
@@ -41,21 +42,21 @@ class HookInputs(NamedTuple):
 Hook = Callable[[HookInputs], Float[Array, "S V"]]  # pure; the logits that are drawn from
 
 
-class Slots(NamedTuple):
-    """What a decoding program is told of each slot."""
+class DecodeSlots(NamedTuple):
+    """State of the decode slots as a decoding program gets it."""
 
     alive: Bool[Array, "S"]
     length: Int[Array, "S"]  # tokens in the cache
-    written: Int[Array, "S"]  # tokens of the completion
+    generated: Int[Array, "S"]  # tokens of the completion
     limit: Int[Array, "S"]  # of the completion
     longest: Int[Array, "S"]  # largest position of the prompt
     stop: Int[Array, "S E"]  # tokens that end it; -1 is none
-    tell: Int[Array, "S"]  # -1: no log-probs; 0: of the chosen; k: of the k likeliest too
+    logprobs: Int[Array, "S"]  # -1: none; 0: of the chosen tokens; k: of the k likeliest too
     rules: Rules
 
 
-class Written(NamedTuple):
-    """What a decoding program wrote. Where a slot was not alive, the numbers mean nothing."""
+class Decoded(NamedTuple):
+    """Tokens that a decoding program drew. Where a slot was not alive, the numbers mean nothing."""
 
     tokens: Int[Array, "steps S"]
     alive: Bool[Array, "steps S"]
@@ -64,10 +65,10 @@ class Written(NamedTuple):
     top_logprobs: Float[Array, "steps S TOP"]
 
 
-class Prompts(NamedTuple):
-    """A piece of some prompts."""
+class PrefillChunk(NamedTuple):
+    """A chunk of each of some prompts."""
 
-    slot: Int[Array, "R"]  # where each goes; the number of slots for none
+    slot: Int[Array, "R"]  # decode slot of each; the number of slots for no prompt
     tokens: Int[Array, "R P"]
     start: Int[Array, "R"]  # position of the first token
     count: Int[Array, "R"]  # how many are tokens
@@ -75,20 +76,20 @@ class Prompts(NamedTuple):
 
 
 class Programs:
-    """The compiled functions of one structure of decoder, mesh and hook. Cache and hidden states are donated."""
+    """Compiled functions of one structure of decoder, mesh and hook. Cache and hidden states are donated."""
 
     def __init__(self, forward: Forward, mesh: Mesh, steps: int, hook: Hook | None):
         whole = NamedSharding(mesh, PartitionSpec())
         self.mesh = mesh
-        self.read = jax.jit(functools.partial(_read, forward), donate_argnums=(1, 2))
-        self.write = jax.jit(
-            functools.partial(_write, forward, steps, hook), donate_argnums=(1, 2), out_shardings=(None, None, whole)
+        self.prefill = jax.jit(functools.partial(_prefill, forward), donate_argnums=(1, 2))
+        self.decode = jax.jit(
+            functools.partial(_decode, forward, steps, hook), donate_argnums=(1, 2), out_shardings=(None, None, whole)
         )
         self.fork = jax.jit(_fork, donate_argnums=(0, 1))
         self._resize = jax.jit(self._resized, static_argnums=1)
 
     def resize(self, cache: Cache, capacity: int) -> Cache:
-        """The cache with more, or fewer, places in each slot; layer by layer, so that there are never two whole ones."""
+        """Returns the cache with room for more, or fewer, tokens; layer by layer, so that there are never two whole ones."""
         layers = list(cache)
         del cache
         for layer in range(len(layers)):
@@ -102,32 +103,32 @@ class Programs:
             cache.values, jnp.zeros((), cache.values.dtype), ((0, 0, 0),) * 2 + ((0, more, 0), (0, 0, 0))
         )
 
-        def place(x: Array, axes: tuple[str | None, ...]) -> Array:
+        def sharded(x: Array, axes: tuple[str | None, ...]) -> Array:
             return jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape))
 
-        return LayerCache(place(keys, KEY_AXES), place(values, VALUE_AXES))
+        return LayerCache(sharded(keys, KEY_AXES), sharded(values, VALUE_AXES))
 
 
-def _read(
-    forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], prompts: Prompts
+def _prefill(
+    forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], chunk: PrefillChunk
 ) -> tuple[Cache, Float[Array, "S D"]]:
-    """The cache with these tokens, and each slot's hidden state at the last of them."""
-    offset = jnp.arange(prompts.tokens.shape[1])
-    is_token = offset < prompts.count[:, None]
-    index = prompts.start[:, None] + offset
+    """Returns the cache with the chunk's tokens, and each slot's hidden state at the last of them."""
+    offset = jnp.arange(chunk.tokens.shape[1])
+    is_token = offset < chunk.count[:, None]
+    index = chunk.start[:, None] + offset
     # What is no token repeats the last position, so that none is beyond a table of learned positions.
-    positions = jnp.minimum(index, (prompts.start + prompts.count - 1)[:, None])
+    positions = jnp.minimum(index, (chunk.start + chunk.count - 1)[:, None])
     states, cache = forward.extend(
         weights,
         cache,
-        prompts.tokens,
+        chunk.tokens,
         positions,
         jnp.where(is_token, index, NOWHERE),
-        prompts.longest[:, None],
-        prompts.slot,
+        chunk.longest[:, None],
+        chunk.slot,
     )
-    last = jnp.take_along_axis(states, jnp.maximum(prompts.count - 1, 0)[:, None, None], axis=1)[:, 0]
-    return cache, hidden.at[prompts.slot].set(last, mode="drop")
+    last = jnp.take_along_axis(states, jnp.maximum(chunk.count - 1, 0)[:, None, None], axis=1)[:, 0]
+    return cache, hidden.at[chunk.slot].set(last, mode="drop")
 
 
 class _Loop(NamedTuple):
@@ -135,10 +136,10 @@ class _Loop(NamedTuple):
     cache: Cache
     hidden: Float[Array, "S D"]
     alive: Bool[Array, "S"]
-    written: Written
+    decoded: Decoded
 
 
-def _write(
+def _decode(
     forward: Forward,
     capacity: int,
     hook: Hook | None,
@@ -149,29 +150,28 @@ def _write(
     steps: Int[Array, ""],
     hook_slots: Any,
     hook_shared: Any,
-) -> tuple[Cache, Float[Array, "S D"], Written]:
-    """Up to `steps` tokens (at most `capacity`) of every slot that is alive, in one program."""
+) -> tuple[Cache, Float[Array, "S D"], Decoded]:
+    """Draws up to `steps` tokens (at most `capacity`) for every slot that is alive."""
     count = len(slots.alive)
 
     def body(loop: _Loop) -> _Loop:
-        index, length = slots.written + loop.step, slots.length + loop.step
+        index, length = slots.generated + loop.step, slots.length + loop.step
         logits = forward.logits(weights, loop.hidden)
         drawn_from = logits
         if hook is not None:
             drawn_from = hook(HookInputs(logits, loop.hidden, index, hook_slots, hook_shared))
         tokens = choose(drawn_from, slots.rules, index)
-        told = _tell(logits, tokens, jnp.where(loop.alive, slots.tell, -1))
-        row = (tokens, loop.alive, *told)
-        written = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.written, Written(*row))
-        place = jnp.where(loop.alive, length, NOWHERE)[:, None]
+        row = Decoded(tokens, loop.alive, *_logprobs(logits, tokens, jnp.where(loop.alive, slots.logprobs, -1)))
+        decoded = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.decoded, row)
+        index_in_cache = jnp.where(loop.alive, length, NOWHERE)[:, None]
         position = jnp.where(loop.alive, length, 0)[:, None]
         states, cache = forward.extend(
-            weights, loop.cache, tokens[:, None], position, place, slots.longest[:, None], None
+            weights, loop.cache, tokens[:, None], position, index_in_cache, slots.longest[:, None], None
         )
         alive = loop.alive & ~(tokens[:, None] == slots.stop).any(-1) & (index + 1 < slots.limit)
-        return _Loop(loop.step + 1, cache, states[:, 0], alive, written)
+        return _Loop(loop.step + 1, cache, states[:, 0], alive, decoded)
 
-    nothing = Written(
+    nothing = Decoded(
         jnp.zeros((capacity, count), jnp.int32),
         jnp.zeros((capacity, count), bool),
         jnp.zeros((capacity, count)),
@@ -183,13 +183,13 @@ def _write(
         body,
         _Loop(jnp.int32(0), cache, hidden, slots.alive, nothing),
     )
-    return loop.cache, loop.hidden, loop.written
+    return loop.cache, loop.hidden, loop.decoded
 
 
-def _tell(
-    logits: Float[Array, "S V"], tokens: Int[Array, "S"], tell: Int[Array, "S"]
+def _logprobs(
+    logits: Float[Array, "S V"], tokens: Int[Array, "S"], wanted: Int[Array, "S"]
 ) -> tuple[Float[Array, "S"], Int[Array, "S TOP"], Float[Array, "S TOP"]]:
-    """Log-probs of the chosen tokens, and the likeliest tokens with theirs; zeros if no slot wants them."""
+    """Computes log-probs of the chosen tokens, and the likeliest tokens with theirs; zeros if no slot wants them."""
     count, top = len(tokens), min(TOP, logits.shape[1])
 
     def chosen(logits):
@@ -205,9 +205,9 @@ def _tell(
         return pad(ids), pad(values - lse[:, None], constant_values=-jnp.inf)
 
     zeros = jnp.zeros(count)
-    logps, lse = jax.lax.cond((tell >= 0).any(), chosen, lambda _: (zeros, zeros), logits)
+    logps, lse = jax.lax.cond((wanted >= 0).any(), chosen, lambda _: (zeros, zeros), logits)
     ids, values = jax.lax.cond(
-        (tell > 0).any(),
+        (wanted > 0).any(),
         likeliest,
         lambda *_: (jnp.zeros((count, TOP), jnp.int32), jnp.zeros((count, TOP))),
         *(logits, lse),
@@ -218,5 +218,5 @@ def _tell(
 def _fork(
     cache: Cache, hidden: Float[Array, "S D"], source: Int[Array, ""], target: Int[Array, ""]
 ) -> tuple[Cache, Float[Array, "S D"]]:
-    """Slot `target` becomes a copy of slot `source`."""
+    """Copies slot `source` over slot `target`."""
     return jax.tree.map(lambda x: x.at[target].set(x[source]), (cache, hidden))

@@ -1,4 +1,4 @@
-"""Requests to token ids, by the tokenizer's own template, and the tokens that end a completion."""
+"""Turns requests into token ids by the tokenizer's own template, and finds the tokens that end a completion."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int, UInt32
 
 from smallr.core.errors import UserError
 from smallr.sampling.requests import Request
@@ -17,19 +18,45 @@ if TYPE_CHECKING:
     from smallr.models.loading import ModelSource
 
 
-def prompt_ids(request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size: int, soft: int = 0) -> list[int]:
-    """The tokens of a request's prompt, at least one.
+def longest_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> int:
+    """Returns a number of characters that no text of so many tokens exceeds.
+
+    A text that is longer need not be tokenised to know that it does not fit: a prompt of 10 MB takes minutes.
+    """
+    longest = max(map(len, tokenizer.get_vocab()))
+    normalized = 4 if tokenizer.backend_tokenizer.normalizer is not None else 1  # which may compose characters
+    return tokens * longest * normalized
+
+
+def prompt_ids(
+    request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size: int, *, soft: int = 0, most: int | None = None
+) -> list[int]:
+    """Encodes the prompt of a request to one token or more.
 
     Messages go through the chat template, with the opening of an answer behind them; a last message of the assistant is
     continued instead. Plain text gets the special tokens that the tokenizer adds. Token ids stay as they are; `soft` of
     them, below 0, are vectors of the model's soft prompts.
 
+    Args:
+      request: messages or a prompt.
+      tokenizer: of the model.
+      vocab_size: number of rows of the model's embedding.
+      soft: number of its soft tokens.
+      most: characters of a text beyond which it is refused without being tokenised.
+
     Raises:
-      UserError: no chat template, one that refuses the messages, an id without an embedding, no token at all.
+      UserError: a text that is no Unicode, no chat template, one that refuses the messages, an id without an
+        embedding, no token at all.
     """
     if request.messages:
+        for number, message in enumerate(request.messages):
+            for field, text in message.items():
+                _check_text(text, f"messages[{number}].{field}")
+        _check_length("messages", sum(len(message["content"]) for message in request.messages), most)
         ids = tokenizer(_rendered(request, tokenizer), add_special_tokens=False)["input_ids"]
     elif isinstance(request.prompt, str):
+        _check_text(request.prompt, "prompt")
+        _check_length("prompt", len(request.prompt), most)
         ids = tokenizer(request.prompt)["input_ids"]
     else:
         ids = list(request.prompt)
@@ -40,6 +67,21 @@ def prompt_ids(request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size:
     if not ids:
         raise UserError("prompt: it has no tokens")
     return ids
+
+
+def _check_text(text: str, field: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{field}: character {error.start + 1} is U+{ord(text[error.start]):04X}, half of a surrogate pair (a cut "
+            "emoji?), which is no text"
+        ) from None
+
+
+def _check_length(field: str, count: int, most: int | None) -> None:
+    if most is not None and count > most:
+        raise UserError(f"{field}: {count} characters are more than the tokens of max_length can hold ({most})")
 
 
 def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -59,7 +101,7 @@ def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """The special token with which the chat template ends an answer, if there is one."""
+    """Returns the special token with which the chat template ends an answer, if there is one."""
     if not tokenizer.chat_template:
         return ()
     answer = "thirty-one"
@@ -73,7 +115,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 
 
 def end_ids(source: ModelSource) -> tuple[int, ...]:
-    """The tokens that a model's `generation_config.json`, or its `config.json`, say end a completion.
+    """Reads which tokens end a completion from a model's `generation_config.json`, or from its `config.json`.
 
     Raises:
       UserError: the file is not JSON.
@@ -88,17 +130,30 @@ def end_ids(source: ModelSource) -> tuple[int, ...]:
     return tuple(end for end in ends if 0 <= end < source.config.vocab_size)
 
 
-def stop_ids(request: Request, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...]) -> frozenset[int]:
-    """The tokens that end the completions of a request: the model's own, those asked for, and stop strings that are
-    special tokens, which no text ever shows.
+def stop_ids(
+    request: Request, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...], vocab_size: int
+) -> frozenset[int]:
+    """Returns the tokens that end the completions of a request.
+
+    They are the model's own, those asked for, and stop strings that are special tokens, which no text ever shows.
+
+    Raises:
+      UserError: a token that the model does not have.
     """
+    params = request.params
+    if wrong := [token for token in params.stop_token_ids if token >= vocab_size]:
+        raise UserError(f"stop_token_ids: token id {wrong[0]} is not below the vocabulary's {vocab_size}")
     special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    named = {special[stop] for stop in request.params.stop if stop in special}
-    return frozenset(named | set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else set(ends)))
+    named = {special[stop] for stop in params.stop if stop in special}
+    return frozenset(named | set(params.stop_token_ids) | (set() if params.ignore_eos else set(ends)))
 
 
-def sample_key(ids: list[int], seed: int | None, sample: int) -> np.ndarray:
-    """uint32 [2], the key of one completion: of the seed, or of the prompt if there is none, and the sample's number."""
-    source = np.asarray(ids, np.int32).tobytes() if seed is None else str(seed).encode()
-    digest = hashlib.sha256(source + f":{sample}".encode()).digest()
+def sample_key(
+    ids: Int[np.ndarray, "tokens"], seed: int | None, round_number: int, sample: int
+) -> UInt32[np.ndarray, "2"]:
+    """Returns the key of one completion's random numbers.
+
+    It is a function of the seed, the round, the prompt and the number of the sample, and of nothing else.
+    """
+    digest = hashlib.sha256(f"{seed} {round_number} {sample} ".encode() + np.asarray(ids, np.int32).tobytes()).digest()
     return np.frombuffer(digest[:8], np.uint32)

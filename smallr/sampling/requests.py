@@ -1,16 +1,27 @@
-"""What is asked of a language model, and what comes back; the same for the local engine and for a server."""
+"""Requests to a language model and its results; the same for the local engine and for a server."""
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-FINISH_REASONS = ("stop", "length")
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+MAX_SAMPLES = 2**16  # completions of one request
+MAX_LOGPROBS = 20  # likeliest tokens whose log-probs can be asked for
+MAX_TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn. Names and meanings are those of the OpenAI and vLLM interfaces."""
+    """How completions are drawn. Names and meanings are those of the OpenAI and vLLM interfaces, but for `round`.
+
+    A draw is a function of the seed, the round, the prompt and the number of the sample. So another round draws anew,
+    the same round can be repeated, and no two prompts share a stream of random numbers.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0  # 0 is greedy
@@ -21,22 +32,41 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # a completion ends before the first of these
     stop_token_ids: tuple[int, ...] = ()  # besides the model's own end tokens
     ignore_eos: bool = False
-    seed: int | None = None  # None: derived from the request's content
+    seed: int | None = None  # None: a local model draws as by a seed of its own; a server draws anew each time
+    round: int = 0  # of a method that samples the same prompts again and again
     logprobs: int | None = None  # None: none; 0: of the chosen tokens; k: of the k likeliest too
 
     def __post_init__(self) -> None:
-        limits = {
-            "max_tokens": self.max_tokens >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "n": self.n >= 1,
-            "logprobs": self.logprobs is None or 0 <= self.logprobs <= 20,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                raise ValueError(f"sampling: {name}={getattr(self, name)!r} is out of range")
+        _check_whole("max_tokens", self.max_tokens, 1, INT32_MAX)
+        _check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
+        _check_whole("top_k", self.top_k, 0, INT32_MAX)
+        _check_number("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise ValueError("sampling: top_p must be above 0")
+        _check_number("min_p", self.min_p, 0, 1)
+        _check_whole("n", self.n, 1, MAX_SAMPLES)
+        for stop in self.stop:
+            if not isinstance(stop, str) or not stop:
+                raise ValueError(f"sampling: stop must hold texts that are not empty, not {stop!r}")
+        for token in self.stop_token_ids:
+            _check_whole("stop_token_ids", token, 0, INT32_MAX)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, -INT64_MAX - 1, INT64_MAX)
+        _check_whole("round", self.round, 0, INT32_MAX)
+        if self.logprobs is not None:
+            _check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+
+
+def _check_whole(name: str, value: Any, least: int, most: int) -> None:
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= most:
+        raise ValueError(f"sampling: {name} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not least <= value <= most:
+        raise ValueError(f"sampling: {name} must be a number from {least:g} to {most:g}, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -49,12 +79,15 @@ class Request:
 
     def __post_init__(self) -> None:
         if bool(self.messages) == bool(self.prompt):
-            raise ValueError("a request has either messages or a prompt, and it has one of them")
+            raise ValueError("a request must have either messages or a prompt, and it must not be empty")
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token of a completion, its log-prob (nats, of the model's own distribution at temperature 1) and the likeliest ones."""
+    """One token of a completion with its log-prob and the likeliest tokens in its place.
+
+    Log-probs are in nats, of the model's own distribution at temperature 1.
+    """
 
     token_id: int | None  # None where a server does not tell
     token: str
@@ -74,7 +107,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read and written; `cached` results cost nothing a second time."""
+    """Counts the tokens of prompts and completions; `cached` results cost nothing a second time."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -85,7 +118,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Result:
-    """Completions of one request, in order; or `error`, what went wrong after all retries, with no samples."""
+    """Holds the completions of one request, in order; or no samples and `error`, which says what went wrong."""
 
     samples: Sequence[Sample] = ()
     usage: Usage = field(default_factory=Usage)

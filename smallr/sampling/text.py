@@ -1,4 +1,4 @@
-"""Tokens to text while they arrive: whole characters alone, and an eye on the stop strings."""
+"""Turns tokens into text while they arrive: in whole characters, up to the first stop string."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_CHARACTER = 8  # tokens; more that do not decode are no character to wa
 
 
 class TextStream:
-    """The text of one completion, token by token.
+    """Collects the text of one completion, token by token.
 
     Attributes:
       text: all that is certain; it ends before the first stop string.
@@ -25,9 +25,8 @@ class TextStream:
         self.stopped = False
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._tokens: list[int] = []
-        self._start = self._read = (
-            0  # tokens from `_start` on are decoded together; before `_read` they are in the text
-        )
+        self._start = 0  # tokens from here on are decoded together
+        self._read = 0  # tokens before here are in the text
         self._given = 0
 
     def add(self, token: int, decode: bool = True) -> None:
@@ -46,29 +45,29 @@ class TextStream:
         self._start, self._read = self._read, len(self._tokens)
 
     def close(self) -> None:
-        """No more tokens come: bytes that wait for the rest of their character become replacement characters."""
+        """Ends the text: bytes that wait for the rest of their character become replacement characters."""
         if not self.stopped and self._read < len(self._tokens):
             before = self._decode(self._start, self._read)
             self._append(self._decode(self._start, len(self._tokens))[len(before) :])
             self._start, self._read = self._read, len(self._tokens)
 
     def take(self, final: bool = False) -> str:
-        """The text since the last call, without what may turn out to be the beginning of a stop string."""
-        end = len(self.text) if final or self.stopped else len(self.text) - self._held()
-        piece = self.text[self._given : end]
+        """Returns the text since the last call, without what may be the beginning of a stop string."""
+        end = len(self.text) if final or self.stopped else len(self.text) - self._withheld()
+        text = self.text[self._given : end]
         self._given = max(self._given, end)
-        return piece
+        return text
 
-    def _append(self, piece: str) -> None:
+    def _append(self, text: str) -> None:
         longest = max(map(len, self._stop), default=0)
         begin = max(len(self.text) - longest + 1, 0)
-        self.text += piece
-        found = [place for stop in self._stop if (place := self.text.find(stop, begin)) >= 0]
+        self.text += text
+        found = [start for stop in self._stop if (start := self.text.find(stop, begin)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
 
-    def _held(self) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
+    def _withheld(self) -> int:
+        """Returns the length of the longest end of the text that a stop string begins with."""
         longest = max(map(len, self._stop), default=0)
         for length in range(min(longest - 1, len(self.text)), 0, -1):
             if any(stop.startswith(self.text[-length:]) for stop in self._stop):

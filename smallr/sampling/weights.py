@@ -1,4 +1,4 @@
-"""A decoder's parameters as decoding wants them: each layer by itself, in the compute dtype, outputs first.
+"""Arranges a decoder's parameters for decoding: each layer by itself, in the compute dtype, outputs first.
 
 A scan over stacked layers copies every layer's weights out of the stack in each step, and float32 masters under bfloat16
 compute are cast in each step. In training both are small beside the work; in decoding they would be most of it.
@@ -27,7 +27,7 @@ Value = Array | Quantized | Turned | WithFirst
 
 
 class Weights(NamedTuple):
-    """Arrays; a pytree.
+    """Holds a decoder's arrays for decoding; a pytree.
 
     Attributes:
       layers: state of one layer's Block each.
@@ -57,7 +57,7 @@ class Packer:
         self._splits: dict[tuple[Path, ...], Callable[..., tuple[tuple[Value, ...], ...]]] = {}
 
     def __call__(self, decoder: Decoder) -> Weights:
-        """The weights, on the same shards. What needs no change is not copied: the embedding, a float32 head.
+        """Returns the weights, on the same shards. What needs no change is not copied: the embedding, a float32 head.
 
         Raises:
           ValueError: a decoder of another structure.
@@ -76,7 +76,7 @@ class Packer:
         return Weights(layers, nnx.split(_trunk(decoder))[1], head)
 
     def _groups(self, flat: Mapping[Path, nnx.Variable]) -> list[tuple[Path, ...]]:
-        """The paths; those of one product are one group.
+        """Groups the paths: those of one product are one group.
 
         Rows that are split over devices stay by themselves: behind one another they would be split elsewhere.
         """
@@ -92,7 +92,7 @@ class Packer:
     def _by_layer(
         self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable]
     ) -> Iterable[tuple[Path, tuple[Value, ...]]]:
-        """Of each path of a group what stands there in each layer."""
+        """Yields for each path of a group its values in each layer."""
         if group not in self._splits:
             self._splits[group] = jax.jit(lambda values: self._joined(group, flat, values))
         return zip(group, self._splits[group](tuple(flat[path].get_value() for path in group)), strict=True)
@@ -131,7 +131,7 @@ def _turned(weight: Float[Array, "*inputs *outputs"], inputs: int) -> Turned:
 
 
 def _trunk(decoder: Decoder) -> Decoder:
-    """The decoder without its layers and its head; the arrays are the same."""
+    """Returns the decoder without its layers and its head; the arrays are the same."""
     trunk = nnx.merge(*nnx.split(decoder))
     del trunk.layers
     if not decoder.config.tie_embeddings:

@@ -1,4 +1,4 @@
-"""An engine without a model: words drawn from the request and its seed. The same interface, and steps that can be held."""
+"""An engine without a model, whose words depend on the request and its seed; its steps can be held."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class FakeHandle:
     def __init__(self, request: Request, on_delta: OnDelta | None):
         self.request, self.on_delta = request, on_delta
         self.result: Result | None = None
+        self.exception: Exception | None = None
         self.given = 0
         self.samples = [fake_sample(request, i) for i in range(request.params.n)]
 
@@ -39,10 +40,12 @@ class FakeHandle:
 class FakeEngine:
     """Decodes `slots` requests at a time.
 
+    As the real one it ends a request whose callback raises, and keeps requests that have not begun over a restart.
+
     Attributes:
       may_step: cleared, steps wait.
       cancelled: requests that were given up.
-      fails: the next step raises.
+      fails: number of the next steps that raise.
     """
 
     def __init__(self, slots: int = 4):
@@ -52,11 +55,17 @@ class FakeEngine:
         self.most = 0
         self.may_step = threading.Event()
         self.may_step.set()
-        self.fails = False
+        self.fails = 0
 
-    def submit(self, request: Request, on_delta: OnDelta | None = None) -> FakeHandle:
+    def encode(self, request: Request) -> str:
         if asked(request) == "too long":
             raise UserError("the prompt has 99 tokens, and the model's context is 64")
+        if asked(request) == "cannot be encoded":
+            raise TypeError("TextEncodeInput must be")
+        return asked(request)
+
+    def submit(self, request: Request, on_delta: OnDelta | None = None, *, prompt: str) -> FakeHandle:
+        assert prompt == asked(request)
         self.handles.append(FakeHandle(request, on_delta))
         return self.handles[-1]
 
@@ -67,13 +76,22 @@ class FakeEngine:
     def step(self) -> None:
         self.may_step.wait(0.05)
         if self.fails:
+            self.fails -= 1
             raise RuntimeError("out of memory")
         if not self.may_step.is_set():
             return
         running = self.handles[: self.slots]
         self.most = max(self.most, len(running))
         for handle in running:
-            handle.advance()
+            try:
+                handle.advance()
+            except Exception as error:
+                handle.result, handle.exception = Result(error=str(error)), error
+        self.handles = [handle for handle in self.handles if handle.result is None]
+
+    def restart(self, error: Exception) -> None:
+        for handle in self.handles[: self.slots]:
+            handle.result, handle.exception = Result(error=str(error)), error
         self.handles = [handle for handle in self.handles if handle.result is None]
 
 
@@ -86,7 +104,8 @@ def fake_sample(request: Request, index: int) -> tuple[Sample, list[TokenLogprob
     """The completion that the engine will give, and its tokens up to the stop."""
     params = request.params
     seed = (params.seed or 0) + index if params.temperature else 0
-    digest = hashlib.sha256(f"{asked(request)} {seed}".encode()).digest() * 8
+    drawn = f"{asked(request)} {seed}" + (f" {params.round}" if params.round else "")
+    digest = hashlib.sha256(drawn.encode()).digest() * 8
     tokens = []
     for byte in digest[: params.max_tokens]:
         top = tuple((WORDS[(byte + i) % len(WORDS)], -0.5 - i) for i in range(params.logprobs or 0))

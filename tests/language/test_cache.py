@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from smallr.core.errors import UserError
 from smallr.language.cache import ResultCache, request_key
 from smallr.language.retrying import Backoff
 from smallr.language.server import ServerModel
+from smallr.language.wire import wire_seed
 from smallr.sampling.requests import Request, Result, Sample, SamplingParams, TokenLogprob, Usage
 from tests.language.faulty import asked, error, reply, serving
 
@@ -53,25 +54,89 @@ def test_keys_differ_in_whatever_changes_the_answer():
     requests.append(Request(messages=({"role": "system", "content": "x"},)))
     changed = {
         "max_tokens": 1, "temperature": 0.1, "top_k": 1, "top_p": 0.5, "min_p": 0.5, "n": 2, "stop": ("a",),
-        "stop_token_ids": (1,), "ignore_eos": True, "seed": 0, "logprobs": 0,
+        "stop_token_ids": (1,), "ignore_eos": True, "seed": 0, "round": 1, "logprobs": 0,
     }  # fmt: skip
     assert set(changed) == {field.name for field in dataclasses.fields(SamplingParams)}
     requests += [Request(prompt="x", params=SamplingParams(**{name: value})) for name, value in changed.items()]
     keys = [request_key("m", request) for request in requests]
-    keys += [request_key("other", plain), request_key("m", plain, index=1)]
+    keys += [request_key("other", plain), request_key("m", plain, sample=1)]
     assert len(set(keys)) == len(keys)
     assert request_key("m", Request(prompt="x")) == keys[0]
     swapped = Request(messages=({"content": "x", "role": "user"},))
     assert request_key("m", swapped) == keys[3]
 
 
-def test_a_file_that_is_no_cache(tmp_path):
-    path = tmp_path / "results.db"
-    path.write_text("these are notes, and a good many of them, long enough to be a header" * 20)
-    with pytest.raises(UserError, match=r"results\.db.*SMALLR_CACHE"):
-        ResultCache(path)
-    with pytest.raises(UserError, match="local disk"):
-        ResultCache(Path("/proc/none/results.db"))
+def test_a_file_that_is_no_cache_is_moved_aside(tmp_path, caplog):
+    path, notes = tmp_path / "results.db", "these are notes, and a good many of them, long enough to be a header" * 20
+    path.write_text(notes)
+    cache = ResultCache(path)
+    assert "was moved to results.db.damaged-" in caplog.text
+    cache.put("k", "m", FULL)
+    assert cache.get("k") == dataclasses.replace(FULL, cached=True)
+    (aside,) = tmp_path.glob("results.db.damaged-*")
+    assert aside.read_text() == notes
+
+
+def test_without_a_file_that_can_be_written_the_job_goes_on(tmp_path, caplog):
+    (tmp_path / "folder").mkdir()
+    for path in (Path("/proc/none/results.db"), tmp_path / "folder"):
+        caplog.clear()
+        cache = ResultCache(path)
+        assert "going on without it" in caplog.text
+        assert "SMALLR_CACHE" in caplog.text
+        cache.put("k", "m", FULL)
+        assert (cache.get("k"), len(cache)) == (None, 0)
+        cache.close()
+
+
+def test_an_entry_that_was_changed_is_asked_for_again(tmp_path, caplog):
+    cache = ResultCache(tmp_path / "results.db")
+    for change in ("replace(result, 'stop', 'stap')", "'{'", "NULL", "X'00ff'", "7"):
+        caplog.clear()
+        cache.put("k", "m", FULL)
+        cache._execute(f"UPDATE completions SET result = {change}")
+        assert cache.get("k") is None
+        assert "an entry is damaged" in caplog.text
+        assert len(cache) == 0
+    cache.put("k", "m", FULL)
+    cache.put("other", "m", Result((Sample("other", "stop"),)))
+    cache._execute(
+        "UPDATE completions SET (result, digest) = (SELECT result, digest FROM completions WHERE key = 'other')"
+    )
+    assert cache.get("k") is None  # the entry of another request
+    assert cache.get("other").samples[0].text == "other"
+
+
+def test_no_damage_to_the_file_gives_a_wrong_result_or_an_error(tmp_path):
+    """Bytes flipped, zeroed and cut off anywhere: each look-up finds what was stored or nothing, and the next is kept."""
+    wanted = {f"k{i}": Result((Sample(f"text {i} " * 20, "stop"),), Usage(i, 1)) for i in range(40)}
+    whole = tmp_path / "whole.db"
+    cache = ResultCache(whole)
+    for key, result in wanted.items():
+        cache.put(key, "m", result)
+    cache.close()
+    data, rng, found = whole.read_bytes(), random.Random(0), 0
+    for number in range(60):
+        damaged, at = bytearray(data), rng.randrange(len(data))
+        if number % 3 == 0:
+            damaged[at] ^= 1 << rng.randrange(8)
+        elif number % 3 == 1:
+            damaged[at : at + 512] = bytes(len(damaged[at : at + 512]))
+        else:
+            del damaged[at:]
+        path = tmp_path / f"{number}.db"
+        path.write_bytes(damaged)
+        cache = ResultCache(path)
+        for turn in range(3):  # the first ones may come upon the damage
+            for key, result in wanted.items():
+                got = cache.get(key)
+                assert got in (None, dataclasses.replace(result, cached=True))
+                found += turn == 0 and got is not None
+                if got is None:
+                    cache.put(key, "m", result)
+        assert all(cache.get(key) for key in wanted), number
+        cache.close()
+    assert 0.3 < found / (60 * 40) < 1
 
 
 def test_a_full_disk_does_not_lose_the_result(tmp_path, caplog):
@@ -142,27 +207,32 @@ def test_samples_that_had_to_be_asked_one_by_one_are_kept_one_by_one(tmp_path):
     def behave(handler, _, body):
         if body.get("n", 1) > 1:
             handler.send(400, error("n must be 1"))
-        elif body["seed"] == 12 and down[0]:
+        elif body["seed"] == seeds[2] and down[0]:
             handler.send(500, error("oops"))
         else:
             handler.send(200, reply(f"seed {body['seed']}", chat=False))
 
     request = Request(prompt="x", params=SamplingParams(n=4, temperature=1.0, seed=10))
+    seeds = [wire_seed(request, sample) for sample in range(4)]
     with serving(behave) as server:
         with _model(server.url, tmp_path / "c.db") as model:
             assert "oops" in model.complete_sync([request])[0].error
-            assert len(server.bodies) == 1 + 3 + 2  # refused, 10 11 13, twice 12
+            assert len(server.bodies) == 1 + 3 + 2  # refused, the first, second and fourth, twice the third
         down[0] = False
         with _model(server.url, tmp_path / "c.db") as model:
             (result,) = model.complete_sync([request])
-    assert [sample.text for sample in result.samples] == ["seed 10", "seed 11", "seed 12", "seed 13"]
+    assert [sample.text for sample in result.samples] == [f"seed {seed}" for seed in seeds]
     assert result.usage == Usage(3, 2)
-    assert [body["seed"] for body in server.bodies[6:]] == [10, 12]  # refused again, and the one that was missing
+    assert [body["seed"] for body in server.bodies[6:]] == [
+        seeds[0],
+        seeds[2],
+    ]  # refused again, and the one that was missing
 
 
 JOB = """
 import sys; from pathlib import Path
 from smallr.language.cache import ResultCache; from smallr.language.server import ServerModel
+from smallr.language.wire import wire_seed
 from smallr.sampling.requests import Request, SamplingParams
 model = ServerModel(sys.argv[1], "m", cache=ResultCache(Path(sys.argv[2])), concurrency=4)
 params = SamplingParams(temperature=1.0)

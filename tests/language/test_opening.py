@@ -56,7 +56,7 @@ def test_a_server_by_its_address():
         ("local:nowhere", r"unknown model 'nowhere'.*A model is"),
         ("local:", r"names none.*A model is"),
         ("htp://host/v1", r"no htp:, is it http:\?.*A model is"),
-        ("http:///v1", "no address of a server"),
+        ("http:///v1", "must be the address of a server"),
     ],
 )
 def test_names_that_open_nothing(spec, said):

@@ -129,19 +129,15 @@ def test_sigterm_serves_out_what_is_under_way(server, client):
     assert "Traceback" not in err
 
 
-def test_ports_that_are_taken_and_unknown_models_are_said_at_once():
+def test_a_port_that_is_taken_is_said_at_once():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        first = start("--model=tiny-random", f"--port={port}")
-        second = start("--model=tiny-randon", "--port=0")
-        out, err = first.communicate(timeout=120)
-        assert (first.returncode, out) == (1, "")
+        process = start("--model=tiny-random", f"--port={port}")
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (1, "")
         assert err.strip().splitlines()[-1].startswith(f"smallr: cannot listen at 127.0.0.1:{port}")
-        out, err = second.communicate(timeout=120)
-        assert second.returncode == 1
-        assert "smallr: unknown model 'tiny-randon'" in err
 
 
 def test_without_fastapi_it_says_what_to_install(tmp_path):

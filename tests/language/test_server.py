@@ -15,6 +15,7 @@ from smallr.core.errors import UserError
 from smallr.language.base import Prices
 from smallr.language.retrying import Backoff, retry_after
 from smallr.language.server import ServerModel
+from smallr.language.wire import wire_seed
 from smallr.sampling.requests import Request, SamplingParams, Usage
 from tests.language.faulty import Body, Handler, asked, error, reply, serving
 
@@ -232,6 +233,7 @@ def test_parameters_go_where_servers_look_for_them(open_at):
         one, two, three = model.complete_sync([plain, chat("x"), Request(prompt=(1, 2))])
     assert [len(result.samples) for result in (one, two, three)] == [2, 1, 1]
     bodies = {str(asked(body)): body for body in server.bodies}
+    everything["seed"] = wire_seed(plain, 0)
     assert bodies["once"] == {"model": "m", "prompt": "once", **everything} | {
         "stop": ["\n", "Q:"],
         "stop_token_ids": [2, 5],
@@ -286,11 +288,16 @@ def _refuses_n(handler: Handler, _: int, body: Body) -> None:
         handler.send(200, reply(f"seed {body.get('seed')}"))
 
 
+def _seeds_of_three() -> list[str]:
+    single = chat("x", temperature=1.0, seed=5)
+    return [f"seed {wire_seed(single, sample)}" for sample in range(3)]
+
+
 def test_n_samples_from_a_server_that_refuses_n(open_at):
     with serving(_refuses_n) as server:
         model = open_at(server.url, concurrency=2)
         (result,) = model.complete_sync([chat("x", n=3, temperature=1.0, seed=5)])
-        assert [sample.text for sample in result.samples] == ["seed 5", "seed 6", "seed 7"]
+        assert [sample.text for sample in result.samples] == _seeds_of_three()
         assert result.usage == Usage(9, 6)
         assert len(server.bodies) == 1 + 3
         model.complete_sync([chat("y", n=4, temperature=1.0)])  # now it is known
@@ -300,8 +307,28 @@ def test_n_samples_from_a_server_that_refuses_n(open_at):
 def test_n_samples_from_a_server_that_passes_n_over(open_at):
     with serving(lambda handler, _, body: handler.send(200, reply(f"seed {body.get('seed')}"))) as server:
         (result,) = open_at(server.url).complete_sync([chat("x", n=3, temperature=1.0, seed=5)])
-    assert [sample.text for sample in result.samples] == ["seed 5", "seed 6", "seed 7"]
+    assert [sample.text for sample in result.samples] == _seeds_of_three()
     assert len(server.bodies) == 3
+
+
+def test_seeds_for_servers_differ_by_seed_round_prompt_and_sample(open_at):
+    """Other servers know no rounds, and give the same random numbers to all prompts with one seed."""
+    requests = [chat("x", seed=5), chat("x", seed=6), chat("x", seed=5, round=1), chat("y", seed=5)]
+    seeds = [wire_seed(request, sample) for request in requests for sample in range(2)]
+    assert len(set(seeds)) == 8
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert wire_seed(chat("x"), 0) is None
+    with serving() as server:
+        open_at(server.url).complete_sync(requests)
+    assert sorted(body["seed"] for body in server.bodies) == sorted(seeds[::2])
+    assert not any("round" in body for body in server.bodies)
+
+
+def test_a_prompt_that_cannot_be_sent_is_an_error_of_its_request(open_at):
+    with serving() as server:
+        bad, good = open_at(server.url).complete_sync([chat("cut emoji \ud83d"), chat("x")])
+    assert "surrogates" in bad.error
+    assert good.samples[0].text == "echo x"
 
 
 def test_a_bad_request_with_n_says_what_was_bad(open_at):
@@ -405,7 +432,7 @@ def test_a_used_up_quota_is_not_waited_for(open_at):
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http:///v1"])
 def test_addresses_that_are_none(url, open_at):
-    with pytest.raises(UserError, match="no address of a server"):
+    with pytest.raises(UserError, match="must be the address of a server"):
         open_at(url)
 
 

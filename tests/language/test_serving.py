@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+import httpx2 as httpx
 import openai
 import pytest
 import uvicorn
 
-from smallr.language.engine_thread import EngineFailure, EngineThread
+from smallr.language.engine_thread import MAX_RESTARTS, EngineFailure, EngineThread
 from smallr.language.local import LocalModel
 from smallr.language.server import ServerModel
 from smallr.language.serving.app import make_app
+from smallr.language.serving.border import MAX_BODY_BYTES, served_hosts
 from smallr.language.serving.run import bind
 from smallr.sampling.requests import Request, SamplingParams
-from tests.language.fake_engine import CONTEXT, FakeEngine, fake_sample
+from tests.language.fake_engine import CONTEXT, FakeEngine, asked, fake_sample
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -34,10 +36,10 @@ class Served:
 
 
 @contextmanager
-def serve(max_queue: int = 8) -> Iterator[Served]:
+def serve(max_queue: int = 8, **options) -> Iterator[Served]:
     engine = FakeEngine()
     thread = EngineThread(engine)
-    app = make_app("fake", thread, max_length=CONTEXT, max_queue=max_queue)
+    app = make_app("fake", thread, max_length=CONTEXT, max_queue=max_queue, **options)
     sock = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     runner = threading.Thread(target=server.run, args=([sock],), daemon=True)
@@ -118,13 +120,15 @@ def test_stop_strings(served):
     assert reply.choices[0].finish_reason == "stop"
 
 
-def test_seeds(served):
+def test_seeds_and_rounds(served):
     def ask(**options):
         reply = served.client.chat.completions.create(model="fake", messages=HELLO, max_tokens=20, **options)
         return reply.choices[0].message.content
 
     assert ask(seed=1) == ask(seed=1) == expected(max_tokens=20, temperature=1.0, seed=1).text
     assert ask(seed=1) != ask(seed=2)
+    other_round = {"seed": 1, "extra_body": {"round": 1}}
+    assert ask(seed=1) != ask(**other_round) == ask(**other_round)
     assert ask() != ask()  # without a seed each request is drawn anew
 
 
@@ -204,6 +208,18 @@ BAD = {
     "JSON": ({"response_format": {"type": "json_object"}}, "response_format"),
     "unknown": ({"extra_body": {"top_q": 1}}, "top_q"),
     "no messages": ({"messages": []}, "messages"),
+    "not a number": ({"extra_body": {"top_p": True}}, "top_p"),
+    "top_k": ({"extra_body": {"top_k": 99999999999}}, "top_k"),
+    "top_k's type": ({"extra_body": {"top_k": "5"}}, "top_k"),
+    "stop_token_ids": ({"extra_body": {"stop_token_ids": [99999999999]}}, "stop_token_ids"),
+    "many stops": ({"stop": ["a"] * 17}, "stop"),
+    "long stops": ({"stop": "a" * 257}, "stop"),
+    "seed": ({"seed": 2**63}, "seed"),
+    "round": ({"extra_body": {"round": -1}}, "round"),
+    "max_tokens beyond": ({"max_tokens": 2**31}, "max_tokens"),
+    "a penalty": ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty"),
+    "true is not 1": ({"extra_body": {"repetition_penalty": True}}, "repetition_penalty"),
+    "a tool's choice": ({"tool_choice": "required"}, "tool_choice"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
 }
 
@@ -222,7 +238,9 @@ def test_bad_parameters_are_named(served, case):
 def test_what_changes_nothing_is_taken(served):
     reply = served.client.chat.completions.create(
         model="fake", messages=HELLO, max_tokens=6, temperature=0, frequency_penalty=0, presence_penalty=0.0,
-        logit_bias={}, user="me", response_format={"type": "text"}, top_p=None,
+        logit_bias={}, user="me", response_format={"type": "text"}, top_p=None, tool_choice="none", tools=[],
+        parallel_tool_calls=True, store=False, metadata={}, service_tier="auto", stream_options=None,
+        extra_body={"repetition_penalty": 1.0, "skip_special_tokens": True, "echo": False},
     )  # fmt: skip
     assert reply.choices[0].message.content == expected(max_tokens=6).text
 
@@ -256,14 +274,65 @@ def _raw(url: str, path: str, body: bytes | None = None) -> socket.socket:
     connection = socket.create_connection((parts.hostname, parts.port), timeout=20)
     method = "GET" if body is None else "POST"
     body = body or b""
-    connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
     return connection
 
 
 def test_a_body_that_is_no_json(served):
-    for body in (b"{", b"[]", b"\xff"):
+    deep = b'{"prompt": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    for body in (b"{", b"[]", b"\xff", b'{"prompt": NaN}', deep, b'"' + b'\\"' * 100_000):
         with _raw(served.url, "/v1/completions", body) as connection:
             assert connection.recv(9999).startswith(b"HTTP/1.1 400")
+
+
+def _post(served, **request) -> httpx.Response:
+    body = {"prompt": "x", "max_tokens": 2}
+    return httpx.post(f"{served.url}/completions", **({"json": body} | request))
+
+
+def test_a_body_that_is_too_large(served):
+    assert _post(served, json={"prompt": "x" * MAX_BODY_BYTES}).status_code == 413
+
+    def chunks():  # without a Content-Length
+        yield b'{"prompt": "'
+        for _ in range(MAX_BODY_BYTES // 2**16 + 1):
+            yield b"x" * 2**16
+
+    response = _post(served, json=None, content=chunks(), headers={"Content-Type": "application/json"})
+    assert response.status_code == 413
+
+
+def test_a_web_page_can_not_post(served):
+    body = json.dumps({"prompt": "x"}).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        response = _post(served, json=None, content=body, headers={"Content-Type": kind} if kind else {})
+        assert (response.status_code, "Content-Type" in response.text) == (415, True), kind
+    assert served_hosts("0.0.0.0", []) == ()
+    assert served_hosts("0.0.0.0", ["box"]) == (*served_hosts("localhost", [])[:3], "0.0.0.0", "box")
+    with serve(allowed_hosts=served_hosts("127.0.0.1", ["box"])) as guarded:
+        for host, status in (
+            ("evil.example", 403), ("evil.example:80", 403), ("localhost.evil.example", 403), ("", 403),
+            ("127.0.0.1:8000", 200), ("localhost", 200), ("box:8000", 200), ("LOCALHOST:1", 200), ("[::1]:8000", 200),
+        ):  # fmt: skip
+            assert _post(guarded, headers={"Host": host}).status_code == status, host
+            health = httpx.get(guarded.url.replace("/v1", "/health"), headers={"Host": host})
+            assert health.status_code == status, host
+
+
+def test_history_as_the_client_gives_it_is_taken_back(served):
+    first = served.client.chat.completions.create(model="fake", messages=HELLO, max_tokens=3, temperature=0)
+    message = first.choices[0].message.model_dump()
+    assert None in message.values()
+    again = [
+        *HELLO,
+        message | {"tool_calls": None, "annotations": []},
+        {"role": "user", "content": "more", "name": None},
+    ]
+    assert served.client.chat.completions.create(model="fake", messages=again, max_tokens=3).choices[0].message.content
+    again[1] = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
+    with pytest.raises(openai.BadRequestError, match="tool_calls is not supported"):
+        served.client.chat.completions.create(model="fake", messages=again)
 
 
 def test_health(served):
@@ -310,20 +379,70 @@ def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_its_slot():
         until(lambda: small.thread.load == 0 and small.engine.cancelled == ["leaver"])
 
 
-def test_an_engine_that_fails():
+def test_an_engine_that_fails_again_and_again_has_failed():
     with serve() as small:
-        small.engine.fails = True
-        with pytest.raises(openai.InternalServerError, match="out of memory"):
-            small.client.completions.create(model="fake", prompt="x")
+        small.engine.fails = MAX_RESTARTS + 1
+        for _ in range(MAX_RESTARTS + 1):
+            with pytest.raises(openai.InternalServerError, match="out of memory"):
+                small.client.completions.create(model="fake", prompt="x")
         with pytest.raises(openai.InternalServerError, match="out of memory"):
             small.client.completions.create(model="fake", prompt="x", stream=True)
         with _raw(small.url, "/health") as connection:
             assert connection.recv(9999).startswith(b"HTTP/1.1 503")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_step_ends_the_requests_that_had_begun_and_no_others(stream):
+    with serve() as small:
+        small.engine.slots = 1
+        small.engine.may_step.clear()
+        begun, waiting = [], []
+        for name, results in (("first", begun), ("second", waiting)):
+            count = len(small.engine.handles)
+            ask = threading.Thread(
+                target=lambda name=name, results=results: results.append(_outcome(small, name, stream))
+            )
+            ask.start()
+            until(lambda count=count: len(small.engine.handles) > count)
+        small.engine.fails = 1
+        small.engine.may_step.set()
+        until(lambda: begun and waiting)
+        assert (begun[0][0], waiting[0][0]) == (500, 200)
+        assert "out of memory" in begun[0][1]
+        assert waiting[0][1] == expected("second", max_tokens=5).text
+        health = httpx.get(small.url.replace("/v1", "/health")).json()
+        assert health == {"status": "ok", "requests": 0, "restarts": 1}
+
+
+def _outcome(small, prompt: str, stream: bool) -> tuple[int, str]:
+    options = {"model": "fake", "prompt": prompt, "max_tokens": 5, "temperature": 0}
+    try:
+        if stream:
+            return 200, "".join(
+                chunk.choices[0].text for chunk in small.client.completions.create(**options, stream=True)
+            )
+        return 200, small.client.completions.create(**options).choices[0].text
+    except openai.APIStatusError as error:
+        return error.status_code, error.message
+
+
+def test_a_request_that_breaks_in_the_engine_is_the_only_one(served):
+    with pytest.raises(openai.InternalServerError, match="TextEncodeInput") as caught:
+        served.client.completions.create(model="fake", prompt="cannot be encoded")
+    assert caught.value.code == "request_failed"
+    assert served.client.completions.create(model="fake", prompt="x").choices[0].text
+    with LocalModel("fake", FakeEngine()) as local:
+        bad, good = local.complete_sync([Request(prompt="cannot be encoded"), Request(prompt="x")])
+    assert "TextEncodeInput" in bad.error
+    assert good.error is None
+
+
 def test_smallrs_own_client_gets_what_the_local_model_gives(served):
     requests = [
-        Request(messages=tuple(HELLO), params=SamplingParams(max_tokens=9, temperature=0.7, n=2, seed=4, logprobs=1)),
+        Request(
+            messages=tuple(HELLO),
+            params=SamplingParams(max_tokens=9, temperature=0.7, n=2, seed=4, round=3, logprobs=1),
+        ),
         Request(prompt="plain", params=SamplingParams(max_tokens=9, stop=(" red",), top_k=5, min_p=0.1)),
         Request(prompt="too long"),
     ]
@@ -339,6 +458,18 @@ def test_smallrs_own_client_gets_what_the_local_model_gives(served):
                 assert [(t.token, t.logprob, t.top) for t in a.logprobs] == [
                     (t.token, t.logprob, t.top) for t in b.logprobs
                 ]
+
+
+def test_a_prompt_that_takes_long_to_tokenise_holds_up_nobody():
+    with serve() as small:
+        encode, long = small.engine.encode, threading.Event()
+        small.engine.encode = lambda request: encode(request) if asked(request) != "long" or long.wait(20) else ""
+        answer = small.thread.submit(Request(prompt="long"))
+        for _ in range(3):
+            assert small.client.completions.create(model="fake", prompt="x").choices[0].text
+        assert not answer.done()
+        long.set()
+        assert answer.result(timeout=20).samples
 
 
 def test_callers_of_a_local_model_share_its_batch():
@@ -359,8 +490,12 @@ def test_callers_of_a_local_model_share_its_batch():
         assert model.totals.requests == 6
 
 
-def test_a_local_engine_that_fails_is_raised():
+def test_a_local_engine_that_has_failed_is_raised():
     engine = FakeEngine()
-    engine.fails = True
-    with LocalModel("fake", engine) as model, pytest.raises(EngineFailure, match="out of memory"):
-        model.complete_sync([Request(prompt="x")])
+    engine.fails = 100
+    with LocalModel("fake", engine) as model:
+        for _ in range(MAX_RESTARTS):
+            (result,) = model.complete_sync([Request(prompt="x")])
+            assert "out of memory" in result.error
+        with pytest.raises(EngineFailure, match="out of memory"):
+            model.complete_sync([Request(prompt="x")])

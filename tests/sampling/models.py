@@ -80,7 +80,9 @@ def letters() -> transformers.PreTrainedTokenizerFast:
 
 def engine(family: str = "llama", **options) -> Engine:
     """An engine on one device."""
-    return Engine(decoder(family), letters(), make_mesh(1, 1, 1), **({"slots": 4, "piece": 16, "steps": 5} | options))
+    return Engine(
+        decoder(family), letters(), make_mesh(1, 1, 1), **({"slots": 4, "prefill_chunk": 16, "steps": 5} | options)
+    )
 
 
 def greedy(family: str, prompt: Sequence[int], new: int) -> list[int]:

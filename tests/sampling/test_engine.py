@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def tokens(result) -> list[list[int]]:
     return [list(sample.token_ids) for sample in result.samples]
 
 
-def told(result) -> list[float]:
+def logprobs(result) -> list[float]:
     return [each.logprob for each in result.samples[0].logprobs]
 
 
@@ -54,7 +55,7 @@ def test_what_a_request_gives_does_not_depend_on_its_company(shared):
         capacities.append(shared._cache[0].capacity)
         assert tokens(got) == tokens(alone)
         # Numbers of tens, of which float32 keeps 1e-6; another slot or size of the cache is another order of additions.
-        np.testing.assert_allclose(told(got), told(alone), atol=2e-5)
+        np.testing.assert_allclose(logprobs(got), logprobs(alone), atol=2e-5)
     assert max(capacities) > before
 
 
@@ -77,24 +78,131 @@ def test_bytes_of_a_step():
 
 
 def test_a_prompt_of_many_samples_is_read_once(shared):
-    reads, read = [], shared._programs.read
-    shared._programs.read = lambda *args: reads.append(args[-1]) or read(*args)
+    chunks, prefill = [], shared._programs.prefill
+    shared._programs.prefill = lambda *args: chunks.append(args[-1]) or prefill(*args)
     try:
         (result,) = shared.generate([ask(OTHERS[2], temperature=1.0, n=4, seed=1)], progress=False)
         (single,) = shared.generate([ask(OTHERS[2], temperature=1.0, n=1, seed=1)], progress=False)
     finally:
-        shared._programs.read = read
-    assert sum(int(prompts.count.sum()) for prompts in reads[:3]) == len(OTHERS[2]) == 33
-    assert sum(int(prompts.count.sum()) for prompts in reads[3:]) == 1  # the rest was still in the cache
+        shared._programs.prefill = prefill
+    assert sum(int(chunk.count.sum()) for chunk in chunks[:3]) == len(OTHERS[2]) == 33
+    assert sum(int(chunk.count.sum()) for chunk in chunks[3:]) == 1  # the rest was still in the cache
     assert tokens(single)[0] == tokens(result)[0]
     assert len({tuple(sample) for sample in tokens(result)}) == 4
 
 
-def test_seeds(shared):
-    first, second, third = shared.generate([ask(temperature=1.0, seed=s) for s in (1, 2, 1)], progress=False)
-    assert tokens(first) == tokens(third) != tokens(second)
-    default = [shared.generate([ask(temperature=1.0)], progress=False)[0] for _ in range(2)]
-    assert default[0] == default[1] != first
+def test_seeds_and_rounds(shared):
+    def sampled(prompts, engine=shared, **params):
+        requests = [ask(prompt, **({"temperature": 1.0, "n": 2} | params)) for prompt in prompts]
+        results = engine.generate(requests, progress=False)
+        return {prompt: tokens(result) for prompt, result in zip(prompts, results, strict=True)}
+
+    prompts = [PROMPT, *OTHERS[:4]]
+    first = sampled(prompts, seed=1)
+    assert first == sampled(prompts, seed=1) == sampled(prompts[::-1], seed=1)  # the same round, in other slots too
+    assert first == sampled(prompts, engine(slots=2), seed=1)
+    for other in (sampled(prompts, seed=1, round=1), sampled(prompts, seed=2), sampled(prompts)):
+        assert not any(first[prompt][i] == other[prompt][j] for prompt in prompts for i in (0, 1) for j in (0, 1))
+    assert sampled(prompts) == sampled(prompts)
+    assert sampled([PROMPT], seed=1, n=1)[PROMPT] == first[PROMPT][:1]
+
+
+def test_two_prompts_with_one_seed_share_no_stream():
+    """A hook makes all logits equal, so that a draw shows its random number and nothing of the prompt."""
+    level = engine(hook=lambda inputs: inputs.logits * 0, steps=8)
+    params = {"temperature": 1.0, "seed": 7, "max_tokens": 16}
+    results = level.generate([ask(prompt, **params) for prompt in (PROMPT, *OTHERS)], progress=False)
+    drawn = [tuple(tokens(result)[0]) for result in results]
+    assert len(set(drawn)) == len(drawn)
+    same = np.mean([a == b for one, two in itertools.combinations(drawn, 2) for a, b in zip(one, two, strict=True)])
+    assert same < 0.05  # of a vocabulary of 101
+    again = level.generate([ask(**params)], progress=False)
+    assert tuple(tokens(again[0])[0]) == drawn[0]
+
+
+@pytest.mark.parametrize("fault", ["callback", "hook", "text", "tokenizer", "stop tokens"])
+def test_what_goes_wrong_with_one_request_is_its_own(fault, monkeypatch):
+    small = engine(hook=lambda inputs: inputs.logits + inputs.slots[:, :1], hook_slot=np.zeros(1, np.float32), slots=3)
+    others = [ask(other, max_tokens=9) for other in OTHERS[:3]]
+    alone = small.generate(others, progress=False)
+    request, options = ask(n=3, temperature=1.0, max_tokens=15), {}
+    if fault == "callback":
+        options = {"on_delta": lambda delta: [][delta.sample]}
+    elif fault == "hook":
+        options = {"hook_slot": np.zeros(7, np.float32)}
+    elif fault == "text":
+        request = Request(prompt="cut emoji \ud83d")
+    elif fault == "tokenizer":
+        request = Request(prompt="breaks")
+        encode = small.encode
+        monkeypatch.setattr(small, "encode", lambda each: encode(each) if each is not request else [][0])
+    else:
+        request = ask(stop_token_ids=(101,))
+    handles = [small.submit(each) for each in others[:2]]
+    bad = small.submit(request, **options)
+    handles.append(small.submit(others[2]))
+    while small.busy:
+        small.step()
+    assert [handle.result for handle in handles] == alone
+    assert bad.result.error
+    assert (bad.exception is None) == (fault in ("text", "stop tokens"))
+    assert small.generate(others, progress=False) == alone
+
+
+def test_a_failed_step_ends_what_had_begun_and_the_rest_is_served(shared):
+    wanted = [shared.generate([ask(other)], progress=False)[0] for other in OTHERS[:3]]
+    for program in ("prefill", "decode"):
+        small = engine(slots=1)
+        handles = [small.submit(ask(other, n=n)) for other, n in zip(OTHERS[:3], (2, 1, 1), strict=True)]
+        whole, calls = getattr(small._programs, program), itertools.count()
+
+        def broken(weights, cache, hidden, *rest, whole=whole, calls=calls):
+            if next(calls) == 0:
+                jax.tree.map(lambda x: x.delete(), (cache, hidden))  # as after a donation
+                raise RuntimeError("out of memory")
+            return whole(weights, cache, hidden, *rest)
+
+        setattr(small._programs, program, broken)
+        with pytest.raises(RuntimeError, match="out of memory") as caught:
+            small.step()
+        small.restart(caught.value)
+        while small.busy:
+            small.step()
+        assert handles[0].result.error == "RuntimeError: out of memory"
+        assert [tokens(handle.result) for handle in handles[1:]] == [tokens(result) for result in wanted[1:]]
+
+
+def test_long_texts_are_refused_without_being_tokenised(monkeypatch):
+    small = engine(max_length=64)
+    monkeypatch.setattr(type(small.tokenizer), "__call__", lambda *_: pytest.fail("tokenised"))
+    (result,) = small.generate([Request(prompt="x" * 10_000_000)], progress=False)
+    assert "10000000 characters" in result.error
+
+
+def test_numbers_at_their_limits_give_tokens(shared):
+    limits = [
+        {"temperature": 5e-324}, {"temperature": 1e-30}, {"temperature": 100.0}, {"top_p": 5e-324, "temperature": 1.0},
+        {"min_p": 5e-324, "temperature": 1.0}, {"top_k": 2**31 - 1, "temperature": 1.0}, {"max_tokens": 2**31 - 1},
+        {"seed": -(2**63)}, {"seed": 2**63 - 1, "round": 2**31 - 1}, {"stop_token_ids": tuple(range(50, 101))},
+    ]  # fmt: skip
+    results = shared.generate([ask(**params) for params in limits], progress=False)
+    assert all(result.error is None for result in results)
+    greedy_tokens = greedy("llama", PROMPT, 12)
+    for number in (0, 1, 3):
+        assert tokens(results[number]) == [greedy_tokens]
+
+
+def test_parameters_beyond_their_limits_are_named():
+    wrong = {
+        "max_tokens": (0, 2**31, 1.5, True, "5", None), "temperature": (-1, float("nan"), float("inf"), 101, "1", None),
+        "top_k": (-1, 99999999999), "top_p": (0, 1.1, float("nan")), "min_p": (-0.1, 2), "n": (0, 10**9),
+        "stop": (("",), (5,)), "stop_token_ids": ((99999999999,), (-1,), (1.0,)), "seed": (2**63, "5", 1.0),
+        "round": (-1, 2**31, None), "logprobs": (-1, 21, True),
+    }  # fmt: skip
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"sampling: {name} must"):
+                SamplingParams(**{name: value})
 
 
 def test_log_probs_are_those_of_the_whole_text_at_temperature_1(shared):
@@ -128,7 +236,7 @@ def test_stop_tokens_and_strings(shared):
 def test_the_end_token_ends_unless_ignored():
     model = decoder("llama")
     first = greedy("llama", PROMPT, 1)[0]
-    ending = Engine(model, letters(), make_mesh(1, 1, 1), slots=1, piece=16, steps=5, end_ids=(first,))
+    ending = Engine(model, letters(), make_mesh(1, 1, 1), slots=1, prefill_chunk=16, steps=5, end_ids=(first,))
     done, going = ending.generate([ask(ignore_eos=False), ask()], progress=False)
     assert (tokens(done), done.samples[0].finish_reason, done.samples[0].text) == ([[first]], "stop", "")
     assert len(tokens(going)[0]) == 12
@@ -207,13 +315,13 @@ def test_weights_are_swapped_without_compiling(shared):
     graphdef, state = nnx.split(model)
     other = nnx.merge(graphdef, jax.tree.map(lambda x: x[..., ::-1], state))
     (before,) = shared.generate([ask()], progress=False)
-    compiled = shared._programs.write._cache_size(), shared._programs.read._cache_size()
+    compiled = shared._programs.decode._cache_size(), shared._programs.prefill._cache_size()
     shared.update(other)
     (between,) = shared.generate([ask()], progress=False)
     shared.update(model)
     (after,) = shared.generate([ask()], progress=False)
     assert before == after != between
-    assert compiled == (shared._programs.write._cache_size(), shared._programs.read._cache_size())
+    assert compiled == (shared._programs.decode._cache_size(), shared._programs.prefill._cache_size())
     shared.submit(ask())
     with pytest.raises(RuntimeError, match="under way"):
         shared.update(other)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from smallr.cli.generate import run
 from smallr.core.errors import UserError
 from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
 from smallr.sampling.files import as_requests, read_prompts, write_results
 from smallr.sampling.requests import Result, Sample, SamplingParams, TokenLogprob, Usage
-from tests.runs import ROOT, environment
+from tests.sampling.models import engine
 
 PARAMS = SamplingParams(max_tokens=3)
 
@@ -53,34 +54,45 @@ def test_bad_lines_are_named(tmp_path, content, message):
         read_prompts(str(tmp_path / "none.txt"))
 
 
-def generate(*flags: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "smallr.cli.generate", *flags]
-    return subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=300, **options)
+def generate(**values) -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["generate"])
+    with flagsaver.flagsaver(**values):
+        run()
 
 
-def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path):
+def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypatch):
     bad, good = tmp_path / "bad.jsonl", tmp_path / "good.txt"
     bad.write_text('{"prompt": 5}')
     good.write_text("one")
-    cases = {
-        (f"--prompts={bad}",): "bad.jsonl, line 1: `prompt` is neither",
-        (f"--prompts={good}", f"--out={tmp_path}/nowhere/a.jsonl"): "--out: there is no folder",
-    }
-    for flags, message in cases.items():
-        done = generate("--model=no-such-model", *flags)
-        assert done.returncode == 1
-        assert message in done.stderr, done.stderr
+    monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1: `prompt` is neither"):
+        generate(model="no-such-model", prompts=str(bad))
+    with pytest.raises(UserError, match="--out: there is no folder"):
+        generate(model="no-such-model", prompts=str(good), out=f"{tmp_path}/nowhere/a.jsonl")
 
 
-def test_generate_writes_a_line_a_prompt(tmp_path):
-    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    files = [f"--prompts={tmp_path}/prompts.txt", f"--out={tmp_path}/out.jsonl"]
-    how = ["--chat=false", "--max_tokens=3", "--n=2", "--temperature=1", "--slots=4", "--ignore_eos"]
-    done = generate("--model=tiny-random", *files, *how)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [line["prompt"] for line in lines] == ["one", "two"]
-    assert [[len(sample["token_ids"]) for sample in line["samples"]] for line in lines] == [[3, 3], [3, 3]]
+def test_generate_writes_a_line_a_prompt_and_an_error_where_there_is_none(tmp_path, monkeypatch, caplog):
+    loaded = SimpleNamespace(engine=engine())
+    monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: loaded)
+    rows = [
+        {"prompt": "one"},
+        {"prompt": "cut emoji \ud83d"},
+        {"prompt": "x" * 400},
+        {"prompt": [5, 101]},
+        {"prompt": "two"},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    how = {"chat": False, "max_tokens": 3, "n": 2, "temperature": 1.0, "ignore_eos": True}
+    for number, out in ((0, "a"), (0, "b"), (1, "c")):
+        generate(model="x", prompts=f"{tmp_path}/prompts.jsonl", out=f"{tmp_path}/{out}", round=number, **how)
+    lines = [json.loads(line) for line in (tmp_path / "a").read_text(encoding="utf-8").splitlines()]
+    assert [line["prompt"] for line in lines] == [row["prompt"] for row in rows]
+    assert [[len(sample["token_ids"]) for sample in line["samples"]] for line in lines] == [[3, 3], [], [], [], [3, 3]]
+    for number, said in ((1, "surrogate pair"), (2, "400 tokens"), (3, "token id 101")):
+        assert said in lines[number]["error"]
+    assert "3 of 5 prompts have an error" in caplog.text
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
 
 
 def test_results_are_lines_of_json(tmp_path):

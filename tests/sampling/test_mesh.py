@@ -8,7 +8,7 @@ import sys
 
 from tests.runs import ROOT, environment
 from tests.sampling.models import engine
-from tests.sampling.test_engine import OTHERS, ask, tokens, told
+from tests.sampling.test_engine import OTHERS, ask, logprobs, tokens
 
 PROGRAM = """
 import json, sys
@@ -17,16 +17,16 @@ from flax import nnx
 from smallr.sampling.engine import Engine
 from smallr.core.sharding import make_mesh, named_sharding
 from tests.sampling.models import decoder, letters
-from tests.sampling.test_mesh import requests, told, tokens
+from tests.sampling.test_mesh import logprobs, requests, tokens
 mesh = make_mesh(2, 2, 2)
 graphdef, state = nnx.split(decoder("llama"))
 place = lambda x: x.replace(jax.device_put(x.get_value(), named_sharding(mesh, x.get_metadata("axes"), x.shape)))
 state = jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
-engine = Engine(nnx.merge(graphdef, state), letters(), mesh, slots=4, piece=16, steps=5)
+engine = Engine(nnx.merge(graphdef, state), letters(), mesh, slots=4, prefill_chunk=16, steps=5)
 keys = engine._cache[0].keys
 assert keys.addressable_shards[0].data.size * 8 == keys.size, keys.sharding
 results = engine.generate(requests(), progress=False)
-print(json.dumps([[tokens(result), told(result)] for result in results]))
+print(json.dumps([[tokens(result), logprobs(result)] for result in results]))
 """
 
 
@@ -47,6 +47,6 @@ def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes():
     )
     eight = json.loads(done.stdout.splitlines()[-1])
     one = engine().generate(requests(), progress=False)
-    for (ids, logprobs), result in zip(eight, one, strict=True):
+    for (ids, values), result in zip(eight, one, strict=True):
         assert ids == tokens(result)
-        assert max(abs(a - b) for a, b in zip(logprobs, told(result), strict=True)) < 2e-5
+        assert max(abs(a - b) for a, b in zip(values, logprobs(result), strict=True)) < 2e-5

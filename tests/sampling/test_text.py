@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -75,7 +77,8 @@ def test_random_bytes_stream_to_their_decoding():
         assert stream.text.replace("\ufffd", "") == letters().decode(tokens).replace("\ufffd", "")
 
 
-def test_keys_differ_by_prompt_seed_and_sample():
-    keys = [sample_key(*args) for args in (([1], None, 0), ([2], None, 0), ([1], 5, 0), ([2], 5, 0), ([1], 5, 1))]
-    assert len({tuple(key) for key in keys}) == 4  # with a seed the prompt does not matter
-    assert (keys[2] == keys[3]).all()
+def test_keys_differ_by_prompt_seed_round_and_sample():
+    cases = list(itertools.product(([1], [2], [1, 2], [12]), (None, 0, 1, 11, -1), (0, 1, 11), (0, 1, 11)))
+    keys = [tuple(sample_key(np.asarray(ids), *rest)) for ids, *rest in cases]
+    assert len(set(keys)) == len(cases)
+    assert keys == [tuple(sample_key(np.asarray(ids), *rest)) for ids, *rest in cases]

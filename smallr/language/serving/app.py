@@ -4,39 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from typing import Any
 
+from absl import logging
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from smallr.language.engine_thread import Answer, EngineFailure, EngineThread
-from smallr.language.serving.bodies import BadRequest, Body, ChatBody, TextBody, parse
+from smallr.language.engine_thread import Answer, EngineFailure, EngineThread, RequestFailure
+from smallr.language.serving.bodies import Body, ChatBody, TextBody, parse
+from smallr.language.serving.border import MAX_BODY_BYTES, HostGuard, read_fields
+from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
 from smallr.language.serving.replies import Writer, sse
 from smallr.language.serving.streaming import Streamed
 from smallr.sampling.requests import Request, Result, Usage
 
-_CLIENT_LEFT = 499  # as nginx logs it; nobody is there to read it
 
-
-def make_app(name: str, engine: EngineThread, *, max_length: int, max_queue: int) -> FastAPI:
-    """The application.
+def make_app(
+    name: str,
+    engine: EngineThread,
+    *,
+    max_length: int,
+    max_queue: int,
+    allowed_hosts: Collection[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
+    """Builds the application.
 
     Args:
       name: of the model, as clients ask for it.
       engine: what completes.
       max_length: tokens of prompt and completion together.
       max_queue: requests that may wait or be decoded at once; more are told to come back (503).
+      allowed_hosts: Host headers that are served; empty serves all.
+      max_body_bytes: size of a body beyond which it is refused (413).
     """
     app = FastAPI(title="smallr", openapi_url=None)
-    service = _Service(name, engine, max_length, max_queue)
+    app.add_middleware(HostGuard, allowed=allowed_hosts)
+    service = _Service(name, engine, max_length, max_queue, max_body_bytes)
 
     @app.get("/health")
     async def health() -> Response:
-        return JSONResponse({"status": "failed"}, 503) if engine.failure else JSONResponse({"status": "ok"})
+        state = {"requests": engine.load, "restarts": engine.restarts}
+        if engine.is_alive:
+            return JSONResponse({"status": "ok", **state})
+        return JSONResponse({"status": "failed", "error": str(engine.failure or "closed"), **state}, 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -55,6 +69,13 @@ def make_app(name: str, engine: EngineThread, *, max_length: int, max_queue: int
     async def text(http: HttpRequest) -> Response:
         return await service.complete(http, TextBody)
 
+    _answer_errors(app)
+    return app
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Gives every error the shape of OpenAI's protocol."""
+
     @app.exception_handler(BadRequest)
     async def bad_request(_: HttpRequest, error: BadRequest) -> Response:
         headers = {"Retry-After": "1"} if error.status == 503 else None
@@ -66,17 +87,20 @@ def make_app(name: str, engine: EngineThread, *, max_length: int, max_queue: int
             http, BadRequest(f"{http.method} {http.url.path}: {error.detail}", status=error.status_code)
         )
 
-    return app
+    @app.exception_handler(Exception)
+    async def unexpected(_: HttpRequest, error: Exception) -> Response:
+        return JSONResponse(_server_error(error).body(), 500)
 
 
 class _Service:
-    """Requests from the moment they are parsed until they are answered."""
+    """Takes requests from their bodies to their replies."""
 
-    def __init__(self, name: str, engine: EngineThread, max_length: int, max_queue: int):
+    def __init__(self, name: str, engine: EngineThread, max_length: int, max_queue: int, max_body_bytes: int):
         self._name, self._engine, self._max_length, self._max_queue = name, engine, max_length, max_queue
+        self._max_body_bytes = max_body_bytes
 
     def card(self) -> dict[str, Any]:
-        """The model in the list of models."""
+        """Returns the model's entry in the list of models."""
         return {
             "id": self._name,
             "object": "model",
@@ -88,18 +112,14 @@ class _Service:
     def check_model(self, model: str | None) -> None:
         if model not in (None, "", self._name):
             raise BadRequest(
-                f"the model {model!r} does not exist; served here: {self._name}",
+                f"the model {model[:200]!r} does not exist; served here: {self._name}",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
 
     async def complete(self, http: HttpRequest, kind: type[Body]) -> Response:
-        try:
-            fields = json.loads(await http.body())
-        except ValueError as error:
-            raise BadRequest(f"the body is no JSON: {error}") from None
-        body = parse(kind, fields)
+        body = parse(kind, await read_fields(http, self._max_body_bytes))
         self.check_model(body.model)
         requests = body.requests(self._max_length)
         if self._engine.load + len(requests) > self._max_queue:
@@ -111,10 +131,10 @@ class _Service:
             if body.stream:
                 return await self._stream(http, body, requests, writer)
             results = await _unless_left(http, [self._engine.submit(request) for request in requests])
-        except EngineFailure as error:
-            raise BadRequest(str(error), status=500, code="engine_failed") from error
+        except (EngineFailure, RequestFailure) as error:
+            raise _server_error(error) from error
         if results is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         for result in results:
             _check(result)
         return JSONResponse(writer.whole(results))
@@ -124,7 +144,7 @@ class _Service:
         # The first chunk is awaited here: a request that fails at once fails with a status code.
         first = await _unless_left(http, [asyncio.ensure_future(anext(chunks))])
         if first is None:
-            return Response(status_code=_CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
 
         async def events() -> AsyncIterator[str]:
             try:
@@ -134,8 +154,8 @@ class _Service:
                 yield sse("[DONE]")
             except BadRequest as error:
                 yield sse(error.body())
-            except EngineFailure as error:
-                yield sse(BadRequest(str(error), status=500, code="engine_failed").body())
+            except Exception as error:
+                yield sse(_server_error(error).body())
             finally:
                 await chunks.aclose()
 
@@ -158,7 +178,7 @@ class _Service:
                     begun.add(choice)
                     yield writer.opening(choice)
                 if delta.text or delta.logprobs:
-                    yield writer.piece(choice, delta.text, delta.logprobs, offsets[choice])
+                    yield writer.growth(choice, delta.text, delta.logprobs, offsets[choice])
                     offsets[choice] += sum(len(token.token) for token in delta.logprobs or ())
                 if delta.finish_reason:
                     yield writer.ending(choice, delta.finish_reason)
@@ -168,15 +188,25 @@ class _Service:
 
 def _check(result: Result) -> None:
     if result.error is not None:
-        raise BadRequest(result.error, code="invalid_request")
+        field = result.error.partition(":")[0].partition("[")[0]
+        is_field = field in ChatBody.model_fields or field in TextBody.model_fields
+        raise BadRequest(result.error, param=field if is_field else None, code="invalid_request")
+
+
+def _server_error(error: Exception) -> BadRequest:
+    if isinstance(error, EngineFailure | RequestFailure):
+        code = "engine_failed" if isinstance(error, EngineFailure) else "request_failed"
+        return BadRequest(str(error), status=500, code=code)
+    logging.error("a request failed", exc_info=error)
+    return BadRequest(f"this request failed: {type(error).__name__}", status=500, code="request_failed")
 
 
 async def _unless_left(http: HttpRequest, work: Sequence[Answer | asyncio.Future]) -> list[Any] | None:
-    """The results of all, or None when the client hangs up; then all of them are cancelled.
+    """Returns the results of all, or None when the client hangs up. What is not finished then is cancelled.
 
     The body having been read, the next message can only be that the client has left.
     """
-    everything = asyncio.gather(*(w if isinstance(w, asyncio.Future) else asyncio.wrap_future(w) for w in work))
+    everything = asyncio.ensure_future(_all(work))
     leaving = asyncio.ensure_future(http.receive())
     try:
         await asyncio.wait([everything, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -184,3 +214,12 @@ async def _unless_left(http: HttpRequest, work: Sequence[Answer | asyncio.Future
     finally:
         everything.cancel()
         leaving.cancel()
+
+
+async def _all(work: Sequence[Answer | asyncio.Future]) -> list[Any]:
+    parts = [each if isinstance(each, asyncio.Future) else asyncio.wrap_future(each) for each in work]
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

@@ -1,83 +1,108 @@
-"""Bodies of requests in OpenAI's protocol: checked, and made ours. What is not supported is refused, not passed over."""
+"""Bodies of requests in OpenAI's protocol: checked, and turned into requests to the engine.
+
+What smallr does not support is refused by name, unless it has the value that changes nothing. A null is a field that
+is not there.
+"""
 
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from smallr.sampling.requests import Request, SamplingParams
+from smallr.language.serving.errors import BadRequest
+from smallr.sampling.requests import (
+    INT32_MAX,
+    INT64_MAX,
+    MAX_LOGPROBS,
+    MAX_TEMPERATURE,
+    Request,
+    SamplingParams,
+)
 
 TEXT_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
-MOST_CHOICES = 128  # n; prompts times n of one body
+MAX_CHOICES = 128  # n; prompts times n of one body
+MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS = 16, 256, 128
 
-Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+# Fields that are not supported, each with the values that change nothing.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "echo": (False,),
+    "suffix": ("",),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "bad_words": ([],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),  # without tools
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+}
+# Fields that have no meaning here, whatever they say.
+IGNORED = frozenset(
+    {
+        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+        "parallel_tool_calls", "priority", "request_id",
+    }
+)  # fmt: skip
+# What a client's `message.model_dump()` adds to a message; null or empty it says nothing.
+EMPTY_IN_MESSAGES = ("tool_calls", "function_call", "refusal", "annotations", "audio", "reasoning", "reasoning_content")
 
 
-class BadRequest(Exception):
-    """A request that is answered by an error in OpenAI's shape.
+class Fields(BaseModel):
+    """An object whose nulls are taken as fields that are not there; types are not converted."""
 
-    Attributes:
-      status: HTTP status code.
-      param: the field that is to blame.
-      code: for programs to read.
-    """
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None):
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
-
-    def body(self) -> dict[str, Any]:
-        """The reply."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-class StreamOptions(BaseModel):
-    """How a reply is streamed."""
-
-    model_config = ConfigDict(extra="forbid")
-    include_usage: bool = False
-
-
-class Body(BaseModel):
-    """What both kinds of completion share."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    model: str | None = None
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1)] = 0  # -1 is all too, as in vLLM
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    # Without meaning here.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    # Allowed only at the value that changes nothing.
-    frequency_penalty: Literal[0] | None = 0
-    presence_penalty: Literal[0] | None = 0
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _nulls_are_defaults(cls, fields: Any) -> Any:
+    def _nulls_are_absent(cls, fields: Any) -> Any:
         return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
 
+
+class StreamOptions(Fields):
+    """How a reply is streamed."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # without meaning here: nothing is added to chunks
+
+
+class Body(Fields):
+    """The fields that both kinds of completion share."""
+
+    model: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] = 0  # -1 is all too, as in vLLM
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
+    round: Annotated[int, Field(ge=0, le=INT32_MAX)] = 0
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
     def params(self, max_tokens: int, logprobs: int | None) -> SamplingParams:
-        """How completions are drawn. Without a seed each request gets a new one: asked twice, it is answered twice."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if "" in stop:
-            raise BadRequest("stop: a stop string is empty", param="stop")
+        """Returns how completions are drawn. Without a seed each request gets a new one, so each is drawn anew."""
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self.temperature,
@@ -85,61 +110,64 @@ class Body(BaseModel):
             top_p=self.top_p,
             min_p=self.min_p,
             n=self.n,
-            stop=stop,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
             seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+            round=self.round,
             logprobs=logprobs,
         )
 
 
-class Part(BaseModel):
-    """A part of a message's content."""
+class Part(Fields):
+    """A part of a message's content; only text is supported."""
 
-    model_config = ConfigDict(extra="forbid")
-    type: Literal["text"]
+    type: Annotated[str, Field(pattern="^text$")]
     text: str
 
 
-class Message(BaseModel):
+class Message(Fields):
     """A turn of a chat."""
 
-    model_config = ConfigDict(extra="forbid")
-    role: str
-    content: str | list[Part]
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str | Annotated[list[Part], Field(fail_fast=True)]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        for name in EMPTY_IN_MESSAGES:
+            if fields.get(name) not in (None, [], "", {}):
+                raise ValueError(f"{name} is not supported in a message")
+        return {k: v for k, v in fields.items() if k not in EMPTY_IN_MESSAGES}
+
     def plain(self) -> dict[str, str]:
-        """Role and content as strings."""
+        """Returns role and content as strings."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": self.role, "content": content}
-
-
-class TextFormat(BaseModel):
-    """The one format of replies."""
-
-    type: Literal["text"]
 
 
 class ChatBody(Body):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: TextFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise BadRequest("top_logprobs needs logprobs=true", param="top_logprobs")
         return self
 
     def requests(self, room: int) -> list[Request]:
-        """The one request; without a limit it may write as much as the context has room for."""
+        """Returns the one request; without a limit it may write as much as the context has room for."""
+        if len(self.messages) > room:
+            raise BadRequest(f"messages: {len(self.messages)} do not fit into {room} tokens", param="messages")
         params = self.params(
             self.max_completion_tokens or self.max_tokens or room, (self.top_logprobs or 0) if self.logprobs else None
         )
@@ -149,22 +177,25 @@ class ChatBody(Body):
 class TextBody(Body):
     """POST /v1/completions."""
 
-    prompt: str | Tokens | list[str] | list[Tokens]
+    prompt: (
+        str
+        | Tokens
+        | Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True)]
+        | Annotated[list[Tokens], Field(max_length=MAX_CHOICES, fail_fast=True)]
+    )
     max_tokens: Count = TEXT_MAX_TOKENS
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] = False
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: int | None = None
-    suffix: Literal[""] | None = None
 
     def requests(self, room: int) -> list[Request]:
-        """A request for each prompt."""
+        """Returns a request for each prompt."""
         if self.best_of not in (None, self.n):
-            raise BadRequest("best_of is not supported, but as n", param="best_of")
+            raise BadRequest("best_of must be n, or left out", param="best_of")
         prompts = self.prompt if isinstance(self.prompt, list) and not _are_tokens(self.prompt) else [self.prompt]
         if not prompts or not all(prompts):
             raise BadRequest("prompt: a prompt is empty", param="prompt")
-        if len(prompts) * self.n > MOST_CHOICES:
-            raise BadRequest(f"prompt: more than {MOST_CHOICES} completions in one request", param="prompt")
+        if len(prompts) * self.n > MAX_CHOICES:
+            raise BadRequest(f"prompt: more than {MAX_CHOICES} completions in one request", param="prompt")
         params = self.params(self.max_tokens, self.logprobs)
         return [
             Request(prompt=prompt if isinstance(prompt, str) else tuple(prompt), params=params) for prompt in prompts
@@ -175,22 +206,41 @@ def _are_tokens(prompt: list[Any]) -> bool:
     return bool(prompt) and isinstance(prompt[0], int)
 
 
-def parse(kind: type[Body], fields: Any) -> Any:
-    """The checked body.
+def parse(kind: type[Body], fields: Mapping[str, Any]) -> Any:
+    """Returns the checked body.
 
     Raises:
       BadRequest: names the first field that is wrong.
     """
-    if not isinstance(fields, dict):
-        raise BadRequest("the body is no JSON object")
+    wanted: dict[str, Any] = {}
+    for name, value in fields.items():
+        if value is None or name in IGNORED:
+            continue
+        if name in kind.model_fields:
+            wanted[name] = value
+        elif name not in NEUTRAL:
+            raise BadRequest(f"{name}: smallr does not know this field", param=name)
+        elif not _is_one_of(value, NEUTRAL[name]):
+            values = " or ".join(repr(each) for each in NEUTRAL[name])
+            raise BadRequest(f"{name} is not supported: it must be {values}, or be left out", param=name)
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(wanted)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else None
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            message = f"{place}: smallr does not know this field"
-        else:
-            message = f"{place}: {first['msg']}, not {first['input']!r:.100}"
-        raise BadRequest(message, param=field) from None
+        raise _named(error) from None
+
+
+def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Compares as `in` does, but true is not 1."""
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed)
+
+
+def _named(error: ValidationError) -> BadRequest:
+    """The first thing that pydantic found, with the path of the field."""
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else None
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return BadRequest(f"{place}: smallr does not know this field", param=field)
+    if first["type"] == "value_error":
+        return BadRequest(f"{place}: {first['ctx']['error']}", param=field)
+    return BadRequest(f"{place}: {first['msg']}, not {first['input']!r:.100}", param=field)

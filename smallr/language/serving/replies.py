@@ -1,9 +1,10 @@
-"""Replies in OpenAI's protocol, whole and in chunks."""
+"""Writes replies in OpenAI's protocol, whole and in chunks."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -27,28 +28,28 @@ class Writer:
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def whole(self, results: Sequence[Result]) -> dict[str, Any]:
-        """The reply with all choices of all prompts."""
+        """Returns the reply with all choices of all prompts."""
         samples = [sample for result in results for sample in result.samples]
         choices = [self._choice(index, sample) for index, sample in enumerate(samples)]
         usage = sum((result.usage for result in results), Usage())
         return self._frame("") | {"choices": choices, "usage": usage_fields(usage)}
 
     def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a chat's choice: whose turn it is."""
+        """Returns the first chunk of a chat's choice, which says whose turn it is."""
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
 
-    def piece(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, Any]:
-        """A chunk with more text, which begins at the character `offset` of the choice."""
+    def growth(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None, offset: int) -> dict[str, Any]:
+        """Returns a chunk with more text, which begins at the character `offset` of the choice."""
         written = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._chunk(index, {**written, "logprobs": self._logprobs(logprobs, offset)})
 
     def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """The last chunk of a choice."""
+        """Returns the last chunk of a choice."""
         written = {"delta": {}} if self.chat else {"text": ""}
         return self._chunk(index, {**written, "finish_reason": finish_reason})
 
     def usage(self, usage: Usage) -> dict[str, Any]:
-        """The chunk after all others, without a choice."""
+        """Returns the chunk after all others, which has no choice."""
         return self._frame(".chunk") | {"choices": [], "usage": usage_fields(usage)}
 
     def _frame(self, part: str) -> dict[str, Any]:
@@ -77,22 +78,30 @@ class Writer:
             offset += len(each.token)
         return {
             "tokens": [each.token for each in logprobs],
-            "token_logprobs": [each.logprob for each in logprobs],
+            "token_logprobs": [_finite(each.logprob) for each in logprobs],
             # As OpenAI and vLLM: the chosen token is among them.
-            "top_logprobs": [dict(each.top) | {each.token: each.logprob} for each in logprobs],
+            "top_logprobs": [
+                {token: _finite(logprob) for token, logprob in (*each.top, (each.token, each.logprob))}
+                for each in logprobs
+            ],
             "text_offset": offsets,
         }
 
 
 def _chat_logprob(each: TokenLogprob) -> dict[str, Any]:
     def entry(token: str, logprob: float) -> dict[str, Any]:
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+        return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode("utf-8", "replace"))}
 
     return entry(each.token, each.logprob) | {"top_logprobs": [entry(*top) for top in each.top]}
 
 
+def _finite(logprob: float) -> float:
+    """Replaces what JSON cannot write by OpenAI's number for the most unlikely."""
+    return logprob if math.isfinite(logprob) else -9999.0
+
+
 def usage_fields(usage: Usage) -> dict[str, int]:
-    """Tokens, as OpenAI counts them."""
+    """Counts tokens as OpenAI does."""
     total = usage.prompt_tokens + usage.completion_tokens
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -102,5 +111,5 @@ def usage_fields(usage: Usage) -> dict[str, int]:
 
 
 def sse(fields: dict[str, Any] | str) -> str:
-    """A server-sent event."""
+    """Writes a server-sent event."""
     return f"data: {fields if isinstance(fields, str) else json.dumps(fields)}\n\n"

@@ -16,7 +16,7 @@ GRACE = 30  # seconds that requests under way are given after SIGTERM
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at the address, so that it is known to be free before a model is loaded; port 0 is any free one.
+    """Opens a socket at the address before a model is loaded, so that it is known to be free; port 0 is any free one.
 
     Raises:
       UserError: the address is taken, or none of this machine.
@@ -45,14 +45,14 @@ class _Server(uvicorn.Server):
 
 
 def run(app: FastAPI, sock: socket.socket, name: str) -> None:
-    """Serves until SIGTERM or Ctrl-C: then no one else is let in, and who is in is served to the end, for `GRACE` seconds."""
+    """Serves until SIGTERM or Ctrl-C; then requests under way get `GRACE` seconds to end, and no more are taken."""
     host, port = sock.getsockname()[:2]
     address = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
     _Server(app, f"smallr: serving {name} at {address}").run([sock])
 
 
 def exit_on_sigterm() -> None:
-    """SIGTERM ends the process with status 0, now while it loads and later when it has served out."""
+    """Makes SIGTERM end the process with status 0, now while it loads and later when it has served out."""
 
     def leave(_: int, __: FrameType | None) -> None:
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""Completions while they grow: what an engine tells in its thread, as an async iterator."""
+"""Turns what an engine reports in its thread into an async iterator of growing completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smallr.sampling.requests import Request, Result
 
 
 class Streamed:
-    """The completions of requests, whose choices are counted through: n of the first, n of the second, …
+    """Iterates over completions of requests, whose choices are counted through: n of the first, n of the second, …
 
     Iterate once, inside `with`; leaving gives up what is not finished.
     """
@@ -27,13 +27,13 @@ class Streamed:
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
 
-        def tell(first: int, what: Delta | Answer) -> None:
+        def put(first: int, what: Delta | Answer) -> None:
             with contextlib.suppress(RuntimeError):  # the server has stopped and its loop is closed
                 loop.call_soon_threadsafe(self._events.put_nowait, (first, what))
 
         first = 0
         for request in self._requests:
-            to_queue = functools.partial(tell, first)
+            to_queue = functools.partial(put, first)
             answer = self._engine.submit(request, to_queue)
             self._answers.append(answer)
             answer.add_done_callback(to_queue)
@@ -45,10 +45,11 @@ class Streamed:
             answer.cancel()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta] | Result]:
-        """Choices with what they have grown by and, after all of them, a request's result.
+        """Yields choices with what they have grown by and, after all choices of a request, its result.
 
         Raises:
           EngineFailure: the engine has failed.
+          RequestFailure: one of the requests has.
         """
         left = len(self._answers)
         while left:

@@ -36,7 +36,7 @@ def open_adaptive(
         --adapter-only` made of it.
       model: the student, where it is no longer where it was in training.
       dtype: of the computation.
-      slots: completions written at once.
+      slots: decode slots, the completions that grow at once.
       max_length: tokens of prompt and completion together; None as `Engine` has it.
 
     Raises:
@@ -82,7 +82,7 @@ def open_student(
       chat: whether questions are messages of a user; by default as in the run, else if there is a chat template.
       prompts: a folder of mode prompts, which then tell it the mode.
       dtype: of the computation.
-      slots: completions written at once.
+      slots: decode slots, the completions that grow at once.
       max_length: tokens of prompt and completion together.
 
     Raises:

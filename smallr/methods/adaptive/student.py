@@ -39,7 +39,7 @@ class Student:
       formats: of the two orders, as the student was trained with.
       chat: whether questions are messages of a user.
       prompts: soft tokens in front of the prompts of each mode; none: the formats alone tell the modes apart.
-      slots: completions written at once.
+      slots: decode slots, the completions that grow at once.
       max_length: tokens of prompt and completion together.
       end_ids: tokens that end a completion besides the tokenizer's own.
 

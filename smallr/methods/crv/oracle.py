@@ -84,7 +84,7 @@ class Oracle(CompletingModel):
             zip(ROLES, (self._critique, self._rethink, self._verify, self._solve, self._inject), strict=True)
         )[role]
 
-    async def _answer(self, request: Request) -> Result:
+    async def _answer(self, request: Request, sample: int = 0) -> Result:
         text = "\n".join(message["content"] for message in request.messages) or str(request.prompt)
         question = _tagged(text, "question") or (request.messages[-1]["content"] if request.messages else text).strip()
         problem, rationale = find_problem(question), _tagged(text, "rationale")
