@@ -136,60 +136,17 @@ def _usage(entries: Sequence[Mapping[str, Any]], agents: Mapping[str, Agent]) ->
 
 def markdown(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """Writes the report for people."""
-    counts, total = report["rows"], max(sum(report["labels"].values()), 1)
+    agents = "; ".join(f"{role}: `{name}`" for role, name in report["agents"].items())
     lines = [
         f"# CRV of {report['source']}",
         "",
-        f"For a student with {report['student']}. "
-        + "; ".join(f"{role}: `{name}`" for role, name in report["agents"].items())
-        + ".",
+        f"For a student with {report['student']}. {agents}.",
         "",
-        *_table(("rows", ""), [(name.replace("_", " "), count) for name, count in counts.items()]),
+        *_table(("rows", ""), [(name.replace("_", " "), count) for name, count in report["rows"].items()]),
         *_remarks(report),
-        "## Labels",
-        "",
-        *_table(
-            ("label", "before", "share", "after"),
-            [
-                (
-                    label,
-                    count,
-                    f"{count / total:.0%}",
-                    report["relabels"][label] if any(report["relabels"].values()) else "",
-                )
-                for label, count in report["labels"].items()
-            ],
-        ),
-        "before: the critic on the teacher's rationales. after: on the verified ones, if `config.recheck` is set.",
-        "",
-        "## Attempts",
-        "",
-        *_table(
-            ("", *VERDICTS),
-            [
-                (action, *(found.get(verdict, 0) for verdict in VERDICTS))
-                for action, found in report["verdicts"].items()
-            ],
-        ),
-        "Verified rows by the number of attempts: "
-        + (", ".join(f"{number}: {count}" for number, count in report["attempts_of_verified"].items()) or "none")
-        + f". Retries: {report['retries']}.",
-        "",
-        "## Failures",
-        "",
-        *_table(("reason", "rows"), list(report["failures"].items())),
-        "## Lengths",
-        "",
-        "Words of a rationale of the verified rows: 10th percentile, median, 90th percentile.",
-        "",
-        *_table(
-            ("label", "rows", "before", "after"),
-            [
-                (label, each["rows"], " / ".join(map(str, each["before"])), " / ".join(map(str, each["after"])))
-                for label, each in report["lengths"].items()
-            ],
-        ),
-        *(["![lengths](lengths.png)", ""] if report["plot"] else []),
+        *_labels_section(report),
+        *_attempts_section(report),
+        *_lengths_section(report),
         "## Incorrect rationales",
         "",
         f"{_listed(report['incorrect'])}; {report['verified_without_incorrect']} verified rows have none.",
@@ -207,6 +164,51 @@ def markdown(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
         *_samples(rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _labels_section(report: Mapping[str, Any]) -> list[str]:
+    labels, after = report["labels"], report["relabels"]
+    total, asked_again = max(sum(labels.values()), 1), any(after.values())
+    body = [
+        (label, count, f"{count / total:.0%}", after[label] if asked_again else "") for label, count in labels.items()
+    ]
+    return [
+        "## Labels",
+        "",
+        *_table(("label", "before", "share", "after"), body),
+        "before: the critic on the teacher's rationales. after: on the verified ones, if `config.recheck` is set.",
+        "",
+    ]
+
+
+def _attempts_section(report: Mapping[str, Any]) -> list[str]:
+    body = [(action, *(found.get(verdict, 0) for verdict in VERDICTS)) for action, found in report["verdicts"].items()]
+    by_number = ", ".join(f"{number}: {count}" for number, count in report["attempts_of_verified"].items()) or "none"
+    return [
+        "## Attempts",
+        "",
+        *_table(("", *VERDICTS), body),
+        f"Verified rows by the number of attempts: {by_number}. Retries: {report['retries']}.",
+        "",
+        "## Failures",
+        "",
+        *_table(("reason", "rows"), list(report["failures"].items())),
+    ]
+
+
+def _lengths_section(report: Mapping[str, Any]) -> list[str]:
+    body = [
+        (label, each["rows"], " / ".join(map(str, each["before"])), " / ".join(map(str, each["after"])))
+        for label, each in report["lengths"].items()
+    ]
+    return [
+        "## Lengths",
+        "",
+        "Words of a rationale of the verified rows: 10th percentile, median, 90th percentile.",
+        "",
+        *_table(("label", "rows", "before", "after"), body),
+        *(["![lengths](lengths.png)", ""] if report["plot"] else []),
+    ]
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
