@@ -1,7 +1,7 @@
 """A student made from nothing: small, and pretrained on what every run of the ablation starts from.
 
-It has seen single equations, and right rationales of all three manners (terse, fitted, involved) in equal parts, so that
-it can read the questions, knows every manner and prefers none. No held-out question is among them.
+It has seen single equations, and right rationales of all three styles (terse, fitted, involved) in equal parts, so that
+it can read the questions, knows every style and prefers none. No held-out question is among them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from experiments.crv.arms import TrainSettings
 from experiments.crv.questions import Questions
 from smallr.core.stages import Stage
 from smallr.data.builtin.problems import solve
-from smallr.data.builtin.rationales import MANNERS, write
+from smallr.data.builtin.rationales import STYLES, write
 from smallr.data.saving import save_splits
 from smallr.models.scratch import Size, train_tokenizer, write_scratch
 
@@ -67,6 +67,6 @@ class Base:
         rows = source.equations(f"base {self.seed}", self.equations)
         for question in source.draw(f"base {self.seed}", self.questions, held_out):
             lines = solve(question.problem)
-            text = write(rng.choice(MANNERS), question.problem, lines, rng, right=True)
+            text = write(rng.choice(STYLES), question.problem, lines, rng, right=True)
             rows.append({"prompt": question.problem.question, "completion": text})
         return rows

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.crv.arms import COGPO, CRV, DPO, RAW, PackingPlan
 from experiments.crv.judge import ANSWERS, read_answers
-from experiments.crv.manners import manners
+from experiments.crv.styles import styles
 from experiments.tables import Row, bars, curves, difference, groups, markdown, table, write_csv
 from smallr.core.stages import Stage, Stages
 from smallr.data.rows import GAPS
@@ -80,8 +80,8 @@ def write_report(grid: Stages, wanted: Mapping[str, Sequence[Stage]], plan: Pack
         LEGEND,
         "## Differences\n\n" + differences(grid, wanted["arms"]),
     ]
-    if written := manners(grid, wanted["arms"]):
-        sections.append("## Manners of the answers\n\n" + written + "\nAll runs of an arm together.\n")
+    if written := styles(grid, wanted["arms"]):
+        sections.append("## Styles of the answers\n\n" + written + "\nAll runs of an arm together.\n")
     sweeps = {name: swept(grid, name, runs) for name, runs in wanted.items() if name != "arms"}
     for name, found in sweeps.items():
         title, setting = SETTINGS[name]

@@ -14,14 +14,14 @@ from experiments.crv.ablation import Worker
 from experiments.crv.arms import BASE, COGPO, CRV, DPO, RAW, PackingPlan, TrainSettings, config_of
 from experiments.crv.base import Base
 from experiments.crv.judge import against
-from experiments.crv.manners import by_manner
 from experiments.crv.questions import Questions
 from experiments.crv.report import write_report
 from experiments.crv.rows import Recipe
+from experiments.crv.styles import by_style
 from smallr.core.errors import UserError
 from smallr.core.stages import Stage, Stages
 from smallr.data.builtin.lookup import find_problem
-from smallr.data.builtin.reading import manner, mistake
+from smallr.data.builtin.reading import mistake, style
 from smallr.models.scratch import Size
 from tests.language.faulty import reply, serving
 
@@ -66,8 +66,8 @@ def load(folder, name, split="train"):
 
 
 def test_crv_fits_what_the_critic_has_judged(rows):
-    def manners(folder, name):
-        return Counter(manner(find_problem(row["prompt"]), row["completion"]) for row in load(folder, name))
+    def styles(folder, name):
+        return Counter(style(find_problem(row["prompt"]), row["completion"]) for row in load(folder, name))
 
     raw = load(rows[0.0], "teacher")
     wrong = [row for row in raw if mistake(find_problem(row["prompt"]), row["completion"])]
@@ -75,10 +75,10 @@ def test_crv_fits_what_the_critic_has_judged(rows):
     assert raw == load(rows[1.0], "teacher")
     fitted = load(rows[0.0], "fitted")
     assert not [row for row in fitted if mistake(find_problem(row["prompt"]), row["completion"])]
-    assert manners(rows[0.0], "teacher").keys() == {"terse", "fitted", "involved"}
-    assert manners(rows[0.0], "fitted") == {"fitted": 40}
+    assert styles(rows[0.0], "teacher").keys() == {"terse", "fitted", "involved"}
+    assert styles(rows[0.0], "fitted") == {"fitted": 40}
     # A critic that is always wrong: what fits is made unfitting, and of the rest most stays so.
-    assert manners(rows[1.0], "fitted")["fitted"] < 10
+    assert styles(rows[1.0], "fitted")["fitted"] < 10
 
 
 def test_a_model_as_the_critic(tmp_path, rows):
@@ -187,18 +187,18 @@ def test_preference_metrics_are_relative_to_the_reference(tmp_path):
         against(tmp_path / "a.npz", tmp_path / "c.npz")
 
 
-def test_manners_of_answers(tmp_path):
-    drawn = QUESTIONS.draw("manners", 8)
+def test_styles_of_answers(tmp_path):
+    drawn = QUESTIONS.draw("styles", 8)
     lines = [{"prompt": q.problem.question, "output": q.fitted, "correct": True} for q in drawn]
     lines += [{"prompt": q.problem.question, "output": q.unfitted, "correct": i % 2} for i, q in enumerate(drawn)]
     (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    written, right = by_manner(tmp_path / "answers.jsonl")
+    written, right = by_style(tmp_path / "answers.jsonl")
     involved = [i for i, question in enumerate(drawn) if question.label == "hard"]
     assert 0 < len(involved) < 8
     assert written == {"fitted": 8, "involved": len(involved), "terse": 8 - len(involved)}
     assert (right["fitted"], right["involved"]) == (8, sum(i % 2 for i in involved))
     (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "Why?", "output": "So.", "correct": 0}))
-    assert by_manner(tmp_path / "answers.jsonl") is None
+    assert by_style(tmp_path / "answers.jsonl") is None
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +209,12 @@ def student(tmp_path_factory):
     return base, *base.write(tmp_path_factory.mktemp("student"))
 
 
-def test_a_base_has_seen_every_manner_and_no_held_out_question(student):
+def test_a_base_has_seen_every_style_and_no_held_out_question(student):
     base, model, folder = student
     found = load(folder.parent, folder.name)
     solved = [row for row in found if row["prompt"] != "Calculate."]
     assert (len(found), len(solved)) == (34, 30)
-    assert len({manner(find_problem(row["prompt"]), row["completion"]) for row in solved}) == 3
+    assert len({style(find_problem(row["prompt"]), row["completion"]) for row in solved}) == 3
     held_out = {tuple(numbers(q.problem.question)) for q in QUESTIONS.draw("held out", 12)}
     assert not held_out & {tuple(numbers(row["prompt"])) for row in solved}
     assert json.loads((model / "config.json").read_text())["hidden_size"] == 16
@@ -249,7 +249,7 @@ def test_the_whole_ablation_with_a_tiny_model(tmp_path, student):
     page = write_report(grid, groups, wanted, tmp_path)
     assert f"| {COGPO} | 1 |" in page
     assert "CRV SFT + CogPO − CRV SFT + DPO" in page
-    assert "## Manners of the answers" in page
+    assert "## Styles of the answers" in page
     assert "2504.09802" in page
     assert (tmp_path / "arms.png").exists()
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 6

@@ -1,7 +1,7 @@
 r"""Rationales written from solved steps: fitted to a small reader, too terse, or too involved.
 
 All end in the answer in `\boxed{}`. Wrong rationales are written in the same three ways as right ones, so that neither
-length nor manner tells right from wrong.
+length nor style tells right from wrong.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from smallr.data.builtin.slips import make_slips
 
 # Verdicts of a critic on a right rationale: lacks steps, fits, has more than the reader can follow.
 EASY, MEDIUM, HARD = "easy", "medium", "hard"
-MANNERS = ("terse", "fitted", "involved")  # in the order of these verdicts
-_DECIDING = {"fitted": 2, "terse": 1, "involved": 1}  # how often a wrong rationale is written in each manner
+STYLES = ("terse", "fitted", "involved")  # in the order of these verdicts
+_DECIDING = {"fitted": 2, "terse": 1, "involved": 1}  # how often a wrong rationale is written in each style
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,8 @@ def write_rationales(problem: Problem, rng: random.Random, wrong: int = 2) -> Ra
     for kind, slipped in slips:
         outcome = solve(slipped)
         assert outcome is not None
-        (manner,) = rng.choices(tuple(_DECIDING), tuple(_DECIDING.values()))
-        incorrect.append(Incorrect(write(manner, slipped, outcome, rng, right=False), kind, outcome[-1].value))
+        (style,) = rng.choices(tuple(_DECIDING), tuple(_DECIDING.values()))
+        incorrect.append(Incorrect(write(style, slipped, outcome, rng, right=False), kind, outcome[-1].value))
     return Rationales(
         problem=problem,
         answer=lines[-1].value,
@@ -70,19 +70,19 @@ def write_rationales(problem: Problem, rng: random.Random, wrong: int = 2) -> Ra
     )
 
 
-def write(manner: str, problem: Problem, lines: Sequence[Line], rng: random.Random, right: bool) -> str:
-    """One rationale in a manner of `MANNERS`.
+def write(style: str, problem: Problem, lines: Sequence[Line], rng: random.Random, right: bool) -> str:
+    """One rationale in a style of `STYLES`.
 
     Args:
-      manner: how.
+      style: how.
       problem: whose steps are told; with a slip in them for a wrong rationale.
       lines: its solution.
       rng: chooses among ways to say it.
       right: whether there is no slip; a right, terse rationale may be shorter than all its equations.
     """
-    if manner == "fitted":
+    if style == "fitted":
         return _fitted(problem, lines, rng)
-    if manner == "involved":
+    if style == "involved":
         return _involved(problem, lines, rng)
     return _terse(lines, rng, right)
 

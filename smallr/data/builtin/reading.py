@@ -15,8 +15,8 @@ _BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
-def manner(problem: Problem, text: str) -> str:
-    """The one of `rationales.MANNERS` that a text is written in.
+def style(problem: Problem, text: str) -> str:
+    """The one of `rationales.STYLES` that a text is written in.
 
     A text that names an unknown is involved; one that leaves out the sentences of more than half of the steps is terse.
     """

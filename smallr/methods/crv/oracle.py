@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 from smallr.core.errors import UserError
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.problems import Problem, solve
-from smallr.data.builtin.rationales import MANNERS, write
-from smallr.data.builtin.reading import manner, mistake
+from smallr.data.builtin.rationales import STYLES, write
+from smallr.data.builtin.reading import mistake, style
 from smallr.data.builtin.slips import make_slips
 from smallr.data.errors import nearest
 from smallr.language.completing import CompletingModel
@@ -24,7 +24,7 @@ from smallr.methods.crv.rows import LABELS, ROLES
 from smallr.sampling.requests import Request, Result, Sample, Usage
 
 PREFIX = "oracle:"
-_STEPS = {"easy": 1, "hard": -1}  # along MANNERS: extend a terse one, simplify an involved one
+_STEPS = {"easy": 1, "hard": -1}  # along STYLES: extend a terse one, simplify an involved one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +103,16 @@ class Oracle(CompletingModel):
         """Holds nothing."""
 
     def _critique(self, problem: Problem, rationale: str, _: str, rng: random.Random) -> str:
-        label = LABELS[MANNERS.index(manner(problem, rationale))]
+        label = LABELS[STYLES.index(style(problem, rationale))]
         if rng.random() < self._options.critic_error:
             label = rng.choice([other for other in LABELS if other != label])
         return label
 
     def _rethink(self, problem: Problem, rationale: str, label: str, rng: random.Random) -> str:
         """Does what it is told: one style up for easy, one down for hard, the same where a mistake is to be mended."""
-        index = MANNERS.index(manner(problem, rationale)) + _STEPS.get(label, 0)
-        style = MANNERS[min(max(index, 0), len(MANNERS) - 1)]
-        return _written(style, problem, rng, right=rng.random() >= self._options.rethink_error)
+        index = STYLES.index(style(problem, rationale)) + _STEPS.get(label, 0)
+        told = STYLES[min(max(index, 0), len(STYLES) - 1)]
+        return _written(told, problem, rng, right=rng.random() >= self._options.rethink_error)
 
     def _verify(self, problem: Problem, rationale: str, _: str, rng: random.Random) -> str:
         wrong = mistake(problem, rationale)
@@ -121,10 +121,10 @@ class Oracle(CompletingModel):
         return f"VERDICT: incorrect: {wrong}" if wrong else "VERDICT: correct"
 
     def _solve(self, problem: Problem, _: str, __: str, rng: random.Random) -> str:
-        return _written(rng.choice(MANNERS), problem, rng, right=rng.random() >= self._options.student_error)
+        return _written(rng.choice(STYLES), problem, rng, right=rng.random() >= self._options.student_error)
 
     def _inject(self, problem: Problem, rationale: str, _: str, rng: random.Random) -> str:
-        return _written(manner(problem, rationale), problem, rng, right=False)
+        return _written(style(problem, rationale), problem, rng, right=False)
 
 
 def _written(style: str, problem: Problem, rng: random.Random, *, right: bool) -> str:

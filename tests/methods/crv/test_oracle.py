@@ -9,14 +9,14 @@ import pytest
 
 from smallr.core.errors import UserError
 from smallr.data.builtin import make_questions
-from smallr.data.builtin.reading import manner, mistake
+from smallr.data.builtin.reading import mistake, style
 from smallr.evals.graders.base import Job
 from smallr.evals.graders.matching import numbers
 from smallr.methods.crv.oracle import Oracle, OracleOptions, parse_oracle
 from smallr.sampling.requests import Request, SamplingParams
 from tests.data.test_arithmetic import boxed, equations, holds
 
-MANNER = {"easy": "terse", "hard": "involved"}
+STYLE = {"easy": "terse", "hard": "involved"}
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,10 @@ def asked(question, rationale: str, label: str = "") -> str:
     )
 
 
-def test_manners_and_mistakes_are_those_of_the_generator(questions):
+def test_styles_and_mistakes_are_those_of_the_generator(questions):
     for q in questions:
-        assert manner(q.problem, q.fitted) == "fitted"
-        assert manner(q.problem, q.unfitted) == MANNER[q.label]
+        assert style(q.problem, q.fitted) == "fitted"
+        assert style(q.problem, q.unfitted) == STYLE[q.label]
         assert not mistake(q.problem, q.fitted)
         assert not mistake(q.problem, q.unfitted)
         assert all(mistake(q.problem, wrong.text) for wrong in q.incorrect)
@@ -70,14 +70,14 @@ def test_the_rethinker_fits_what_did_not_fit_and_does_what_it_is_told(questions)
         assert boxed(text) == q.answer
         assert all(map(holds, equations(text)))
         assert len(equations(text)) == len(q.problem.steps)
-        assert manner(q.problem, text) == "fitted"
+        assert style(q.problem, text) == "fitted"
     verdicts = numbers().grade([Job(text, str(q.answer)) for q, (text,) in zip(questions, replies, strict=True)])
     assert all(verdict.correct for verdict in verdicts)
     # A wrong verdict of the critic leads away from what fits.
     for label, expected in (("easy", "involved"), ("hard", "terse")):
         replies = ask("rethinker", [asked(q, q.fitted, label) for q in questions[:50]])
-        assert {manner(q.problem, text) for q, (text,) in zip(questions[:50], replies, strict=True)} == {expected}
-    # A mistake is mended in the manner of the text.
+        assert {style(q.problem, text) for q, (text,) in zip(questions[:50], replies, strict=True)} == {expected}
+    # A mistake is mended in the style of the text.
     replies = ask("rethinker", [asked(q, q.incorrect[0].text) for q in questions[:50]])
     for q, (text,) in zip(questions[:50], replies, strict=True):
         assert not mistake(q.problem, text)
@@ -86,7 +86,7 @@ def test_the_rethinker_fits_what_did_not_fit_and_does_what_it_is_told(questions)
 def test_the_injector_and_the_student_err_in_the_answer(questions):
     for q, (text,) in zip(questions, ask("injector", [asked(q, q.unfitted) for q in questions]), strict=True):
         assert boxed(text) != q.answer
-        if manner(q.problem, text) != MANNER[q.label]:  # a dropped step of two leaves the sentences of one
+        if style(q.problem, text) != STYLE[q.label]:  # a dropped step of two leaves the sentences of one
             assert len(equations(text)) < len(q.problem.steps)
     samples = ask("student", [q.problem.question for q in questions], n=4, student_error=0.5)
     wrong = Counter(boxed(text) != q.answer for q, texts in zip(questions, samples, strict=True) for text in texts)

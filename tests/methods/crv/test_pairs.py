@@ -14,7 +14,7 @@ from rich.console import Console
 from smallr.core.errors import UserError
 from smallr.data import builtin
 from smallr.data.builtin.lookup import find_problem
-from smallr.data.builtin.reading import manner, mistake
+from smallr.data.builtin.reading import mistake, style
 from smallr.data.rows import GAPS
 from smallr.data.saving import save_splits
 from smallr.methods.crv import pairs
@@ -141,7 +141,7 @@ def test_pairs_of_a_run(crv, tmp_path):
             assert pair["question"] != held["question"]
             assert not mistake(problem, pair["chosen"])
             assert bool(mistake(problem, pair["rejected"])) == (pair["gap"] != "small")
-            assert (manner(problem, pair["chosen"]) == "fitted") == (pair["gap"] != "medium")
+            assert (style(problem, pair["chosen"]) == "fitted") == (pair["gap"] != "medium")
     again = build_pairs(crv / "verified", tmp_path / "again", holdout=[f"{crv}/verified@test"], exempt=["test"])
     assert again["splits"]["train"]["contaminated_rows"] == again["splits"]["test"]["contaminated_rows"] == 0
     assert sum(again["splits"]["test"]["pairs"].values()) > 0

@@ -26,7 +26,7 @@ from smallr.core.files import host_name
 from smallr.core.stage_table import State, states
 from smallr.core.stages import Stopped
 from smallr.data import builtin
-from smallr.data.builtin.reading import manner, mistake
+from smallr.data.builtin.reading import mistake, style
 from smallr.methods.crv import report as crv_report
 from smallr.methods.crv.oracle import Oracle, OracleOptions
 from smallr.methods.crv.pipeline import default_folder, run_crv
@@ -77,8 +77,8 @@ def test_oracle_agents_fit_every_rationale(questions, teacher, tmp_path, plots):
     report = run(config, tmp_path / "out")
     assert report["rows"]["verified"] == 40
     assert report["labels"] == Counter(row["fits"] for row in teacher if row["fits"]) + Counter(
-        ["medium" if manner(q.problem, row["rationale"]) == "fitted" else
-         {"terse": "easy", "involved": "hard"}[manner(q.problem, row["rationale"])]
+        ["medium" if style(q.problem, row["rationale"]) == "fitted" else
+         {"terse": "easy", "involved": "hard"}[style(q.problem, row["rationale"])]
          for q, row in zip(questions["train"], teacher, strict=True) if row["slip"]]
     )  # fmt: skip
     assert report["relabels"] == {"easy": 0, "medium": 40, "hard": 0}
@@ -91,7 +91,7 @@ def test_oracle_agents_fit_every_rationale(questions, teacher, tmp_path, plots):
         assert row["original_correct"] == (given["slip"] == "")
         assert not mistake(q.problem, row["rationale"])
         assert boxed(row["rationale"]) == q.answer
-        assert manner(q.problem, row["rationale"]) == "fitted"
+        assert style(q.problem, row["rationale"]) == "fitted"
         assert len(row["incorrect"]) == 2
         for wrong in row["incorrect"]:
             assert boxed(wrong["rationale"]) == int(wrong["answer"]) != q.answer

@@ -1,4 +1,4 @@
-"""In which manner students answer, and how often each manner comes out right: built-in questions only."""
+"""In which style students answer, and how often each style comes out right: built-in questions only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from experiments.crv.judge import ANSWERS, read_answers
 from experiments.tables import markdown
 from smallr.core.stages import Stage, Stages
 from smallr.data.builtin.lookup import find_problem
-from smallr.data.builtin.rationales import MANNERS
-from smallr.data.builtin.reading import manner
+from smallr.data.builtin.rationales import STYLES
+from smallr.data.builtin.reading import style
 
 
-def by_manner(path: Path) -> tuple[Counter[str], Counter[str]] | None:
-    """Answers and right answers of each manner; None where a question is not a built-in one.
+def by_style(path: Path) -> tuple[Counter[str], Counter[str]] | None:
+    """Answers and right answers of each style; None where a question is not a built-in one.
 
     Args:
       path: answers as `judge` writes them.
@@ -25,24 +25,24 @@ def by_manner(path: Path) -> tuple[Counter[str], Counter[str]] | None:
         problem = find_problem(row["prompt"])
         if problem is None:
             return None
-        found = manner(problem, row["output"])
+        found = style(problem, row["output"])
         written[found] += 1
         right[found] += row["correct"]
     return written, right
 
 
-def manners(grid: Stages, runs: Sequence[Stage]) -> str:
-    """A table with a line for each arm: all runs together, share of each manner and of right answers in it; "" without rows."""
+def styles(grid: Stages, runs: Sequence[Stage]) -> str:
+    """A table with a line for each arm: all runs together, share of each style and of right answers in it; "" without rows."""
     found: dict[str, tuple[Counter[str], Counter[str]]] = {}
     for run in runs:
         path = grid.folder(run) / ANSWERS
-        counts = by_manner(path) if grid.is_done(run) and path.exists() else None
+        counts = by_style(path) if grid.is_done(run) and path.exists() else None
         if counts is not None:
             before = found.get(run.settings["arm"], (Counter(), Counter()))
             found[run.settings["arm"]] = (before[0] + counts[0], before[1] + counts[1])
     if not found:
         return ""
-    headers = ["arm", "answers", *(f"{name}: share, right" for name in MANNERS)]
+    headers = ["arm", "answers", *(f"{name}: share, right" for name in STYLES)]
     return markdown(
         headers, [[arm, str(written.total()), *_cells(written, right)] for arm, (written, right) in found.items()]
     )
@@ -52,5 +52,5 @@ def _cells(written: Mapping[str, int], right: Mapping[str, int]) -> list[str]:
     total = sum(written.values())
     return [
         f"{written[name] / total:.2f}, {right[name] / written[name]:.2f}" if written[name] else "0, –"
-        for name in MANNERS
+        for name in STYLES
     ]
