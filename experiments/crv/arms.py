@@ -114,7 +114,7 @@ class PackingPlan:
             elif name == "critic":
                 runs += [self.preference_run(COGPO, seed, self.betas, critic=critic) for critic in self.critics]
             else:
-                raise UserError(f"sweep {name!r} is none of {', '.join(SWEEPS)}")
+                raise UserError(f"sweep {name!r} must be one of: {', '.join(SWEEPS)}")
         return with_needs(runs)
 
     def _settings(self, arm: str, seed: int, stage: TrainSettings, rows: Mapping[str, Any]) -> dict[str, Any]:

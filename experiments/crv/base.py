@@ -48,7 +48,7 @@ class Base:
     seed: int = 0
 
     def run(self) -> Stage:
-        """Its place in a grid."""
+        """Gives its pretraining as a stage."""
         return Stage("base", {"seed": self.seed, **dataclasses.asdict(self)})
 
     def write(self, folder: Path) -> tuple[Path, Path]:

@@ -36,7 +36,7 @@ class Questions:
         """
         known = {template.__name__.removeprefix("_"): template for template in TEMPLATES}
         if unknown := set(self.templates) - set(known):
-            raise UserError(f"templates: {', '.join(sorted(unknown))} are none of {', '.join(known)}")
+            raise UserError(f"templates: {', '.join(sorted(unknown))} must be of: {', '.join(known)}")
         templates = [known[name] for name in self.templates] or list(TEMPLATES)
         rng, found, misses = random.Random(f"questions {seed}"), {}, 0
         taken = {_numbers(question.problem) for question in forbidden}

@@ -153,7 +153,7 @@ def test_runs_that_sweeps_share_are_one_run():
         "mix": ["cogpo-0.1-0.2-0.5-mix1_0_0-s0"],
         "critic": ["crv-critic0.5-s0", "cogpo-0.1-0.2-0.5-critic0.5-s0"],
     }
-    with pytest.raises(UserError, match="none of"):
+    with pytest.raises(UserError, match="must be one of"):
         wanted.sweep("gamma", 1)
 
 
