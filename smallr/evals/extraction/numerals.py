@@ -328,10 +328,9 @@ def _of_side(text: str) -> str:
         raise NotANumber
     parser = _Parser(text, start.start())
     parser.sum()
-    end = parser.position
     _scale(parser)
     _check_rest(text[parser.position :])
-    found = (text[start.start() : end].rstrip() + text[end : parser.position]).strip()
+    found = text[start.start() : parser.position].strip()
     return f"-({found})" if negative else found
 
 
