@@ -426,7 +426,7 @@ def _in_words(segment: str) -> str | None:
 _ANY_START = re.compile(r"\\frac|\.?\d")
 _LINE = 2000  # characters of the end of a line that are searched
 _RUN = re.compile(r"[\w.,^*{}\\/:']*")  # all of a malformed number
-_SIGN = re.compile(r"(?:^|[^\w)%\]}\s]\s*|[A-Za-z]\s+)-\Z|[:=(]\s*-\s+\Z")  # a minus with nothing to subtract from
+_SIGN = re.compile(r"(?:^\s*|[^\w)%\]}\s]\s*|[A-Za-z]\s+)-\Z|[:=(]\s*-\s+\Z")  # a minus with nothing to subtract from
 
 
 def last(text: str) -> str | None:
