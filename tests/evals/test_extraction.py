@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from fractions import Fraction
 
 import pytest
 
@@ -130,6 +132,8 @@ OUTPUTS = {
     "so x = -3": "-3",
     "10 - 4 = 6": "6",
     "It costs -$5": "-5",
+    "-$2,979.62": "-2979.62",
+    r"-\$5": "-5",
     "from 10-4": "4",
     "- 4 apples": "4",
     "about 1/3 of it": "0.3333333333333333333333333333",
@@ -211,6 +215,43 @@ def test_outputs_come_to_their_number():
 )  # fmt: skip
 def test_near_misses_of_numbers(output, gold):
     assert not matching.numbers().grade([Job(output, gold)])[0].correct
+
+
+def written(draw: random.Random) -> tuple[str, Fraction]:
+    """A random number and its value."""
+    a, b, c = draw.randrange(1, 99), *sorted(draw.sample(range(1, 40), 2))
+    power = draw.randrange(-8, 9)
+    forms = [
+        (f"{a * 1234567:,}".replace(",", draw.choice([",", "{,}", r"\,", " ", "", "_", "'"])), Fraction(a * 1234567)),
+        (f"{draw.choice(['$', '', chr(92) + '$'])}{a * 12345 / 100:,.2f}", Fraction(a * 12345, 100)),
+        (draw.choice([f"{a}/{b}", rf"\frac{{{a}}}{{{b}}}", rf"\dfrac{{{a}}}{{{b}}}"]), Fraction(a, b)),
+        (draw.choice([f"{a} {b}/{c}", rf"{a}\frac{{{b}}}{{{c}}}"]), a + Fraction(b, c)),
+        (
+            draw.choice([f"{a}e{power}", rf"{a} \times 10^{{{power}}}", f"{a}*10^{{{power}}}"]),
+            a * Fraction(10) ** power,
+        ),
+        (f"{a}^{b % 6}", Fraction(a) ** (b % 6)),
+    ]
+    text, value = draw.choice(forms)
+    return (f"-{text}", -value) if draw.random() < 0.5 else (text, value)
+
+
+def test_random_numbers_have_their_values():
+    draw, wrong = random.Random(0), []
+    for _ in range(300):
+        text, value = written(draw)
+        box = rf"\boxed{{x = {text} \text{{ cm}}}}"
+        for output in (
+            rf"\boxed{{{text}}}",
+            box,
+            f"The answer is {text}.",
+            f"#### {text} apples",
+            f"Answer: **{text}**",
+        ):
+            found = numerals.value(extraction.number(output) or "")
+            if found is None or abs(Fraction(found) - value) > abs(value) / 10**20:
+                wrong.append((output, found, value))
+    assert wrong == []
 
 
 def test_equal_numbers_are_one_vote():

@@ -328,10 +328,9 @@ def _of_side(text: str) -> str:
         raise NotANumber
     parser = _Parser(text, start.start())
     parser.sum()
-    end = parser.position
     _scale(parser)
     _check_rest(text[parser.position :])
-    found = (text[start.start() : end].rstrip() + text[end : parser.position]).strip()
+    found = text[start.start() : parser.position].strip()
     return f"-({found})" if negative else found
 
 
@@ -427,7 +426,7 @@ def _in_words(segment: str) -> str | None:
 _ANY_START = re.compile(r"\\frac|\.?\d")
 _LINE = 2000  # characters of the end of a line that are searched
 _RUN = re.compile(r"[\w.,^*{}\\/:']*")  # all of a malformed number
-_SIGN = re.compile(r"(?:^|[^\w)%\]}\s]\s*|[A-Za-z]\s+)-\Z|[:=(]\s*-\s+\Z")  # a minus with nothing to subtract from
+_SIGN = re.compile(r"(?:^\s*|[^\w)%\]}\s]\s*|[A-Za-z]\s+)-\Z|[:=(]\s*-\s+\Z")  # a minus with nothing to subtract from
 
 
 def last(text: str) -> str | None:

@@ -91,7 +91,8 @@ def die_with_parent(number: int, parent: int) -> None:
 
 def leave_keyring() -> None:
     """Joins a new session keyring: the one that is inherited holds the user's keys."""
-    libc.syscall(KEYCTL[os.uname().machine], KEYCTL_JOIN_SESSION_KEYRING, None)  # fails where there are no keyrings
+    if (number := KEYCTL.get(os.uname().machine)) is not None:
+        libc.syscall(number, KEYCTL_JOIN_SESSION_KEYRING, None)  # fails where there are no keyrings
 
 
 class Comparison(ctypes.Structure):

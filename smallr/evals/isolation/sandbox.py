@@ -208,7 +208,7 @@ class Process:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         if self._feeder is not None:
-            self._feeder.join()  # its pipe has no reader any more
+            self._feeder.join(1)  # its pipe has no reader any more, unless an unsafe program has hidden one
         if self._report >= 0:
             os.close(self._report)
             self._report = -1
