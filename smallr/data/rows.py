@@ -11,7 +11,8 @@
   choice      `question` (text) and `label` (1 or true: the second of two choices is right, 0 or false: the first).
 
 Numbers of completions and of tokens are read as `completion_columns` says. A mistake in the set-up (a column missing or
-of a wrong type, an unknown gap, a beta that is negative or NaN) raises `DataError`. A single row that cannot be trained on (empty, equal sides, ...) is counted in the `DropReport`.
+of a wrong type, an unknown gap, a beta that is negative or NaN) raises `DataError`. A single row that cannot be trained
+on (empty, equal sides, ...) is counted in the `DropReport`.
 """
 
 from __future__ import annotations
