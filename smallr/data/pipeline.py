@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Float, Int
 
-from smallr.data.batch import Batch, Example
+from smallr.data.batch import ROLE_NONE, Batch, Example
 from smallr.data.packing import PackingPlan, RowShape
 
 Columns = Mapping[str, Float[np.ndarray, "examples"]]
@@ -153,6 +153,18 @@ def _write_example(batch: Batch, r: int, p: int, cursor: _Cursor, example: Examp
             batch.token_columns[name][r, span] = values
         token, scored = stop, span.stop
     return _Cursor(token, scored)
+
+
+def values_by_completion(
+    values: Float[np.ndarray, "B N"], batch: Batch
+) -> Iterator[tuple[int, list[Float[np.ndarray, "scored"]]]]:
+    """Yields (example, values of the scored tokens of each of its completions) for all examples of a batch."""
+    completion, used, example = (np.asarray(x) for x in (batch.completion, batch.role != ROLE_NONE, batch.example))
+    counts = np.asarray(batch.completion_columns["weight"]).sum(axis=1).astype(int)
+    per_row = example.shape[1]
+    for r, p in zip(*np.nonzero(example >= 0), strict=True):
+        members = (used[r] & (completion[r] == s * per_row + p) for s in range(counts[r, p]))
+        yield int(example[r, p]), [values[r, member] for member in members]
 
 
 @dataclasses.dataclass(frozen=True)
