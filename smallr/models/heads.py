@@ -186,6 +186,11 @@ def split_targets(params: nnx.State) -> tuple[nnx.State, nnx.State]:
     )
 
 
+def join_targets(online: nnx.State, targets: nnx.State) -> nnx.State:
+    """Undoes `split_targets`."""
+    return nnx.merge_state(online, targets) if jax.tree.leaves(targets) else online
+
+
 def follow(targets: nnx.State, online: nnx.State, mixing: float) -> nnx.State:
     """Moves target copies towards their heads: mixing * head + (1 - mixing) * target (Polyak averaging).
 
