@@ -134,6 +134,24 @@ def _creator(optimizer: optax.GradientTransformation, seed: int, reference: Refe
 Step = Callable[[TrainState, Batch, Constants], tuple[TrainState, dict[str, Array], dict[str, Array]]]
 
 
+def _make_gradients(functions: ModelFunctions, objective: Objective, chunk: int, reference: Reference) -> Callable:
+    """Builds the function that gives loss, values of examples, and gradients of what is trained."""
+
+    def gradients(state: TrainState, batch: Batch, constants: Constants, key: Array, denominator: Array):
+        online, targets = split_targets(state.params)
+
+        def loss_fn(online):
+            params = join_targets(online, targets)
+            scores = objective.forward(functions.decoder(params, constants.frozen, key), batch, chunk)
+            held = {"state": state.reference, "params": constants.reference, "frozen": constants.frozen}
+            total, per_example = objective(scores, batch, reference.scores(functions, objective, batch, chunk, **held))
+            return total / denominator, per_example
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(online)
+
+    return gradients
+
+
 def make_step(
     functions: ModelFunctions,
     objective: Objective,
@@ -153,17 +171,7 @@ def make_step(
     """
     reference = reference or Reference.none()
 
-    def gradients(state: TrainState, batch: Batch, constants: Constants, key: Array, denominator: Array):
-        online, targets = split_targets(state.params)
-
-        def loss_fn(online):
-            params = join_targets(online, targets)
-            scores = objective.forward(functions.decoder(params, constants.frozen, key), batch, chunk)
-            held = {"state": state.reference, "params": constants.reference, "frozen": constants.frozen}
-            total, per_example = objective(scores, batch, reference.scores(functions, objective, batch, chunk, **held))
-            return total / denominator, per_example
-
-        return jax.value_and_grad(loss_fn, has_aux=True)(online)
+    gradients = _make_gradients(functions, objective, chunk, reference)
 
     def step(state: TrainState, batch: Batch, constants: Constants):
         online, targets = split_targets(state.params)
