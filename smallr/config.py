@@ -50,13 +50,16 @@ def base() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.data = ConfigDict()
-    config.data.kind = "preference"  # preference | unpaired | sft | rationale | choice
+    config.data.kind = "preference"  # preference | unpaired | sft | completions | rationale | choice
     config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
     config.data.train_split = "train[:240]"  # a split, or a part of it: train, train[:90%], train[100:200]
     config.data.eval = "builtin:arithmetic/preference"  # held-out rows; empty: none
     config.data.eval_split = "test[:60]"
     # The source's name of each of our columns, e.g. --config.data.columns.prompt=question
     config.data.columns = ConfigDict({name: name for name in COLUMNS})
+    # Columns with a number for each completion, or for each scored token: see smallr.data.completion_columns.
+    config.data.completion_columns = ()
+    config.data.token_columns = ()
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
 
     config.batch = ConfigDict()
@@ -83,6 +86,9 @@ def base() -> ConfigDict:
     # again and decay over the added steps; constant: stay at the last rate; as_new: the rates of a run planned for all
     # steps from its beginning. Empty: such a run stops and asks.
     config.optimizer.on_extend = ""
+    # Groups of parameters: name -> learning_rate, weight_decay, parameters (a regular expression on their paths; without
+    # it those whose paths begin with the name).
+    config.optimizer.groups = ConfigDict()
 
     config.epochs = 1  # 0: no limit
     config.steps = 0  # 0: no limit; whichever of epochs and steps is reached first ends the run
@@ -150,6 +156,19 @@ def add_lora(config: ConfigDict, rank: int = 16, alpha: float = 32.0) -> ConfigD
     config.lora.base = "float32"
     config.lora.adapter = ""  # a folder in PEFT's format to start from; empty: fresh adapters
     config.optimizer.learning_rate = 2e-4
+    return config
+
+
+def add_heads(config: ConfigDict, values: int = 1, q: int = 0, learning_rate: float = 1e-4) -> ConfigDict:
+    """Adds the fields of value and Q heads beside the language-model head, a parameter group of their own."""
+    config.heads = ConfigDict()
+    config.heads.values = values  # value heads
+    config.heads.q = q  # Q heads over the vocabulary
+    config.heads.width = 2  # hidden units, as a multiple of the model's width
+    config.heads.target = q > 0  # whether the Q heads have a target copy
+    config.heads.target_mixing = 0.005  # share of the Q heads in the copy after each step (Polyak averaging)
+    config.heads.start = ""  # a run whose heads to begin with; empty: fresh ones
+    config.optimizer.groups.heads = ConfigDict({"learning_rate": learning_rate})
     return config
 
 

@@ -1,7 +1,8 @@
 """Score rows under a model: python -m smallr.cli.score --model=NAME --data=SOURCE --out=FOLDER [--kind=…] [--split=…]
 
-Writes the rows as a data set with `ref_<side>` (summed) and `token_logps_<side>` (a list) for each side: chosen and
-rejected of pairs, completion of others. Pairs scored in this way need no reference pass:
+Writes the rows as a data set with `ref_<name>` (summed) and `token_logps_<name>` (a list) for each completion: chosen and
+rejected of pairs, completion of rows with one. Rows of the kind completions (any number of them behind a prompt, which is
+computed once) get `ref_completions` and `token_logps_completions`, lists of these. Pairs scored in this way need no reference pass:
 --config.data.train=FOLDER --config.objective.reference=columns.
 """
 
@@ -21,7 +22,7 @@ TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder or hub id whose token
 DATA = flags.DEFINE_string("data", None, "Any source of rows that training takes", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist", required=True)
 SPLIT = flags.DEFINE_string("split", "train", "Split, or a part of it as in train[:50%]")
-KIND = flags.DEFINE_string("kind", "preference", "preference | sft | rationale")
+KIND = flags.DEFINE_string("kind", "preference", "preference | sft | completions | rationale")
 COLUMNS = flags.DEFINE_list("columns", [], "Our name=the source's name, comma-separated, e.g. prompt=question")
 CHAT = flags.DEFINE_bool("chat", True, "Wrap plain strings in the chat template")
 ORDER = flags.DEFINE_string("order", "answer_first", "Of rationale rows: answer_first | rationale_first")

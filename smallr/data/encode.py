@@ -101,18 +101,18 @@ def backend_definition(tokenizer: PreTrainedTokenizerFast) -> dict:
     return definition
 
 
-def to_example(sides: Sequence[Completion], columns: Mapping[str, float], row: int) -> Example | None:
+def to_example(wholes: Sequence[Completion], columns: Mapping[str, float], row: int) -> Example | None:
     """Splits whole texts into the shared prefix and one completion each; None if no token is left for the prefix.
 
-    The prefix is the leading tokens that all sides share before the first scored token of any. Where the sides
+    The prefix is the leading tokens that all texts share before the first scored token of any. Where the texts
     straddle the end of the prompt differently, a completion begins with tokens of the prompt, not scored.
     """
-    limit = min(int(np.argmax(side.roles > ROLE_NONE)) for side in sides)
-    first = sides[0].tokens[:limit]
-    shared = min((_common(first, side.tokens[:limit]) for side in sides[1:]), default=limit)
+    limit = min(int(np.argmax(whole.roles > ROLE_NONE)) for whole in wholes)
+    first = wholes[0].tokens[:limit]
+    shared = min((_common(first, whole.tokens[:limit]) for whole in wholes[1:]), default=limit)
     if shared == 0:
         return None
-    completions = tuple(Completion(side.tokens[shared:], side.roles[shared:]) for side in sides)
+    completions = tuple(Completion(whole.tokens[shared:], whole.roles[shared:]) for whole in wholes)
     return Example(first[:shared], completions, columns, row)
 
 

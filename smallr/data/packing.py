@@ -63,15 +63,16 @@ class Sizes:
     def from_lengths(
         cls,
         prefix: Int[np.ndarray, "examples"],
-        completions: Int[np.ndarray, "examples sides"],
-        scored: Int[np.ndarray, "examples sides"],
+        completions: Int[np.ndarray, "examples completions"],
+        scored: Int[np.ndarray, "examples completions"],
     ) -> Sizes:
-        """From lengths that a tokenised set has kept: of prefixes, of completions, and of what is scored in each."""
-        count, sides = completions.shape
+        """Adds up the lengths that a tokenised set has kept: of prefixes, of completions (0: there is no such
+        completion), and of what is scored in each.
+        """
         return cls(
             np.asarray(prefix, np.int64),
             np.sum(completions, axis=1, dtype=np.int64),
-            np.full(count, sides),
+            np.count_nonzero(completions, axis=1),
             np.sum(scored, axis=1, dtype=np.int64),
         )
 
@@ -82,11 +83,15 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """Capacities of a row: T tokens, N scored positions, P examples. One shape is one compiled program."""
+    """Capacities of a row: T tokens, N scored positions, P examples of up to S completions each.
+
+    One shape is one compiled program.
+    """
 
     tokens: int
     scored: int
     examples: int
+    completions: int = 2
 
     @classmethod
     def choose(cls, sizes: Sizes, row_length: int, *, packing: bool = True, share_prompt: bool = True) -> RowShape:
@@ -94,9 +99,10 @@ class RowShape:
 
         Up to 8192 examples, evenly spaced and shuffled, are packed on trial with only the tokens limited.
         N: what 98 % of the trial's rows need, at least the largest example's, rounded up to a multiple of 64 (of 8 for
-        T < 1024). So it binds in about one row of fifty, which then holds other examples instead: slots cost work in
-        every step, whether used or not.
-        P: what every trial row needs, rounded up to a multiple of 4: a place costs a few numbers only.
+        T < 1024). So it binds in about one row of fifty, which then holds other examples instead: scored
+        positions cost work in every step, whether used or not.
+        P: what every trial row needs, rounded up to a multiple of 4: an unused example index costs a few numbers only.
+        S: what the example with most completions has.
         Without packing a row holds one example: P = 1, and N is the largest example's, rounded up.
 
         Raises:
@@ -104,10 +110,11 @@ class RowShape:
         """
         tokens, scored = sizes.tokens(share_prompt), sizes.scored
         multiple = 64 if row_length >= 1024 else 8
-        unlimited = cls(row_length, row_length, row_length)
+        completions = int(sizes.completions.max())
+        unlimited = cls(row_length, row_length, row_length, completions)
         unlimited.check(tokens, scored)
         if not packing:
-            return cls(row_length, _round_up(int(scored.max()), multiple), 1)
+            return cls(row_length, _round_up(int(scored.max()), multiple), 1, completions)
         trial = _shuffled(len(sizes), 0, 0)[:: -(-len(sizes) // _TRIAL)]
         order, starts = pack(tokens[trial], scored[trial], unlimited)
         per_row = np.add.reduceat(scored[trial][order], starts[:-1])
@@ -116,7 +123,17 @@ class RowShape:
             tokens=row_length,
             scored=_round_up(max(int(scored.max()), wanted), multiple),
             examples=_round_up(int(np.diff(starts).max()), 4),
+            completions=completions,
         )
+
+    def holds(self, sizes: Sizes, share_prompt: bool = True) -> bool:
+        """Whether each example fits in a row of its own."""
+        sizes_and_limits = (
+            (sizes.tokens(share_prompt), self.tokens),
+            (sizes.scored, self.scored),
+            (sizes.completions, self.completions),
+        )
+        return all(size.max() <= limit for size, limit in sizes_and_limits)
 
     def check(self, tokens: Int[np.ndarray, "examples"], scored: Int[np.ndarray, "examples"]) -> None:
         """Raises ValueError where an example does not fit in a row of its own."""
@@ -299,15 +316,15 @@ def pack(
       ValueError: an example does not fit in a row of its own.
     """
     shape.check(tokens, scored)
-    sizes, slots = tokens.tolist(), scored.tolist()
+    sizes, needed = tokens.tolist(), scored.tolist()
     positions: list[int] = []
     starts = [0]
     waiting = list(range(min(window, len(sizes))))
     arrived = len(waiting)
     while waiting:
         chosen = _fill(waiting, sizes, shape.tokens)
-        if len(chosen) > shape.examples or sum(slots[waiting[i]] for i in chosen) > shape.scored:
-            chosen = _first_fit(waiting, sizes, slots, shape)
+        if len(chosen) > shape.examples or sum(needed[waiting[i]] for i in chosen) > shape.scored:
+            chosen = _first_fit(waiting, sizes, needed, shape)
         positions.extend(waiting[i] for i in chosen)
         starts.append(len(positions))
         for i in reversed(chosen):
@@ -346,14 +363,14 @@ def _fill(waiting: Sequence[int], sizes: Sequence[int], capacity: int) -> list[i
     return chosen[::-1]
 
 
-def _first_fit(waiting: Sequence[int], sizes: Sequence[int], slots: Sequence[int], shape: RowShape) -> list[int]:
-    """As `_fill`, under all three capacities: every waiting example that still fits, oldest first."""
+def _first_fit(waiting: Sequence[int], sizes: Sequence[int], scored: Sequence[int], shape: RowShape) -> list[int]:
+    """Chooses as `_fill` does, under all three capacities: every waiting example that still fits, oldest first."""
     room, free, chosen = shape.tokens, shape.scored, []
     for i, position in enumerate(waiting):
-        if sizes[position] <= room and slots[position] <= free and len(chosen) < shape.examples:
+        if sizes[position] <= room and scored[position] <= free and len(chosen) < shape.examples:
             chosen.append(i)
             room -= sizes[position]
-            free -= slots[position]
+            free -= scored[position]
     return chosen
 
 

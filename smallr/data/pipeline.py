@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import grain
 import jax
@@ -56,14 +56,14 @@ def assemble(
 ) -> Batch:
     """Lays examples out in rows.
 
-    With `share_prompt` an example is `[prefix][chosen][rejected]`, else `[prefix][chosen][prefix][rejected]`; both take
-    one place of the row and give the same log-probs.
+    With `share_prompt` an example is `[prefix][completion][completion]…`, else `[prefix][completion][prefix][completion]…`;
+    both take one example index of the row and give the same log-probs.
 
     Args:
       rows: example indices of each row; an empty row is padding.
-      examples: all examples of the set.
+      examples: all examples of the set; the columns of their completions and tokens come with them.
       shape: capacities of a row.
-      columns: numbers of all examples, gathered for each place; `weight` is added.
+      columns: numbers of all examples, gathered for each example index; `weight` is added.
       share_prompt: see above; as the plan of the rows has it.
 
     Returns:
@@ -72,31 +72,38 @@ def assemble(
     Raises:
       ValueError: a row holds more than its capacities, or a column is named `weight`.
     """
-    if "weight" in columns:
-        raise ValueError(
-            "column 'weight' is made by the pipeline (1 real, 0 for an unused example index); rename yours"
-        )
-    count = len(rows)
-    batch = Batch(
-        **{name: np.zeros((count, shape.tokens), np.int32) for name in ("tokens", "positions", "horizon")},
-        **{
-            name: np.zeros((count, shape.scored), np.int32)
-            for name in ("logit_position", "target", "completion", "role")
-        },
-        example=np.full((count, shape.examples), -1, np.int32),
-        columns={name: np.zeros((count, shape.examples), np.float32) for name in (*columns, "weight")},
-    )
+    batch = _padding(len(rows), shape, columns, examples)
     for r, row in enumerate(rows):
         if len(row) > shape.examples:
             raise ValueError(f"a row of {len(row)} examples does not fit in {shape}")
         cursor = _Cursor()
-        for place, index in enumerate(row):
-            cursor = _write_example(batch, r, place, cursor, examples[index], share_prompt)
-            batch.example[r, place] = index
+        for p, index in enumerate(row):
+            cursor = _write_example(batch, r, p, cursor, examples[index], share_prompt)
+            batch.example[r, p] = index
             for name, values in columns.items():
-                batch.columns[name][r, place] = values[index]
-            batch.columns["weight"][r, place] = 1
+                batch.columns[name][r, p] = values[index]
+            batch.columns["weight"][r, p] = 1
     return batch
+
+
+def _padding(count: int, shape: RowShape, columns: Columns, examples: Sequence[Example]) -> Batch:
+    """Makes `count` empty rows."""
+    # All completions of a set have the same columns.
+    first = examples[0].completions[0]
+    if any("weight" in names for names in (columns, first.columns)):
+        raise ValueError("column 'weight' is made by the pipeline (1 real, 0 for what is not there); rename yours")
+
+    def zeros(names: Iterable[str], shape: tuple[int, ...], dtype: type = np.float32) -> dict[str, np.ndarray]:
+        return {name: np.zeros((count, *shape), dtype) for name in names}
+
+    return Batch(
+        **zeros(("tokens", "positions", "horizon"), (shape.tokens,), np.int32),
+        **zeros(("logit_position", "target", "completion", "role"), (shape.scored,), np.int32),
+        example=np.full((count, shape.examples), -1, np.int32),
+        columns=zeros((*columns, "weight"), (shape.examples,)),
+        completion_columns=zeros((*first.columns, "weight"), (shape.completions, shape.examples)),
+        token_columns=zeros(first.token_columns, (shape.scored,)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +111,10 @@ class _Cursor:
     """How much of a row is written: tokens and scored positions."""
 
     token: int = 0
-    slot: int = 0
+    scored: int = 0
 
 
-def _write_example(batch: Batch, r: int, place: int, cursor: _Cursor, example: Example, share_prompt: bool) -> _Cursor:
+def _write_example(batch: Batch, r: int, p: int, cursor: _Cursor, example: Example, share_prompt: bool) -> _Cursor:
     """Writes one example into row r from the cursor on."""
     prefix = len(example.prefix)
     lengths = [len(completion.tokens) for completion in example.completions]
@@ -115,30 +122,49 @@ def _write_example(batch: Batch, r: int, place: int, cursor: _Cursor, example: E
     end = cursor.token + copies * prefix + sum(lengths)
     if end > batch.tokens.shape[1]:
         raise ValueError(f"row {r}: {end} tokens do not fit in {batch.tokens.shape[1]} (source row {example.row})")
+    if len(lengths) > (most := batch.completion_columns["weight"].shape[1]):
+        raise ValueError(f"row {r}: an example of {len(lengths)} completions, over {most} (source row {example.row})")
 
-    start, token, slot = cursor.token, cursor.token, cursor.slot
-    for side, completion in enumerate(example.completions):
-        if side == 0 or not share_prompt:
+    start, token, scored = cursor.token, cursor.token, cursor.scored
+    for s, completion in enumerate(example.completions):
+        if s == 0 or not share_prompt:
             start, token = token, token + prefix
             batch.tokens[r, start:token] = example.prefix
             batch.positions[r, start:token] = np.arange(prefix)
-            batch.horizon[r, start:token] = end if share_prompt else token + lengths[side]
-        stop = token + lengths[side]
+            batch.horizon[r, start:token] = end if share_prompt else token + lengths[s]
+        stop = token + lengths[s]
         batch.tokens[r, token:stop] = completion.tokens
-        batch.positions[r, token:stop] = np.arange(prefix, prefix + lengths[side])
+        batch.positions[r, token:stop] = np.arange(prefix, prefix + lengths[s])
         batch.horizon[r, token:stop] = stop
+        batch.completion_columns["weight"][r, s, p] = 1
+        for name, value in completion.columns.items():
+            batch.completion_columns[name][r, s, p] = value
 
-        (scored,) = np.nonzero(completion.roles != ROLE_NONE)
-        slots = slice(slot, slot + len(scored))
-        if slots.stop > batch.target.shape[1]:
+        where = completion.scored
+        span = slice(scored, scored + len(where))
+        if span.stop > batch.target.shape[1]:
             raise ValueError(f"row {r}: over {batch.target.shape[1]} scored tokens (source row {example.row})")
         # The first token follows the last of the prefix, whatever lies between them in the row.
-        batch.logit_position[r, slots] = np.where(scored == 0, start + prefix - 1, token + scored - 1)
-        batch.target[r, slots] = completion.tokens[scored]
-        batch.role[r, slots] = completion.roles[scored]
-        batch.completion[r, slots] = side * batch.example.shape[1] + place
-        token, slot = stop, slots.stop
-    return _Cursor(token, slot)
+        batch.logit_position[r, span] = np.where(where == 0, start + prefix - 1, token + where - 1)
+        batch.target[r, span] = completion.tokens[where]
+        batch.role[r, span] = completion.roles[where]
+        batch.completion[r, span] = s * batch.example.shape[1] + p
+        for name, values in completion.token_columns.items():
+            batch.token_columns[name][r, span] = values
+        token, scored = stop, span.stop
+    return _Cursor(token, scored)
+
+
+def values_by_completion(
+    values: Float[np.ndarray, "B N"], batch: Batch
+) -> Iterator[tuple[int, list[Float[np.ndarray, "scored"]]]]:
+    """Yields (example, values of the scored tokens of each of its completions) for all examples of a batch."""
+    completion, used, example = (np.asarray(x) for x in (batch.completion, batch.role != ROLE_NONE, batch.example))
+    counts = np.asarray(batch.completion_columns["weight"]).sum(axis=1).astype(int)
+    per_row = example.shape[1]
+    for r, p in zip(*np.nonzero(example >= 0), strict=True):
+        members = (used[r] & (completion[r] == s * per_row + p) for s in range(counts[r, p]))
+        yield int(example[r, p]), [values[r, member] for member in members]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Raw rows -> checked rows of one of five kinds.
+"""Raw rows -> checked rows of one of six kinds.
 
   preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two sides share a first
               part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large), and
@@ -6,11 +6,13 @@
   unpaired    `prompt`, `completion` and `label` (true: desirable), optional `beta`; or `prompt`, `chosen` and
               `rejected`, which make two rows.
   sft         `prompt` and `completion` (text or messages), or `messages`: every assistant turn is scored.
+  completions `prompt` and `completions`: a list of texts, or of chats. Rows may have different numbers of them.
   rationale   `question`, `rationale`, `answer` (text).
   choice      `question` (text) and `label` (1 or true: the second of two choices is right, 0 or false: the first).
 
-A mistake in the set-up (a column missing or of a wrong type, an unknown gap, a beta that is negative or NaN) raises
-`DataError`. A single row that cannot be trained on (empty, equal sides, ...) is counted in the `DropReport`.
+Numbers of completions and of tokens are read as `completion_columns` says. A mistake in the set-up (a column missing or
+of a wrong type, an unknown gap, a beta that is negative or NaN) raises `DataError`. A single row that cannot be trained
+on (empty, equal sides, ...) is counted in the `DropReport`.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from smallr.data.completion_columns import CompletionColumns, CompletionNumbers
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError, nearest, shorten
 
 GAPS = ("small", "medium", "large")
-KINDS = ("preference", "unpaired", "sft", "rationale", "choice")
+KINDS = ("preference", "unpaired", "sft", "completions", "rationale", "choice")
 # Columns that a kind reads; the sets are alternatives, all of one of them must be there.
 REQUIRED = {
     "preference": (("chosen", "rejected"),),
     "unpaired": (("prompt", "completion", "label"), ("prompt", "chosen", "rejected")),
     "sft": (("messages",), ("prompt", "completion")),
+    "completions": (("prompt", "completions"),),
     "rationale": (("question", "rationale", "answer"),),
     "choice": (("question", "label"),),
 }
@@ -37,6 +41,7 @@ OPTIONAL = {
     "preference": ("prompt", "beta", "gap", "ref_chosen", "ref_rejected"),
     "unpaired": ("beta",),
     "sft": (),
+    "completions": (),
     "rationale": (),
     "choice": (),
 }
@@ -51,18 +56,21 @@ Text = str | tuple[Message, ...]
 
 @dataclasses.dataclass(frozen=True)
 class TextRow:
-    """A preference row (two completions: chosen, rejected), an SFT or unpaired row (one), or a choice row (none).
+    """A row of any number of completions: preference rows have two (chosen, rejected), SFT and unpaired rows one, choice
+    rows none.
 
     Attributes:
       row: index in the source.
       prompt, completions: all text, or all chat messages. Assistant turns of a chat completion are scored.
       columns: numbers of the row; the same keys in all rows of a kind.
+      numbers: numbers of each completion; empty if the set has none.
     """
 
     row: int
     prompt: Text
     completions: tuple[Text, ...]
     columns: Mapping[str, float]
+    numbers: tuple[CompletionNumbers, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +122,11 @@ def columns_of(kind: str, present: Sequence[str], source: str) -> tuple[str, ...
 
 
 def parse_rows(
-    rows: Iterable[Mapping[str, Any]], kind: str, report: DropReport, start: int = 0
+    rows: Iterable[Mapping[str, Any]],
+    kind: str,
+    report: DropReport,
+    start: int = 0,
+    numbers: CompletionColumns | None = None,
 ) -> Iterator[TextRow | RationaleRow]:
     """Checks raw rows one by one; what cannot be used is counted in `report`.
 
@@ -123,6 +135,7 @@ def parse_rows(
       kind: one of KINDS.
       report: counts them all.
       start: number of the first.
+      numbers: which columns hold numbers of completions and tokens.
 
     Raises:
       DataError: a value of a wrong type, an unknown gap, a beta that is negative or not finite.
@@ -131,6 +144,7 @@ def parse_rows(
         "preference": _preference,
         "unpaired": _unpaired,
         "sft": _sft,
+        "completions": _completions,
         "rationale": _rationale,
         "choice": _choice,
     }
@@ -142,6 +156,9 @@ def parse_rows(
         except _Unusable as reason:
             report.drop(index, str(reason))
             continue
+        if numbers is not None and isinstance(parsed, TextRow):
+            read = numbers.read(row, len(parsed.completions), f"{report.source}, row {index}")
+            parsed = dataclasses.replace(parsed, numbers=read)
         if isinstance(parsed, RationaleRow) and parsed.rationale is None:
             report.note(index, "no rationale: answer loss only")
         several = parsed if isinstance(parsed, tuple) else (parsed,)
@@ -240,6 +257,19 @@ def _sft(row: Mapping[str, Any], index: int, source: str) -> TextRow:
         if not (isinstance(prompt, str) and isinstance(completion, str)):
             prompt, completion = _as_chat(prompt, "user"), _as_chat(completion, "assistant")
     return TextRow(index, _filled(prompt, "prompt"), (_answered(completion),), {})
+
+
+def _completions(row: Mapping[str, Any], index: int, source: str) -> TextRow:
+    cell = _Cell(source, index, "completions")
+    prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
+    if isinstance(row["completions"], str) or not isinstance(row["completions"] or (), Sequence):
+        raise cell.error(f"expected a list of texts or of chats, found {shorten(row['completions'])}")
+    completions = [_filled(_text_or_chat(value, cell), "completion") for value in row["completions"] or ()]
+    if not completions:
+        raise _Unusable("no completion")
+    if not all(isinstance(text, str) for text in (prompt, *completions)):
+        prompt, completions = _as_chat(prompt, "user"), [_as_chat(text, "assistant") for text in completions]
+    return TextRow(index, prompt, tuple(map(_answered, completions)), {})
 
 
 def _rationale(row: Mapping[str, Any], index: int, source: str) -> RationaleRow:

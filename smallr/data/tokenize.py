@@ -37,6 +37,7 @@ from smallr.data.chat import (
     choice_pieces,
     rationale_pieces,
 )
+from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens
 from smallr.data.errors import DataError, nearest
@@ -54,9 +55,9 @@ class TokenizeOptions:
     """How rows become tokens.
 
     Attributes:
-      kind: preference, unpaired, sft, rationale or choice. An unpaired example has two completions: its completion, and one of
-        another prompt for the KL estimate of KTO, of which no gradient is taken. A choice example has two completions of a
-        token each: the choices, in their order.
+      kind: preference, unpaired, sft, completions, rationale or choice. An unpaired example has two completions: its
+        completion, and one of another prompt for the KL estimate of KTO, of which no gradient is taken. A choice example
+        has two completions of a token each: the choices, in their order.
       max_length: most tokens of an example, its prefix and all completions together.
       chat: wrap plain strings in the chat template; rows of messages always use it.
       share_prompt: whether a row of a batch will hold the prefix once or once per completion, for `max_length`.
@@ -67,6 +68,8 @@ class TokenizeOptions:
         of soft prompt 0 for answer_first, 1 for rationale_first; else those of soft prompt 0.
       prompt: of choice rows, see `chat.choice_pieces`.
       choices: of choice rows: two texts that begin with different tokens, of which the first counts.
+      completion_columns, token_columns: numbers that rows have of their completions and of their scored tokens, see
+        `smallr.data.completion_columns`.
 
     Raises:
       DataError: a value that is not one of the choices.
@@ -81,6 +84,8 @@ class TokenizeOptions:
     soft_tokens: int = 0
     prompt: str = PROMPT
     choices: Sequence[str] = ()
+    completion_columns: Sequence[str] = ()
+    token_columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
@@ -94,6 +99,7 @@ class TokenizeOptions:
         if self.kind == "choice" and len(self.choices) != 2:
             raise DataError(f"choices {list(self.choices)!r}: expected two texts")
         choice_pieces(self.prompt)
+        _ = self.numbers
         self._check_formats()
 
     def _check_formats(self) -> None:
@@ -110,6 +116,11 @@ class TokenizeOptions:
                 f"order {BOTH}: the prompts of the two formats are the same, so that nothing would tell the model which "
                 f"order is meant: put a word into each format {where}, or train soft prompts"
             )
+
+    @property
+    def numbers(self) -> CompletionColumns:
+        """Which columns hold numbers of completions and tokens."""
+        return CompletionColumns(self.kind, tuple(self.completion_columns), tuple(self.token_columns))
 
     @property
     def all_formats(self) -> dict[str, str]:
@@ -153,7 +164,8 @@ def tokenize(
       DataError: missing columns, wrong types, a tokenizer without what the rows need, no row left.
     """
     columns = columns_of(options.kind, rows.column_names, source)
-    rows = rows.select_columns(list(columns))
+    options.numbers.check(rows.column_names, source)
+    rows = rows.select_columns(list(dict.fromkeys((*columns, *options.numbers.sources))))
     encoder = Encoder(tokenizer)
     key = _key(rows, encoder, tokenizer, options)
     folder = (cache or cache_dir("tokens")) / key[:32]
@@ -211,7 +223,7 @@ class ExampleMaker:
           What was kept and dropped.
         """
         report = DropReport(source, self._options.max_length)
-        parsed = parse_rows(_iterate(rows, progress), self._options.kind, report, start)
+        parsed = parse_rows(_iterate(rows, progress), self._options.kind, report, start, self._options.numbers)
         if self._options.kind == "unpaired":
             parsed = mismatched(list(parsed))
         write(folder, self._examples(parsed, report), report)
@@ -232,11 +244,15 @@ class ExampleMaker:
     def _made(
         self, rows: Iterable[TextRow | RationaleRow], report: DropReport
     ) -> Iterator[tuple[int, int, Example | None]]:
-        """(number of the row, number of its soft prompt, example)."""
+        """Yields (number of the row, number of its soft prompt, example)."""
+        numbers = self._options.numbers
         for batch in _batched(_rendered(rows, self._renderer, self._options.orders, report), _BATCH):
-            sides = iter(self._encoder([text for *_, texts in batch for text in texts]))
+            wholes = iter(self._encoder([text for *_, texts in batch for text in texts]))
             for row, number, columns, texts in batch:
-                yield row, number, to_example([next(sides) for _ in texts], columns, row)
+                example = to_example([next(wholes) for _ in texts], columns, row.row)
+                if example is not None and isinstance(row, TextRow):
+                    example = numbers.attach(example, row.numbers, f"{report.source}, row {row.row}")
+                yield row.row, number, example
 
     def _made_choices(self, rows: Iterable[TextRow], report: DropReport) -> Iterator[tuple[int, int, Example | None]]:
         def prompts() -> Iterator[tuple[TextRow, str]]:
@@ -266,8 +282,8 @@ def _problem(example: Example | None, options: TokenizeOptions, report: DropRepo
 
 def _rendered(
     rows: Iterable[TextRow | RationaleRow], renderer: Renderer, orders: Sequence[str], report: DropReport
-) -> Iterator[tuple[int, int, Mapping[str, float], Sequence[Marked]]]:
-    """(number of the row, number of its soft prompt, columns, texts)."""
+) -> Iterator[tuple[TextRow | RationaleRow, int, Mapping[str, float], Sequence[Marked]]]:
+    """Yields (row, number of its soft prompt, columns, texts)."""
     for row in rows:
         if isinstance(row, RationaleRow):
             # Without a rationale there is nothing to think about first.
@@ -282,7 +298,7 @@ def _rendered(
             except Unrenderable as reason:
                 report.drop(row.row, str(reason))
             else:
-                yield row.row, number, columns, texts
+                yield row, number, columns, texts
 
 
 def _iterate(rows: datasets.Dataset, progress: tqdm | None) -> Iterator[Mapping[str, Any]]:

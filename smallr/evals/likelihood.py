@@ -29,7 +29,12 @@ Ids = Sequence[int]
 
 
 class LikelihoodScorer:
-    """Scores continuations of contexts. Options of one context share it: a row is `[context][option][option]…`."""
+    """Scores continuations of contexts.
+
+    Continuations of one context, such as the choices of a question, share it: a row is `[context][continuation]…`, laid out
+    by the one visibility rule of `data.batch`. Only the last token of a continuation is left out, since it is predicted
+    and predicts nothing: so a context may be as long as the model can read.
+    """
 
     def __init__(
         self,
@@ -114,18 +119,20 @@ class LikelihoodScorer:
         by_shape: dict[tuple[int, int], list[_Row]] = {}
         for row in rows:
             by_shape.setdefault((_length(row.length), _size(row.scored, FEWEST)), []).append(row)
-        for (length, slots), same in sorted(by_shape.items(), reverse=True):  # the largest first: memory fails at once
+        for (length, scored_positions), same in sorted(
+            by_shape.items(), reverse=True
+        ):  # the largest first: memory fails at once
             count = max(self._budget // length, 1)
             for start in range(0, len(same), count):
-                self._score_batch(same[start : start + count], count, length, slots, values)
+                self._score_batch(same[start : start + count], count, length, scored_positions, values)
         return values
 
     def _score_batch(
-        self, rows: list[_Row], count: int, length: int, slots: int, values: list[tuple[float, bool]]
+        self, rows: list[_Row], count: int, length: int, scored_positions: int, values: list[tuple[float, bool]]
     ) -> None:
         count = min(count, _size(len(rows), 1))
         arrays = {name: np.zeros((count, length), np.int32) for name in ("tokens", "positions", "horizon")}
-        scored = {name: np.zeros((count, slots), np.int32) for name in ("logit_position", "target")}
+        scored = {name: np.zeros((count, scored_positions), np.int32) for name in ("logit_position", "target")}
         for index, row in enumerate(rows):
             row.fill({name: array[index] for name, array in {**arrays, **scored}.items()})
         with jax.set_mesh(self._mesh):
@@ -143,7 +150,7 @@ class _Row:
 
     def __init__(self, context: tuple[int, ...]):
         self.context = context
-        self.options: list[tuple[int, Ids]] = []
+        self.continuations: list[tuple[int, Ids]] = []
         self.length, self.scored = len(context), 0
 
     @classmethod
@@ -156,33 +163,33 @@ class _Row:
             if row is None or row.length + len(continuation) - 1 > max_length:
                 row = last[tuple(context)] = cls(tuple(context))
                 rows.append(row)
-            row.options.append((index, continuation))
-            row.length += len(continuation) - 1  # the last token of an option is only predicted
+            row.continuations.append((index, continuation))
+            row.length += len(continuation) - 1  # the last token is only predicted
             row.scored += len(continuation)
         return rows
 
     @property
     def spans(self) -> list[tuple[int, int, int]]:
-        """(index of the pair, first and last slot) of each option."""
-        ends = np.cumsum([len(option) for _, option in self.options]).tolist()
-        return [(index, end - len(option), end) for (index, option), end in zip(self.options, ends, strict=True)]
+        """Lists (index of the pair, first and last scored position) of each continuation."""
+        ends = np.cumsum([len(tokens) for _, tokens in self.continuations]).tolist()
+        return [(index, end - len(tokens), end) for (index, tokens), end in zip(self.continuations, ends, strict=True)]
 
     def fill(self, into: dict[str, Int[np.ndarray, "n"]]) -> None:
         """Writes the row's arrays; what is not written is padding."""
         start = len(self.context)
         into["tokens"][:start] = self.context
         into["positions"][:start] = np.arange(start)
-        into["horizon"][:start] = self.length  # all options see the context
-        place, slot = start, 0
-        for _, option in self.options:
-            read = len(option) - 1
-            into["tokens"][place : place + read] = option[:-1]
-            into["positions"][place : place + read] = start + np.arange(read)
-            into["horizon"][place : place + read] = place + read  # an option is seen by itself alone
-            # The context's last token predicts the first of each option.
-            into["logit_position"][slot : slot + len(option)] = [start - 1, *range(place, place + read)]
-            into["target"][slot : slot + len(option)] = option
-            place, slot = place + read, slot + len(option)
+        into["horizon"][:start] = self.length  # all continuations see the context
+        token, scored = start, 0
+        for _, tokens in self.continuations:
+            read = len(tokens) - 1
+            into["tokens"][token : token + read] = tokens[:-1]
+            into["positions"][token : token + read] = start + np.arange(read)
+            into["horizon"][token : token + read] = token + read  # a continuation is seen by itself alone
+            # The context's last token predicts the first of each continuation.
+            into["logit_position"][scored : scored + len(tokens)] = [start - 1, *range(token, token + read)]
+            into["target"][scored : scored + len(tokens)] = tokens
+            token, scored = token + read, scored + len(tokens)
 
 
 def _score(

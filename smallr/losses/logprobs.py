@@ -1,7 +1,8 @@
 """Log-probs of scored tokens without ever holding [B, N, V] logits.
 
 The vocabulary is walked in chunks, all tokens at once, with a running log-sum-exp: a chunk of the head is read once a
-pass, its gradient is complete when the walk has passed it, and on a CPU a tile of logits never leaves the cache.
+pass, its gradient is complete when the walk has passed it, and on a CPU a tile of logits never leaves the cache. The
+same walk serves several heads at once (`head_scores`): Q values of actions and their log-sum-exp, without [H, B, N, V].
 
 Cost model, for n = B N scored tokens, width D, vocabulary V: 2 n V D FLOPs forward and 6 n V D backward (the logits are
 computed again, then two products), against 2 and 4 for a dense head that keeps its logits; three exponentials a
@@ -29,15 +30,37 @@ BELOW_ALL = -1e30  # finite, so that the first chunk's correction is 0 and not N
 
 
 class TokenScores(NamedTuple):
-    """What the head says of each scored token, float32 [B, N].
+    """What a head says of each scored token, float32 [B, N], or [H, B, N] of several heads.
 
     Attributes:
       logps: log p(target).
       log_sum_p2: log sum_v p(v)^2, the expected probability of a token drawn from p; a constant, or None if not asked.
+      logits: logit of the target, or None if not asked.
+      log_sum_exp: log sum_v exp(logit of v), or None if not asked.
     """
 
-    logps: Float[Array, "B N"]
-    log_sum_p2: Float[Array, "B N"] | None = None
+    logps: Float[Array, "*H B N"]
+    log_sum_p2: Float[Array, "*H B N"] | None = None
+    logits: Float[Array, "*H B N"] | None = None
+    log_sum_exp: Float[Array, "*H B N"] | None = None
+
+
+class _Walk(NamedTuple):
+    """What is static in a walk over the vocabulary.
+
+    Attributes:
+      chunk: entries whose logits are held at once; 0 chooses by platform.
+      softcap: c in `c * tanh(logits / c)`, or None.
+      log_sum_p2: whether log sum_v p(v)^2 is wanted.
+      logits: whether the target's logit and the log-sum-exp are wanted.
+      heads: how many heads are walked side by side.
+    """
+
+    chunk: int
+    softcap: float | None = None
+    log_sum_p2: bool = False
+    logits: bool = False
+    heads: int = 1
 
 
 def token_logps(
@@ -48,7 +71,7 @@ def token_logps(
     chunk: int = 0,
     softcap: float | None = None,
 ) -> Float[Array, "B N"]:
-    """log p(target) under softmax(hidden @ head.T): `token_scores` without more."""
+    """Gives log p(target) under softmax(hidden @ head.T): `token_scores` without more."""
     return token_scores(hidden, head, target, chunk=chunk, softcap=softcap).logps
 
 
@@ -60,8 +83,9 @@ def token_scores(
     chunk: int = 0,
     softcap: float | None = None,
     log_sum_p2: bool = False,
+    logits: bool = False,
 ) -> TokenScores:
-    """log p(target) under softmax(hidden @ head.T), in float32, `chunk` entries of the vocabulary at a time.
+    """Scores targets under softmax(hidden @ head.T), in float32, `chunk` entries of the vocabulary at a time.
 
     The products run in the dtype of `hidden` with float32 accumulation; log-sum-exp, soft-cap and the
     gradient of `head` are float32. The backward pass recomputes each chunk's logits from the saved
@@ -74,16 +98,52 @@ def token_scores(
       chunk: entries of the vocabulary (on each of its shards) whose logits are held at once; 0 chooses by platform.
       softcap: c in `c * tanh(logits / c)` (Gemma 2), or None.
       log_sum_p2: whether log sum_v p(v)^2 is wanted too; no gradient goes through it.
+      logits: whether the target's logit and the log-sum-exp are wanted too; gradients go through both.
 
     Returns:
       float32 values [B, N].
     """
-    batch, slots, width = hidden.shape
+    walk = _Walk(chunk, softcap, log_sum_p2, logits)
+    scores = _scores(walk, _flat(hidden), _sharded(head), target.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(target.shape), scores)
+
+
+def head_scores(
+    hidden: Float[Array, "*H B N D"],
+    heads: Float[Array, "H V D"],
+    target: Int[Array, "B N"],
+    *,
+    chunk: int = 0,
+    softcap: float | None = None,
+) -> TokenScores:
+    """Scores targets under several heads in one walk: logit, log-sum-exp and log-prob, all differentiable.
+
+    Args:
+      hidden: hidden states, the same for all heads [B, N, D] or each head's own [H, B, N, D].
+      heads: a matrix a head, one row a token.
+      target: token ids in [0, V), the same for all heads.
+      chunk: as in `token_scores`, for each head; 0 divides what is held at once by the number of heads.
+      softcap: as in `token_scores`.
+
+    Returns:
+      float32 values [H, B, N]; `log_sum_p2` is None.
+    """
+    walk = _Walk(chunk, softcap, logits=True, heads=heads.shape[0])
+    own = hidden.ndim == 4
+    states = jax.vmap(_flat)(hidden) if own else _flat(hidden)
+    each = jax.vmap(partial(_scores, walk), in_axes=(0 if own else None, 0, None))
+    scores = each(states, jax.vmap(_sharded)(heads), target.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(heads.shape[0], *target.shape), scores)
+
+
+def _flat(hidden: Float[Array, "B N D"]) -> Float[Array, "n D"]:
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _sharded(head: Float[Array, "V D"]) -> Float[Array, "S v D"]:
+    """The head by shards of its vocabulary: split over devices, each walks its own part."""
     shards = parts("vocab", head.shape[0])
-    # Split over devices, each walks its own part of the vocabulary.
-    table = head.reshape(shards, head.shape[0] // shards, width)
-    scores = _scores(chunk, softcap, log_sum_p2, hidden.reshape(batch * slots, width), table, target.reshape(-1))
-    return jax.tree.map(lambda x: x.reshape(batch, slots), scores)
+    return head.reshape(shards, head.shape[0] // shards, head.shape[1])
 
 
 def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[int, int]:
@@ -92,7 +152,7 @@ def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[in
     `tokens` are those that are scored at once, over all devices of the mesh (`jax.set_mesh`); `backend` is JAX's name.
     """
     tile = CPU_TILE if backend == "cpu" else ACCELERATOR_TILE
-    return _walk(vocabulary // parts("vocab", vocabulary), tokens, chunk, tile)
+    return _chunks(vocabulary // parts("vocab", vocabulary), tokens, _Walk(chunk), tile)
 
 
 class _Chunk(NamedTuple):
@@ -105,10 +165,11 @@ class _Chunk(NamedTuple):
     fresh: Bool[Array, "c 1"] | None  # whether no earlier chunk had the entry; None: all are fresh
 
 
-def _walk(length: int, tokens: int, chunk: int, tile: int) -> tuple[int, int]:
+def _chunks(length: int, tokens: int, walk: _Walk, tile: int) -> tuple[int, int]:
     """Number and size of equal chunks of a shard; the last is moved back to end where the shard does."""
+    chunk = walk.chunk
     if not chunk:
-        local = max(1, tokens // parts("batch", tokens))
+        local = max(1, walk.heads * tokens // parts("batch", tokens))
         chunk = max(tile // local // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
     count = -(-length // min(chunk, length))
     return count, -(-length // count)
@@ -125,31 +186,25 @@ def _chunk_of(table, columns, target, softcap, count, size, i) -> _Chunk:
     return _Chunk(start, rows, _cap(_dot(rows, columns, ((2,), (0,))), softcap), ids[..., None] == target, fresh)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scores(
-    chunk: int,
-    softcap: float | None,
-    log_sum_p2: bool,
-    hidden: Float[Array, "n D"],
-    table: Float[Array, "S v D"],
-    target: Int[Array, "n"],
+    walk: _Walk, hidden: Float[Array, "n D"], table: Float[Array, "S v D"], target: Int[Array, "n"]
 ) -> TokenScores:
-    return _forward(chunk, softcap, log_sum_p2, hidden, table, target)[0]
+    return _forward(walk, hidden, table, target)[0]
 
 
-def _forward(chunk, softcap, log_sum_p2, hidden, table, target):
-    walk = partial(_forward_walk, chunk=chunk, softcap=softcap, log_sum_p2=log_sum_p2)
-    scores, lse = _by_platform(walk, hidden, table, target)
+def _forward(walk, hidden, table, target):
+    scores, lse = _by_platform(partial(_forward_walk, walk=walk), hidden, table, target)
     return scores, (hidden, table, target, lse)
 
 
-def _forward_walk(hidden, table, target, *, chunk, softcap, log_sum_p2, tile):
+def _forward_walk(hidden, table, target, *, walk, tile):
     columns = transpose_minor(hidden)
-    count, size = _walk(table.shape[1], len(hidden), chunk, tile)
+    count, size = _chunks(table.shape[1], len(hidden), walk, tile)
 
     def step(i, state):
         top, total, picked, squares = state
-        at = _chunk_of(table, columns, target, softcap, count, size, i)
+        at = _chunk_of(table, columns, target, walk.softcap, count, size, i)
         logits, hit = at.logits, at.hit
         if at.fresh is not None:
             logits, hit = jnp.where(at.fresh, logits, BELOW_ALL), hit & at.fresh
@@ -158,7 +213,7 @@ def _forward_walk(hidden, table, target, *, chunk, softcap, log_sum_p2, tile):
         shrink = jnp.exp(top - new_top)
         # A masked sum rather than a gather: it stays local when the vocabulary is split over devices.
         picked = picked + jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
-        if log_sum_p2:
+        if walk.log_sum_p2:
             squares = squares * jnp.square(shrink) + jnp.sum(jnp.square(shifted), axis=1)
         return new_top, total * shrink + jnp.sum(shifted, axis=1), picked, squares
 
@@ -168,31 +223,39 @@ def _forward_walk(hidden, table, target, *, chunk, softcap, log_sum_p2, tile):
     whole = jnp.max(top, axis=0)
     shrink = jnp.exp(top - whole)
     log_sum = jnp.log(jnp.sum(total * shrink, axis=0))
+    target_logits, lse = jnp.sum(picked, axis=0), whole + log_sum
     # Subtracting the maximum first keeps the difference exact where logits are large.
-    logps = (jnp.sum(picked, axis=0) - whole) - log_sum
-    log_squares = jnp.log(jnp.sum(squares * jnp.square(shrink), axis=0)) - 2.0 * log_sum if log_sum_p2 else None
-    return TokenScores(logps, log_squares), whole + log_sum
+    scores = TokenScores((target_logits - whole) - log_sum)
+    if walk.log_sum_p2:
+        log_squares = jnp.log(jnp.sum(squares * jnp.square(shrink), axis=0)) - 2.0 * log_sum
+        scores = scores._replace(log_sum_p2=log_squares)
+    return scores._replace(logits=target_logits, log_sum_exp=lse) if walk.logits else scores, lse
 
 
-def _backward(chunk, softcap, log_sum_p2, residuals, cotangents):
+def _backward(walk, residuals, cotangents):
     hidden, table, target, lse = residuals
-    outer = cotangents.logps.astype(jnp.float32)  # `log_sum_p2` is a constant
-    walk = partial(_backward_walk, chunk=chunk, softcap=softcap)
-    hidden_gradient, table_gradient = _by_platform(walk, hidden, table, target, lse, outer)
+    # A logit's derivative is hit * (whether it is the target) - (its probability) * spread; `log_sum_p2` is a constant.
+    hit = spread = cotangents.logps.astype(jnp.float32)
+    if walk.logits:
+        hit, spread = hit + cotangents.logits, spread - cotangents.log_sum_exp
+    run = partial(_backward_walk, walk=walk)
+    hidden_gradient, table_gradient = _by_platform(run, hidden, table, target, lse, hit, spread)
     return hidden_gradient.astype(hidden.dtype), table_gradient.astype(table.dtype), None
 
 
-def _backward_walk(hidden, table, target, lse, outer, *, chunk, softcap, tile):
+def _backward_walk(hidden, table, target, lse, hit, spread, *, walk, tile):
     columns = transpose_minor(hidden)
-    count, size = _walk(table.shape[1], len(hidden), chunk, tile)
+    count, size = _chunks(table.shape[1], len(hidden), walk, tile)
 
     def step(i, state):
         columns_gradient, table_gradient = state
-        at = _chunk_of(table, columns, target, softcap, count, size, i)
+        at = _chunk_of(table, columns, target, walk.softcap, count, size, i)
         probs = jnp.exp(at.logits - lse)
-        slope = outer * (at.hit.astype(jnp.float32) - probs)
-        if softcap is not None:
-            slope = slope * (1.0 - jnp.square(at.logits / softcap))
+        # Of the log-prob alone both factors are one.
+        is_target = at.hit.astype(jnp.float32)
+        slope = hit * is_target - spread * probs if walk.logits else hit * (is_target - probs)
+        if walk.softcap is not None:
+            slope = slope * (1.0 - jnp.square(at.logits / walk.softcap))
         slope = slope.astype(hidden.dtype)
         # Entries that an earlier chunk had get the same gradient again, but must not count twice for the states.
         rows = at.rows if at.fresh is None else jnp.where(at.fresh, at.rows, 0)
@@ -224,12 +287,12 @@ def _cap(logits: Float[Array, "S c n"], softcap: float | None) -> Float[Array, "
 
 
 def completion_sums(
-    values: Float[Array, "B N"], completion: Int[Array, "B N"], mask: Array, sides: int, places: int
-) -> Float[Array, "B sides places"]:
-    """Sums per-token values over each completion (`completion = side * places + place`) where `mask` is true.
+    values: Float[Array, "B N"], completion: Int[Array, "B N"], mask: Array, completions: int, examples: int
+) -> Float[Array, "B completions examples"]:
+    """Sums per-token values over each completion (`completion = s * examples + p`) where `mask` is true.
 
     A masked sum, not a scatter: the same bits in every run and on every device.
     """
-    member = (completion[..., None] == jnp.arange(sides * places)) & mask[..., None]
+    member = (completion[..., None] == jnp.arange(completions * examples)) & mask[..., None]
     sums = jnp.sum(jnp.where(member, values[..., None], 0.0), axis=1)
-    return sums.reshape(values.shape[0], sides, places)
+    return sums.reshape(values.shape[0], completions, examples)

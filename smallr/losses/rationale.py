@@ -30,12 +30,16 @@ class RoleNll(NamedTuple):
 
 
 def role_nll(
-    logps: Float[Array, "B N"], completion: Int[Array, "B N"], role: Int[Array, "B N"], places: int
+    logps: Float[Array, "B N"],
+    completion: Int[Array, "B N"],
+    role: Int[Array, "B N"],
+    examples: int,
+    completions: int = 1,
 ) -> RoleNll:
-    """Sums -logps over the answer and over the rationale of each example."""
+    """Sums -logps over the answer and over the rationale of each example, all its completions together."""
 
     def total(values: Float[Array, "B N"], wanted: int) -> Float[Array, "B P"]:
-        return completion_sums(values, completion, role == wanted, 1, places)[:, 0]
+        return jnp.sum(completion_sums(values, completion, role == wanted, completions, examples), axis=1)
 
     ones = jnp.ones_like(logps)
     return RoleNll(
@@ -67,7 +71,7 @@ def rationale_loss(
         return numerator, tokens
     if normalisation == "sample_mean":
         return numerator / jnp.maximum(tokens, 1e-9), exists
-    raise ValueError(f"normalisation {normalisation!r} is none of sum, token_mean, sample_mean")
+    raise ValueError(f"normalisation {normalisation!r} must be one of: sum, token_mean, sample_mean")
 
 
 def amplification(nll: RoleNll, clip: float) -> Float[Array, "B P"]:

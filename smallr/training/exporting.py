@@ -61,7 +61,12 @@ def convert(
     card = model_card(target.name, base, dtype, run)
     write_model(target, source, read, dtype=dtype, shard_bytes=shard_bytes, card=card)
     origin = f"step {run.checkpoint.step} of {run.workdir}" if run else name
-    return f"{origin} is in {target}, in {dtype}"
+    note = (
+        "; its heads (config.heads) are left out, since the format has no place for them"
+        if run and "heads" in run.config
+        else ""
+    )
+    return f"{origin} is in {target}, in {dtype}{note}"
 
 
 def _write_adapter(run: SavedRun, target: Path, dtype: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,8 +20,73 @@ from smallr.core.errors import UserError
 NOT_DECAYED = ("scale", "bias")  # how the names of norm weights and biases end
 EXTENSIONS = ("rewarm", "constant", "as_new")  # what `config.optimizer.on_extend` may be
 
-# A tree of parameters -> the same tree with the name of each parameter's group.
-LabelParams = Callable[[Any], Any]
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate of their own.
+
+    Attributes:
+      name: as in `config.optimizer.groups`.
+      pattern: a regular expression that is found in the dotted paths of the group's parameters.
+      scale: the group's learning rate, as a multiple of the schedule's.
+      weight_decay: of the group.
+    """
+
+    name: str
+    pattern: str
+    scale: float
+    weight_decay: float
+
+
+def make_groups(config: ConfigDict) -> tuple[Group, ...]:
+    """Reads `config.optimizer.groups`: a name -> `learning_rate`, and optionally `weight_decay` and `parameters`.
+
+    `parameters` is a regular expression on dotted paths, as `config.freeze` is; without it a group has the parameters
+    whose paths begin with its name. A parameter is in the first group that has it.
+
+    Raises:
+      UserError: a field that does not exist, or a number out of its bounds.
+    """
+    groups = []
+    for name, fields in config.groups.items():
+        where = f"config.optimizer.groups.{name}"
+        known = ("learning_rate", "weight_decay", "parameters")
+        if unknown := sorted(set(fields) - set(known)):
+            raise UserError(f"{where}.{unknown[0]}: the field must be one of: {', '.join(known)}")
+        rate, decay = fields.get("learning_rate", config.learning_rate), fields.get("weight_decay", config.weight_decay)
+        if not (rate >= 0 and decay >= 0):
+            raise UserError(f"{where}: learning_rate={rate} and weight_decay={decay} must not be negative")
+        if not config.learning_rate > 0:
+            raise UserError(
+                f"{where}: config.optimizer.learning_rate must be above 0; to train nothing else use config.freeze"
+            )
+        pattern = fields.get("parameters", "") or rf"^{re.escape(name)}\."
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}.parameters: {pattern!r} is no regular expression ({error})") from error
+        groups.append(Group(name, pattern, rate / config.learning_rate, decay))
+    return tuple(groups)
+
+
+def check_groups(config: ConfigDict, params: Any) -> None:
+    """Raises UserError where a group has no parameter among those that are trained."""
+    found = set(jax.tree.leaves(_labels(make_groups(config), params)))
+    for group in make_groups(config):
+        if group.name not in found:
+            raise UserError(
+                f"config.optimizer.groups.{group.name}: no trained parameter is in it; its pattern is {group.pattern!r}"
+            )
+
+
+def _labels(groups: Sequence[Group], params: Any) -> Any:
+    """Returns the tree of parameters with the name of each one's group, empty for those that are in none."""
+
+    def label(path: tuple, _: Any) -> str:
+        dotted = ".".join(str(entry.key) for entry in path if hasattr(entry, "key"))
+        return next((group.name for group in groups if re.search(group.pattern, dotted)), "")
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,32 +213,24 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def make_optimizer(
-    config: ConfigDict,
-    schedule: optax.Schedule,
-    *,
-    label: LabelParams | None = None,
-    scales: Mapping[str, float] | None = None,
-) -> optax.GradientTransformation:
-    """Builds clipping by the global norm of all parameters, then AdamW.
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Builds clipping by the global norm of all parameters, then AdamW with the learning rates of the groups.
 
     Args:
       config: `config.optimizer`.
-      schedule: the learning rate.
-      label: says which group each parameter is in; without it all have the learning rate of the schedule.
-      scales: a group's learning rate, as a multiple of the schedule's.
+      schedule: the learning rate of parameters that are in no group.
+
+    Raises:
+      UserError: see `make_groups`.
     """
 
-    def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.adamw(
-            rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask
-        )
+    def adamw(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+        return optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=weight_decay, mask=decay_mask)
 
-    if label is None:
-        update = adamw(schedule)
-    else:
-        rates = {group: _scaled(schedule, scale) for group, scale in (scales or {}).items()}
-        update = optax.multi_transform({group: adamw(rate) for group, rate in rates.items()}, label)
+    update, groups = adamw(schedule, config.weight_decay), make_groups(config)
+    if groups:
+        own = {group.name: adamw(_scaled(schedule, group.scale), group.weight_decay) for group in groups}
+        update = optax.multi_transform({"": update, **own}, partial(_labels, groups))
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     return update

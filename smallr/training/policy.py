@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
+from smallr.models.heads import HEADS, HeadOptions, attach_heads, fill_heads, is_head_path
 from smallr.models.lora import (
     DropoutKey,
     LoRA,
@@ -30,6 +31,7 @@ from smallr.models.peft import read_adapter
 from smallr.models.soft import attach_soft_prompts, drawn_vectors, is_soft_path
 from smallr.training.digest import tree_digest
 from smallr.training.options import tokenize_options
+from smallr.training.saved import find_run
 
 NOTHING = nnx.State({})  # no frozen parameters
 
@@ -43,12 +45,14 @@ class ModelFunctions:
       base: of the decoder without its adapters; None if it has none.
       training: of the policy with dropout; None if it has none.
       keys: names and shapes of the dropout keys of `training`.
+      target_mixing: share of the heads in their target copies after each step.
     """
 
     graphdef: nnx.GraphDef
     base: nnx.GraphDef | None = None
     training: nnx.GraphDef | None = None
     keys: nnx.State = dataclasses.field(default_factory=lambda: NOTHING)
+    target_mixing: float = 0.0
 
     def decoder(self, params: nnx.State, frozen: nnx.State, key: Array | None = None) -> Decoder:
         """The policy; it drops where it has dropout and gets a key (typed, of this step)."""
@@ -107,7 +111,8 @@ class ParameterPartition:
 
 
 def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
-    """Splits a loaded decoder as `config.freeze`, `config.lora` and `config.soft` say.
+    """Splits a loaded decoder as `config.freeze`, `config.lora` and `config.soft` say; `config.heads` adds heads, which are
+    always trained.
 
     Raises:
       UserError: a regular expression that finds nothing, or leaves nothing to train.
@@ -118,19 +123,67 @@ def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Paramete
         if config.freeze:
             raise UserError("config.freeze: with config.lora all but the adapters is frozen; leave it empty")
         return _with_adapters(decoder, config, mesh)
-    if not config.freeze:
-        graphdef, params = nnx.split(decoder)
-        return ParameterPartition(decoder.config, ModelFunctions(graphdef), params, NOTHING)
-    frozen = frozen_paths(decoder, config.freeze)
+    frozen = frozen_paths(decoder, config.freeze, leave_some="heads" not in config) if config.freeze else set()
+    add_heads(decoder, config, mesh)
     graphdef, still, params = nnx.split(decoder, lambda path, _: ".".join(path) in frozen, ...)
-    return ParameterPartition(decoder.config, ModelFunctions(graphdef), params, still, tree_digest(still))
+    digest = tree_digest(still) if frozen else ""
+    return ParameterPartition(decoder.config, _functions(config, graphdef), params, still, digest)
 
 
-def frozen_paths(decoder: Decoder, pattern: str) -> set[str]:
-    """Paths of the parameters in which `config.freeze` is found.
+def add_heads(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> None:
+    """Gives the decoder the heads of `config.heads`: fresh ones, or those of the run `config.heads.start`."""
+    if "heads" not in config:
+        return
+    if config.heads.start:
+        attach_saved_heads(decoder, config.heads.start, mesh, HeadOptions.from_fields(config.heads))
+    else:
+        attach_heads(decoder, HeadOptions.from_fields(config.heads), config.seed, mesh)
+
+
+def attach_saved_heads(decoder: Decoder, name: str, mesh: Mesh, expected: HeadOptions | None = None) -> None:
+    """Gives a decoder the heads that a run has trained.
+
+    Args:
+      decoder: of the sizes of the run's.
+      name: the run's workdir, or one of its checkpoints.
+      mesh: of the decoder.
+      expected: what the heads must be.
 
     Raises:
-      UserError: no regular expression, or one that is found nowhere or everywhere.
+      UserError: no such run, one without heads, or with others than expected.
+    """
+    run = find_run(Path(name).expanduser())
+    if run is None or "heads" not in run.config:
+        raise UserError(f"{name} is not a run with config.heads, so it has no heads to begin with")
+    options = HeadOptions.from_fields(run.config["heads"])
+    kept = dataclasses.replace(options, target_mixing=expected.target_mixing) if expected else options
+    if expected not in (None, kept):
+        raise UserError(
+            f"config.heads.start: {name} has heads {options}, config.heads says {expected}: make them equal"
+        )
+    attach_heads(decoder, options, 0, mesh)
+    fill_heads(decoder, lambda path: run.checkpoint.read(f"params/{HEADS}/{path.replace('.', '/')}"), mesh)
+
+
+def check_heads(config: ConfigDict) -> None:
+    """Raises UserError where `config.heads` cannot be used, or not with the rest."""
+    if "heads" not in config:
+        return
+    HeadOptions.from_fields(config.heads)
+    if "soft" in config:
+        raise UserError("config.heads: with config.soft nothing but soft prompts is trained; leave out one of them")
+
+
+def _functions(config: ConfigDict, graphdef: nnx.GraphDef, base: nnx.GraphDef | None = None) -> ModelFunctions:
+    mixing = config.heads.target_mixing if "heads" in config else 0.0
+    return ModelFunctions(graphdef, base, target_mixing=mixing)
+
+
+def frozen_paths(decoder: Decoder, pattern: str, leave_some: bool = True) -> set[str]:
+    """Returns the paths of the parameters in which `config.freeze` is found.
+
+    Raises:
+      UserError: no regular expression, or one that is found nowhere, or everywhere though it must leave some.
     """
     paths = [".".join(path) for path, _ in nnx.to_flat_state(nnx.state(decoder))]
     try:
@@ -139,7 +192,7 @@ def frozen_paths(decoder: Decoder, pattern: str) -> set[str]:
         raise UserError(f"config.freeze: {pattern!r} is no regular expression ({error})") from error
     if not found:
         raise UserError(f"config.freeze: {pattern!r} is found in none of {', '.join(paths)}")
-    if len(found) == len(paths):
+    if leave_some and len(found) == len(paths):
         raise UserError(f"config.freeze: {pattern!r} is found in all parameters, so nothing is left to train")
     return found
 
@@ -200,8 +253,9 @@ def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Paramete
     if config.lora.adapter:
         _read_start(decoder, lora, config.lora.adapter, digest)
     quantize_projections(decoder, config.lora.base, mesh)
-    graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_adapter_path(path), ...)
-    policy = ModelFunctions(graphdef, base)
+    add_heads(decoder, config, mesh)
+    graphdef, params, frozen = nnx.split(decoder, lambda path, _: is_adapter_path(path) or is_head_path(path), ...)
+    policy = _functions(config, graphdef, base)
     if lora.dropout:
         add_dropout_keys(decoder)
         training, keys, _ = nnx.split(decoder, DropoutKey, ...)

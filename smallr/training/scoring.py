@@ -1,34 +1,39 @@
-"""Log-probs of any rows under a model, written as a data set."""
+"""Log-probs of the completions of any rows under a model, and their data set on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 from tqdm import tqdm
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
+from smallr.data import completion_columns
 from smallr.data.packing import PackingPlan, Sizes
+from smallr.data.pipeline import values_by_completion
 from smallr.data.sources import load_rows
+from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import TokenizeOptions, tokenize
+from smallr.models.decoder import Decoder
 from smallr.models.loading import load_decoder
 from smallr.training.forward import score
 from smallr.training.opening import open_trained
 from smallr.training.progress import log
 from smallr.training.splits import Split, batch_sharding
 
-# What the scored completions of a kind are called.
-SIDES = {"preference": ("chosen", "rejected"), "sft": ("completion",), "rationale": ("completion",)}
+# What the scored completions of a kind are called; None: any number of them, in one list.
+NAMES = {**completion_columns.NAMES, "rationale": ("completion",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +81,16 @@ def write_scores(options: ScoreOptions, out: Path) -> datasets.Dataset:
 
 
 def score_rows(options: ScoreOptions) -> datasets.Dataset:
-    """The rows with two columns more for each side: `ref_<side>`, the summed log-prob of its scored tokens, and
-    `token_logps_<side>`, the list of theirs. Both are null where a row was not scored (too long, unusable).
+    """Scores rows, and adds two columns for each completion: `ref_<name>`, the summed log-prob of its scored tokens, and
+    `token_logps_<name>`, the list of theirs. Rows with any number of completions get `ref_completions` and
+    `token_logps_completions`, lists of these in the order of the completions. All are null where a row was not scored
+    (too long, unusable).
 
     Raises:
       UserError: an unknown kind, rows or a model that cannot be used.
     """
-    if options.kind not in SIDES:
-        raise UserError(f"kind {options.kind!r} is none of {', '.join(SIDES)}")
+    if options.kind not in NAMES:
+        raise UserError(f"kind {options.kind!r} must be one of: {', '.join(NAMES)}")
     if jax.process_count() > 1:
         raise UserError("scoring runs in one process; score parts of a split (--split=train[:50%]) on several machines")
     source = open_trained(options.model, options.tokenizer)
@@ -94,41 +101,65 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
     examples = tokenize(rows, source.tokenizer(), how, source=options.data)
     if examples.report.dropped:
         log(str(examples.report))
-    sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
-    plan = PackingPlan(sizes, options.rows, options.row_length, shuffle=False)
-    split = Split(options.split, examples, plan, {}, SIDES[options.kind])
-
-    sums = {side: [None] * len(rows) for side in split.sides}
-    tokens = {side: [None] * len(rows) for side in split.sides}
-    for index, side, logps in _token_logps(options, source, split):
-        row = int(examples.rows[index])
-        # As the step sums: in float32, though in another order.
-        sums[side][row], tokens[side][row] = float(logps.sum(dtype=np.float32)), logps.tolist()
-    about = f"log-probs under {source.name}, {options.dtype}, of {options.data}, split {options.split}"
-    for side in split.sides:
-        for name, values in ((f"ref_{side}", sums[side]), (f"token_logps_{side}", tokens[side])):
-            rows = rows.remove_columns(name) if name in rows.column_names else rows
-            rows = rows.add_column(name, values)
-    rows.info.description = about
-    return rows
-
-
-def _token_logps(options: ScoreOptions, source, split: Split) -> Iterator[tuple[int, str, Float[np.ndarray, "tokens"]]]:
-    """(example, side, log-probs of its scored tokens in order)."""
     mesh = make_mesh(-1, 1, 1)
     with jax.set_mesh(mesh):
         decoder = load_decoder(source, mesh, dtype=options.dtype)
-        graphdef, params = nnx.split(decoder)
-        run = jax.jit(
-            lambda params, batch: score(nnx.merge(graphdef, params), batch, options.chunk).logps,
+    scorer = Scorer(decoder, mesh, options.chunk)
+    scored: list[list[Float[np.ndarray, "scored"]] | None] = [None] * len(rows)
+    for index, logps in scorer.token_logps(examples, rows=options.rows, row_length=options.row_length):
+        scored[int(examples.rows[index])] = logps
+    for name, values in _columns(scored, NAMES[options.kind]).items():
+        rows = rows.remove_columns(name) if name in rows.column_names else rows
+        rows = rows.add_column(name, values)
+    rows.info.description = f"log-probs under {source.name}, {options.dtype}, of {options.data}, split {options.split}"
+    return rows
+
+
+class Scorer:
+    """Scores tokenised sets under a model, the prompt of an example once for all its completions."""
+
+    def __init__(self, decoder: Decoder, mesh: Mesh, chunk: int = 0):
+        """Takes a model; `chunk` is as in `losses.logprobs.token_scores`."""
+        self._mesh = mesh
+        graphdef, self._params = nnx.split(decoder)
+        self._run = jax.jit(
+            lambda params, batch: score(nnx.merge(graphdef, params), batch, chunk).logps,
             in_shardings=(None, batch_sharding(mesh)),
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )
-        bar = tqdm(split.one_pass(mesh), total=split.plan.num_steps(1), desc="scoring", unit="batch", disable=None)
-        for batch in bar:
-            logps = np.asarray(run(params, batch))
-            completion, used, example = (np.asarray(x) for x in (batch.completion, batch.role > 0, batch.example))
-            for r, place in zip(*np.nonzero(example >= 0), strict=True):
-                for i, side in enumerate(split.sides):
-                    member = used[r] & (completion[r] == i * example.shape[1] + place)
-                    yield int(example[r, place]), side, logps[r, member]
+
+    def update(self, decoder: Decoder) -> None:
+        """Takes other weights of the same structure; nothing is compiled again."""
+        _, self._params = nnx.split(decoder)
+
+    def token_logps(
+        self, examples: TokenSet, *, rows: int, row_length: int
+    ) -> Iterator[tuple[int, list[Float[np.ndarray, "scored"]]]]:
+        """Yields (index of the example, log-probs of the scored tokens of each completion), in the order of packed rows.
+
+        Args:
+          examples: none of them longer than a row.
+          rows: packed rows a step.
+          row_length: tokens of a row.
+        """
+        sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
+        split = Split("rows", examples, PackingPlan(sizes, rows, row_length, shuffle=False), {}, ())
+        steps = split.plan.num_steps(1)
+        with jax.set_mesh(self._mesh):
+            for batch in tqdm(split.one_pass(self._mesh), total=steps, desc="scoring", unit="batch", disable=None):
+                yield from values_by_completion(np.asarray(self._run(self._params, batch)), batch)
+
+
+def _columns(
+    scored: Sequence[list[Float[np.ndarray, "scored"]] | None], names: tuple[str, ...] | None
+) -> dict[str, list[Any]]:
+    """The columns of all rows; a sum is taken in float32, as the step takes it, though in another order."""
+    sums = [None if logps is None else [float(each.sum(dtype=np.float32)) for each in logps] for logps in scored]
+    tokens = [None if logps is None else [each.tolist() for each in logps] for logps in scored]
+    columns = {}
+    for label, values in (("ref", sums), ("token_logps", tokens)):
+        if names is None:
+            columns[f"{label}_completions"] = values
+        for s, name in enumerate(names or ()):
+            columns[f"{label}_{name}"] = [None if value is None else value[s] for value in values]
+    return columns

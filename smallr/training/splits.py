@@ -140,7 +140,7 @@ def make_split(
     if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
         log(str(examples.report))
     sides = examples.num_scored.shape[1]
-    if sides != len(objective.sides):
+    if sides != len(objective.sides) and not objective.any_completions:
         raise UserError(
             f"config.data.kind={config.data.kind} gives {sides} completion(s) an example, but objective "
             f"{config.objective.name} is of {', '.join(objective.sides)}: set config.data.kind to its own kind"
@@ -175,9 +175,9 @@ def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowSha
         raise UserError(
             f"config.batch.scored={batch.scored}: an example has {longest} scored tokens; raise it, or 0 for a choice by data"
         )
-    if kept is not None and longest <= kept.scored:
-        return kept
     share_prompt = batch.get("share_prompt", True)
+    if kept is not None and kept.holds(sizes, share_prompt):
+        return kept
     shape = RowShape.choose(sizes, batch.row_length, packing=batch.packing, share_prompt=share_prompt)
     return dataclasses.replace(shape, scored=batch.scored or shape.scored, examples=batch.examples or shape.examples)
 
@@ -188,6 +188,6 @@ def attended_pairs(split: Split) -> float:
         split.examples.prefix_lengths.astype(float)[:, None],
         split.examples.completion_lengths.astype(float),
     )
-    copies = 1 if split.plan.share_prompt else completions.shape[1]
+    copies = 1 if split.plan.share_prompt else split.plan.sizes.completions[:, None]
     own = completions * prefix + completions * (completions + 1) / 2
     return float(own.sum() + copies * (prefix * (prefix + 1) / 2).sum())

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import constrain, named_sharding
 from smallr.data.batch import Batch
+from smallr.models.heads import follow, join_targets, split_targets
 from smallr.training.objectives.base import Objective
 from smallr.training.optimizer import steps_of_schedule
 from smallr.training.policy import NOTHING, ModelFunctions
@@ -29,7 +30,8 @@ class TrainState:
 
     Attributes:
       step: int32, steps done.
-      params: float32 master parameters that are trained; the others stay outside (`policy.ParameterPartition`).
+      params: float32 master parameters that are trained, and target copies of heads, which follow them; the others stay
+        outside (`policy.ParameterPartition`).
       opt_state: state of the optimizer.
       rng: raw key data; a step folds its number into it.
       reference: what the reference keeps here (`Reference.initial_state`).
@@ -68,10 +70,20 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
     replicated = NamedSharding(mesh, PartitionSpec())
     params = param_sharding(abstract.params, mesh)
     opt_state = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: replicated
+        optimizer,
+        lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
+        abstract.opt_state,
+        split_targets(params)[0],
+        transform_non_params=lambda _: replicated,
+        is_leaf=_is_masked,
     )
     reference = param_sharding(abstract.reference, mesh)
     return TrainState(step=replicated, params=params, opt_state=opt_state, rng=replicated, reference=reference)
+
+
+def _is_masked(leaf: Any) -> bool:
+    """Returns whether the optimizer's state of a group has nothing at the place of a parameter of another group."""
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def param_sharding(params: nnx.State, mesh: Mesh) -> nnx.State:
@@ -113,12 +125,31 @@ def _creator(optimizer: optax.GradientTransformation, seed: int, reference: Refe
     def create(params: nnx.State) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
         kept = (reference or Reference.none()).initial_state(params)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, kept)
+        opt_state = optimizer.init(split_targets(params)[0])
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state, key, kept)
 
     return create
 
 
 Step = Callable[[TrainState, Batch, Constants], tuple[TrainState, dict[str, Array], dict[str, Array]]]
+
+
+def _make_gradients(functions: ModelFunctions, objective: Objective, chunk: int, reference: Reference) -> Callable:
+    """Builds the function that gives loss, values of examples, and gradients of what is trained."""
+
+    def gradients(state: TrainState, batch: Batch, constants: Constants, key: Array, denominator: Array):
+        online, targets = split_targets(state.params)
+
+        def loss_fn(online):
+            params = join_targets(online, targets)
+            scores = objective.forward(functions.decoder(params, constants.frozen, key), batch, chunk)
+            held = {"state": state.reference, "params": constants.reference, "frozen": constants.frozen}
+            total, per_example = objective(scores, batch, reference.scores(functions, objective, batch, chunk, **held))
+            return total / denominator, per_example
+
+        return jax.value_and_grad(loss_fn, has_aux=True)(online)
+
+    return gradients
 
 
 def make_step(
@@ -140,16 +171,10 @@ def make_step(
     """
     reference = reference or Reference.none()
 
-    def gradients(state: TrainState, batch: Batch, constants: Constants, key: Array, denominator: Array):
-        def loss_fn(params):
-            scores = objective.forward(functions.decoder(params, constants.frozen, key), batch, chunk)
-            held = {"state": state.reference, "params": constants.reference, "frozen": constants.frozen}
-            total, per_example = objective(scores, batch, reference.scores(functions, objective, batch, chunk, **held))
-            return total / denominator, per_example
-
-        return jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    gradients = _make_gradients(functions, objective, chunk, reference)
 
     def step(state: TrainState, batch: Batch, constants: Constants):
+        online, targets = split_targets(state.params)
         own = jnp.maximum(objective.denominator(batch), 1e-9)
         denominator = constants.denominator if objective.normalise == "epoch" else own
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -160,16 +185,17 @@ def make_step(
                 lambda micro, index: gradients(state, micro, constants, jax.random.fold_in(key, index), denominator),
                 batch,
                 accumulation,
-                state.params,
+                online,
             )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, online)
         metrics = {
             "loss": loss if objective.normalise == "step" else loss * (denominator / own),
             "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(steps_of_schedule(state.opt_state, state.step)), jnp.float32),
             "tokens": jnp.sum(batch.horizon > 0),
         }
-        params = optax.apply_updates(state.params, updates)
+        online = optax.apply_updates(online, updates)
+        params = join_targets(online, follow(targets, online, functions.target_mixing))
         kept = reference.next_state(state.reference, params, state.step + 1)
         state = TrainState(state.step + 1, params, opt_state, state.rng, kept)
         return state, metrics, {**per_example, "example": batch.example}

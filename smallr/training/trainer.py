@@ -19,6 +19,7 @@ from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
 from smallr.models.decoder import Decoder
+from smallr.models.heads import split_targets
 from smallr.models.loading import load_decoder
 from smallr.training import checks, report
 from smallr.training.cached_scores import cached_columns
@@ -28,8 +29,8 @@ from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
 from smallr.training.objective import make_objective
 from smallr.training.opening import open_trained
-from smallr.training.optimizer import extend, make_optimizer, make_schedule, renewed
-from smallr.training.policy import NOTHING, ParameterPartition, check_soft, prepare_policy
+from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
+from smallr.training.policy import NOTHING, ParameterPartition, check_heads, check_soft, prepare_policy
 from smallr.training.progress import Progress, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.signals import StopSignal
@@ -106,6 +107,7 @@ class Trainer:
         checks.check_length(config)
         self.objective = make_objective(config)
         check_soft(config, self.objective.reference)
+        check_heads(config)
         self.source = open_trained(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
         self.training: Split | None = None
         self.heldout: Split | None = None
@@ -288,6 +290,7 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             self.partition = self._read_partition()
             params = self.partition.params
+            check_groups(self.config.optimizer, split_targets(params)[0])
             self.reference = make_reference(ReferenceOptions.from_fields(self.config.objective), self.partition, params)
             # Parameters are in the state from now on.
             self.partition = dataclasses.replace(self.partition, params=NOTHING)
@@ -348,7 +351,7 @@ class Trainer:
         state = self.state
         if self._renewal.optimizer:
             optimizer = make_optimizer(self.config.optimizer, lambda step: 0.0)
-            opt_state = renewed(optimizer, state.params, state.opt_state)
+            opt_state = renewed(optimizer, split_targets(state.params)[0], state.opt_state)
             self.state = dataclasses.replace(state, opt_state=opt_state)
         if self._renewal.reference:
             self.reference = dataclasses.replace(self.reference, digest=self._digest_now(), renewed=True)

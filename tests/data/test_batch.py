@@ -17,7 +17,9 @@ ROLES = (ROLE_NONE, ROLE_ANSWER, ROLE_RATIONALE)
 def completions(draw) -> Completion:
     roles = draw(st.lists(st.sampled_from(ROLES), min_size=1, max_size=12))
     tokens = draw(st.lists(st.integers(0, 50), min_size=len(roles), max_size=len(roles)))
-    return Completion(np.array(tokens, np.int32), np.array(roles, np.int32))
+    rewards = np.arange(np.count_nonzero(roles), dtype=np.float32) + draw(st.integers(1, 9))
+    score = {"score": draw(st.floats(1, 2, width=32))}
+    return Completion(np.array(tokens, np.int32), np.array(roles, np.int32), score, {"reward": rewards})
 
 
 @st.composite
@@ -25,9 +27,9 @@ def example_sets(draw) -> list[Example]:
     examples = []
     for row in range(draw(st.integers(1, 12))):
         prefix = np.array(draw(st.lists(st.integers(0, 50), min_size=1, max_size=10)), np.int32)
-        sides = tuple(draw(completions()) for _ in range(draw(st.integers(1, 2))))
+        continued = tuple(draw(completions()) for _ in range(draw(st.integers(1, 4))))
         columns = {"beta": draw(st.floats(0, 1, width=32)), "gap": float(row % 3)}
-        examples.append(Example(prefix, sides, columns, row))
+        examples.append(Example(prefix, continued, columns, row))
     return examples
 
 
@@ -38,35 +40,37 @@ def visible(batch: Batch, row: int, query: int) -> list[int]:
 
 def check(batch: Batch, examples: list[Example], columns: dict[str, np.ndarray]) -> list[int]:
     """Asserts that the batch says exactly what its examples say; returns the examples that it holds."""
-    places = batch.example.shape[1]
+    per_row = batch.example.shape[1]
+    weights, scores = batch.completion_columns["weight"], batch.completion_columns["score"]
     seen = []
     for r in range(len(batch.tokens)):
-        slots: dict[int, list[int]] = {}
+        scored: dict[int, list[int]] = {}
         for n in np.flatnonzero(batch.role[r]):
-            slots.setdefault(int(batch.completion[r, n]), []).append(n)
+            scored.setdefault(int(batch.completion[r, n]), []).append(n)
         unused = batch.role[r] == ROLE_NONE
-        for field in (batch.logit_position, batch.target, batch.completion):
+        for field in (batch.logit_position, batch.target, batch.completion, batch.token_columns["reward"]):
             assert not field[r, unused].any()
-        for p in range(places):
+        for p in range(per_row):
             index = int(batch.example[r, p])
             for name, values in columns.items():
                 assert batch.columns[name][r, p] == (values[index] if index >= 0 else 0)
             assert batch.columns["weight"][r, p] == (index >= 0)
+            own = examples[index].completions if index >= 0 else ()
+            for s, (weight, score) in enumerate(zip(weights[r, :, p], scores[r, :, p], strict=True)):
+                assert (score, weight) == ((own[s].columns["score"], 1) if s < len(own) else (0, 0))
             if index < 0:
-                assert not {p, places + p} & set(slots)
                 continue
             seen.append(index)
-            example = examples[index]
-            for side, completion in enumerate(example.completions):
-                check_completion(batch, r, slots.pop(side * places + p, []), example, completion)
-        assert not slots, "slots of no example"
+            for s, completion in enumerate(own):
+                check_completion(batch, r, scored.pop(s * per_row + p, []), examples[index], completion)
+        assert not scored, "scored positions of no example"
     return seen
 
 
-def check_completion(batch: Batch, r: int, slots: list[int], example: Example, completion: Completion) -> None:
+def check_completion(batch: Batch, r: int, positions: list[int], example: Example, completion: Completion) -> None:
     scored = np.flatnonzero(completion.roles)
-    assert len(slots) == len(scored)
-    for n, i in zip(slots, scored, strict=True):
+    np.testing.assert_array_equal(batch.token_columns["reward"][r, positions], completion.token_columns["reward"])
+    for n, i in zip(positions, scored, strict=True):
         keys = visible(batch, r, int(batch.logit_position[r, n]))
         assert batch.tokens[r, keys].tolist() == [*example.prefix, *completion.tokens[:i]]
         assert batch.positions[r, keys].tolist() == list(range(len(example.prefix) + i))
@@ -82,7 +86,7 @@ def check_completion(batch: Batch, r: int, slots: list[int], example: Example, c
     rows_per_step=st.integers(1, 4),
     extra=st.integers(0, 60),
 )
-def test_every_slot_sees_its_own_past_and_nothing_else(examples, share, packing, rows_per_step, extra):
+def test_every_scored_position_sees_its_own_past_and_nothing_else(examples, share, packing, rows_per_step, extra):
     sizes, columns = Sizes.of(examples), stack_columns(examples)
     length = int(sizes.tokens(share).max()) + extra
     plan = PackingPlan(sizes, rows_per_step, length, packing=packing, share_prompt=share)
@@ -142,7 +146,8 @@ def test_a_batch_is_a_pytree():
     doubled = jax.tree.map(lambda x: np.concatenate([x, x]), batch)
     assert isinstance(doubled, Batch)
     assert doubled.columns["beta"].shape == (2, 1)
-    assert len(jax.tree.leaves(batch)) == 10
+    assert len(jax.tree.leaves(batch)) == 11
+    np.testing.assert_array_equal(batch.completion_columns["weight"], [[[1], [1]]])
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,7 @@ def test_a_batch_is_a_pytree():
         ([[0]], RowShape(6, 8, 1), {}, r"row 0: 7 tokens do not fit in 6 \(source row 7\)"),
         ([[], [0, 0]], RowShape(14, 5, 2), {}, r"row 1: over 5 scored tokens"),
         ([[0, 0]], RowShape(14, 8, 1), {}, "a row of 2 examples does not fit"),
+        ([[0]], RowShape(14, 8, 1, 1), {}, r"row 0: an example of 2 completions, over 1 \(source row 7\)"),
         ([[0]], RowShape(14, 8, 1), {"weight": np.ones(1, np.float32)}, "'weight' is made by the pipeline"),
     ],
 )

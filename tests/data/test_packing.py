@@ -93,21 +93,21 @@ def test_every_example_once_an_epoch_within_capacity(
 @settings(max_examples=60, deadline=None)
 @given(
     tokens=st.lists(st.integers(1, 50), min_size=1, max_size=80),
-    slots=st.integers(20, 60),
-    places=st.integers(1, 6),
+    most_scored=st.integers(20, 60),
+    most_examples=st.integers(1, 6),
     window=st.integers(1, 90),
 )
-def test_all_three_capacities_hold_when_they_bind(tokens, slots, places, window):
+def test_all_three_capacities_hold_when_they_bind(tokens, most_scored, most_examples, window):
     tokens = np.array(tokens)
     scored = np.minimum(tokens, 20)
-    positions, starts = pack(tokens, scored, RowShape(60, slots, places), window)
+    positions, starts = pack(tokens, scored, RowShape(60, most_scored, most_examples), window)
     assert sorted(positions.tolist()) == list(range(len(tokens)))
     longest_wait = 0
     for r, (a, b) in enumerate(itertools.pairwise(starts)):
         row = positions[a:b]
-        assert 1 <= len(row) <= places
+        assert 1 <= len(row) <= most_examples
         assert tokens[row].sum() <= 60
-        assert scored[row].sum() <= slots
+        assert scored[row].sum() <= most_scored
         longest_wait = max(longest_wait, r - row.min())
     assert longest_wait <= window
 

@@ -219,7 +219,9 @@ def test_columns_of():
     assert "present prompt, choosen, rejected; did you mean 'choosen'?" in str(error.value)
     with pytest.raises(DataError, match=r"messages or prompt, completion; missing 'completion', present prompt"):
         columns_of("sft", ["prompt"], "x")
-    with pytest.raises(DataError, match="'preferences' is none of preference, unpaired, sft, rationale, choice; did"):
+    with pytest.raises(
+        DataError, match="'preferences' is none of preference, unpaired, sft, completions, rationale, choice; did"
+    ):
         columns_of("preferences", [], "x")
 
 

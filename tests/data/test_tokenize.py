@@ -339,7 +339,7 @@ def test_own_format(run):
 
 def test_wrong_options():
     with pytest.raises(
-        DataError, match="kind 'rationales' is none of preference, unpaired, sft, rationale, choice; did"
+        DataError, match="kind 'rationales' is none of preference, unpaired, sft, completions, rationale, choice; did"
     ):
         TokenizeOptions("rationales", 10)
     with pytest.raises(DataError, match="order 'answer-first' is none of answer_first, rationale_first, both; did you"):

@@ -71,7 +71,7 @@ def test_rows_that_are_too_long_have_no_score_and_other_kinds_one_side():
 def test_scores_are_not_written_over_anything(tmp_path):
     with pytest.raises(UserError, match="exists: remove it"):
         write_scores(ScoreOptions("tiny-random", PAIRS), tmp_path)
-    with pytest.raises(UserError, match="is none of preference, sft, rationale"):
+    with pytest.raises(UserError, match="must be one of: preference, sft, completions, rationale"):
         score_rows(ScoreOptions("tiny-random", PAIRS, kind="unpaired"))
 
 

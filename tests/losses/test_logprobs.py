@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from smallr.losses.logprobs import chunking, completion_sums, token_logps, token_scores
+from smallr.losses.logprobs import TokenScores, chunking, completion_sums, head_scores, token_logps, token_scores
 
 
-def make_case(rows=2, slots=13, width=8, vocab=37, seed=0):
+def make_case(rows=2, positions=13, width=8, vocab=37, seed=0):
     rng = np.random.default_rng(seed)
-    hidden = rng.normal(size=(rows, slots, width)).astype(np.float32)
+    hidden = rng.normal(size=(rows, positions, width)).astype(np.float32)
     head = rng.normal(size=(vocab, width)).astype(np.float32)
-    target = rng.integers(0, vocab, size=(rows, slots)).astype(np.int32)
-    outer = rng.normal(size=(rows, slots)).astype(np.float32)
+    target = rng.integers(0, vocab, size=(rows, positions)).astype(np.int32)
+    outer = rng.normal(size=(rows, positions)).astype(np.float32)
     return hidden, head, target, outer
 
 
@@ -52,7 +52,7 @@ def test_values_and_gradients_equal_the_dense_float64_head(chunk, softcap):
 
 
 def test_gradients_equal_finite_differences():
-    hidden, head, target, _ = make_case(rows=1, slots=5, width=4, vocab=7)
+    hidden, head, target, _ = make_case(rows=1, positions=5, width=4, vocab=7)
     check_grads(lambda h, w: token_logps(h, w, target, chunk=2, softcap=5.0), (hidden, head), order=1, modes=["rev"])
 
 
@@ -79,31 +79,31 @@ def test_bfloat16_hidden_gives_float32_results_within_its_rounding():
 
 
 def test_no_array_of_all_logits_exists_in_the_compiled_program():
-    rows, slots, width, vocab, chunk = 2, 64, 16, 512, 32
+    rows, positions, width, vocab, chunk = 2, 64, 16, 512, 32
     shapes = (
-        jax.ShapeDtypeStruct((rows, slots, width), jnp.float32),
+        jax.ShapeDtypeStruct((rows, positions, width), jnp.float32),
         jax.ShapeDtypeStruct((vocab, width), jnp.float32),
-        jax.ShapeDtypeStruct((rows, slots), jnp.int32),
+        jax.ShapeDtypeStruct((rows, positions), jnp.int32),
     )
 
     def memory(chunk):
         gradient = jax.grad(lambda h, w, t: jnp.sum(token_logps(h, w, t, chunk=chunk)), argnums=(0, 1))
         return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
-    all_logits = rows * slots * vocab * 4
+    all_logits = rows * positions * vocab * 4
     head_bytes = vocab * width * 4
     assert memory(vocab) >= all_logits  # one chunk holds them all: the measure sees them
     assert memory(chunk) < all_logits // 4 + 2 * head_bytes
 
 
-def test_branch_sums_by_hand():
+def test_completion_sums_by_hand():
     values = jnp.array([[1.0, 2.0, 4.0, 8.0, 16.0]])
-    completion = jnp.array([[0, 0, 1, 2, 3]])  # two places: chosen of 0 and 1, then rejected of 0 and 1
+    completion = jnp.array([[0, 0, 1, 2, 3]])  # two examples: chosen of 0 and 1, then rejected of 0 and 1
     mask = jnp.array([[True, True, True, True, False]])
     np.testing.assert_array_equal(completion_sums(values, completion, mask, 2, 2), [[[3.0, 4.0], [8.0, 0.0]]])
 
 
-def test_collision_is_the_log_of_the_sum_of_squares():
+def test_log_sum_p2_is_the_log_of_the_sum_of_squares():
     rng = np.random.default_rng(0)
     hidden, head = rng.normal(size=(2, 5, 8)).astype(np.float32), rng.normal(size=(37, 8)).astype(np.float32)
     target = rng.integers(0, 37, (2, 5)).astype(np.int32)
@@ -120,3 +120,95 @@ def test_chunks_of_the_vocabulary_as_a_run_prints_them():
     assert chunking(49152, 1504, 0, "cpu") == (96, 512)
     assert chunking(49152, 1504, 0, "gpu") == (1, 49152)
     assert chunking(49152, 1504, 1000, "cpu") == (50, 984)
+
+
+def dense_heads(hidden, heads, target, softcap) -> TokenScores:
+    """Logit, log-sum-exp and log-prob from logits [H, B, N, V] that exist at once."""
+    logits = jnp.einsum("...bnd,hvd->hbnv" if hidden.ndim == 3 else "hbnd,hvd->hbnv", hidden, heads)
+    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    picked = jnp.take_along_axis(logits, jnp.broadcast_to(target, logits.shape[:3])[..., None], axis=-1)[..., 0]
+    log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
+    return TokenScores(picked - log_sum_exp, None, picked, log_sum_exp)
+
+
+@pytest.mark.parametrize(
+    ("heads", "chunk", "own", "softcap"),
+    [(1, 0, False, 3.0), (2, 5, True, None), (2, 37, False, None), (3, 10, True, 3.0)],
+)
+def test_several_heads_equal_dense_ones(heads, chunk, own, softcap):
+    hidden, _, target, _ = make_case()
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=(heads, *hidden.shape)).astype(np.float32) if own else hidden
+    tables = rng.normal(size=(heads, 37, 8)).astype(np.float32)
+    weights = rng.normal(size=(3, heads, *target.shape)).astype(np.float32)
+
+    def total(score, hidden, tables):
+        scores = score(hidden, tables)
+        used = (scores.logps, scores.logits, scores.log_sum_exp)
+        return sum(jnp.sum(w * jnp.sin(x)) for w, x in zip(weights, used, strict=True)), used
+
+    def chunked(hidden, tables):
+        return head_scores(hidden, tables, target, chunk=chunk, softcap=softcap)
+
+    def dense(hidden, tables):
+        return dense_heads(hidden, tables, target, softcap)
+
+    with jax.default_matmul_precision("highest"):
+        outcomes = [
+            jax.jit(jax.value_and_grad(lambda h, t, f=f: total(f, h, t), argnums=(0, 1), has_aux=True))(hidden, tables)
+            for f in (chunked, dense)
+        ]
+    ((_, values), gradients), ((_, dense_values), dense_gradients) = outcomes
+    for ours, theirs in zip((*values, *gradients), (*dense_values, *dense_gradients), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_logit_and_log_sum_exp_equal_finite_differences():
+    hidden, _, target, _ = make_case(rows=1, positions=4, width=4, vocab=7)
+    heads = np.random.default_rng(1).normal(size=(2, 7, 4)).astype(np.float32)
+
+    def scores(hidden, heads):
+        found = head_scores(hidden, heads, target, chunk=2)
+        return found.logits, found.log_sum_exp, found.logps
+
+    check_grads(scores, (hidden / 2, heads / 2), order=1, modes=["rev"], atol=5e-3, rtol=5e-3)
+
+
+def test_one_head_is_the_language_model_s_to_the_bit():
+    hidden, head, target, _ = make_case()
+    alone, with_logits = (token_scores(hidden, head, target, chunk=5, logits=flag) for flag in (False, True))
+    np.testing.assert_array_equal(alone.logps, with_logits.logps)
+    assert alone.logits is None
+    np.testing.assert_allclose(with_logits.logits - with_logits.log_sum_exp, alone.logps, atol=1e-5)
+    of_several = head_scores(hidden, head[None], target, chunk=5)
+    np.testing.assert_allclose(of_several.logps[0], alone.logps, atol=1e-6)
+
+
+def test_several_heads_in_bfloat16():
+    hidden, _, target, _ = make_case(width=64)
+    heads = np.random.default_rng(1).normal(size=(2, 37, 64)).astype(np.float32)
+    scores = head_scores(jnp.asarray(hidden / 8, jnp.bfloat16), heads, target, chunk=8)
+    assert scores.logits.dtype == jnp.float32
+    np.testing.assert_allclose(scores.logits, dense_heads(hidden / 8, heads, target, None).logits, atol=0.1)
+    gradient = jax.jit(
+        jax.grad(lambda t: head_scores(jnp.asarray(hidden, jnp.bfloat16), t, target, chunk=8).log_sum_exp.sum())
+    )(heads)
+    assert gradient.dtype == jnp.float32
+
+
+def test_no_logits_of_all_heads_exist_in_the_compiled_program():
+    heads, positions, width, vocab = 3, 128, 16, 512
+    shapes = (
+        jax.ShapeDtypeStruct((1, positions, width), jnp.float32),
+        jax.ShapeDtypeStruct((heads, vocab, width), jnp.float32),
+        jax.ShapeDtypeStruct((1, positions), jnp.int32),
+    )
+
+    def memory(chunk):
+        gradient = jax.grad(lambda h, w, t: jnp.sum(head_scores(h, w, t, chunk=chunk).logits), argnums=(0, 1))
+        return jax.jit(gradient).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    all_logits = heads * positions * vocab * 4
+    assert memory(vocab) >= all_logits
+    assert memory(32) < all_logits // 4 + 2 * heads * vocab * width * 4

@@ -54,8 +54,8 @@ def test_value_and_gradient_are_those_of_the_paper(name, given):
         z = p.beta * p.ratio_chosen - shift, p.beta * p.ratio_rejected - shift
         return np.log1p(np.exp(-z[0])) + np.log1p(np.exp(z[1]))
 
-    for side, value in gradient(with_fixed_shift, pairs).items():
-        np.testing.assert_allclose(gradients[side], value, rtol=1e-3, atol=1e-6, err_msg=side)
+    for field, value in gradient(with_fixed_shift, pairs).items():
+        np.testing.assert_allclose(gradients[field], value, rtol=1e-3, atol=1e-6, err_msg=field)
 
 
 SCORES = {
@@ -81,8 +81,8 @@ def test_other_divergences_replace_the_log_ratio(name, divergence):
 
     ours, gradients = run(name, pairs, divergence)
     np.testing.assert_allclose(ours, expected(pairs), rtol=5e-4, atol=1e-5)
-    for side, value in gradient(expected, pairs).items():
-        np.testing.assert_allclose(gradients[side], value, rtol=2e-3, atol=1e-5, err_msg=side)
+    for field, value in gradient(expected, pairs).items():
+        np.testing.assert_allclose(gradients[field], value, rtol=2e-3, atol=1e-5, err_msg=field)
 
 
 def test_alpha_divergence_runs_from_the_reverse_to_the_forward_kl():
@@ -92,16 +92,16 @@ def test_alpha_divergence_runs_from_the_reverse_to_the_forward_kl():
     np.testing.assert_allclose(run("sigmoid", pairs, "alpha:0.999")[0], forward, rtol=2e-2, atol=1e-3)
 
 
-def equal_sides(count=4, beta=0.3):
+def equal_completions(count=4, beta=0.3):
     one = random_pairs(count)
     return one._replace(
         rejected=one.chosen, ref_rejected=one.ref_chosen, rejected_tokens=one.chosen_tokens, beta=np.full(count, beta)
     )
 
 
-def test_equal_sides_have_the_loss_of_a_coin():
+def test_equal_completions_have_the_loss_of_a_coin():
     """h = 0 whatever the log-probs are; the shift of SimPO is its gamma."""
-    pairs = equal_sides()
+    pairs = equal_completions()
     for name in ("sigmoid", "sigmoid_norm", "robust", "cpo_prefer", "odds_ratio", "discopop"):
         expected = np.log(2) / 2 + 0.5 if name == "discopop" else np.log(2)
         np.testing.assert_allclose(run(name, pairs)[0], expected, rtol=1e-6, err_msg=name)
@@ -155,7 +155,7 @@ def test_robust_loss_is_unbiased_under_flipped_labels():
 
 def test_exo_is_zero_where_the_policy_has_the_smoothed_odds():
     eps = 0.1
-    pairs = equal_sides(beta=1.0)
+    pairs = equal_completions(beta=1.0)
     pairs = pairs._replace(chosen=pairs.chosen + np.log((1 - eps) / eps))
     np.testing.assert_allclose(run("exo_pair", pairs, label_smoothing=eps)[0], 0, atol=1e-5)
 
@@ -170,24 +170,24 @@ def test_sorting_ignores_which_pair_a_value_came_from():
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if loss.whole_step])
-def test_unused_places_do_not_take_part_in_a_step(name):
+def test_unused_example_indices_do_not_take_part_in_a_step(name):
     pairs = random_pairs(4)._replace(beta=np.full(4, 0.2))
     rng = np.random.default_rng(3)
-    slots = [5, 0, 3, 7]
+    used = [5, 0, 3, 7]
 
     def scattered(field, values):
         wide = np.zeros(8) if field == "weight" else rng.uniform(-300, 0, 8)
-        wide[slots] = values
+        wide[used] = values
         return wide.reshape(2, 4)
 
     packed = Pairs(*(scattered(field, values) for field, values in pairs._asdict().items()))
     packed = packed._replace(beta=np.full((2, 4), 0.2))
     ours, gradients = run(name, packed)
     alone, own = run(name, pairs)
-    np.testing.assert_allclose(ours.ravel()[slots], alone, rtol=1e-5)
-    for side, value in own.items():
-        np.testing.assert_allclose(gradients[side].ravel()[slots], value, rtol=1e-5, atol=1e-7)
-        assert not np.delete(gradients[side].ravel(), slots).any()
+    np.testing.assert_allclose(ours.ravel()[used], alone, rtol=1e-5)
+    for field, value in own.items():
+        np.testing.assert_allclose(gradients[field].ravel()[used], value, rtol=1e-5, atol=1e-7)
+        assert not np.delete(gradients[field].ravel(), used).any()
 
 
 def test_mixes_add_up_and_published_mixes_have_names():
@@ -242,8 +242,8 @@ def extreme(dtype):
         for name, divergence in EXTREME:
             mix, link, values = parse(name), Divergence.parse(divergence), values_of(name)
 
-            def total(sides, mix=mix, link=link, values=values):
-                own = pairs._replace(chosen=sides[0], rejected=sides[1])
+            def total(completions, mix=mix, link=link, values=values):
+                own = pairs._replace(chosen=completions[0], rejected=completions[1])
                 return jnp.sum(mix(own, values, None if link.is_default else link.scored(own)))
 
             value, gradients = jax.value_and_grad(total)((pairs.chosen, pairs.rejected))
@@ -261,5 +261,5 @@ def test_values_and_gradients_are_finite_for_any_log_probs(rows, beta, dtype):
     for name, (value, *gradients) in extreme(dtype)(pairs).items():
         assert value.dtype == jnp.float32, name
         assert np.isfinite(value), name
-        for sides in gradients:
-            assert np.all(np.isfinite(np.asarray(sides, np.float32))), name
+        for each in gradients:
+            assert np.all(np.isfinite(np.asarray(each, np.float32))), name

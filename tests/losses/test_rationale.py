@@ -9,7 +9,7 @@ import pytest
 
 from smallr.losses.rationale import amplification, rationale_loss, role_nll
 
-# One row, three places: (answer, answer, rationale x3), (answer only), unused; the last slot is padding.
+# One row, three example indices: (answer, answer, rationale x3), (answer only), unused; the last scored position is padding.
 BRANCH = jnp.array([[0, 0, 0, 0, 0, 1, 1, 0]])
 ROLE = jnp.array([[1, 1, 2, 2, 2, 1, 1, 0]])
 LOGPS = -jnp.array([[1.0, 2.0, 0.5, 0.25, 0.25, 3.0, 4.0, 100.0]])

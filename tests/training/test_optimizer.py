@@ -11,8 +11,10 @@ from smallr.config import base
 from smallr.core.errors import UserError
 from smallr.training.optimizer import (
     Horizon,
+    check_groups,
     decay_mask,
     extend,
+    make_groups,
     make_optimizer,
     make_schedule,
     renewed,
@@ -88,13 +90,30 @@ def test_a_constant_rate_of_zero_is_refused():
 
 
 def test_groups_of_parameters_have_learning_rates_of_their_own():
-    settings = config(learning_rate=0.1, warmup=0.0, schedule="constant", clip_norm=0.0)
-    params = {"body": jnp.ones(3), "head": jnp.ones(3)}
-    label = lambda tree: {name: name for name in tree}  # noqa: E731
-    optimizer = make_optimizer(settings, make_schedule(settings, plan(5)), label=label, scales={"body": 1, "head": 10})
+    groups = {"heads": {"learning_rate": 1.0}, "rest": {"weight_decay": 0.5, "parameters": r"body\.w$"}}
+    settings = config(learning_rate=0.1, warmup=0.0, schedule="constant", clip_norm=0.0, groups=groups)
+    params = {"body": {"v": jnp.ones(3), "w": jnp.ones(3)}, "heads": {"body": {"w": jnp.ones(3)}}}
+    optimizer = make_optimizer(settings, make_schedule(settings, plan(5)))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
-    np.testing.assert_allclose(updates["head"], 10 * updates["body"], rtol=1e-6)
-    np.testing.assert_allclose(updates["body"], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates["heads"]["body"]["w"], 10 * updates["body"]["v"], rtol=1e-6)
+    np.testing.assert_allclose(updates["body"]["v"], -0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates["body"]["w"], -0.15, rtol=1e-4)
+    check_groups(settings, params)
+    with pytest.raises(UserError, match=r"groups.rest: no trained parameter is in it; its pattern is 'body"):
+        check_groups(settings, {"heads": params["heads"], "body": {"v": jnp.ones(3)}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rate": 1.0}, "groups.heads.rate: the field must be one of: learning_rate, weight_decay, parameters"),
+        ({"learning_rate": -1.0}, "must not be negative"),
+        ({"parameters": "("}, "is no regular expression"),
+    ],
+)
+def test_wrong_groups_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_groups(config(groups={"heads": fields}))
 
 
 def test_a_renewed_state_begins_the_schedule_again():

@@ -50,7 +50,7 @@ class Divergence:
             alpha = math.nan
         if name != "alpha" or not 0 < alpha < 1:
             raise UserError(
-                f"config.objective.divergence: {text!r} is none of reverse_kl, forward_kl, js, alpha:A with 0 < A < 1"
+                f"config.objective.divergence: {text!r} must be one of: reverse_kl, forward_kl, js, alpha:A with 0 < A < 1"
             )
         return cls(name, alpha)
 

@@ -1,6 +1,6 @@
 """Losses of one pair at a time, relative to a reference.
 
-r_w and r_l are the log-ratios log pi - log ref of the two sides, h = r_w - r_l, z = beta h.
+r_w and r_l are the log-ratios log pi - log ref of the two completions, h = r_w - r_l, z = beta h.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def sigmoid(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pai
 
 @register(divergence=True, per_token=True, fields={"label_smoothing": SMOOTHING})
 def sigmoid_norm(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """`sigmoid` of log-ratios that are means over each side's tokens.
+    """`sigmoid` of log-ratios that are means over each completion's tokens.
 
     Length-normalised DPO: Lambert et al. (Tulu 3), arXiv 2411.15124, section 5.
     """
@@ -65,7 +65,7 @@ def ipo(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 @register(divergence=True, positive_beta=True, per_token=True)
 def ipo_norm(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """`ipo` of log-ratios that are means over each side's tokens, as its authors used it (says TRL)."""
+    """`ipo` of log-ratios that are means over each completion's tokens, as its authors used it (says TRL)."""
     return jnp.square(pairs.per_token().h - 0.5 / pairs.beta)
 
 
@@ -111,7 +111,7 @@ def sppo_hard(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 @register()
 def apo_zero(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """1 - sigma(beta r_w) + sigma(beta r_l): the chosen side up, the rejected down.
+    """1 - sigma(beta r_w) + sigma(beta r_l): the chosen completion up, the rejected down.
 
     APO-zero: D'Oosterlinck et al., arXiv 2408.06266, equation 7 (plus 1).
     """
@@ -120,7 +120,7 @@ def apo_zero(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 @register()
 def apo_down(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """sigma(beta r_w) + 1 - sigma(z): both sides down, the rejected further.
+    """sigma(beta r_w) + 1 - sigma(z): both completions down, the rejected further.
 
     APO-down: D'Oosterlinck et al., arXiv 2408.06266, equation 8 (plus 1).
     """

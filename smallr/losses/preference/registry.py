@@ -187,7 +187,7 @@ def parse(expression: str) -> WeightedLoss:
             near = difflib.get_close_matches(name, [*LOSSES, *RECIPES], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             known = ", ".join(sorted([*LOSSES, *RECIPES]))
-            raise UserError(f"config.objective.loss: {name!r} is none of {known}{hint}")
+            raise UserError(f"config.objective.loss: {name!r} must be one of: {known}{hint}")
         try:
             weight = float(number or 1)
         except ValueError:

@@ -12,19 +12,19 @@ from smallr.losses.logprobs import completion_sums
 def beyond_shared_length(
     completion: Int[Array, "B N"], scored: Array, lengths: Float[Array, "B 2 P"]
 ) -> Float[Array, "B N"]:
-    """1 for tokens of the longer side of a pair behind the length of the shorter, else 0.
+    """Gives 1 for tokens of a pair's longer completion behind the length of the shorter, else 0.
 
     Args:
-      completion: `side * P + place` of each slot; the slots of a completion are neighbours and in order.
-      scored: whether a slot is used.
+      completion: `s * P + p` of each scored position; those of a completion are neighbours and in order.
+      scored: whether a scored position is used.
       lengths: scored tokens of each completion.
 
     LD-DPO: Liu et al., arXiv 2409.06411, section 4: these tokens' log-probs count alpha, those before them 1.
     """
-    slots, places = completion.shape[1], lengths.shape[2]
-    member = (completion[..., None] == jnp.arange(2 * places)) & scored[..., None]
-    index = jnp.arange(slots)[:, None]
-    first = jnp.min(jnp.where(member, index, slots), axis=1)
+    positions, examples = completion.shape[1], lengths.shape[2]
+    member = (completion[..., None] == jnp.arange(2 * examples)) & scored[..., None]
+    index = jnp.arange(positions)[:, None]
+    first = jnp.min(jnp.where(member, index, positions), axis=1)
     shared = jnp.tile(jnp.min(lengths, axis=1), (1, 2))
     tail = index >= first[:, None] + shared[:, None]
     return jnp.any(member & tail, axis=-1).astype(jnp.float32)
@@ -43,8 +43,8 @@ def likelihood_weight(
     likely to write count more; a token as likely as one sampled from the policy is on average leaves w as it is.
 
     Args:
-      logps: log pi(y_t) of each slot.
-      log_sum_p2: log sum_v pi(v)^2 of each slot.
+      logps: log pi(y_t) of each scored position.
+      log_sum_p2: log sum_v pi(v)^2 of each scored position.
       completion: as in `beyond_shared_length`.
       scored: likewise.
       lengths: likewise.

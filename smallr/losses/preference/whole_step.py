@@ -40,9 +40,9 @@ def aot(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]
 
 @register(whole_step=True, no_beta_per_pair=_SORTED, fields={"label_smoothing": SMOOTHING})
 def aot_unpaired(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """`sigmoid` of u_(i) - v_(i): u the log-ratios of the chosen sides, v those of the rejected, each sorted.
+    """`sigmoid` of u_(i) - v_(i): u the log-ratios of the chosen completions, v those of the rejected, each sorted.
 
-    Unpaired AOT: Melnyk et al., arXiv 2406.05882, section 3. A pair's loss is reported with its chosen side.
+    Unpaired AOT: Melnyk et al., arXiv 2406.05882, section 3. A pair's loss is reported with its chosen completion.
     """
     chosen, rejected = pairs.ratio_chosen, pairs.ratio_rejected
     return smoothed(pairs.beta * (chosen - _partners(chosen, rejected, pairs.weight)), label_smoothing)

@@ -31,6 +31,7 @@ class Objective:
       reference: where reference log-probs come from, one of `references.SOURCES`.
       sides: the names of an example's completions. A batch of a cached or stored reference has a column
         `ref_<side>` for each, which is the value `score_<side>` of an example under the reference.
+      any_completions: whether an example may have any number of completions, in place of one for each of `sides`.
       log_sum_p2: whether the loss needs `TokenScores.log_sum_p2`.
       whole_step: why the loss has to see all examples of a step at once; empty if it need not.
       normalise: what the gradient of a step's summed loss is divided by. "step": the denominator of its own examples.
@@ -39,6 +40,7 @@ class Objective:
 
     reference: str = "none"
     sides: tuple[str, ...] = ("completion",)
+    any_completions: bool = False
     log_sum_p2: bool = False
     whole_step: str = ""
     normalise: str = "step"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +23,11 @@ class Likelihood(Objective):
     """Weighted likelihood of answers and rationales; plain SFT has answers only.
 
     Attributes as in `losses.rationale.rationale_loss`; `amplify` is the clip of the weight by rationale
-    NLL, 0 for no weighting; `window` the number of examples for the rank correlation, 0 for none.
+    NLL, 0 for no weighting; `window` the number of examples for the rank correlation, 0 for none. The tokens of an example
+    are those of all its completions.
     """
+
+    any_completions: ClassVar[bool] = True
 
     answer_weight: float = 1.0
     rationale_weight: float = 1.0
@@ -60,7 +64,8 @@ class Likelihood(Objective):
             raise UserError(f"config.objective.amplify: the clip {self.amplify} must be above 1, or 0 for none")
 
     def _terms(self, logps: Float[Array, "B N"], batch: Batch):
-        nll = role_nll(logps, batch.completion, batch.role, batch.example.shape[1])
+        completions = batch.completion_columns["weight"].shape[1]
+        nll = role_nll(logps, batch.completion, batch.role, batch.example.shape[1], completions)
         terms = rationale_loss(
             nll,
             answer_weight=self.answer_weight,

@@ -1,0 +1,145 @@
+"""Numbers of a row that belong to its completions or to their tokens: from lists of the row to completions that hold them.
+
+A completion column is a list with a number for each completion, e.g. a score of each of five candidates. A token column
+is a list with a number for each scored token of a completion, in order: rewards, a teacher's log-probs, weights.
+Preference rows have one such list a completion, in the columns `NAME_chosen` and `NAME_rejected`; rows with one
+completion have it in the column `NAME`, and rows of the kind `completions` have a list of lists there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from smallr.data.batch import Completion, Example
+from smallr.data.errors import DataError, shorten
+
+# What the completions of a kind are called in names of columns; None: a column has a list of all completions.
+NAMES: Mapping[str, tuple[str, ...] | None] = {
+    "preference": ("chosen", "rejected"),
+    "sft": ("completion",),
+    "completions": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionNumbers:
+    """Numbers of one completion; `columns` and `token_columns` as those of `batch.Completion`."""
+
+    columns: Mapping[str, float]
+    token_columns: Mapping[str, Float[np.ndarray, "scored"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionColumns:
+    """Names of the columns that a set has of its completions and of their tokens.
+
+    Raises:
+      DataError: columns that rows of the kind cannot have, or a name twice.
+    """
+
+    kind: str
+    completion: tuple[str, ...] = ()
+    token: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.completion or self.token):
+            return
+        field = "completion_columns" if self.completion else "token_columns"
+        if self.kind not in NAMES:
+            raise DataError(
+                f"{field}: rows of the kind {self.kind} have none; the kind must be one of: {', '.join(NAMES)}"
+            )
+        if self.completion and self.kind != "completions":
+            raise DataError(f"completion_columns: rows of the kind {self.kind} have none; use the kind completions")
+        names = [*self.completion, *self.token]
+        if twice := sorted({name for name in names if names.count(name) > 1} | ({"weight"} & set(names))):
+            raise DataError(f"completion_columns, token_columns: {twice[0]!r} is named twice or is the pipeline's own")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Columns of the rows that the numbers are read from."""
+        return (*self.completion, *(source for name in self.token for source in self._sources(name)))
+
+    def _sources(self, name: str) -> tuple[str, ...]:
+        return (name,) if self.kind != "preference" else tuple(f"{name}_{end}" for end in NAMES[self.kind])
+
+    def check(self, present: Sequence[str], source: str) -> None:
+        """Raises DataError where the rows lack a column."""
+        if missing := [name for name in self.sources if name not in present]:
+            raise DataError(
+                f"{source}: completion_columns and token_columns need the column {missing[0]!r}; present "
+                f"{', '.join(present)}"
+            )
+
+    def read(self, row: Mapping[str, Any], count: int, where: str) -> tuple[CompletionNumbers, ...]:
+        """Reads the numbers of each of a row's completions.
+
+        Args:
+          row: of the source.
+          count: how many completions it has.
+          where: source and row, for messages.
+
+        Raises:
+          DataError: a value that is no list of numbers, or not one for each completion.
+        """
+        if not (self.completion or self.token):
+            return ()
+        columns = {name: _numbers(row[name], f"{where}, column {name!r}") for name in self.completion}
+        tokens = {name: self._token_lists(row, name, where) for name in self.token}
+        for name, values in {**columns, **tokens}.items():
+            if len(values) != count:
+                raise DataError(
+                    f"{where}, column {name!r}: {len(values)} values for {count} completions; give one for each"
+                )
+        return tuple(
+            CompletionNumbers(
+                {name: float(values[i]) for name, values in columns.items()},
+                {name: values[i] for name, values in tokens.items()},
+            )
+            for i in range(count)
+        )
+
+    def _token_lists(self, row: Mapping[str, Any], name: str, where: str) -> list[Float[np.ndarray, "scored"]]:
+        if NAMES[self.kind] is not None:
+            return [_numbers(row[source], f"{where}, column {source!r}") for source in self._sources(name)]
+        lists = row[name]
+        if isinstance(lists, str) or not isinstance(lists, Sequence):
+            raise DataError(f"{where}, column {name!r}: expected a list for each completion, found {shorten(lists)}")
+        return [_numbers(values, f"{where}, column {name!r}") for values in lists]
+
+    def attach(self, example: Example, numbers: Sequence[CompletionNumbers], where: str) -> Example:
+        """Gives each completion its numbers.
+
+        Raises:
+          DataError: a token column has another length than its completion has scored tokens.
+        """
+        if not numbers:
+            return example
+        completions = []
+        for i, (completion, own) in enumerate(zip(example.completions, numbers, strict=True)):
+            scored = len(completion.scored)
+            for name, values in own.token_columns.items():
+                if len(values) != scored:
+                    source = self._sources(name)[i if NAMES[self.kind] else 0]
+                    raise DataError(
+                        f"{where}, column {source!r}: {len(values)} numbers for the {scored} scored tokens of completion "
+                        f"{i}; the numbers must be of this tokenizer's tokens, the end-of-turn token included"
+                    )
+            completions.append(Completion(completion.tokens, completion.roles, own.columns, own.token_columns))
+        return dataclasses.replace(example, completions=tuple(completions))
+
+
+def _numbers(value: Any, where: str) -> Float[np.ndarray, "n"]:
+    if not isinstance(value, str) and isinstance(value, Sequence | np.ndarray):
+        try:
+            numbers = np.asarray(value, np.float32)
+        except (TypeError, ValueError):
+            numbers = None
+        if numbers is not None and numbers.ndim == 1 and np.isfinite(numbers).all():
+            return numbers
+    raise DataError(f"{where}: expected a list of finite numbers, found {shorten(value)}")
