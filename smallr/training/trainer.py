@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -389,7 +389,7 @@ class Trainer:
 
     def compile(self) -> None:
         """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""
-        denominator = jnp.asarray(self.training.examples_per_step(), jnp.float32)
+        denominator = np.asarray(self.training.examples_per_step(), np.float32)
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
         batch = next(self.training.batches(self.mesh, 0, 1))
         key = (self._horizons, tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch)))
