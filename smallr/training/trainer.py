@@ -287,10 +287,8 @@ class Trainer:
             return
         with jax.set_mesh(self.mesh):
             self.partition = self._read_partition()
-            params = self.partition.params
-            self.reference = make_reference(ReferenceOptions.from_fields(self.config.objective), self.partition, params)
-            # Parameters are in the state from now on.
-            self.partition = dataclasses.replace(self.partition, params=NOTHING)
+            options = ReferenceOptions.from_fields(self.config.objective)
+            self.reference = make_reference(options, self.partition, self.partition.params)
             self._constants = Constants.of(self.partition.frozen, self.reference.params)
             self.evaluation = Evaluation(
                 self.partition.policy,
@@ -301,15 +299,16 @@ class Trainer:
                 constants=self._constants,
             )
             self.clock.lap("model")
-            self._make_state(params)
+            self._make_state()
 
     def _read_partition(self) -> ParameterPartition:
         compute = self.config.compute
         options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
         return prepare_policy(load_decoder(self.source, self.mesh, **options), self.config, self.mesh)
 
-    def _make_state(self, params: nnx.State) -> None:
-        """Begins with the loaded parameters, or takes over the newest checkpoint."""
+    def _make_state(self) -> None:
+        """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
+        params, self.partition = self.partition.params, dataclasses.replace(self.partition, params=NOTHING)
         given = make_optimizer(self.config.optimizer, lambda step: 0.0), self.config.seed, self.mesh, self.reference
         if self.files.checkpointer.latest_step() is None:
             self.state, self._sharding = init_state(params, *given)
