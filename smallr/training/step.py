@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -62,7 +63,7 @@ class Constants:
     @classmethod
     def of(cls, frozen: nnx.State = NOTHING, reference: nnx.State = NOTHING, denominator: float = 1.0) -> Constants:
         """Makes the arrays of a run."""
-        return cls(frozen, reference, jnp.asarray(denominator, jnp.float32))
+        return cls(frozen, reference, np.asarray(denominator, np.float32))
 
 
 def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

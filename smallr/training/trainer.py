@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -289,11 +289,9 @@ class Trainer:
             return
         with jax.set_mesh(self.mesh):
             self.partition = self._read_partition()
-            params = self.partition.params
-            check_groups(self.config.optimizer, split_targets(params)[0])
-            self.reference = make_reference(ReferenceOptions.from_fields(self.config.objective), self.partition, params)
-            # Parameters are in the state from now on.
-            self.partition = dataclasses.replace(self.partition, params=NOTHING)
+            check_groups(self.config.optimizer, split_targets(self.partition.params)[0])
+            options = ReferenceOptions.from_fields(self.config.objective)
+            self.reference = make_reference(options, self.partition, self.partition.params)
             self._constants = Constants.of(self.partition.frozen, self.reference.params)
             self.evaluation = Evaluation(
                 self.partition.policy,
@@ -304,15 +302,16 @@ class Trainer:
                 constants=self._constants,
             )
             self.clock.lap("model")
-            self._make_state(params)
+            self._make_state()
 
     def _read_partition(self) -> ParameterPartition:
         compute = self.config.compute
         options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
         return prepare_policy(load_decoder(self.source, self.mesh, **options), self.config, self.mesh)
 
-    def _make_state(self, params: nnx.State) -> None:
-        """Begins with the loaded parameters, or takes over the newest checkpoint."""
+    def _make_state(self) -> None:
+        """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
+        params, self.partition = self.partition.params, dataclasses.replace(self.partition, params=NOTHING)
         given = make_optimizer(self.config.optimizer, lambda step: 0.0), self.config.seed, self.mesh, self.reference
         if self.files.checkpointer.latest_step() is None:
             self.state, self._sharding = init_state(params, *given)
@@ -392,7 +391,7 @@ class Trainer:
 
     def compile(self) -> None:
         """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""
-        denominator = jnp.asarray(self.training.examples_per_step(), jnp.float32)
+        denominator = np.asarray(self.training.examples_per_step(), np.float32)
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
         batch = next(self.training.batches(self.mesh, 0, 1))
         key = (self._horizons, tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch)))

