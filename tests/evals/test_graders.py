@@ -24,7 +24,7 @@ REASON = sandbox.why_not_isolated()
 
 @pytest.fixture(scope="module")
 def symbolic():
-    grader = Symbolic(workers=2, seconds=1.5)
+    grader = Symbolic(workers=2, seconds=3.0)
     yield grader
     grader.close()
 
