@@ -24,8 +24,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
+from smallr.core.programs import keep_programs
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(), e.g. configs/cogpo.py or configs/cogpo.py:smoke"
@@ -49,9 +49,7 @@ def main(argv: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    keep_programs(1.0)
     config_name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(WORKDIR.value or f"runs/{config_name}/{time.strftime('%Y%m%d-%H%M%S')}")
     try:

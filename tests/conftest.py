@@ -19,6 +19,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
+
+keep_programs()
+
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the session's programs, in the process that made the folder."""

@@ -13,12 +13,11 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
+from smallr.core.programs import keep_programs
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(), e.g. configs/eval/gsm8k.py")
 OUT = flags.DEFINE_string("out", None, "Folder of the results; by default one under runs/evals")
@@ -33,8 +32,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    keep_programs()
 
     from smallr.evals.evaluation import default_folder, evaluate  # after the cache is set
     from smallr.evals.summary import show

@@ -17,11 +17,10 @@ from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-import jax
 from absl import app, flags, logging
 
-from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
+from smallr.core.programs import keep_programs
 
 MODEL = flags.DEFINE_string("model", None, "Model, run, checkpoint or adapter; with --adaptive by default its own")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, or - for standard input")
@@ -60,8 +59,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    keep_programs()
     try:
         run()
     except UserError as error:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 
-from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
+from smallr.core.programs import keep_programs
 
 MODEL = flags.DEFINE_string("model", None, "Any model that training takes", required=True)
 TOKENIZER = flags.DEFINE_string("tokenizer", "", "A folder or hub id whose tokenizer comes in place of the model's own")
@@ -36,8 +35,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    keep_programs()
 
     from smallr.training.scoring import ScoreOptions, write_scores  # after the cache is set
 

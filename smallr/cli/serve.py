@@ -12,11 +12,10 @@ import sys
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-import jax
 from absl import app, flags, logging
 
-from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
+from smallr.core.programs import keep_programs
 
 MODEL = flags.DEFINE_string("model", None, "A run, or any model that training takes", required=True)
 NAME = flags.DEFINE_string("name", None, "What clients call the model; default: --model")
@@ -48,8 +47,7 @@ def main(argv: list[str]) -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"smallr: serving needs {error.name}, which is not installed: pip install 'smallr[serve]'")
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
+    keep_programs()
     exit_on_sigterm()
 
     from smallr.language.engine_thread import EngineThread

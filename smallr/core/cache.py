@@ -192,7 +192,7 @@ def cached_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
 
 def _build(folder: Path, build: Callable[[Path], Any]) -> Path:
     scratch = folder.parent / _scratch_name()
-    scratch.mkdir()
+    scratch.mkdir(parents=True)
     try:
         build(scratch / "new")
         seal(scratch / "new")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +18,6 @@ from smallr.data.drops import DropReport
 _ARRAYS = ("tokens", "roles", "starts", "prefix_lengths", "completion_lengths", "num_scored", "rows", "columns")
 # Written for sets that have such columns.
 _EXTRA = ("completion_columns", "token_columns")
-
-# What opening a damaged folder raises.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)
 
 
 class TokenSet(Sequence[Example]):
@@ -102,10 +96,10 @@ def _extra(folder: Path, name: str, meta: dict[str, Any]) -> dict[str, np.ndarra
 
 
 def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool:
-    """Writes examples so that `folder` either does not exist or is complete.
+    """Writes examples to a folder; `smallr.core.cache` makes it appear whole, and checks it.
 
     Args:
-      folder: replaced if it is there.
+      folder: must not exist.
       examples: all with the same columns.
       report: completed by consuming `examples`, so it is stored after them.
 
@@ -164,7 +158,7 @@ def merge(folder: Path, parts: Sequence[Path], report: DropReport) -> None:
     """Writes the examples of several folders, in their order, as `write` writes them all at once.
 
     Args:
-      folder: replaced if it is there.
+      folder: must not exist.
       parts: at least one folder that `write` wrote, all of rows of one data set.
       report: of all of them together.
     """
@@ -193,29 +187,10 @@ def _save(folder: Path, arrays: dict[str, np.ndarray], names: dict[str, list[str
     lengths = arrays["prefix_lengths"].astype(np.int64) + np.sum(arrays["completion_lengths"], axis=1, dtype=np.int64)
     arrays["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     meta = {**names, "report": report.to_dict(), "fingerprint": _fingerprint(arrays, names)}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-    try:
-        for name in arrays:
-            np.save(scratch / f"{name}.npy", arrays[name], allow_pickle=False)
-        (scratch / "meta.json").write_text(json.dumps(meta))
-        _move(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _move(scratch: Path, folder: Path) -> None:
-    """Puts `scratch` in the place of `folder`, unless a process that was faster has written the same there."""
-    try:
-        os.replace(scratch, folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        try:
-            TokenSet(folder)
-        except UNREADABLE:
-            shutil.rmtree(folder)
-            os.replace(scratch, folder)
+    folder.mkdir(parents=True)
+    for name in arrays:
+        np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _fingerprint(arrays: dict[str, np.ndarray], names: dict[str, list[str]]) -> str:

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import datasets
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from smallr.core.cache import cache_dir
+from smallr.core.cache import cache_dir, cached_folder, is_intact
 from smallr.data.batch import Example
 from smallr.data.chat import (
     BOTH,
@@ -43,7 +42,7 @@ from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, 
 from smallr.data.errors import DataError, nearest
 from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
-from smallr.data.token_set import UNREADABLE, TokenSet, write
+from smallr.data.token_set import TokenSet, write
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row.
 VERSION = 1
@@ -169,26 +168,28 @@ def tokenize(
     encoder = Encoder(tokenizer)
     key = _key(rows, encoder, tokenizer, options)
     folder = (cache or cache_dir("tokens")) / key[:32]
-    if (found := _found(folder, source)) is not None:
-        return found
+    # The result is checked whole before it is believed.
+    if is_intact(folder, quiet=True):
+        return _opened(folder, source)
     maker = ExampleMaker(encoder, tokenizer, options)
     workers = 1 if options.kind == "unpaired" else num_workers(rows)
-    with (
-        tqdm(total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None) as progress,
-        turn() if workers > 1 else contextlib.nullcontext(False) as waited,
-    ):
-        # Another process of this run may have made it meanwhile.
-        if waited and (found := _found(folder, source)) is not None:
-            return found
+
+    def build(target: Path) -> None:
         if workers == 1:
-            report = maker.write(folder, rows, source, progress=progress)
+            report = maker.write(target, rows, source, progress=progress)
         else:
             job = {"options": dataclasses.asdict(options), "source": source}
             here = functools.partial(maker.write, source=source)
-            report = tokenize_parts(folder, rows, tokenizer, job, here, workers, progress)
-    if not report.kept:
-        raise DataError(f"no row is left to train on\n{report}")
-    return TokenSet(folder)
+            report = tokenize_parts(target, rows, tokenizer, job, here, workers, progress)
+        if not report.kept:
+            raise DataError(f"no row is left to train on\n{report}")
+
+    with (
+        tqdm(total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None) as progress,
+        turn() if workers > 1 else contextlib.nullcontext(),
+    ):
+        # Another process of this run may have made it while this one waited for its turn.
+        return _opened(cached_folder(folder, build), source)
 
 
 class ExampleMaker:
@@ -330,15 +331,8 @@ def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenize
     return digest.hexdigest()
 
 
-def _found(folder: Path, source: str) -> TokenSet | None:
-    """The result in the cache, if it is there and whole."""
-    if not folder.exists():
-        return None
-    try:
-        tokens = TokenSet(folder)
-    except UNREADABLE as error:
-        logging.warning("tokens in %s cannot be read (%s); tokenising again", folder, error)
-        return None
-    # The same rows may be found under another name than the one they were cached under.
+def _opened(folder: Path, source: str) -> TokenSet:
+    """Opens a result; the same rows may be found under another name than the one they were cached under."""
+    tokens = TokenSet(folder)
     tokens.report.source = source
     return tokens

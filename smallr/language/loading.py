@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
+from smallr.core.programs import keep_programs
 from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, load_decoder
@@ -48,6 +49,7 @@ def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_leng
     Raises:
       UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`.
     """
+    keep_programs()
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
         source, decoder = load_trained(name, mesh, dtype=dtype)

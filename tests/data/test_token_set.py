@@ -94,7 +94,7 @@ def test_a_damaged_entry_is_made_again(run, tmp_path, caplog):
         damage()
         caplog.clear()
         again = run(PAIRS)
-        assert "tokenising again" in caplog.text
+        assert "made again" in caplog.text
         assert [whole(e) for e in again] == [whole(e) for e in first]
         assert again.report.total == 3
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from smallr.core.cache import cache_dir
+from smallr.core.cache import cache_dir, cached_folder
 from smallr.data.builtin.problems import Problem
 from smallr.data.builtin.rationales import MEDIUM, Rationales, write_rationales
 from smallr.data.builtin.templates import draw_problem
@@ -154,8 +154,6 @@ def build(
 
 
 def ensure_built(seed: int = 0, train_questions: int = TRAIN_QUESTIONS, test_questions: int = TEST_QUESTIONS) -> Path:
-    """The folder in the cache that holds the data sets, made on first use."""
+    """Returns the folder in the cache that holds the data sets, made on first use."""
     folder = cache_dir("arithmetic") / f"v{VERSION}-seed{seed}-{train_questions}-{test_questions}"
-    if not all((folder / kind).is_dir() for kind in KINDS):
-        build(folder, seed, train_questions, test_questions)
-    return folder
+    return cached_folder(folder, lambda target: build(target, seed, train_questions, test_questions))

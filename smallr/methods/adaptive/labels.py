@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smallr.core.cache import cache_dir
+from smallr.core.cache import cache_dir, cached_folder
 from smallr.core.errors import UserError
 from smallr.models.loading import RANDOM_SEED, open_model
 from smallr.models.peft import CONFIG, base_of
@@ -122,11 +122,12 @@ def _labelled(rows: datasets.Dataset, config: ConfigDict, key: str, student: Cal
         raise UserError(f"labels need the columns {', '.join(NEEDED)}; missing {missing[0]}")
     content = hashlib.sha256(json.dumps([key, *(list(rows[name]) for name in NEEDED)]).encode())
     folder = cache_dir("labels") / content.hexdigest()[:32]
-    if folder.exists():
-        found = datasets.load_from_disk(str(folder))
-    else:
-        found = label_rows(student(), rows, margin=config.labels.margin, max_tokens=config.labels.max_tokens)
-        _save(found, folder)
+
+    def build(target: Path) -> None:
+        labelled = label_rows(student(), rows, margin=config.labels.margin, max_tokens=config.labels.max_tokens)
+        labelled.save_to_disk(str(target))
+
+    found = datasets.load_from_disk(str(cached_folder(folder, build)))
     log(report(found, len(rows)))
     return found
 

@@ -17,7 +17,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
 from smallr.methods.crv.pipeline import default_folder, run_crv
 
@@ -31,8 +30,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)
-    # JAX itself is imported for local models alone.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir("compiled")))
     console = Console()
     try:
         folder = Path(OUT.value) if OUT.value else default_folder(CONFIG.value)
