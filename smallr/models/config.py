@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from smallr.core.errors import UserError
+from smallr.models.schema import check_config
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
@@ -136,6 +137,8 @@ class DecoderConfig:
                 f"DecoderConfig: head_dim must be even for rotary positions (rotary_dim, if given), got {self.rotary} "
                 f"of {self.head_dim}"
             )
+        if self.rotary_dim is not None and self.rotary_dim < 2:
+            raise UserError(f"DecoderConfig.rotary_dim must be None or at least 2, got {self.rotary_dim}")
         if self.window is not None and self.window < 1:
             raise UserError(f"DecoderConfig.window must be None or at least 1, got {self.window}")
         for name, choices in (
@@ -167,6 +170,7 @@ class DecoderConfig:
         """
         from smallr.models.families import family_of  # the families build DecoderConfigs
 
+        check_config(hf)
         return dataclasses.replace(family_of(hf).config(hf), **overrides)
 
     @property

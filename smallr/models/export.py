@@ -16,14 +16,16 @@ import numpy as np
 from flax import nnx
 
 from smallr.core.errors import UserError
+from smallr.models.chat_template import end_of_turn
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.families import FAMILIES
 from smallr.models.families.base import TOKEN_IDS, fused_shape, join
-from smallr.models.hf import TOKENIZER_FILES
+from smallr.models.hf import TOKENIZER_FILES, read_generation_config
 from smallr.models.loading import ModelSource
 from smallr.models.rope import rope_frequencies
 from smallr.models.safetensors_writer import SafetensorsWriter
+from smallr.models.schema import inside
 
 
 def write_model(
@@ -55,9 +57,11 @@ def write_model(
             for name, value in stored_tensors(source.config, read):
                 writer.write(name, value)
         write_tokenizer(folder, source)
-        if not (folder / "generation_config.json").exists():
-            ids = {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
-            write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+        generation = generation_config(source, config)
+        if generation == read_generation_config(source.folder):
+            _copy(source.folder, folder, ("generation_config.json",))
+        else:
+            write_json(folder / "generation_config.json", generation)
         write_json(folder / "config.json", config)
         (folder / "README.md").write_text(card)
 
@@ -149,6 +153,29 @@ def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
     return config
 
 
+def generation_config(source: ModelSource, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `generation_config.json`: the base model's, ended by the chat template's end of turn as well.
+
+    Training on chats teaches the end of turn; readers of the folder stop at the listed ids alone. The base model's ids
+    are kept where the tokenizer is still its own.
+
+    Args:
+      source: the model.
+      config: its `config.json`, whose ids count where there is no file.
+    """
+    base = read_generation_config(source.folder)
+    found = {"_from_model_config": True} if base is None else dict(base)
+    if base is None or not _own_tokenizer(source):
+        found |= {key: config[key] for key in TOKEN_IDS if config.get(key) is not None}
+    if found.get("eos_token_id") is None:
+        found["eos_token_id"] = config.get("eos_token_id")
+    ends = found["eos_token_id"]
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    ends = list(dict.fromkeys((*ends, *end_of_turn(source.tokenizer()))))
+    found["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def _check_same(written: DecoderConfig, source: ModelSource) -> None:
     expected = source.config
     if (source.hf.get("rope_scaling") or {}).get("rope_type") == "factors":  # checked by _llama3_scaling
@@ -181,8 +208,6 @@ def write_tokenizer(folder: Path, source: ModelSource) -> None:
     """Tokenizer, chat template and generation config: the files of the model's folder, or rebuilt ones."""
     tokenizer = source.tokenizer()  # also checks that there is one, and that it fits the embedding
     _copy(source.folder, folder, ("LICENSE*", "NOTICE*"))
-    if _own_tokenizer(source):
-        _copy(source.folder, folder, ("generation_config.json",))  # its ids are of this tokenizer
     if source.tokenizer_folder is not None:
         _copy(source.tokenizer_folder, folder, TOKENIZER_FILES)
     else:
@@ -201,7 +226,7 @@ def _copy(source: Path | None, target: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns if source else ():
         for path in source.glob(pattern):
             if path.is_file():
-                shutil.copyfile(path, target / path.name)
+                shutil.copyfile(inside(source, path.name), target / path.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

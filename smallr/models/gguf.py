@@ -13,6 +13,8 @@ import numpy as np
 from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import FAMILIES, Family
+from smallr.models.gguf_header import check_header
+from smallr.models.schema import GGUF, check, check_config, damage
 
 # GGUF key (after the architecture's name) -> key of config.json. Families refuse what they can not compute.
 _KEYS: Mapping[str, str] = {
@@ -53,28 +55,44 @@ class GGUFFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        try:
+        check_header(self.path)
+        with damage(self.path):
             self._file = gguf.GGUFReader(str(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not a readable GGUF file ({error})") from error
         self._stored = {tensor.name: tensor for tensor in self._file.tensors}
         self.family = self._find_family()
-        self.config: DecoderConfig = self.family.config(self.hf_config())
+        with damage(self.path):
+            hf = self.hf_config()
+        check_config(hf, str(self.path))
+        self.config: DecoderConfig = self.family.config(hf)
         self._names = self._hf_names()
         # The converter turns GPT-2's weights round, so that all files hold [outputs, inputs].
         turned = [tensor.name for tensor in self.family.tensors if tensor.layout == "conv1d"]
         self._turned = {name.format(layer=layer) for name in turned for layer in range(self.config.num_layers)}
 
     def metadata(self, key: str, default: Any = None) -> Any:
-        """The value of a metadata key, or `default`."""
+        """Returns the value of a metadata key, or `default`.
+
+        Raises:
+          UserError: the value is of another type than the key has.
+        """
         field = self._file.get_field(key)
-        return default if field is None else field.contents()
+        if field is None:
+            return default
+        with damage(self.path):
+            value = field.contents()
+        if key in GGUF:
+            check({key: value}, GGUF, str(self.path))
+        return value
 
     def hf_config(self) -> dict[str, Any]:
         """The metadata as a `config.json` of the family."""
         arch = self.metadata("general.architecture")
         hf = {new: self.metadata(f"{arch}.{old}") for old, new in _KEYS.items()}
         hf = {key: value for key, value in hf.items() if value is not None}
+        check_config(hf, str(self.path))
+        for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"):
+            if key not in hf:
+                raise UserError(f"{self.path}: its metadata do not say {key}")
         if "token_embd.weight" not in self._stored:
             raise UserError(f"{self.path}: no tensor 'token_embd.weight'; is this a language model?")
         # Sizes come from the tensors where both say them: the vocabulary may be padded, the head left out if tied.
@@ -154,13 +172,14 @@ class GGUFFile:
 
     def _dequantise(self, stored: str, rows: slice) -> np.ndarray:
         tensor = self._stored[stored]
-        try:
-            block = gguf.quants.dequantize(tensor.data.view(np.ndarray)[rows], tensor.tensor_type)
-        except NotImplementedError:
-            kind = tensor.tensor_type.name
-            raise UserError(
-                f"{self.path}: tensor {stored!r} is quantised as {kind}, which the gguf package can not read"
-            ) from None
+        with damage(self.path):
+            try:
+                block = gguf.quants.dequantize(tensor.data.view(np.ndarray)[rows], tensor.tensor_type)
+            except NotImplementedError:
+                kind = tensor.tensor_type.name
+                raise UserError(
+                    f"{self.path}: tensor {stored!r} is quantised as {kind}, which the gguf package can not read"
+                ) from None
         # Pages of a mapped file count as this process' memory until they are given back; they are read again if needed.
         self._file.data._mmap.madvise(mmap.MADV_DONTNEED)
         return block

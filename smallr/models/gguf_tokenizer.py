@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from smallr.core.errors import UserError
 from smallr.models.gguf import GGUFFile
+from smallr.models.schema import damage
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,16 +62,21 @@ PRE_TOKENIZERS: Mapping[str, ByteLevel] = {
 
 
 def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
-    """The tokenizer with its special tokens and chat template.
+    """Returns the tokenizer with its special tokens and chat template.
 
     Raises:
-      UserError: a kind of vocabulary or pre-tokenizer that is not known exactly.
+      UserError: a kind of vocabulary or pre-tokenizer that is not known exactly; damaged metadata.
     """
-    from transformers import PreTrainedTokenizerFast
-
     tokens = file.metadata("tokenizer.ggml.tokens")
     if tokens is None:
         raise UserError(f"{file.path}: no tokenizer in the GGUF metadata (tokenizer.ggml.tokens)")
+    with damage(file.path):  # lists that do not fit each other
+        return _rebuilt(file, tokens)
+
+
+def _rebuilt(file: GGUFFile, tokens: list[str]) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     special = {
         f"{name}_token": tokens[index]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))

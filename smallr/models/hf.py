@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallr.core.errors import UserError
+from smallr.models.schema import GENERATION, TOKENIZER, TOKENIZER_CONFIG, check_config, damage, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -29,36 +29,59 @@ MODEL_FILES = (
     *TOKENIZER_FILES,
 )
 
+_TOKENIZER_FIELDS = {
+    "tokenizer.json": TOKENIZER,
+    "tokenizer_config.json": TOKENIZER_CONFIG,
+    "special_tokens_map.json": {},
+    "added_tokens.json": {},
+}
+
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a model folder.
+    """Returns `config.json` of a model folder.
 
     Raises:
-      UserError: the folder has none; it is not JSON.
+      UserError: the folder has none; it is malformed.
     """
     path = folder / "config.json"
     if not path.exists():
         raise UserError(f"{folder}: no config.json, so this is not a Hugging Face model folder")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    config = read_json(path)
+    check_config(config, str(path))
+    return config
+
+
+def read_generation_config(folder: Path | None) -> dict[str, Any] | None:
+    """Returns `generation_config.json` of a model folder; None if there is none.
+
+    Raises:
+      UserError: it is malformed.
+    """
+    path = folder / "generation_config.json" if folder else None
+    return read_json(path, GENERATION) if path and path.exists() else None
 
 
 def folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model folder: its `tokenizer.json` as it is, or transformers' conversion of an older format.
+    """Returns the tokenizer of a model folder: `tokenizer.json` as it is, or transformers' conversion of older formats.
 
     Raises:
-      UserError: the folder has no tokenizer; it has one without a fast version.
+      UserError: the folder has no tokenizer; it has one without a fast version; one of its files is malformed.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    for name, fields in _TOKENIZER_FIELDS.items():
+        if (folder / name).exists():
+            read_json(folder / name, fields)
+
     # The generic class takes tokenizer.json literally; the model classes of transformers rebuild parts of it.
     if (folder / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        with damage(folder / "tokenizer.json"):
+            return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, use_fast=True)
-    except (OSError, ValueError) as error:
+    except ImportError:
+        raise
+    except Exception as error:  # of many kinds, for missing files too
         raise UserError(f"{folder}: no tokenizer.json, and no tokenizer that transformers can read") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"{folder}: its tokenizer {type(tokenizer).__name__} has no fast version (tokenizer.json)")

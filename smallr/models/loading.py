@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
+from smallr.models.chat_template import check_template
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.hf import TOKENIZER_FILES, download, folder_tokenizer, read_config
@@ -69,6 +70,7 @@ class ModelSource:
           UserError: it has ids beyond the embedding.
         """
         tokenizer = self.make_tokenizer()
+        check_template(tokenizer.chat_template, self.name)
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= self.config.vocab_size:
             raise UserError(

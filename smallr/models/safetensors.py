@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from smallr.core.errors import UserError
+from smallr.models.schema import WEIGHT_INDEX, damage, inside, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -25,14 +25,15 @@ class SafetensorsFolder:
         self.folder = Path(folder)
         self._where: dict[str, str] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        index = self.folder / INDEX
+        self._index: dict[str, str] | None = read_json(index, WEIGHT_INDEX)["weight_map"] if index.exists() else None
         for name in self._file_names():
-            with self._open(name) as file:
+            with self._open(name) as file, damage(self.folder / name):
                 for tensor in file.keys():  # noqa: SIM118
                     self._where[tensor] = name
                     self._shapes[tensor] = tuple(file.get_slice(tensor).get_shape())
-        index = self.folder / INDEX
-        if index.exists():
-            promised = json.loads(index.read_text())["weight_map"]
+        if self._index is not None:
+            promised = self._index
             lost = sorted(tensor for tensor, name in promised.items() if self._where.get(tensor) != name)
             if lost:
                 raise UserError(
@@ -40,8 +41,10 @@ class SafetensorsFolder:
                 )
 
     def _file_names(self) -> list[str]:
-        if (self.folder / INDEX).exists():
-            return sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+        if self._index is not None:
+            for name in self._index.values():
+                inside(self.folder, name)
+            return sorted(set(self._index.values()))
         if (self.folder / SINGLE).exists():
             return [SINGLE]
         pickles = sorted(path.name for path in self.folder.glob("*.bin")) + sorted(
@@ -56,13 +59,11 @@ class SafetensorsFolder:
         raise UserError(f"{self.folder}: no safetensors weights; {reason}")
 
     def _open(self, name: str) -> safe_open:
-        path = self.folder / name
+        path = inside(self.folder, name)
         if not path.exists():
             raise UserError(f"{path} is missing; {INDEX} names it, so the download is not complete")
-        try:
+        with damage(path):
             return safe_open(str(path), framework="numpy")
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged or not complete ({error}); download it again") from error
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor."""
@@ -71,5 +72,5 @@ class SafetensorsFolder:
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """A block of a tensor in the dtype of the file; only its bytes are read."""
         # The pages of a mapped file count as this process' memory until it is unmapped, so it is open for one read.
-        with self._open(self._where[name]) as file:
+        with self._open(self._where[name]) as file, damage(self.folder / self._where[name]):
             return file.get_slice(name)[index]

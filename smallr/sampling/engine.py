@@ -17,12 +17,13 @@ from tqdm import tqdm
 from smallr.core.errors import UserError
 from smallr.core.sharding import RULES, named_sharding
 from smallr.models.cached_attention import TILE
+from smallr.models.chat_template import end_of_turn
 from smallr.models.decoder import Decoder
 from smallr.models.soft import soft_tokens
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
 from smallr.sampling.programs import Decoded, Hook, PrefillChunk, Programs
-from smallr.sampling.prompts import end_of_turn, longest_text, prompt_ids, sample_key, stop_ids
+from smallr.sampling.prompts import longest_text, prompt_ids, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
 from smallr.sampling.table import SlotTable
 from smallr.sampling.weights import Packer

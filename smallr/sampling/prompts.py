@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, UInt32
 
 from smallr.core.errors import UserError
+from smallr.models.hf import read_generation_config
 from smallr.sampling.requests import Request
 
 if TYPE_CHECKING:
@@ -100,32 +100,14 @@ def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast) -> str:
         raise UserError(f"messages: the chat template refuses them: {error}") from error
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """Returns the special token with which the chat template ends an answer, if there is one."""
-    if not tokenizer.chat_template:
-        return ()
-    answer = "thirty-one"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # a template for other roles
-        return ()
-    after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    return tuple(token for token in after if token in tokenizer.all_special_ids)[:1]
-
-
 def end_ids(source: ModelSource) -> tuple[int, ...]:
     """Reads which tokens end a completion from a model's `generation_config.json`, or from its `config.json`.
 
     Raises:
-      UserError: the file is not JSON.
+      UserError: the file is malformed.
     """
-    path = source.folder / "generation_config.json" if source.folder else None
-    try:
-        stored = json.loads(path.read_text()) if path and path.exists() else source.hf
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    ends = stored.get("eos_token_id")
+    stored = read_generation_config(source.folder)
+    ends = (source.hf if stored is None else stored).get("eos_token_id")
     ends = [ends] if isinstance(ends, int) else ends or []
     return tuple(end for end in ends if 0 <= end < source.config.vocab_size)
 

@@ -128,7 +128,7 @@ def test_a_window_bounds_the_attended_pairs():
         ({"num_local_experts": 8}, "num_local_experts = 8"),
         ({"rms_norm_eps": None}, "has no 'rms_norm_eps'"),
         ({"num_key_value_heads": 5}, "5 kv heads do not divide 32 heads"),
-        ({"num_hidden_layers": 0}, "num_layers must be a positive integer, got 0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is not a whole number of at least 1"),
         ({"head_dim": 33}, "head_dim must be even"),
     ],
 )

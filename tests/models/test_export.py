@@ -76,8 +76,14 @@ def test_a_folder_comes_back_bit_for_bit(tmp_path, name, dtype, tokenizer):
     assert {key: value for key, value in after.items() if key != "torch_dtype"} == {
         key: value for key, value in before.items() if value is not None
     }
-    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / file).read_bytes() == (original / file).read_bytes()
+    before, after = (json.loads((folder / "generation_config.json").read_text()) for folder in (original, out))
+    ends = before.get("eos_token_id", [])
+    ends = [ends] if isinstance(ends, int) else ends
+    end_of_turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    expected = list(dict.fromkeys([*ends, end_of_turn]))
+    assert after == {**before, "eos_token_id": expected if len(expected) > 1 else expected[0]}
 
 
 def test_shards_hold_whole_layers_and_have_an_index_that_transformers_reads(tmp_path, tokenizer):
@@ -187,3 +193,19 @@ def test_sizes():
     for text in ("5", "GB", "0GB", "-1MB"):
         with pytest.raises(UserError, match="--shard-size"):
             parse_size(text)
+
+
+def test_the_end_of_turn_ends_generation_beside_the_bases_own_ends(tmp_path, tokenizer):
+    original = save_folder(llama3_model(vocab_size=VOCAB), tmp_path / "in", tokenizer)
+    (original / "generation_config.json").write_text(json.dumps({"eos_token_id": [1], "temperature": 0.6}))
+    out = export(original, tmp_path / "out")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": [1, end], "temperature": 0.6}
+
+
+def test_permissions_follow_the_umask(tmp_path, tokenizer):
+    original = save_folder(llama3_model(vocab_size=VOCAB), tmp_path / "in", tokenizer)
+    out = export(original, tmp_path / "out")
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in out.iterdir()} == {
+        path.name: "0o644" for path in out.iterdir()
+    }

@@ -272,7 +272,7 @@ def activation_of(hf: Mapping[str, Any], key: str, default: str) -> str:
 
 
 def rope_of(hf: Mapping[str, Any], theta: float = 10000.0, partial: bool = False) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling from `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older files).
+    """Returns theta and scaling, from `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older files).
 
     Args:
       hf: the dict.
@@ -280,9 +280,9 @@ def rope_of(hf: Mapping[str, Any], theta: float = 10000.0, partial: bool = False
       partial: the family reads `partial_rotary_factor` itself; otherwise it must be 1.
 
     Raises:
-      UserError: a kind of scaling that is not supported, or a missing number.
+      UserError: a kind of scaling that is not supported, a missing number, or layers that rotate differently.
     """
-    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    rope = dict(rope_dict(hf))
     theta = float(rope.pop("rope_theta", None) or hf.get("rope_theta") or theta)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0) and not partial:
@@ -295,6 +295,37 @@ def rope_of(hf: Mapping[str, Any], theta: float = 10000.0, partial: bool = False
         return theta, _scaling(kind, rope, int(hf.get("max_position_embeddings") or 0))
     except KeyError as error:
         raise UserError(f"rope scaling {kind!r} in config.json has no {error}") from None
+
+
+LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
+def rope_dict(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the rotary parameters that all layers of a model share.
+
+    Files of transformers 5 may hold them for each kind of layer.
+
+    Raises:
+      UserError: kinds of layers that this model has rotate differently, or one says no `rope_theta`.
+    """
+    key = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
+    rope = hf.get(key) or {}
+    nested = {kind: value for kind, value in rope.items() if isinstance(value, Mapping)}
+    if not nested:
+        return rope
+    where = f"config.json of model_type {hf.get('model_type')!r}: {key}"
+    if others := sorted(set(rope) - set(LAYER_KINDS)):
+        raise UserError(f"{where}: {others[0]!r} beside parameters of kinds of layers is not supported")
+    kinds = sorted(set(hf.get("layer_types") or nested))
+    for kind in kinds:
+        if nested.get(kind, {}).get("rope_theta") is None:
+            raise UserError(f"{where} says no rope_theta for layers of type {kind!r}")
+    if any(nested[kind] != nested[kinds[0]] for kind in kinds):
+        raise UserError(
+            f"{where} differs between {' and '.join(kinds)}, which this family does not compute; where all layers are "
+            "of one kind, name it for each layer in layer_types"
+        )
+    return nested[kinds[0]]
 
 
 def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:

@@ -9,7 +9,7 @@ from typing import Any
 from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.families import gemma2, qwen3
-from smallr.models.families.base import TOKEN_IDS, Family, check_neutral, required, windows_of
+from smallr.models.families.base import LAYER_KINDS, TOKEN_IDS, Family, check_neutral, required, windows_of
 
 # The published multimodal files leave out of `text_config` what transformers has as default.
 _DEFAULTS: Mapping[str, Any] = {
@@ -54,8 +54,16 @@ def text_of(hf: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _ropes(hf: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, float]:
-    """The rotary parameters of the layers that see all, and the base of those with a window."""
+    """Returns the rotary parameters of the layers that see all, and the base of the layers with a window."""
     both = hf.get("rope_parameters") or {}
+    for kind, rope in both.items():
+        if kind not in LAYER_KINDS or not (rope or {}).get("rope_theta"):
+            raise UserError(
+                f"config.json: rope_parameters of Gemma 3 holds rope_theta for each of {' and '.join(LAYER_KINDS)}, "
+                f"found {kind!r}: {rope!r}"
+            )
+    if both and len(both) < len(LAYER_KINDS):
+        raise UserError(f"config.json: rope_parameters of Gemma 3 has no {(set(LAYER_KINDS) - set(both)).pop()!r}")
     local = both.get("sliding_attention") or {}
     if local.get("rope_type", "default") != "default":
         raise UserError(f"config.json: rope scaling {local['rope_type']!r} of sliding_attention is not supported")

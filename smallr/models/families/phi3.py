@@ -7,7 +7,7 @@ from typing import Any
 
 from smallr.models.config import DecoderConfig
 from smallr.models.families import llama
-from smallr.models.families.base import Family, Tensor, check_neutral, rope_of
+from smallr.models.families.base import Family, Tensor, check_neutral, rope_dict, rope_of
 
 _QKV, _GATE_UP = "model.layers.{layer}.self_attn.qkv_proj.weight", "model.layers.{layer}.mlp.gate_up_proj.weight"
 _FUSED = {f"layers.{name}" for name in ("attention.q", "attention.k", "attention.v", "mlp.gate", "mlp.up")}
@@ -24,7 +24,7 @@ TENSORS = (
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` with `model_type: phi3` describes."""
     check_neutral(hf, handled=("sliding_window", "partial_rotary_factor"))
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope = rope_dict(hf)
     partial = rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
     theta, scaling = rope_of(hf, partial=True)
     fields = llama.base_fields({**hf, "rope_parameters": None, "rope_scaling": None})
