@@ -162,3 +162,18 @@ def test_configs_are_hashable_and_compare_by_value():
     assert hash(TINY) == hash(with_fields(TINY))
     assert DecoderConfig.from_hf(LLAMA_32_1B) == DecoderConfig.from_hf(dict(LLAMA_32_1B))
     assert np.isfinite(TINY.flops_per_token(5))
+
+
+def test_rotary_parameters_by_kind_of_layer_are_read_or_refused():
+    """transformers 5 writes them so; a family with one rotary base never falls back to its default."""
+    sizes = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 128, "rms_norm_eps": 1e-5, "max_position_embeddings": 128}
+    full, local = {"rope_type": "default", "rope_theta": 1e6}, {"rope_type": "default", "rope_theta": 1e4}
+    hf = {"model_type": "llama", **sizes, "rope_parameters": {"full_attention": full, "sliding_attention": local}}
+    with pytest.raises(UserError, match="rope_parameters differs between full_attention and sliding_attention"):
+        DecoderConfig.from_hf(hf)
+    assert DecoderConfig.from_hf(hf | {"layer_types": ["full_attention"] * 2}).rope_theta == 1e6
+    assert DecoderConfig.from_hf(hf | {"rope_parameters": {"full_attention": full}}).rope_theta == 1e6
+    for wrong in ({"full_attention": {"rope_type": "default"}}, {"full_attention": full, "other": full}):
+        with pytest.raises(UserError, match="rope_parameters"):
+            DecoderConfig.from_hf(hf | {"rope_parameters": wrong})
