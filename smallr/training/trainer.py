@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
@@ -270,7 +272,11 @@ class Trainer:
             rows = datasets.Dataset.from_list([dict(row) for row in rows])
         source = getattr(self.config.data, name)
         shape = shaped_as.plan.shape if shaped_as else None
-        return make_split(self.config, self.source.tokenizer(), self.objective, rows, name, source, shape)
+        return make_split(self.config, self._tokenizer, self.objective, rows, name, source, shape)
+
+    @functools.cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.source.tokenizer()  # of a GGUF file it takes a second to build
 
     def _take_data(self, training: Split, heldout: Split | None) -> None:
         checks.check_fit(self.source, training, heldout)

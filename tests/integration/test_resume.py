@@ -16,13 +16,18 @@ from tests.runs import ROOT, command, environment, final_arrays, metrics, run, s
 
 CONFIG = "configs/cogpo.py:smoke"
 STEPS = 12
-FIELDS = {"data.eval": "", "steps": STEPS, "eval_every": 0, "checkpoint.every": 1, "batch.row_length": 384}
-OVERRIDES = tuple(f"--config.{name}={value}" for name, value in FIELDS.items())
 
 
-def start(workdir, *overrides):
+@pytest.fixture(scope="module")
+def fields(small_model):
+    """What the runs have that the smoke run has not."""
+    changes = {"data.eval": "", "steps": STEPS, "eval_every": 0, "checkpoint.every": 1, "batch.row_length": 640}
+    return {**changes, "model": small_model, "data.chat": False}
+
+
+def start(workdir, fields, *overrides):
     return subprocess.Popen(
-        command(CONFIG, workdir, *OVERRIDES, *overrides),
+        command(CONFIG, workdir, *(f"--config.{name}={value}" for name, value in fields.items()), *overrides),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -44,9 +49,9 @@ def wait_for(process, condition, seconds=120):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, fields):
     workdir = tmp_path_factory.mktemp("uninterrupted")
-    train(smoke("cogpo", **FIELDS), workdir)
+    train(smoke("cogpo", **fields), workdir)
     return workdir
 
 
@@ -61,9 +66,9 @@ def assert_same_end(workdir, uninterrupted):
     assert losses[0] == losses[1]
 
 
-def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterrupted):
+def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterrupted, fields):
     for inside_a_save in (False, True):
-        process = start(tmp_path)
+        process = start(tmp_path, fields)
         before = max(steps_saved(tmp_path), default=0)
         wait_for(process, lambda: max(steps_saved(tmp_path), default=0) > before)  # noqa: B023
         if inside_a_save:
@@ -72,25 +77,25 @@ def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterr
         process.wait()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
     assert any((tmp_path / "checkpoints").glob("*tmp*")), "the kill did not hit a save"
-    train(smoke("cogpo", **FIELDS), tmp_path)
+    train(smoke("cogpo", **fields), tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted):
-    process = start(tmp_path, "--config.checkpoint.every=1000")
+def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields):
+    process = start(tmp_path, fields, "--config.checkpoint.every=1000")
     wait_for(process, lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 3)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "asked to stop" in output
     assert 3 <= steps_saved(tmp_path)[-1] < STEPS
-    train(smoke("cogpo", **FIELDS), tmp_path)
+    train(smoke("cogpo", **fields), tmp_path)
     assert_same_end(tmp_path, uninterrupted)
 
 
 @pytest.mark.parametrize("seconds", [1.5, 5.0])
-def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_path, seconds):
-    process = start(tmp_path)
+def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_path, seconds, fields):
+    process = start(tmp_path, fields)
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
@@ -99,9 +104,9 @@ def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_pat
     assert "Traceback" not in output
 
 
-def test_sigterm_keeps_its_handler_only_while_steps_are_taken(tmp_path):
+def test_sigterm_keeps_its_handler_only_while_steps_are_taken(tmp_path, fields):
     before = signal.getsignal(signal.SIGTERM)
-    with Trainer(smoke("cogpo", **FIELDS), tmp_path) as trainer:
+    with Trainer(smoke("cogpo", **fields), tmp_path) as trainer:
         take = trainer.take
 
         def stop_after_this(batch):
@@ -115,28 +120,28 @@ def test_sigterm_keeps_its_handler_only_while_steps_are_taken(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted, capsys, caplog):
-    train(smoke("cogpo", **FIELDS, **{"checkpoint.keep_last": 3}), tmp_path)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted, capsys, caplog, fields):
+    train(smoke("cogpo", **fields, **{"checkpoint.keep_last": 3}), tmp_path)
     newest = steps_saved(tmp_path)[-1]
     data = [path for path in (tmp_path / "checkpoints" / str(newest) / "state").rglob("*") if path.is_file()]
     largest = max(data, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    train(smoke("cogpo", **FIELDS), tmp_path)
+    train(smoke("cogpo", **fields), tmp_path)
     assert f"resuming {tmp_path} at step {newest - 1}" in capsys.readouterr().out
     assert f"{newest} is damaged" in caplog.text
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_resuming_with_another_objective_or_rate_stops_and_shows_the_difference(uninterrupted):
+def test_resuming_with_another_objective_or_rate_stops_and_shows_the_difference(uninterrupted, fields):
     for field, value in (("objective.beta.small", 0.3), ("optimizer.learning_rate", 0.5)):
         with pytest.raises(UserError, match=rf"{field} +\S+ +{value}"):
-            Trainer(smoke("cogpo", **FIELDS, **{field: value}), uninterrupted)
+            Trainer(smoke("cogpo", **fields, **{field: value}), uninterrupted)
 
 
-def test_an_extension_asks_what_the_learning_rate_does_and_is_noted(tmp_path, capsys):
-    short, more = {**FIELDS, "steps": 2}, {**FIELDS, "steps": 4, "log_every": 3}
+def test_an_extension_asks_what_the_learning_rate_does_and_is_noted(tmp_path, capsys, fields):
+    short, more = {**fields, "steps": 2}, {**fields, "steps": 4, "log_every": 3}
     train(smoke("cogpo", **short), tmp_path)
     with pytest.raises(UserError, match=r"planned for 2 steps, has done 2 and would now have 4.*on_extend=rewarm"):
         train(smoke("cogpo", **more), tmp_path)
@@ -152,19 +157,19 @@ def test_an_extension_asks_what_the_learning_rate_does_and_is_noted(tmp_path, ca
     assert again["steps"] == 4, "the same length again asks nothing"
 
 
-def test_epochs_added_to_a_finished_run_are_taken(tmp_path):
-    fields = {**FIELDS, "steps": 0, "epochs": 1, "data.train_split": "train[:6]", "optimizer.schedule": "constant"}
-    fields["optimizer.warmup"] = 0
-    first = train(smoke("cogpo", **fields), tmp_path / "parts")["steps"]
-    both = train(smoke("cogpo", **{**fields, "epochs": 2}), tmp_path / "parts")["steps"]
+def test_epochs_added_to_a_finished_run_are_taken(tmp_path, fields):
+    changes = {**fields, "steps": 0, "epochs": 1, "data.train_split": "train[:6]", "optimizer.schedule": "constant"}
+    changes["optimizer.warmup"] = 0
+    first = train(smoke("cogpo", **changes), tmp_path / "parts")["steps"]
+    both = train(smoke("cogpo", **{**changes, "epochs": 2}), tmp_path / "parts")["steps"]
     assert both > first
-    train(smoke("cogpo", **{**fields, "epochs": 2}), tmp_path / "whole")
+    train(smoke("cogpo", **{**changes, "epochs": 2}), tmp_path / "whole")
     ours, theirs = final_arrays(tmp_path / "parts"), final_arrays(tmp_path / "whole")
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
-def test_a_second_run_in_a_workdir_is_refused(tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(tmp_path, fields):
     program = (
         "import sys; from pathlib import Path; from smallr.core.locks import FolderLock\n"
         "FolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); sys.stdin.read()"
@@ -178,10 +183,10 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path):
     )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"process {holder.pid} on "):
-        Trainer(smoke("cogpo", **FIELDS), tmp_path)
+        Trainer(smoke("cogpo", **fields), tmp_path)
     holder.kill()
     holder.communicate()
-    with Trainer(smoke("cogpo", **FIELDS), tmp_path):
+    with Trainer(smoke("cogpo", **fields), tmp_path):
         pass
 
 

@@ -164,10 +164,10 @@ def sft():
 
 # Losses of step 1 and of step 6, on one CPU device; a change of these numbers is a change of what is learned.
 PINNED = {
-    "preference": (cogpo, lambda: pairs(":16"), (0.0, 0.0)),
+    "preference": (cogpo, lambda: pairs(":16"), (0.6931472, 0.3143679)),
     "unpaired": (unpaired, lambda: labelled(8), (0.5, 0.4915537)),
     "sft": (sft, lambda: sft_rows(16), (6.9020200, 6.1873651)),
-    "rationale": (by_token, lambda: thoughts(16), (0.0, 0.0)),
+    "rationale": (by_token, lambda: thoughts(16), (6.8939519, 6.2053518)),
     "choice": (choice, lambda: choices(16), (0.6942773, 0.6895721)),
 }
 
