@@ -124,7 +124,7 @@ def test_values_learn(model, tmp_path):
     trained(config_of(model, steps=60, **changes), model, tmp_path)
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert losses[0] > 0.3
-    assert losses[-1] < 0.05
+    assert losses[-1] < 0.1
 
 
 def test_a_run_that_is_cut_goes_on_bit_for_bit(model, tmp_path, with_q):
