@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smallr.data.completion_columns import CompletionColumns, CompletionNumbers
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError, nearest, shorten
 
