@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG ?= configs/cogpo.py
+CONFIG ?= cogpo
 ARGS ?=
 JOBS ?= 2
 PEERS ?= trl
@@ -27,8 +27,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 install: $(VENV)/.installed  ## Create .venv with pinned dependencies and the built-in model.
 
-train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=configs/dpo.py ARGS="--config.steps=10" change it.
-	$(BIN)/python -m smallr.train --config=$(CONFIG) $(ARGS)
+train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=dpo ARGS="--config.steps=10" change it.
+	$(BIN)/smallr train $(CONFIG) $(ARGS)
 
 test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)

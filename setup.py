@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "smallr" / "__init__.py").read_text()).group(1)
 
+CONFIGS = ["configs", *(f"configs.{name}" for name in find_packages("configs"))]
+
 setup(
     name="smallr",
     version=VERSION,
@@ -17,7 +19,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["smallr", "smallr.*"]),
+    # The configs stand at the top of a clone; they are installed as smallr.configs.
+    packages=[*find_packages(include=["smallr", "smallr.*"]), *(f"smallr.{name}" for name in CONFIGS)],
+    package_dir={f"smallr.{name}": name.replace(".", "/") for name in CONFIGS},
+    entry_points={"console_scripts": ["smallr=smallr.cli.main:main"]},
     package_data={"smallr": ["py.typed"], "smallr.methods.crv": ["prompts/*.txt"]},
     install_requires=[
         "absl-py",

@@ -150,7 +150,7 @@ def prepare_pairs(args: argparse.Namespace, folder: Path) -> tuple[Path, Path, n
     from smallr.models.loading import open_model
 
     model = folder / "model"
-    command = [sys.executable, "-m", "smallr.cli.convert", f"--from={args.model}", f"--to={model}", "--dtype=float32"]
+    command = [sys.executable, "-m", "smallr", "convert", f"--from={args.model}", f"--to={model}", "--dtype=float32"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     tokenizer = open_model(str(model)).tokenizer()
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731

@@ -1,14 +1,14 @@
 """CogPO: preference pairs of three cognitive gaps, each gap with its own beta.
 
-Command:   python -m smallr.train --config=configs/cogpo.py        (or: make train)
-Smoke:     python -m smallr.train --config=configs/cogpo.py:smoke
+Command:   smallr train cogpo        (or: make train)
+Smoke:     smallr train cogpo:smoke
 Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
 Time:      3 minutes on two cores of a Xeon with AMX, reference included; later runs skip the reference.
 Expect:    held-out loss 0.693 -> 0.552, margin 0 -> 1.31, accuracy 0.50 -> 0.72 (small gap 0.90, medium 0.40, large 0.85);
            with 60 pairs its standard error is 0.06, and roundings of bfloat16 alone have moved it by 0.05.
 The authors' recipe file has a learning rate of 1e-6, 1 epoch and 2 pairs a device and step, for a student of 0.5B; the
 default here, 1e-5, is ours, for the few pairs of the built-in data.
-Another loss with a beta per gap: --config=configs/cogpo.py:ipo, or :ipo,smoke
+Another loss with a beta per gap: smallr train cogpo:ipo, or cogpo:ipo,smoke
 """
 
 from ml_collections import ConfigDict

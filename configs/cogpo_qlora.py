@@ -1,8 +1,11 @@
 """CogPO with QLoRA: adapters on a base in 4 bits.
 
-Command:   python -m smallr.train --config=configs/cogpo_qlora.py       (pip install 'smallr[quant]' first)
-Smoke:     python -m smallr.train --config=configs/cogpo_qlora.py:smoke
-Hardware:  2 CPU cores with 2 GiB; any GPU or TPU.
+Command:   smallr train cogpo_qlora       (pip install 'smallr[quant]' first)
+Smoke:     smallr train cogpo_qlora:smoke
+Hardware:  2 CPU cores with 2 GiB of memory free, or any GPU or TPU.
+Time:      3.2 s a step where the config cogpo takes 3.4 (docs/adapters.md).
+Expect:    weights of 184 MiB instead of 513. 4 bits cost a model of 135 M much (a scored token's log-prob moves by 0.57
+           nats); --config.lora.base=int8 costs 0.05.
 Fields:    config.lora, see docs/adapters.md
 """
 

@@ -2,8 +2,11 @@
 
 Rows: prompt, completion, label (true or false); rows of pairs (prompt, chosen, rejected) count as two of these.
 
-Command:   python -m smallr.train --config=configs/kto.py
-Smoke:     python -m smallr.train --config=configs/kto.py:smoke
+Command:   smallr train kto
+Smoke:     smallr train kto:smoke
+Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
+Time:      about 4 minutes (estimated) on two cores of a Xeon with AMX: about three completions where DPO has two.
+Expect:    in few steps on 64 pairs held-out accuracy 0.58 ± 0.03 (docs/objectives.md); not measured at full length.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,12 @@
 """Any loss of the preference family, on pairs.
 
-Command:   python -m smallr.train --config=configs/preference.py:LOSS
+Command:   smallr train preference:LOSS
            LOSS is a name such as ipo, simpo, aot (docs/objectives.md has them all) or a weighted sum:
-           --config='configs/preference.py:0.8*sigmoid+0.2*bco_pair+sft'
-Smoke:     python -m smallr.train --config=configs/preference.py:ipo,smoke
+           smallr train 'preference:0.8*sigmoid+0.2*bco_pair+sft'
+Smoke:     smallr train preference:ipo,smoke
+Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
+Time:      3 minutes on two cores of a Xeon with AMX, as cogpo; less for a loss without a reference.
+Expect:    the loss `sigmoid` is the config dpo; docs/objectives.md has held-out metrics of 27 losses on two data sets.
 """
 
 from ml_collections import ConfigDict

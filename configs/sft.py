@@ -1,7 +1,7 @@
 """SFT: likelihood of the completion.
 
-Command:   python -m smallr.train --config=configs/sft.py
-Smoke:     python -m smallr.train --config=configs/sft.py:smoke
+Command:   smallr train sft
+Smoke:     smallr train sft:smoke
 Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
 Time:      4 minutes on two shared cores of a Xeon with AMX.
 Expect:    held-out loss (nats a token) 1.60 -> 0.80.
@@ -16,9 +16,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """SFT on the built-in arithmetic rationales, question and completion as one chat turn each."""
     config = base()
     config.data.kind = "sft"
-    config.data.train = config.data.eval = "builtin:arithmetic/rationale"
-    config.data.columns.prompt = "question"
-    config.data.columns.completion = "rationale"
+    config.data.train = "builtin:arithmetic/sft"
     config.optimizer.learning_rate = 2e-5
     config.optimizer.weight_decay = 0.05
     config.objective = ConfigDict()

@@ -1,7 +1,10 @@
 """SimPO: no reference; the reward is beta times the mean log-prob of a token, with a target margin.
 
-Command:   python -m smallr.train --config=configs/simpo.py
-Smoke:     python -m smallr.train --config=configs/simpo.py:smoke
+Command:   smallr train simpo
+Smoke:     smallr train simpo:smoke
+Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
+Time:      about 2 minutes (estimated) on two cores of a Xeon with AMX: as cogpo, without a reference pass.
+Expect:    in few steps on 64 pairs held-out accuracy 0.69 ± 0.01 (docs/objectives.md); not measured at full length.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,11 @@
 """The config tree of a training run: every field, its default and its meaning.
 
 Sizes are those of a first run on two CPU cores with the built-in data. For your own data on an accelerator set
-`data.train` and `data.eval`, their splits, and `batch.rows` (a multiple of the devices) and `batch.row_length`.
+`data.train`, what to hold out of it, and `batch.rows` (a multiple of the devices) and `batch.row_length`.
 
 A file in `configs/` starts from `base()` and sets what its experiment needs. Configs are locked: a field that
-does not exist is an error that names the nearest one.
+does not exist is an error that names the nearest one. The comments are the meanings that `smallr configs show` prints:
+behind the field, or in whole lines above it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
-from smallr.data.chat import FORMATS, PROMPT
+from smallr.data.orders import FORMATS, PROMPT
 from smallr.data.rows import COLUMNS
 from smallr.losses.preference import parse
 
@@ -30,7 +31,7 @@ CHOICES = (" answer", " think")
 def base() -> ConfigDict:
     """Fields that every training run has; `objective` is added by `preference()` or `likelihood()`."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of shuffling, dropout and fresh adapters
     # A hub id, a folder in Hugging Face layout, a .gguf file, a built-in name, or a run's workdir or checkpoint.
     config.model = "smollm2-135m-instruct"
     config.tokenizer = ""  # a folder or hub id whose tokenizer comes in place of the model's own; empty: none
@@ -45,21 +46,26 @@ def base() -> ConfigDict:
     config.compute.logp_chunk = 0  # entries of the vocabulary whose logits are held at once; 0: by platform
 
     config.mesh = ConfigDict()  # devices = data * fsdp * tensor; -1 takes what is left
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
-    config.mesh.tensor = 1
+    config.mesh.data = 1  # copies of the model, each with its own rows
+    config.mesh.fsdp = -1  # devices over which parameters and rows are split
+    config.mesh.tensor = 1  # devices over which each matrix product is split
 
     config.data = ConfigDict()
     config.data.kind = "preference"  # preference | unpaired | sft | completions | rationale | choice
     config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
-    config.data.train_split = "train[:240]"  # a split, or a part of it: train, train[:90%], train[100:200]
-    config.data.eval = "builtin:arithmetic/preference"  # held-out rows; empty: none
-    config.data.eval_split = "test[:60]"
-    # The source's name of each of our columns, e.g. --config.data.columns.prompt=question
+    config.data.train_split = ""  # a split, or a part of it: train, train[:90%], train[100:200]; empty: all of `train`
+    # Held-out rows. auto: what eval_split or eval_fraction takes of data.train, never trained on; the test rows of
+    # built-in data; else none. Empty: none.
+    config.data.eval = "auto"
+    config.data.eval_split = ""  # e.g. test, or train[-200:]; empty: test where data.eval is named
+    config.data.eval_fraction = 0.0  # share of the training rows, drawn by the seed, that is held out instead; 0: none
+    config.data.builtin = ConfigDict()  # the parts of built-in data that a run takes where no split is given
+    config.data.builtin.train = "train[:240]"
+    config.data.builtin.eval = "test[:60]"
+    # The source's name of each of our columns, e.g. --config.data.columns.prompt=question; built-in data has our names
     config.data.columns = ConfigDict({name: name for name in COLUMNS})
-    # Columns with a number for each completion, or for each scored token: see smallr.data.completion_columns.
-    config.data.completion_columns = ()
-    config.data.token_columns = ()
+    config.data.completion_columns = ()  # columns with a number for each completion, see docs/objectives.md
+    config.data.token_columns = ()  # columns with a number for each scored token
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
 
     config.batch = ConfigDict()
@@ -69,17 +75,17 @@ def base() -> ConfigDict:
     config.batch.packing = True  # several examples a row
     # Capacities of a row; 0: chosen for the data. Set them where rounds of different rows are to share one program.
     config.batch.scored = 0  # scored tokens
-    config.batch.examples = 0
+    config.batch.examples = 0  # examples
     config.batch.lookahead = 64  # examples among which the packer chooses the next of a row
 
     config.optimizer = ConfigDict()  # AdamW
-    config.optimizer.learning_rate = 1e-5
+    config.optimizer.learning_rate = 1e-5  # the highest
     config.optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
     config.optimizer.warmup = 0.1  # share of the steps if below 1, else a number of steps
     config.optimizer.final_fraction = 0.0  # learning rate at the end, as a fraction of the peak
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
-    config.optimizer.eps = 1e-8
+    config.optimizer.b1 = 0.9  # decay of the mean of gradients
+    config.optimizer.b2 = 0.999  # decay of the mean of their squares
+    config.optimizer.eps = 1e-8  # added to the root of the second
     config.optimizer.weight_decay = 0.0  # not applied to norms and biases
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
     # What the learning rate does when a run goes on with more (or fewer) steps than it was planned for. rewarm: warm up
@@ -90,9 +96,9 @@ def base() -> ConfigDict:
     # it those whose paths begin with the name).
     config.optimizer.groups = ConfigDict()
 
-    config.epochs = 1  # 0: no limit
+    config.epochs = 1  # passes over the training rows; 0: no limit
     config.steps = 0  # 0: no limit; whichever of epochs and steps is reached first ends the run
-    config.log_every = 1
+    config.log_every = 1  # steps between log lines
     config.eval_every = 0  # steps between evaluations; 0: only before and after training
 
     config.benchmark = ConfigDict()  # answered before, during and after training, with the weights as they are
@@ -106,7 +112,7 @@ def base() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 100  # steps; the last step is always saved
-    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_last = 2  # newest checkpoints that are kept
     config.checkpoint.keep_every = 0  # also keep every so many steps for good; 0: none
     return config
 
@@ -121,22 +127,22 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
     config, mix = base(), parse(loss)
     config.batch.share_prompt = True  # store a pair's prompt once; False is for comparisons
     config.objective = ConfigDict()
-    config.objective.name = "preference"
-    config.objective.loss = loss
-    if mix.beta or beta is not None:  # asked for in vain: the objective will say why
+    config.objective.name = "preference"  # preference | unpaired | sft | rationale | choice
+    config.objective.loss = loss  # a loss or a weighted sum of several, see docs/objectives.md
+    if mix.beta or beta is not None:  # a beta that the loss does not have is rejected later, with the reason
         beta = 0.1 if beta is None else beta
+        # Strength of the reference: one number, or one for each gap; a row's own `beta` comes first
         config.objective.beta = ConfigDict(dict(beta)) if isinstance(beta, Mapping) else beta
     # cached: one pass before training, kept on disk. live: the reference runs in every step. columns: ref_chosen and
-    # ref_rejected of the rows (python -m smallr.cli.score makes them). none: log-ratios are log-probs.
+    # ref_rejected of the rows (smallr score makes them). none: log-ratios are log-probs.
     config.objective.reference = "cached" if mix.reference else "none"
     for name, field in mix.fields.items():
         config.objective[name] = field.default
     config.objective.divergence = "reverse_kl"  # reverse_kl | forward_kl | js | alpha:A, 0 < A < 1
     config.objective.ld_alpha = 1.0  # weight of tokens behind the length of the shorter side (LD-DPO)
     config.objective.weighting = "none"  # none | wpo
-    config.objective.normalise = (
-        "epoch"  # epoch: each pair counts the same over an epoch | step: over a step's own pairs
-    )
+    # epoch: each pair counts the same over an epoch | step: over a step's own pairs
+    config.objective.normalise = "epoch"
     config.objective.sync_every = 0  # steps between moves of a live reference to the policy (TR-DPO); 0: never
     config.objective.sync_mixing = 0.6  # the policy's share in such a move
     return config
@@ -145,7 +151,7 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
 def add_lora(config: ConfigDict, rank: int = 16, alpha: float = 32.0) -> ConfigDict:
     """Adds the fields of LoRA runs; see docs/adapters.md."""
     config.lora = ConfigDict()
-    config.lora.rank = rank
+    config.lora.rank = rank  # of each adapter
     config.lora.alpha = alpha  # the adapters' product is scaled by alpha / rank
     config.lora.dropout = 0.0  # of the adapters' inputs
     config.lora.rslora = False  # scale by alpha / sqrt(rank)
@@ -212,8 +218,8 @@ def unpaired() -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.name = "unpaired"
     config.objective.beta = 0.1  # a row's own `beta` comes first
-    config.objective.desirable_weight = 1.0
-    config.objective.undesirable_weight = 1.0
+    config.objective.desirable_weight = 1.0  # of rows that are labelled good
+    config.objective.undesirable_weight = 1.0  # of rows that are labelled bad
     config.objective.reference = "cached"  # cached | live, as for pairs
     config.objective.normalise = "epoch"  # epoch: each row counts the same over an epoch | step: over a step's own rows
     config.objective.sync_every = 0
@@ -230,17 +236,17 @@ def rationale(order: str, formats: Mapping[str, str] = FORMATS) -> ConfigDict:
     """
     config = base()
     config.data.kind = "rationale"
-    config.data.train = config.data.eval = "builtin:arithmetic/rationale"
-    config.data.order = order
+    config.data.train = "builtin:arithmetic/rationale"
+    config.data.order = order  # answer_first | rationale_first | both
     # What ends the first part is the separator: rows in whose first part it occurs are dropped and counted. In a chat
     # the question is the user's message, and the format's text between it and the first part is left out.
     config.data.formats = ConfigDict(dict(formats))
     config.optimizer.learning_rate = 1e-4
     config.objective = ConfigDict()
     config.objective.name = "rationale"
-    config.objective.answer_weight = 1.0
-    config.objective.rationale_weight = 1.0
-    config.objective.normalisation = "sum"  # sum | token_mean | sample_mean
+    config.objective.answer_weight = 1.0  # of the answer in the loss
+    config.objective.rationale_weight = 1.0  # of the rationale in the loss
+    config.objective.normalisation = "sum"  # of tokens: sum | token_mean | sample_mean
     config.objective.amplify = 0.0  # clip of the weight by a sample's rationale NLL; 0: off
     config.objective.window = 256  # examples over which the rank correlation of the two NLLs is taken
     return config
@@ -253,7 +259,7 @@ def loss_argument(arg: str | None, default: str = "sigmoid") -> tuple[str, str |
     if difflib.get_close_matches("".join(losses), ["smoke"], cutoff=0.7):
         raise UserError(f"config argument {arg!r}: did you mean 'smoke'?")
     if len(losses) > 1:
-        raise UserError(f"config argument {arg!r}: one loss and `smoke` are known, e.g. --config=FILE:ipo,smoke")
+        raise UserError(f"config argument {arg!r}: one loss and `smoke` are known, e.g. cogpo:ipo,smoke")
     return (losses or [default])[0], "smoke" if "smoke" in parts else None
 
 
@@ -267,13 +273,13 @@ def finish(config: ConfigDict, arg: str | None) -> ConfigDict:
         config.model = "tiny-random"
         config.compute.dtype = "float32"
         config.compute.remat = "none"
-        config.data.train_split, config.data.eval_split = "train[:32]", "test[:16]"
+        config.data.builtin.train, config.data.builtin.eval = "train[:32]", "test[:16]"
         config.batch.rows, config.batch.row_length = 2, 512
         config.optimizer.learning_rate = 1e-3
         config.epochs, config.steps = 0, 4
         config.eval_every = 2
         config.checkpoint.every = 2
     elif arg:
-        raise UserError(f"config argument {arg!r} is not known; the only one is 'smoke': --config=FILE:smoke")
+        raise UserError(f"config argument {arg!r} is not known; the only one is 'smoke', e.g. sft:smoke")
     config.lock()
     return config

@@ -1,10 +1,12 @@
 """Mode prompts: two soft prompts of a frozen student, one to answer first, one to think first.
 
-Command:   python -m smallr.train --config=configs/adaptive/prompts.py --config.model=STUDENT
-Smoke:     python -m smallr.train --config=configs/adaptive/prompts.py:smoke
-Use:       python -m smallr.cli.generate --adaptive=RUN --prompts=FILE
-Export:    python -m smallr.cli.convert --from=RUN --to=FOLDER --adapter-only
-Hardware:  as configs/adaptive/answer_first.py; each row makes two examples.
+Command:   smallr train adaptive/prompts --config.model=STUDENT
+Smoke:     smallr train adaptive/prompts:smoke
+Use:       smallr generate --adaptive=RUN --prompts=FILE
+Export:    smallr convert --from=RUN --to=FOLDER --adapter_only
+Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
+Time:      about 10 minutes (estimated) on two shared cores of a Xeon with AMX: answer_first, with two examples a row.
+Expect:    not measured by itself; what a choice by them is worth: docs/methods/answer_first.md.
 Fields:    config.soft, see docs/methods/adaptive.md
 """
 

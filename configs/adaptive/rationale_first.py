@@ -1,7 +1,7 @@
 """Rationale first (pre-thinking): question, rationale, then the answer.
 
-Command:   python -m smallr.train --config=configs/adaptive/rationale_first.py
-Smoke:     python -m smallr.train --config=configs/adaptive/rationale_first.py:smoke
+Command:   smallr train adaptive/rationale_first
+Smoke:     smallr train adaptive/rationale_first:smoke
 Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
 Time:      5 minutes on two shared cores of a Xeon with AMX.
 Expect:    held-out NLL a token: rationale 1.77 -> 0.35, answer (after its rationale) 2.34 -> 0.01.

@@ -1,6 +1,6 @@
 """ARC-Challenge: the text of one of four options.
 
-Command:   python -m smallr.cli.evaluate --config=configs/eval/arc_challenge.py --config.model=RUN_OR_MODEL
+Command:   smallr evaluate arc_challenge --config.model=RUN_OR_MODEL
 Data:      allenai/ai2_arc from the hub, or a local copy: --config.data=FILE
 Metric:    acc_norm, by likelihood divided by the option's characters
 """

@@ -1,8 +1,8 @@
-"""Any benchmark by its name, e.g. configs/eval/benchmark.py:svamp.
+"""Any benchmark by its name, e.g. benchmark:svamp, or just svamp.
 
-Command:   python -m smallr.cli.evaluate --config=configs/eval/benchmark.py:NAME --config.model=RUN_OR_MODEL
+Command:   smallr evaluate NAME --config.model=RUN_OR_MODEL
 Data:      from the hub, or a local copy by --config.data=FILE; some benchmarks have none on the hub and say so.
-An unknown name lists all.
+Metric:    the benchmark's own; an unknown name lists all.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """CommonsenseQA: the letter of one of five options.
 
-Command:   python -m smallr.cli.evaluate --config=configs/eval/commonsense_qa.py --config.model=RUN_OR_MODEL
+Command:   smallr evaluate commonsense_qa --config.model=RUN_OR_MODEL
 Data:      tau/commonsense_qa from the hub, or a local copy: --config.data=FILE
 Metric:    acc, by likelihood
 """

@@ -1,6 +1,6 @@
 """HumanEval: 164 functions, run in the sandbox against their tests.
 
-Command:   python -m smallr.cli.evaluate --config=configs/eval/humaneval.py --config.model=RUN_OR_MODEL
+Command:   smallr evaluate humaneval --config.model=RUN_OR_MODEL
 Data:      openai/openai_humaneval from the hub, or a local copy: --config.data=FILE
 Metric:    pass@1 of greedy answers; several samples by --config.sampling.n=8 --config.sampling.temperature=0.7
 """

@@ -1,6 +1,6 @@
 """MATH-500: 500 problems of competition mathematics, judged by math-verify.
 
-Command:   python -m smallr.cli.evaluate --config=configs/eval/math500.py --config.model=RUN_OR_MODEL
+Command:   smallr evaluate math500 --config.model=RUN_OR_MODEL
 Data:      HuggingFaceH4/MATH-500 from the hub, or a local copy: --config.data=FILE
 Metric:    pass@1 of greedy answers; several samples by --config.sampling.n=8 --config.sampling.temperature=0.7
 """

@@ -3,7 +3,7 @@
     python -m experiments.crv.ablation --out=runs/cogpo                          # a student made from nothing
     python -m experiments.crv.ablation --out=runs/cogpo --sweeps=beta,small,medium,large,mix,critic
     python -m experiments.crv.ablation --out=runs/smollm --model=smollm2-135m-instruct --seeds=2
-    python -m experiments.crv.ablation --out=runs/mine --model=NAME --data=FOLDER  # rows of python -m smallr.methods.crv
+    python -m experiments.crv.ablation --out=runs/mine --model=NAME --data=FOLDER  # rows of smallr crv
 
 A run has a folder of its own under --out; what is finished is kept, and the same command goes on after an interruption, also
 within a run. On several machines with a common disk give each its part: --share=0/4 … --share=3/4 (experiments/launch has
@@ -145,7 +145,6 @@ def student(out: Path) -> str:
         untrained, rows = wanted.write(folder)
         config, stage = get_config(), wanted.train
         config.model, config.compute.dtype, config.compute.remat = str(untrained), wanted.dtype, "none"
-        config.data.columns.prompt, config.data.columns.completion = "prompt", "completion"
         config.data.train, config.data.train_split, config.data.eval = str(rows), "train", ""
         config.batch.rows, config.batch.row_length = stage.rows, stage.row_length
         config.optimizer.learning_rate, config.epochs, config.steps = stage.rate, stage.epochs, stage.steps

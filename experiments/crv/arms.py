@@ -162,7 +162,6 @@ def config_of(run: Stage, rows: Path, model: str) -> ConfigDict:
     stage = settings["train"]
     config.seed, config.model, config.compute.dtype = settings["seed"], model, settings["dtype"]
     config.compute.remat = "none" if settings["dtype"] == "float32" else "dots"
-    config.data.columns.prompt, config.data.columns.completion = "prompt", "completion"
     config.data.train, config.data.train_split = str(data), "train"
     config.data.eval = ""
     config.batch.rows, config.batch.row_length = stage["rows"], stage["row_length"]

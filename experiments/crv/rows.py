@@ -98,7 +98,7 @@ class Recipe:
     def _from_data(self) -> tuple[list[Row], list[Row]]:
         folder = Path(self.data)
         if not (folder / "verified").is_dir():
-            raise UserError(f"data {self.data}: no finished run of python -m smallr.methods.crv")
+            raise UserError(f"data {self.data}: no finished run of smallr crv")
         return read(folder, "train")[: self.train], read(folder, "test")[: self.test]
 
 

@@ -1,8 +1,10 @@
-"""Write a launcher: python -m experiments.launch --kind=slurm --set=partition=gpu --command='python -m … --out=…' > job.sh
+"""Write a launcher: python -m experiments.launch --kind=slurm --set=partition=gpu --command='…' > job.sh
 
     python -m experiments.launch --kind=slurm --set=partition=gpu --set=project=$PWD \
         --command='python -m experiments.crv.ablation --out=/shared/cogpo --model=smollm2-135m-instruct' > job.sh
     sbatch job.sh
+    python -m experiments.launch --kind=slurm --set=partition=gpu --set=project=$PWD --set=nodes=2 \
+        --command='smallr train cogpo --workdir=/shared/runs/a' > job.sh
     python -m experiments.launch --kind=skypilot --set=bucket=s3://my-bucket --command='… --out=/results/cogpo' > job.yaml
     sky jobs launch job.yaml
     python -m experiments.launch --kind=xpk --set=cluster=C --set=project=P --set=zone=Z --set=image=I --set=storage=S \
@@ -22,7 +24,9 @@ from experiments.launch.templates import KINDS, render
 from smallr.core.errors import UserError
 
 KIND = flags.DEFINE_enum("kind", None, list(KINDS), "Which launcher", required=True)
-COMMAND = flags.DEFINE_string("command", None, "Of the grid, without --share", required=True)
+COMMAND = flags.DEFINE_string(
+    "command", None, "Of a grid without --share, or smallr train … --workdir=FOLDER", required=True
+)
 SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the template")
 
 

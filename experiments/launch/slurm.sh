@@ -1,10 +1,10 @@
 #!/bin/bash
-# One task of the array is one part of the grid. A task that is stopped for time or requeued goes on where it was.
+# {{about}} What is stopped for time or requeued goes on where it was.
 #SBATCH --job-name={{name}}
 #SBATCH --array=0-{{last}}
 #SBATCH --partition={{partition}}
-#SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --nodes={{nodes}}
+#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-task={{gpus}}
 #SBATCH --cpus-per-task={{cpus}}
 #SBATCH --mem={{memory}}
@@ -15,4 +15,4 @@
 set -euo pipefail
 cd {{project}}
 source .venv/bin/activate
-srun --kill-on-bad-exit=1 {{command}} --share="$SLURM_ARRAY_TASK_ID/{{shares}}"
+srun --kill-on-bad-exit=1 {{command}}{{part}}

@@ -1,7 +1,6 @@
 #!/bin/bash
-# One workload of one TPU slice for each part of the grid; parts do not talk to each other. A slice has one host (v5litepod-8
-# and smaller), since answers are written on one host. The storage is a bucket attached to the cluster with
-# `xpk storage attach`, mounted at /results. The image holds the project with the extras tpu and experiments.
+# {{about}} The storage is a bucket attached to the cluster with `xpk storage attach`, mounted at /results. The image holds
+# the project with the extras tpu and experiments.
 set -euo pipefail
 for share in $(seq 0 {{last}}); do
   xpk workload create \
@@ -14,5 +13,5 @@ for share in $(seq 0 {{last}}); do
     --docker-image={{image}} \
     --storage={{storage}} \
     --max-restarts=10 \
-    --command="{{command}} --share=$share/{{shares}}"
+    --command="{{command}}{{part}}"
 done

@@ -1,8 +1,13 @@
-"""Write with a model: python -m smallr.cli.generate --model=NAME --prompts=FILE [--out=FILE.jsonl], or --interactive
+"""Write with a model.
+
+  smallr generate --model=NAME "What is 12 + 30?"
+  smallr generate --model=NAME --prompts=FILE [--out=FILE.jsonl]
+  smallr generate --model=NAME --interactive
 
 NAME is anything that config.model takes, a run's workdir, one of its checkpoints, or an adapter in PEFT's format.
-FILE is text with a prompt a line, JSON lines with `prompt` or `messages`, or - for standard input. Plain prompts are
-messages of a user, if the model has a chat template; --chat=false continues them as they are.
+FILE is text with a prompt a line, JSON lines with `prompt`, `question` or `messages`, or - for standard input. Plain
+prompts are messages of a user, if the model has a chat template; --chat=false continues them as they are. A terminal
+gets text; a file or a pipe gets JSON lines.
 
 With --adaptive=FOLDER, a run of configs/adaptive/router.py or prompts.py or its export, each prompt is a question
 that the student answers first or thinks about first; every line of the output says which.
@@ -11,122 +16,143 @@ that the student answers first or thinks about first; every line of the output s
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from absl import logging
 
-from absl import app, flags, logging
-
+from smallr.cli.parsing import Parser, UsageError
 from smallr.core.errors import UserError
-from smallr.core.programs import keep_programs
 
-MODEL = flags.DEFINE_string("model", None, "Model, run, checkpoint or adapter; with --adaptive by default its own")
-PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts, or - for standard input")
-OUT = flags.DEFINE_string("out", None, "File of JSON lines to write; standard output if it is not given")
-INTERACTIVE = flags.DEFINE_bool("interactive", False, "Talk at the terminal; /reset forgets, /exit ends")
-CHAT = flags.DEFINE_bool("chat", None, "Plain prompts are messages of a user; by default if there is a chat template")
-SLOTS = flags.DEFINE_integer("slots", 32, "Completions written at once", lower_bound=1)
-MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", None, "Tokens of prompt and completion; the model's context, at most 4096"
-)
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of the computation")
-STOP = flags.DEFINE_multi_string("stop", [], "A completion ends before this text; may be repeated")
-ADAPTIVE = flags.DEFINE_string("adaptive", None, "Run or folder of an adaptive module")
-ADAPTIVE_MODE = flags.DEFINE_enum(
-    "adaptive_mode", "auto", ["auto", "answer", "think", "random"], "auto asks the module; the others do not"
-)
-SHARE = flags.DEFINE_float("share", 0.5, "Of questions thought about first, with --adaptive_mode=random", 0.0, 1.0)
-THRESHOLD = flags.DEFINE_float("threshold", None, "Score above which the student thinks; by default the module's")
-EARLY_STOP = flags.DEFINE_bool("early_stop", True, "Stop after an answer that comes first, without its rationale")
-PARAMS = {
-    "max_tokens": flags.DEFINE_integer("max_tokens", 256, "Longest completion"),
-    "temperature": flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token"),
-    "top_k": flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest; 0 is all"),
-    "top_p": flags.DEFINE_float("top_p", 1.0, "Draw from the fewest likeliest that hold this share"),
-    "min_p": flags.DEFINE_float("min_p", 0.0, "Draw from those at least so likely, relative to the likeliest"),
-    "n": flags.DEFINE_integer("n", 1, "Completions of each prompt"),
-    "ignore_eos": flags.DEFINE_bool("ignore_eos", False, "Write on behind the end token"),
-    "seed": flags.DEFINE_integer("seed", None, "Of the draws; by default each prompt has its own"),
-    "round": flags.DEFINE_integer("round", 0, "Of sampling the same prompts; another one draws anew"),
-    "logprobs": flags.DEFINE_integer("logprobs", None, "Log-probs of the tokens, and of this many likeliest ones"),
-}
+if TYPE_CHECKING:
+    from smallr.sampling.files import Prompt
+
+_PARAMS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "n", "ignore_eos", "seed", "round", "logprobs")
+_ADAPTIVE_PARAMS = ("max_tokens", "temperature", "seed")
 
 
-def main(argv: list[str]) -> None:
-    """Opens the model and runs the engine; errors of the user's making are one line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.WARNING)
-    keep_programs()
-    try:
-        run()
-    except UserError as error:
-        sys.exit(f"smallr: {error}")
+def flags(parser: Parser) -> None:
+    """Names the flags."""
+    parser.argument("prompt", "what to ask or continue", count="?")
+    parser.flag("model", None, "model, run, checkpoint or adapter; with --adaptive by default its own")
+    parser.flag("prompts", None, "file of prompts, or - for standard input")
+    parser.flag("out", None, "file of JSON lines to write; standard output if it is not given")
+    parser.flag("format", "auto", "of standard output; auto: text on a terminal", choices=("auto", "text", "json"))
+    parser.flag("interactive", False, "talk at the terminal; /reset forgets, /exit ends")
+    parser.flag("chat", None, "prompts are messages of a user; by default if there is a chat template", type=bool)
+    parser.flag("slots", 32, "completions written at once", low=1)
+    parser.flag("max_length", None, "tokens of prompt and completion; the model's context, at most 4096", type=int)
+    parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
+    parser.flag("stop", [], "a completion ends before this text; may be repeated", many=True)
+    parser.flag("max_tokens", 256, "longest completion")
+    parser.flag("temperature", 0.0, "0 takes the likeliest token")
+    parser.flag("top_k", 0, "draw from the k likeliest; 0 is all")
+    parser.flag("top_p", 1.0, "draw from the fewest likeliest that hold this share")
+    parser.flag("min_p", 0.0, "draw from those at least so likely, relative to the likeliest")
+    parser.flag("n", 1, "completions of each prompt")
+    parser.flag("ignore_eos", False, "write on behind the end token")
+    parser.flag("seed", None, "of the draws; by default each prompt has its own", type=int)
+    parser.flag("round", 0, "of sampling the same prompts; another one draws anew")
+    parser.flag("logprobs", None, "log-probs of the tokens, and of this many likeliest ones", type=int)
+    parser.flag("adaptive", None, "run or folder of an adaptive module")
+    modes = ("auto", "answer", "think", "random")
+    parser.flag("adaptive_mode", "auto", "auto asks the module; the others do not", choices=modes)
+    parser.flag("share", 0.5, "of questions thought about first, with --adaptive_mode=random", low=0.0, high=1.0)
+    parser.flag("threshold", None, "score above which the student thinks; by default the module's", type=float)
+    parser.flag("early_stop", True, "stop after an answer that comes first, without its rationale")
 
 
-def run() -> None:
-    """The command, with its flags checked."""
-    from smallr.language.loading import load_engine  # after the cache is set
+def run(options: Namespace) -> None:
+    """Opens the model and runs the engine; prompts are read before the model is opened."""
+    if (options.prompt is not None) + bool(options.prompts) + options.interactive != 1:
+        raise UsageError(
+            'generate: give a prompt, --prompts=FILE or --interactive, e.g. smallr generate "Who are you?"'
+        )
+    if not (options.model or options.adaptive):
+        raise UsageError("generate: give --model=NAME, or --adaptive=FOLDER")
+
+    from smallr.core.programs import keep_programs
     from smallr.sampling.chat import converse
-    from smallr.sampling.files import as_requests, read_prompts, write_results
+    from smallr.sampling.files import as_requests
     from smallr.sampling.requests import SamplingParams
 
-    if bool(PROMPTS.value) == INTERACTIVE.value:
-        raise UserError("give either --prompts=FILE or --interactive")
-    if ADAPTIVE.value:
-        return run_adaptive()
-    if not MODEL.value:
-        raise UserError("give --model=NAME, or --adaptive=FOLDER")
+    keep_programs()
+    if options.adaptive:
+        return _adaptive(options)
     try:
-        params = SamplingParams(**{name: flag.value for name, flag in PARAMS.items()} | {"stop": tuple(STOP.value)})
+        params = SamplingParams(**{name: getattr(options, name) for name in _PARAMS}, stop=tuple(options.stop))
     except ValueError as error:
         raise UserError(str(error)) from error
-    prompts = [] if INTERACTIVE.value else read_prompts(PROMPTS.value)
-    if OUT.value and not Path(OUT.value).absolute().parent.is_dir():
-        raise UserError(f"--out: there is no folder {Path(OUT.value).absolute().parent}")
-    slots = 1 if INTERACTIVE.value else SLOTS.value
-    engine = load_engine(MODEL.value, dtype=DTYPE.value, slots=slots, max_length=MAX_LENGTH.value).engine
-    chat = bool(engine.tokenizer.chat_template) if CHAT.value is None else CHAT.value
-    if INTERACTIVE.value:
+    prompts = [] if options.interactive else _prompts(options)
+    slots = 1 if options.interactive else min(options.slots, max(1, len(prompts) * params.n))
+
+    from smallr.language.loading import load_engine
+
+    engine = load_engine(options.model, dtype=options.dtype, slots=slots, max_length=options.max_length).engine
+    chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
+    if options.interactive:
         return converse(engine, params, chat=chat)
-    requests = as_requests(prompts, params, chat=chat)
+    return _write(as_requests(prompts, params, chat=chat), engine, options)
+
+
+def _prompts(options: Namespace) -> list[Prompt]:
+    from smallr.sampling.files import read_prompts
+
+    prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts)
+    _check_out(options)
+    return prompts
+
+
+def _check_out(options: Namespace) -> None:
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise UserError(f"--out: there is no folder {Path(options.out).absolute().parent}")
+
+
+def _write(requests: list, engine, options: Namespace) -> None:
+    from smallr.sampling.files import write_results, write_texts
+
+    as_text = options.format == "text" or (options.format == "auto" and not options.out and sys.stdout.isatty())
     results = engine.generate(requests)
-    with Path(OUT.value).open("w", encoding="utf-8") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
-        write_results(requests, results, out)
+    with _output(options) as out:
+        (write_texts if as_text else write_results)(requests, results, out)
     if failed := [(number, result.error) for number, result in enumerate(results, 1) if result.error]:
         number, error = failed[0]
-        logging.warning(
-            "%s: %d of %d prompts have an error instead of a completion; the first is prompt %d: %s",
-            *(PROMPTS.value, len(failed), len(results), number, error),
-        )
+        count = f"{len(failed)} of {len(results)} prompts have an error instead of a completion"
+        logging.warning("%s: %s; the first is prompt %d: %s", options.prompts or "generate", count, number, error)
 
 
-def run_adaptive() -> None:
-    """Answers the questions of a file, each in its mode."""
+def _output(options: Namespace):
+    return Path(options.out).open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout)
+
+
+def _adaptive(options: Namespace) -> None:
+    """Answers the questions, each in its mode."""
     from smallr.methods.adaptive.asking import ask, write_answers
     from smallr.methods.adaptive.opening import open_adaptive
     from smallr.sampling.files import read_questions
 
-    if INTERACTIVE.value or CHAT.value is not None or STOP.value:
+    if options.interactive or options.chat is not None or options.stop:
         raise UserError("--adaptive: --interactive, --chat and --stop have no effect; the module's formats say it all")
-    names = ("max_tokens", "temperature", "seed")
-    if changed := [name for name, flag in PARAMS.items() if name not in names and flag.value != flag.default]:
-        raise UserError(f"--adaptive: --{changed[0]} has no effect; of the draws there are --{', --'.join(names)}")
-    questions = read_questions(PROMPTS.value)
+    if given := [name for name in _PARAMS if name not in _ADAPTIVE_PARAMS and name in options.given]:
+        raise UserError(
+            f"--adaptive: --{given[0]} has no effect; of the draws there are --{', --'.join(_ADAPTIVE_PARAMS)}"
+        )
+    questions = [options.prompt] if options.prompt is not None else read_questions(options.prompts)
+    _check_out(options)
     module = open_adaptive(
-        ADAPTIVE.value, model=MODEL.value or "", dtype=DTYPE.value, slots=SLOTS.value, max_length=MAX_LENGTH.value
+        options.adaptive,
+        model=options.model or "",
+        dtype=options.dtype,
+        slots=options.slots,
+        max_length=options.max_length,
     )
-    if THRESHOLD.value is not None:
-        module.threshold = THRESHOLD.value
-    options = {name: PARAMS[name].value for name in names}
+    if options.threshold is not None:
+        module.threshold = options.threshold
+    draws = {name: getattr(options, name) for name in _ADAPTIVE_PARAMS}
     decided, answers = ask(
-        module, questions, mode=ADAPTIVE_MODE.value, share=SHARE.value, early_stop=EARLY_STOP.value, **options
+        module, questions, mode=options.adaptive_mode, share=options.share, early_stop=options.early_stop, **draws
     )
-    with Path(OUT.value).open("w", encoding="utf-8") if OUT.value else contextlib.nullcontext(sys.stdout) as out:
+    with _output(options) as out:
         write_answers(questions, decided, answers, out)
-
-
-if __name__ == "__main__":
-    app.run(main)

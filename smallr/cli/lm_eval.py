@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with smallr's models: python -m smallr.cli.lm_eval --model smallr --model_args path=MODEL --tasks …
+"""lm-evaluation-harness with smallr's models: smallr lm-eval --model smallr --model_args path=MODEL --tasks …
 
 All arguments are those of `lm_eval`, which has no way to find models of other packages; here they are registered first.
 Needs the extra: pip install 'smallr[lm-eval]'.
@@ -7,22 +7,24 @@ Needs the extra: pip install 'smallr[lm-eval]'.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+
+from smallr.cli.parsing import Parser
+from smallr.core.errors import UserError
 
 
-def main() -> None:
+def flags(parser: Parser) -> None:
+    """Leaves the arguments to the harness."""
+    parser.passes_on = True
+
+
+def run(argv: Sequence[str]) -> None:
     """Registers the model type `smallr` and hands over to the harness."""
     try:
         import lm_eval.__main__
     except ImportError as error:
-        sys.exit(f"smallr: lm-evaluation-harness is not installed ({error}): pip install 'smallr[lm-eval]'")
+        raise UserError(f"lm-evaluation-harness is not installed ({error}): pip install 'smallr[lm-eval]'") from error
     import smallr.evals.harness  # noqa: F401  registers itself
-    from smallr.core.errors import UserError
 
-    try:
-        lm_eval.__main__.cli_evaluate()
-    except UserError as error:
-        sys.exit(f"smallr: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    sys.argv = ["smallr lm-eval", *argv]
+    lm_eval.__main__.cli_evaluate()

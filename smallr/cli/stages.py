@@ -1,28 +1,23 @@
-"""Where a job stands: smallr stages FOLDER, the folder of a method, a grid, a CRV run or an evaluation."""
+"""Show the stages of a job and their states: smallr stages FOLDER
+
+FOLDER is that of a method, a grid, a CRV run or an evaluation, of one of its stages, or of several jobs.
+"""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
-from smallr.core.errors import UserError
-from smallr.core.stage_table import show, states
+from smallr.cli.parsing import Parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def flags(parser: Parser) -> None:
+    """Names the arguments."""
+    parser.argument("folder", "of a job, of one of its stages, or of several jobs")
+
+
+def run(options: Namespace) -> None:
     """Prints the stages of a job and their states."""
-    parser = argparse.ArgumentParser(prog="smallr stages", description="Show the stages of a job and their states.")
-    parser.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="of a job, of one of its stages, or of several jobs"
-    )
-    options = parser.parse_args(argv)
-    try:
-        print(show(states(options.folder)))
-    except UserError as error:
-        sys.exit(f"smallr: {error}")
+    from smallr.core.stage_table import show, states
 
-
-if __name__ == "__main__":
-    main()
+    print(show(states(Path(options.folder))))

@@ -16,15 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
 from smallr.data.errors import DataError
+from smallr.data.orders import FORMATS, PROMPT
 from smallr.data.rows import Message, RationaleRow, TextRow, common_length
 
-ORDERS = ("answer_first", "rationale_first")  # a row's number of its order is the index here
-BOTH = "both"  # of a row, one example in each order
-FORMATS = {
-    "answer_first": "{question} ### {answer} --> {rationale}",
-    "rationale_first": "{question} ### {rationale} --> {answer}",
-}
-PROMPT = "{question} ###"  # of choice rows
 _ROLE_OF = {"answer": ROLE_ANSWER, "rationale": ROLE_RATIONALE}
 
 

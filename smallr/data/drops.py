@@ -7,6 +7,8 @@ from typing import Any
 
 # Row numbers kept for each reason.
 SHOWN = 5
+# The share of the examples that an advised row length keeps.
+ENOUGH = 0.97
 
 
 @dataclasses.dataclass
@@ -42,6 +44,7 @@ class DropReport:
       dropped: reason -> rows left out.
       notes: reason -> rows kept, but not as they might be expected (e.g. no rationale: answer loss only).
       longest: tokens of the longest example, dropped ones included, and `longest_row`, the row it was made from.
+      over: examples over the limit, by the smallest usual row length that would hold them.
     """
 
     source: str
@@ -52,6 +55,7 @@ class DropReport:
     notes: dict[str, Tally] = dataclasses.field(default_factory=dict)
     longest: int = 0
     longest_row: int = -1
+    over: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def drop(self, row: int, reason: str) -> None:
         """Counts a row that is left out."""
@@ -62,10 +66,27 @@ class DropReport:
         self.notes.setdefault(reason, Tally()).add(row)
 
     def measure(self, row: int, length: int) -> bool:
-        """Remembers the longest example; whether this one is within the limit."""
+        """Notes the length of an example; whether it is within the limit."""
+        self._longest(row, length)
+        if length > self.max_length:
+            enough = _usual_length(length)
+            self.over[enough] = self.over.get(enough, 0) + 1
+        return length <= self.max_length
+
+    def advice(self) -> str:
+        """The row length that would keep almost all examples; empty if none is over the limit."""
+        if not self.over:
+            return ""
+        total, held = self.kept + sum(self.over.values()), self.kept
+        for length in sorted(self.over):
+            held += self.over[length]
+            if held >= ENOUGH * total:
+                break
+        return f"config.batch.row_length={length} keeps {held / total:.0%} of the examples, now {self.kept / total:.0%}"
+
+    def _longest(self, row: int, length: int) -> None:
         if length > self.longest:
             self.longest, self.longest_row = length, row
-        return length <= self.max_length
 
     def merge(self, other: DropReport) -> None:
         """Adds what was counted of rows further on in the same source."""
@@ -74,25 +95,37 @@ class DropReport:
         for mine, others in ((self.dropped, other.dropped), (self.notes, other.notes)):
             for reason, tally in others.items():
                 mine.setdefault(reason, Tally()).merge(tally)
-        self.measure(other.longest_row, other.longest)
+        self._longest(other.longest_row, other.longest)
+        for length, count in other.over.items():
+            self.over[length] = self.over.get(length, 0) + count
 
     def __str__(self) -> str:
         longest = f"longest example {self.longest} tokens (row {self.longest_row})" if self.longest else "no tokens"
         lines = [f"{self.source}: {self.total} rows, {self.kept} kept; {longest}, limit {self.max_length}"]
         lines += [f"  dropped, {reason}: {tally}" for reason, tally in _by_first_row(self.dropped)]
         lines += [f"  kept, {reason}: {tally}" for reason, tally in _by_first_row(self.notes)]
+        lines += [f"  {self.advice()}"] if self.over else []
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         tallies = {key: dict(_by_first_row(getattr(self, key))) for key in ("dropped", "notes")}
-        return dataclasses.asdict(dataclasses.replace(self, **tallies))
+        return dataclasses.asdict(dataclasses.replace(self, **tallies, over=dict(sorted(self.over.items()))))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DropReport:
         """The inverse of `to_dict`."""
         tallies = {key: {k: Tally(**v) for k, v in values[key].items()} for key in ("dropped", "notes")}
-        return cls(**{**values, **tallies})
+        over = {int(length): count for length, count in values.get("over", {}).items()}  # JSON has texts as keys
+        return cls(**{**values, **tallies, "over": over})
+
+
+def _usual_length(length: int) -> int:
+    """The smallest of 256, 384, 512, 768, 1024, 1536 … that is not below a length."""
+    usual = 256
+    while usual < length:
+        usual = usual * 3 // 2 if usual & (usual - 1) == 0 else usual // 3 * 4
+    return usual
 
 
 def _by_first_row(tallies: dict[str, Tally]) -> list[tuple[str, Tally]]:

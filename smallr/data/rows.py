@@ -20,11 +20,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from smallr.data.completion_columns import CompletionColumns, CompletionNumbers
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError, nearest, shorten
+
+if TYPE_CHECKING:
+    from smallr.data.completion_columns import CompletionColumns, CompletionNumbers
 
 GAPS = ("small", "medium", "large")
 KINDS = ("preference", "unpaired", "sft", "completions", "rationale", "choice")

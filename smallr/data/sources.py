@@ -3,7 +3,7 @@
   folder written by `save_to_disk`           runs/rows, disk:runs/rows
   file or glob of files                      rows.jsonl.gz, "data/*.parquet", files:rows.json
   TFDS, read without TensorFlow              tfds:gsm8k, tfds:name/config:1.0.0
-  built in                                   builtin:arithmetic/preference, builtin:arithmetic/rationale, builtin:arithmetic/teacher
+  built in                                   builtin:arithmetic/preference, /rationale, /sft, /teacher
   Hugging Face hub                           org/name, org/name:config, hub:name
 
 What exists on disk goes before the hub. A split is a name, or a part of it: `train[:90%]`, `train[-100:]`. Files and
@@ -32,7 +32,7 @@ OFFLINE_CHOICES = (
     "Without the hub: a folder written by datasets' save_to_disk, local files (json, jsonl, parquet, csv, a glob of "
     "them), tfds:NAME, or builtin:arithmetic/preference"
 )
-BUILTIN = ("arithmetic/preference", "arithmetic/rationale", "arithmetic/teacher")
+BUILTIN = ("arithmetic/preference", "arithmetic/rationale", "arithmetic/sft", "arithmetic/teacher")
 _FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet", "csv": "csv"}
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
@@ -49,15 +49,51 @@ def load_rows(spec: str, split: str = "train", columns: Mapping[str, str] | None
     Raises:
       DataError: nothing there, a split or a column missing, a line that is not JSON, a hub that cannot be reached.
     """
+    return load_part(spec, split, columns)[0]
+
+
+def load_part(
+    spec: str, split: str, columns: Mapping[str, str] | None = None, without: str = ""
+) -> tuple[datasets.Dataset, int]:
+    """Loads the rows of one split, and counts those of the whole split.
+
+    Args:
+      spec: as in `load_rows`; `columns` are for sources of the user, built-in data has our names.
+      split: name, or a part of it.
+      columns: as in `load_rows`.
+      without: another split or part; rows that are in both are left out.
+
+    Raises:
+      DataError: as `load_rows`.
+    """
+    (name, wanted), (other, unwanted) = _named_part(split), _named_part(without or split)
+    kind, rest = _kind(spec)
+    rows = _LOADERS[kind](rest, name)
+    part = _part(len(rows), *wanted)
+    if without and name == other:
+        held = _part(len(rows), *unwanted)
+        part = [index for index in part if index not in held]
+    if not len(part):
+        raise DataError(f"{spec}: split {split!r} holds no rows" + (f" besides {without}" if without else ""))
+    kept = rows.select(part) if len(part) < len(rows) else rows
+    return rename(kept, {} if kind == "builtin" else columns or {}, spec), len(rows)
+
+
+def is_builtin(spec: str) -> bool:
+    """Whether a spec is of built-in data."""
+    return spec.startswith("builtin:")
+
+
+def is_single(spec: str) -> bool:
+    """Whether a spec is of files, which hold one split, `train`."""
+    return _kind(spec)[0] == "files"
+
+
+def _named_part(split: str) -> tuple[str, tuple[str | None, str | None]]:
     match = _SPLIT.fullmatch(split)
     if match is None:
         raise DataError(f"split {split!r}: expected a name, or a part of it like train[:90%] or train[100:200]")
-    kind, rest = _kind(spec)
-    rows = _LOADERS[kind](rest, match["name"])
-    part = _part(len(rows), match["start"], match["stop"])
-    if not len(part):
-        raise DataError(f"{spec}: split {split!r} holds no rows")
-    return rename(rows.select(part) if len(part) < len(rows) else rows, columns or {}, spec)
+    return match["name"], (match["start"], match["stop"])
 
 
 def rename(rows: datasets.Dataset, columns: Mapping[str, str], source: str) -> datasets.Dataset:
@@ -223,7 +259,9 @@ def _builtin(name: str, split: str) -> datasets.Dataset:
         raise DataError(f"builtin:{name} is none of {', '.join(BUILTIN)}{nearest(name, BUILTIN)}")
     from smallr.data import builtin  # it writes data sets, so it may come to import this module's neighbours
 
-    return _disk(str(builtin.ensure_built() / name.split("/")[1]), split)
+    _, _, data = name.partition("/")
+    rows = _disk(str(builtin.ensure_built() / ("rationale" if data == "sft" else data)), split)
+    return rows.rename_columns({"question": "prompt", "rationale": "completion"}) if data == "sft" else rows
 
 
 def _hub(spec: str, split: str) -> datasets.Dataset:

@@ -25,21 +25,12 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.core.cache import cache_dir, cached_folder, is_intact
 from smallr.data.batch import Example
-from smallr.data.chat import (
-    BOTH,
-    FORMATS,
-    ORDERS,
-    PROMPT,
-    Marked,
-    Renderer,
-    Unrenderable,
-    choice_pieces,
-    rationale_pieces,
-)
+from smallr.data.chat import Marked, Renderer, Unrenderable, choice_pieces, rationale_pieces
 from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens
 from smallr.data.errors import DataError, nearest
+from smallr.data.orders import BOTH, FORMATS, ORDERS, PROMPT
 from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
 from smallr.data.token_set import TokenSet, write

@@ -37,7 +37,7 @@ def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 
     """Compares two finished evaluations on the questions they share.
 
     Args:
-      a: folder of `smallr.cli.evaluate`.
+      a: folder of `smallr evaluate`.
       b: another.
       shared_only: leave out what only one has, instead of refusing.
       confidence: of the interval.
@@ -75,9 +75,7 @@ def _results(folder: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path} does not exist: give folders of finished evaluations (python -m smallr.cli.evaluate)"
-        ) from error
+        raise UserError(f"{path} does not exist: give folders of finished evaluations (smallr evaluate)") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 

@@ -20,7 +20,7 @@ def base(benchmark: str) -> ConfigDict:
     """
     entry = find(benchmark)
     config = ConfigDict()
-    config.benchmark = benchmark
+    config.benchmark = benchmark  # its name
     # A run's workdir or checkpoint, a folder in Hugging Face layout, a .gguf file, a built-in name, a hub id; to answer
     # in text also http(s)://HOST/v1#MODEL.
     config.model = "smollm2-135m-instruct"
@@ -28,7 +28,7 @@ def base(benchmark: str) -> ConfigDict:
     config.split = ""  # of the data, or a part of it as in test[:100]; empty: the benchmark's own
     config.limit = 0  # questions, from the first; 0: all
     config.shots = ConfigDict()  # worked examples before each question
-    config.shots.count = 0
+    config.shots.count = 0  # examples
     config.shots.data = ""  # a file, folder or hub id of rows in the benchmark's columns; empty: its own on the hub
     config.shots.split = ""  # of that; empty: train
 
@@ -42,21 +42,23 @@ def base(benchmark: str) -> ConfigDict:
 
     config.compute.slots = 32  # sequences decoded at once
     config.chat = True  # questions are messages of a user; else plain text
-    config.seed = 0
+    config.seed = 0  # of draws
     config.cache = True  # keep the model's answers in smallr's cache, and take from there what was asked before
     config.sampling = ConfigDict()
     config.sampling.n = 1  # samples of each question
     config.sampling.temperature = 0.0  # 0: greedy
-    config.sampling.top_p = 1.0
-    config.sampling.top_k = 0  # 0: all
-    config.sampling.min_p = 0.0
-    config.sampling.max_tokens = entry.max_tokens
+    config.sampling.top_p = 1.0  # draw from the fewest likeliest tokens that hold this share
+    config.sampling.top_k = 0  # draw from the k likeliest tokens; 0: all
+    config.sampling.min_p = 0.0  # draw from tokens at least so likely, relative to the likeliest
+    config.sampling.max_tokens = entry.max_tokens  # of an answer
     config.sampling.stop = ()  # texts before which an answer ends
     config.grader = ConfigDict()
     config.grader.workers = 2  # processes at once
     config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own
     config.server = ConfigDict()  # of a server
-    config.server.api_key_env = ""  # the environment variable that holds the key; empty: as docs/language.md says
+    config.server.api_key_env = (
+        ""  # the environment variable that holds the key; empty: as docs/language_models.md says
+    )
     config.server.concurrency = 32  # requests under way at once
     config.server.max_retries = 6  # of a request
     config.server.timeout = 600.0  # seconds of one attempt

@@ -43,12 +43,12 @@ class TrainingBenchmark:
         wanted = config.benchmark
         if jax.process_count() > 1:
             raise UserError(
-                "config.benchmark: asked on one host only; empty its name and run smallr.cli.evaluate on checkpoints"
+                "config.benchmark: asked on one host only; empty its name and run smallr evaluate on checkpoints"
             )
         self._benchmark = find(wanted.name)
         self._items, self._report = load_items(self._benchmark, wanted.data, wanted.split, wanted.limit)
         if isinstance(self._benchmark, Generation) and self._benchmark.runs_code:
-            raise UserError(f"config.benchmark.name={wanted.name} runs code: use smallr.cli.evaluate on checkpoints")
+            raise UserError(f"config.benchmark.name={wanted.name} runs code: use smallr evaluate on checkpoints")
         self._mesh, self._slots = mesh, wanted.slots
         self._max_tokens = wanted.max_tokens or getattr(self._benchmark, "max_tokens", 1)
         self._source = open_trained(config.model, config.tokenizer)

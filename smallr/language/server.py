@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's protocol: vLLM, SGLang, smallr.cli.serve, a vendor."""
+"""Any server that speaks OpenAI's protocol: vLLM, SGLang, smallr serve, a vendor."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class ServerModel(CompletingModel):
             if type(cause).__name__ in ("ConnectError", "ConnectTimeout") and not self._is_reached:
                 raise UserError(
                     f"no server answers at {self.base_url} ({cause or type(cause).__name__}): start it "
-                    "(python -m smallr.cli.serve --model=… --port=…), or mend the address"
+                    "(smallr serve --model=… --port=…), or mend the address"
                 ) from error
             if isinstance(error, (TimeoutError, openai.APITimeoutError)):
                 raise _Passing(f"time-out: no whole reply within {self._timeout:g} s") from error

@@ -1,6 +1,18 @@
-"""Losses as pure functions of per-token log-probs and columns; none of them sees logits."""
+"""Losses as pure functions of per-token log-probs and columns; none of them sees logits.
 
-from smallr.losses.logprobs import TokenScores, completion_sums, head_scores, token_logps, token_scores
-from smallr.losses.rationale import rationale_loss, role_nll
+Names are imported when they are asked for: configs read what losses declare, and shall not wait for JAX.
+"""
 
-__all__ = ["TokenScores", "completion_sums", "head_scores", "rationale_loss", "role_nll", "token_logps", "token_scores"]
+import importlib
+from typing import Any
+
+_HOME = {
+    **dict.fromkeys(("TokenScores", "completion_sums", "head_scores", "token_logps", "token_scores"), "logprobs"),
+    **dict.fromkeys(("rationale_loss", "role_nll"), "rationale"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -215,5 +215,5 @@ def _check_whole(path: str, row: Tensor) -> None:
     if row.fused is not None:
         raise UserError(
             f"{path} is a part of {row.name} in this family, so PEFT cannot hold its adapter: export it merged "
-            "(without --adapter-only)"
+            "(without --adapter_only)"
         )

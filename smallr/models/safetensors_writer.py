@@ -118,7 +118,7 @@ class SafetensorsWriter:
         if not np.isfinite(stored[finite]).all():
             raise UserError(f"tensor {name} overflows {self._dtype}: use --dtype=bfloat16 or float32")
         if not self._allow_nonfinite and not finite.all():
-            raise UserError(f"tensor {name} has NaN or infinity; --allow-nonfinite writes it as it is")
+            raise UserError(f"tensor {name} has NaN or infinity; --allow_nonfinite writes it as it is")
         file, place = self._where[name]
         file.seek(place)
         file.write(stored.reshape(-1).view(np.uint8).data)

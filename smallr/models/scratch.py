@@ -139,6 +139,6 @@ def write_scratch(target: Path, tokenizer: PreTrainedTokenizerFast, size: Size, 
         lambda path: weights[tuple(path.split("."))].get_value(),
         dtype="float32",
         shard_bytes=5 * 10**9,
-        card=f"# {target.name}\n\nRandom weights (seed {seed}), written by `python -m smallr.cli.scratch`: {size}\n",
+        card=f"# {target.name}\n\nRandom weights (seed {seed}), written by `smallr scratch`: {size}\n",
     )
     return config

@@ -119,7 +119,7 @@ class _Finite:
         if not np.isfinite(block).all():
             raise UserError(
                 f"model {self._origin!r}: tensor {name} holds NaN or infinite numbers, so the file is damaged or its "
-                "training diverged; config.allow_nonfinite=True (of convert: --allow-nonfinite) takes it as it is"
+                "training diverged; config.allow_nonfinite=True (of convert: --allow_nonfinite) takes it as it is"
             )
         return block
 

@@ -18,8 +18,8 @@ def read_prompts(name: str) -> list[Prompt]:
     """The prompts of a file.
 
     Args:
-      name: `-` for standard input; `.jsonl` has a `prompt` (string or token ids) or `messages` in each line; any other
-        file has a prompt in each line that is not empty.
+      name: `-` for standard input; `.jsonl` has a `prompt` (string or token ids), a `question` or `messages` in each line;
+        any other file has a prompt in each line that is not empty.
 
     Raises:
       UserError: no such file, or a line without a prompt, by its number.
@@ -62,12 +62,15 @@ def _parsed(line: str, place: str) -> Prompt:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not valid JSON ({error})") from error
-    if not isinstance(row, dict) or bool(row.get("messages")) == bool(row.get("prompt")):
-        raise UserError(f"{place}: expected an object with either `prompt` or `messages`")
-    if "prompt" in row:
-        prompt = row["prompt"]
+    names = [name for name in ("prompt", "question", "messages") if isinstance(row, dict) and row.get(name)]
+    if "question" in names and len(names) > 1:  # of a data set that has both
+        names.remove("question")
+    if len(names) != 1:
+        raise UserError(f"{place}: expected an object with `prompt`, `question` or `messages`")
+    if "messages" not in names:
+        prompt = row[names[0]]
         if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(id) is int for id in prompt)):
-            raise UserError(f"{place}: `prompt` is neither a string nor a list of token ids")
+            raise UserError(f"{place}: `{names[0]}` is neither a string nor a list of token ids")
         return prompt
     messages = row["messages"]
     good = isinstance(messages, list) and all(
@@ -104,6 +107,21 @@ def write_results(requests: Sequence[Request], results: Iterable[Result], out: T
         except UnicodeEncodeError:  # half a surrogate pair in a prompt, or a terminal that knows ASCII alone
             line = json.dumps(row)
         out.write(line + "\n")
+
+
+def write_texts(requests: Sequence[Request], results: Iterable[Result], out: TextIO) -> None:
+    """The completions as text, for people: one prompt's alone, several prompts' each behind its prompt."""
+    for request, result in zip(requests, results, strict=True):
+        if len(requests) > 1:
+            asked = request.messages[-1]["content"] if request.messages else request.prompt
+            out.write(f"> {asked}\n")
+        for sample in result.samples:
+            out.write(sample.text.strip() + "\n")
+        if result.error:
+            out.write(f"[{result.error}]\n")
+        if len(requests) > 1:
+            out.write("\n")
+        out.flush()
 
 
 def _sample(sample: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def convert(
     run = find_run(path)
     if adapter_only:
         if run is None or "lora" not in run.config:
-            raise UserError(f"--adapter-only: {name} is not a run with config.lora")
+            raise UserError(f"--adapter_only: {name} is not a run with config.lora")
         return _write_adapter(run, target, dtype)
     if run is not None:
         base = run.config["model"]
@@ -94,5 +94,5 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.upper())
     if not match or float(match[1]) <= 0:
-        raise UserError(f"--shard-size: {text!r} is not a size such as 5GB or 500MiB")
+        raise UserError(f"--shard_size: {text!r} is not a size such as 5GB or 500MiB")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -53,8 +53,8 @@ def source_of(run: SavedRun, name: str, tokenizer: str = "", *, allow_nonfinite:
     """
     if "soft" in run.config:
         raise UserError(
-            f"{name} trained soft prompts, which cannot be merged into weights: `python -m smallr.cli.generate --adaptive` "
-            "takes it, `python -m smallr.cli.convert --adapter-only` exports it"
+            f"{name} trained soft prompts, which cannot be merged into weights: `smallr generate --adaptive` "
+            "takes it, `smallr convert --adapter_only` exports it"
         )
     source = base_source(run, tokenizer, allow_nonfinite=allow_nonfinite)
     return dataclasses.replace(source, name=name, open_parameters=lambda: run_params(run, source))
@@ -84,7 +84,7 @@ def run_params(run: SavedRun, source: ModelSource) -> ReadParameter:
     if jax.process_count() > 1:
         raise UserError(
             f"{run.workdir} has only what it trained of a frozen model, which cannot be read on several hosts: convert it "
-            "first (python -m smallr.cli.convert) and give the folder"
+            "first (smallr convert) and give the folder"
         )
     state = load(source)
     frozen = nnx.from_flat_state([(path, leaf) for path, leaf in state.items() if ".".join(path) not in saved])

@@ -193,7 +193,7 @@ def stored_columns(split: Split) -> Split:
         if name not in given:
             raise UserError(
                 f"config.objective.reference=columns needs the columns {', '.join(f'ref_{s}' for s in split.sides)} in every "
-                f"row; {name} is missing. `python -m smallr.cli.score` makes them; or set config.objective.reference=cached"
+                f"row; {name} is missing. `smallr score` makes them; or set config.objective.reference=cached"
             )
         values = np.asarray(given[name], np.float32)
         without = np.flatnonzero(~np.isfinite(values))

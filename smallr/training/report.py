@@ -121,8 +121,8 @@ def _describe_split(split: Split) -> str:
     epoch, report = split.plan.stats(0), split.examples.report
     dropped = sum(tally.count for tally in report.dropped.values())
     return (
-        f"{report.source}: {epoch.examples} examples ({dropped} dropped of {report.total}), {epoch.tokens} tokens, "
-        f"{epoch.scored:.0%} scored, {epoch.rows} rows"
+        f"{report.source}: {report.total:,} of {split.available:,} rows, {dropped:,} dropped; {epoch.examples:,} examples, "
+        f"{epoch.tokens:,} tokens, {epoch.scored:.0%} scored, {epoch.rows:,} packed rows"
     )
 
 

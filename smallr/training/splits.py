@@ -19,12 +19,12 @@ from smallr.core.sharding import named_sharding
 from smallr.data.batch import Batch
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import batches, global_batch, local_rows
-from smallr.data.sources import load_rows
 from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import tokenize
 from smallr.training.objectives.base import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import log
+from smallr.training.rows import read_rows
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -42,6 +42,7 @@ class Split:
       plan: the packing schedule, which says which examples go to which row of which step.
       columns: float32 [examples] each.
       sides: what the completions of an example are called.
+      available: rows of the whole split of the source; 0: not known.
       reference: digest of the weights whose log-probs are among the columns; empty if they are of no known weights.
     """
 
@@ -51,6 +52,7 @@ class Split:
     columns: Mapping[str, Float[np.ndarray, "examples"]]
     sides: tuple[str, ...]
     reference: str = ""
+    available: int = 0
 
     def with_columns(self, **columns: Float[np.ndarray, "examples"]) -> Split:
         """The same split with more columns."""
@@ -85,22 +87,6 @@ class Split:
         return len(self.examples) / self.plan.num_steps(1)
 
 
-def read_rows(config: ConfigDict, name: str) -> datasets.Dataset | None:
-    """Reads the rows of `config.data.train` or `config.data.eval`, as `name` says, under our column names.
-
-    Returns:
-      None if the config has no such rows.
-
-    Raises:
-      UserError: they cannot be read.
-    """
-    data = config.data
-    if not getattr(data, name):
-        return None
-    renamed = {ours: theirs for ours, theirs in data.columns.items() if ours != theirs}
-    return load_rows(getattr(data, name), getattr(data, f"{name}_split"), columns=renamed)
-
-
 def load_split(
     config: ConfigDict,
     tokenizer: PreTrainedTokenizerFast,
@@ -109,7 +95,8 @@ def load_split(
     shape: RowShape | None = None,
 ) -> Split:
     """Reads, tokenises and packs `config.data.train` or `config.data.eval`; see `make_split`."""
-    return make_split(config, tokenizer, objective, read_rows(config, name), name, getattr(config.data, name), shape)
+    found = read_rows(config, name)
+    return make_split(config, tokenizer, objective, found.rows, name, found.part.source, shape, found.available)
 
 
 def make_split(
@@ -120,6 +107,7 @@ def make_split(
     name: str,
     source: str,
     shape: RowShape | None = None,
+    available: int = 0,
 ) -> Split:
     """Tokenises and packs rows.
 
@@ -131,6 +119,7 @@ def make_split(
       name: train | eval; only training is shuffled.
       source: where the rows are from, for messages.
       shape: capacities of a row to use if they suffice, so that two splits share one compiled program.
+      available: rows of the whole split of the source; 0: as many as were given.
 
     Raises:
       UserError: rows that cannot be used; the message names their place.
@@ -157,7 +146,8 @@ def make_split(
         window=batch.lookahead,
         shape=row_shape(config, sizes, shape),
     )
-    return Split(name, examples, plan, objective.columns(examples.columns), objective.sides)
+    columns, available = objective.columns(examples.columns), available or len(rows)
+    return Split(name, examples, plan, columns, objective.sides, available=available)
 
 
 def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowShape:

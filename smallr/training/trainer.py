@@ -35,8 +35,9 @@ from smallr.training.optimizer import check_groups, extend, make_optimizer, make
 from smallr.training.policy import NOTHING, ParameterPartition, check_heads, check_soft, prepare_policy
 from smallr.training.progress import Progress, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
+from smallr.training.rows import read_rows
 from smallr.training.signals import StopSignal
-from smallr.training.splits import Split, make_split, read_rows
+from smallr.training.splits import Split, make_split
 from smallr.training.step import Constants, Evaluation, Step, TrainState, abstract_state, init_state, make_step
 from smallr.training.steplog import StepLog
 from smallr.training.timing import Clock, Timed
@@ -207,7 +208,9 @@ class Trainer:
                 if saving:
                     self.save()
                 if self.stopped:
-                    log(f"asked to stop: saved step {self.step} of {self.steps}; the same command goes on from there")
+                    log(
+                        f"asked to stop: saved step {self.step} of {self.steps}; go on with: smallr train --workdir={self.workdir}"
+                    )
                     return
 
     def take(self, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -266,13 +269,15 @@ class Trainer:
 
     def _split(self, name: str, rows: Rows | None, shaped_as: Split | None = None) -> Split | None:
         """Tokenises and packs rows, or those that the config names; None if it names none."""
-        if rows is None and (rows := read_rows(self.config, name)) is None:
-            return None
+        source, available = getattr(self.config.data, name), 0
+        if rows is None:
+            if (found := read_rows(self.config, name)) is None:
+                return None
+            rows, source, available = found.rows, found.part.source, found.available
         if not isinstance(rows, datasets.Dataset):
             rows = datasets.Dataset.from_list([dict(row) for row in rows])
-        source = getattr(self.config.data, name)
         shape = shaped_as.plan.shape if shaped_as else None
-        return make_split(self.config, self._tokenizer, self.objective, rows, name, source, shape)
+        return make_split(self.config, self._tokenizer, self.objective, rows, name, source, shape, available)
 
     @functools.cached_property
     def _tokenizer(self) -> PreTrainedTokenizerFast:

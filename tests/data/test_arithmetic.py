@@ -12,7 +12,6 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 
 from smallr.data import builtin
-from smallr.data.builtin import __main__ as command
 from smallr.data.builtin import dataset
 from smallr.data.builtin.dataset import normalise
 from smallr.data.builtin.lookup import find_problem
@@ -297,18 +296,6 @@ def test_ensure_built_builds_once(tmp_path, monkeypatch):
         patch.setattr(dataset, "build", lambda *_: pytest.fail("built again"))
         assert builtin.ensure_built(train_questions=2, test_questions=1) == folder
     assert builtin.ensure_built(seed=1, train_questions=2, test_questions=1) != folder
-
-
-def test_command(tmp_path, capsys):
-    command.main([f"--out={tmp_path}", "--train=4", "--test=2"])
-    shown = capsys.readouterr().out
-    assert "12" in shown
-    assert "4 small, 4 medium" in " ".join(shown.split())
-    assert len(load_from_disk(tmp_path / "preference")["test"]) == 6
-    (tmp_path / "file").touch()
-    with pytest.raises(SystemExit):
-        command.main([f"--out={tmp_path / 'file'}", "--train=4", "--test=2"])
-    assert "file" in capsys.readouterr().err
 
 
 def test_refusals():

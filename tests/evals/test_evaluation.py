@@ -104,7 +104,8 @@ def test_several_samples_by_the_command(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "smallr.cli.evaluate",
+        "smallr",
+        "evaluate",
         "--config=configs/eval/gsm8k.py",
         f"--out={tmp_path}/out",
         *flags,
@@ -449,7 +450,7 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     assert found.difference.p_value == pytest.approx(2 * sum(math.comb(8, k) for k in (0, 1, 2)) / 2**8)
     assert found.models == ("a", "b")
     run = subprocess.run(
-        [sys.executable, "-m", "smallr.cli.compare", str(tmp_path / "a"), str(tmp_path / "b")],
+        [sys.executable, "-m", "smallr", "compare", str(tmp_path / "a"), str(tmp_path / "b")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -17,6 +17,7 @@ from experiments.launch.templates import DEFAULTS, KINDS, render
 from smallr.core.errors import UserError
 
 COMMAND = "python -m experiments.crv.ablation --out=/results/cogpo --sweeps=beta,mix"
+TRAIN = "smallr train cogpo --workdir=/results/a --config.steps=10"
 VALUES = {
     "slurm": {"partition": "gpu", "project": "/home/me/smallr", "shares": "3"},
     "skypilot": {"bucket": "s3://my-bucket", "shares": "3"},
@@ -35,9 +36,11 @@ def test_no_field_is_left_open(kind):
 
 
 @pytest.mark.parametrize("kind", ["slurm", "xpk"])
-def test_bash_accepts_the_scripts(kind):
+@pytest.mark.parametrize("command", [COMMAND, TRAIN])
+def test_bash_accepts_the_scripts(kind, command):
+    values = {name: value for name, value in VALUES[kind].items() if name != "shares"}
     done = subprocess.run(
-        ["bash", "-n"], input=render(kind, COMMAND, VALUES[kind]), text=True, capture_output=True, check=False
+        ["bash", "-n"], input=render(kind, command, values), text=True, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -66,6 +69,34 @@ def test_skypilot_yaml_says_what_the_task_needs():
         assert subprocess.run(["bash", "-n"], input=task[part], text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_training_run_over_nodes_of_slurm(tmp_path, nodes):
+    project = tmp_path / "project"
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/activate").touch()
+    stand_in(tmp_path / "bin/srun", f'printf "%s\\n" "$@" > {tmp_path}/asked')
+    script = render("slurm", TRAIN, {"partition": "gpu", "project": str(project), "nodes": str(nodes)})
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], env=environment, check=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["--kill-on-bad-exit=1", *shlex.split(TRAIN), *(["--distributed"] if nodes > 1 else [])]
+    assert f"#SBATCH --nodes={nodes}\n" in script
+    assert "#SBATCH --array=0-0\n" in script
+
+
+def test_a_training_run_over_nodes_of_skypilot(tmp_path):
+    task = yaml.safe_load(render("skypilot", TRAIN, {"bucket": "s3://b", "nodes": "2"}))
+    assert task["num_nodes"] == 2
+    stand_in(tmp_path / "smallr", f'printf "%s\\n" "$@" > {tmp_path}/asked')
+    script = task["run"].replace("source .venv/bin/activate\n", "")
+    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    subprocess.run(
+        ["bash", "-c", script], env={**os.environ, **nodes, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True
+    )
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[-4:] == ["--distributed", "--coordinator=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]
+
+
 def test_xpk_creates_a_workload_a_share(tmp_path):
     stand_in(tmp_path / "xpk", f'printf "%s\\n" "$@" >> {tmp_path}/asked')
     script = render("xpk", COMMAND, VALUES["xpk"] | {"shares": "2"})
@@ -81,7 +112,7 @@ def test_xpk_creates_a_workload_a_share(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "command", "values", "message"),
     [
-        ("sge", COMMAND, {}, "sge"),
+        ("sge", COMMAND, {}, "must be one of: slurm"),
         ("slurm", COMMAND, {"partitoin": "gpu"}, "partition"),
         ("slurm", COMMAND, VALUES["slurm"] | {"shares": "0"}, "at least 1"),
         ("slurm", COMMAND, VALUES["slurm"] | {"project": "a; rm b"}, "may hold"),
@@ -89,6 +120,8 @@ def test_xpk_creates_a_workload_a_share(tmp_path):
         ("slurm", COMMAND + " --share=0/2", VALUES["slurm"], "without --share"),
         ("slurm", "", VALUES["slurm"], "without --share"),
         ("xpk", "python -m a --out=$HOME", VALUES["xpk"], "may not hold"),
+        ("slurm", "smallr train cogpo", VALUES["slurm"], "add --workdir=FOLDER"),
+        ("slurm", TRAIN, VALUES["slurm"], "no field 'shares'"),
     ],
 )
 def test_what_would_not_run_is_refused(kind, command, values, message):

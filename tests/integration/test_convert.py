@@ -98,7 +98,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_in_the_run_chang
 
 def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     target = tmp_path / "out"
-    line = [sys.executable, "-m", "smallr.cli.convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
+    line = [sys.executable, "-m", "smallr", "convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
     process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 120
     while not list(tmp_path.glob(".out.partial-*/model.safetensors")):  # the weights are being written
@@ -125,11 +125,11 @@ def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
     tensors = load_file(path)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"up_proj\.weight holds NaN .*--allow-nonfinite"):
+    with pytest.raises(UserError, match=r"up_proj\.weight holds NaN .*--allow_nonfinite"):
         convert(str(tmp_path / "model"), tmp_path / "refused", **OPTIONS)
     assert not (tmp_path / "refused").exists()
-    flags = [f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'taken'}", "--dtype=float32", "--allow-nonfinite"]
-    line = [sys.executable, "-m", "smallr.cli.convert", *flags]
+    flags = [f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'taken'}", "--dtype=float32", "--allow_nonfinite"]
+    line = [sys.executable, "-m", "smallr", "convert", *flags]
     taken = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert taken.returncode == 0, taken.stderr
     written = load_file(tmp_path / "taken" / "model.safetensors")

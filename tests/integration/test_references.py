@@ -27,7 +27,7 @@ def scored(tmp_path_factory):
     """The smoke run's training rows, scored by the command, in a folder."""
     out = tmp_path_factory.mktemp("scored") / "rows"
     flags = ["--model=tiny-random", f"--data={PAIRS}", "--split=train[:32]", f"--out={out}", "--row_length=512"]
-    command = [sys.executable, "-m", "smallr.cli.score", *flags]
+    command = [sys.executable, "-m", "smallr", "score", *flags]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=300
     )

@@ -1,4 +1,4 @@
-"""`python -m smallr.cli.serve` with a real engine, against the same engine in this process."""
+"""`smallr serve` with a real engine, against the same engine in this process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROCESS = ["--model=tiny-random", "--port=0", "--dtype=float32", "--slots=4", "-
 
 
 def start(*flags: str, **extra: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "smallr.cli.serve", *flags]
+    command = [sys.executable, "-m", "smallr", "serve", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=environment(**extra), **pipes)
 

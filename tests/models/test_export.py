@@ -191,7 +191,7 @@ def test_writer_rounds_to_nearest_and_refuses_what_is_missing_or_of_another_shap
 def test_sizes():
     assert [parse_size(text) for text in ("5GB", "1.5 mib", "10KB")] == [5 * 10**9, 3 * 2**19, 10**4]
     for text in ("5", "GB", "0GB", "-1MB"):
-        with pytest.raises(UserError, match="--shard-size"):
+        with pytest.raises(UserError, match="--shard_size"):
             parse_size(text)
 
 

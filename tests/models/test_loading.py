@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
 
     source = _folder(tmp_path, change)
     words = (
-        r"up_proj.weight holds NaN or infinite numbers.* config.allow_nonfinite=True \(of convert: --allow-nonfinite"
+        r"up_proj.weight holds NaN or infinite numbers.* config.allow_nonfinite=True \(of convert: --allow_nonfinite"
     )
     with pytest.raises(UserError, match=r"tensor model.layers.2.mlp." + words):
         load_decoder(source, make_mesh())

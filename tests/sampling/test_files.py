@@ -7,10 +7,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from smallr.cli.generate import run
+from smallr.cli.generate import flags, run
+from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
 from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
@@ -40,7 +39,7 @@ def test_prompts_of_every_form(tmp_path):
     [
         ("", "has no prompt"),
         ('{"prompt": "a"}\n{"prompt"', "line 2: not valid JSON"),
-        ('{"question": "a"}', "line 1: expected an object with either `prompt` or `messages`"),
+        ('{"text": "a"}', "line 1: expected an object with `prompt`, `question` or `messages`"),
         ('{"prompt": 5}', "line 1: `prompt` is neither"),
         ('{"messages": [{"role": "user"}]}', "line 1: `messages` is not a list"),
     ],
@@ -55,10 +54,9 @@ def test_bad_lines_are_named(tmp_path, content, message):
 
 
 def generate(**values) -> None:
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["generate"])
-    with flagsaver.flagsaver(**values):
-        run()
+    parser = Parser("generate", "")
+    flags(parser)
+    run(parser.parse([f"--{name}={value}" for name, value in values.items()]))
 
 
 def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypatch):

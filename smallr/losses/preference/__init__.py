@@ -1,23 +1,21 @@
-"""The preference family: each loss a pure function of log-probs, found by name."""
+"""The preference family: each loss a pure function of log-probs, found by name.
 
-from smallr.losses.preference import pairwise, reference_free, whole_step  # noqa: F401  (they register their losses)
-from smallr.losses.preference.divergence import Divergence
-from smallr.losses.preference.pairs import Pairs
-from smallr.losses.preference.registry import LOSSES, RECIPES, Field, Loss, WeightedLoss, parse
-from smallr.losses.preference.unpaired import kl_estimate, kto
-from smallr.losses.preference.weighting import beyond_shared_length, likelihood_weight
+Names are imported when they are asked for: configs read what losses declare, and shall not wait for JAX.
+"""
 
-__all__ = [
-    "LOSSES",
-    "RECIPES",
-    "Divergence",
-    "Field",
-    "Loss",
-    "Pairs",
-    "WeightedLoss",
-    "beyond_shared_length",
-    "kl_estimate",
-    "kto",
-    "likelihood_weight",
-    "parse",
-]
+import importlib
+from typing import Any
+
+_HOME = {
+    **dict.fromkeys(("LOSSES", "RECIPES", "Field", "Loss", "WeightedLoss", "parse"), "registry"),
+    **dict.fromkeys(("beyond_shared_length", "likelihood_weight"), "weighting"),
+    **dict.fromkeys(("kl_estimate", "kto"), "unpaired"),
+    "Divergence": "divergence",
+    "Pairs": "pairs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

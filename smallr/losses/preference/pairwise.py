@@ -10,12 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smallr.losses.preference.pairs import Pairs, smoothed
-from smallr.losses.preference.registry import Field, register
-
-SMOOTHING = Field(0.0, 0.0, 0.5)
 
 
-@register(divergence=True, fields={"label_smoothing": SMOOTHING})
 def sigmoid(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """-(1 - eps) log sigma(z) - eps log sigma(-z).
 
@@ -25,7 +21,6 @@ def sigmoid(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pai
     return smoothed(pairs.beta * pairs.h, label_smoothing)
 
 
-@register(divergence=True, per_token=True, fields={"label_smoothing": SMOOTHING})
 def sigmoid_norm(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """`sigmoid` of log-ratios that are means over each completion's tokens.
 
@@ -34,7 +29,6 @@ def sigmoid_norm(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, 
     return smoothed(pairs.beta * pairs.per_token().h, label_smoothing)
 
 
-@register(divergence=True, fields={"label_smoothing": Field(0.0, 0.0, 0.5, ")")})
 def robust(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """[-(1 - eps) log sigma(z) + eps log sigma(-z)] / (1 - 2 eps): unbiased when a share eps of labels is flipped.
 
@@ -44,7 +38,6 @@ def robust(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pair
     return (eps * jax.nn.log_sigmoid(-z) - (1.0 - eps) * jax.nn.log_sigmoid(z)) / (1.0 - 2.0 * eps)
 
 
-@register(divergence=True)
 def hinge(pairs: Pairs) -> Float[Array, "*pairs"]:
     """max(0, 1 - z).
 
@@ -54,7 +47,6 @@ def hinge(pairs: Pairs) -> Float[Array, "*pairs"]:
     return jnp.maximum(0.0, 1.0 - pairs.beta * pairs.h)
 
 
-@register(divergence=True, positive_beta=True)
 def ipo(pairs: Pairs) -> Float[Array, "*pairs"]:
     """(h - 1 / (2 beta))^2.
 
@@ -63,13 +55,11 @@ def ipo(pairs: Pairs) -> Float[Array, "*pairs"]:
     return jnp.square(pairs.h - 0.5 / pairs.beta)
 
 
-@register(divergence=True, positive_beta=True, per_token=True)
 def ipo_norm(pairs: Pairs) -> Float[Array, "*pairs"]:
     """`ipo` of log-ratios that are means over each completion's tokens, as its authors used it (says TRL)."""
     return jnp.square(pairs.per_token().h - 0.5 / pairs.beta)
 
 
-@register(divergence=True, fields={"label_smoothing": Field(1e-3, 0.0, 0.5, "(")})
 def exo_pair(pairs: Pairs, *, label_smoothing: float = 1e-3) -> Float[Array, "*pairs"]:
     """KL of (sigma(z), sigma(-z)) from (1 - eps, eps).
 
@@ -80,7 +70,6 @@ def exo_pair(pairs: Pairs, *, label_smoothing: float = 1e-3) -> Float[Array, "*p
     return win + jax.nn.sigmoid(-z) * (jax.nn.log_sigmoid(-z) - jnp.log(eps))
 
 
-@register()
 def nca_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
     """-log sigma(beta r_w) - (log sigma(-beta r_w) + log sigma(-beta r_l)) / 2.
 
@@ -91,7 +80,6 @@ def nca_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
     return -jax.nn.log_sigmoid(chosen) - 0.5 * noise
 
 
-@register()
 def bco_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
     """-log sigma(beta r_w) - log sigma(-beta r_l).
 
@@ -100,7 +88,6 @@ def bco_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
     return -jax.nn.log_sigmoid(pairs.reward_chosen) - jax.nn.log_sigmoid(-pairs.reward_rejected)
 
 
-@register(positive_beta=True)
 def sppo_hard(pairs: Pairs) -> Float[Array, "*pairs"]:
     """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2.
 
@@ -109,7 +96,6 @@ def sppo_hard(pairs: Pairs) -> Float[Array, "*pairs"]:
     return jnp.square(pairs.ratio_chosen - 0.5 / pairs.beta) + jnp.square(pairs.ratio_rejected + 0.5 / pairs.beta)
 
 
-@register()
 def apo_zero(pairs: Pairs) -> Float[Array, "*pairs"]:
     """1 - sigma(beta r_w) + sigma(beta r_l): the chosen completion up, the rejected down.
 
@@ -118,7 +104,6 @@ def apo_zero(pairs: Pairs) -> Float[Array, "*pairs"]:
     return jax.nn.sigmoid(-pairs.reward_chosen) + jax.nn.sigmoid(pairs.reward_rejected)
 
 
-@register()
 def apo_down(pairs: Pairs) -> Float[Array, "*pairs"]:
     """sigma(beta r_w) + 1 - sigma(z): both completions down, the rejected further.
 
@@ -127,7 +112,6 @@ def apo_down(pairs: Pairs) -> Float[Array, "*pairs"]:
     return jax.nn.sigmoid(pairs.reward_chosen) + jax.nn.sigmoid(-pairs.beta * pairs.h)
 
 
-@register(divergence=True, fields={"discopop_tau": Field(0.05, 0.0, 1.0, "(")})
 def discopop(pairs: Pairs, *, discopop_tau: float = 0.05) -> Float[Array, "*pairs"]:
     """-(1 - m) log sigma(z) + m exp(-z) with m = sigma(z / tau).
 

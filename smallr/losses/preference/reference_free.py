@@ -7,14 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smallr.losses.preference.pairs import Pairs, smoothed
-from smallr.losses.preference.pairwise import SMOOTHING
-from smallr.losses.preference.registry import Field, register
 
 # Mean log-probs are kept this far below 0: the odds of probability 1 are infinite.
 _CERTAIN = 1e-6
 
 
-@register(reference=False, per_token=True, fields={"simpo_gamma": Field(1.0, 0.0), "label_smoothing": SMOOTHING})
 def simpo(pairs: Pairs, *, simpo_gamma: float = 1.0, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """-log sigma(beta [log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|] - gamma), smoothing as in `sigmoid`.
 
@@ -24,7 +21,6 @@ def simpo(pairs: Pairs, *, simpo_gamma: float = 1.0, label_smoothing: float = 0.
     return smoothed(pairs.beta * (means.chosen - means.rejected) - simpo_gamma, label_smoothing)
 
 
-@register(reference=False, fields={"label_smoothing": SMOOTHING})
 def cpo_prefer(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """-log sigma(beta [log pi(y_w|x) - log pi(y_l|x)]), smoothing as in `sigmoid`.
 
@@ -33,7 +29,6 @@ def cpo_prefer(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*
     return smoothed(pairs.beta * (pairs.chosen - pairs.rejected), label_smoothing)
 
 
-@register(reference=False, beta=False, per_token=True)
 def odds_ratio(pairs: Pairs) -> Float[Array, "*pairs"]:
     """-log sigma(log odds(y_w|x) - log odds(y_l|x)), odds = p / (1 - p), log p the mean log-prob of a token.
 
@@ -48,7 +43,6 @@ def odds_ratio(pairs: Pairs) -> Float[Array, "*pairs"]:
     return -jax.nn.log_sigmoid(log_odds(means.chosen) - log_odds(means.rejected))
 
 
-@register(reference=False, beta=False, per_token=True)
 def sft(pairs: Pairs) -> Float[Array, "*pairs"]:
     """-log pi(y_w|x) / |y_w|.
 
@@ -57,7 +51,6 @@ def sft(pairs: Pairs) -> Float[Array, "*pairs"]:
     return -pairs.per_token().chosen
 
 
-@register(reference=False, beta=False)
 def nll(pairs: Pairs) -> Float[Array, "*pairs"]:
     """-log pi(y_w|x).
 

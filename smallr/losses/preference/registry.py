@@ -1,7 +1,8 @@
 """Losses by name: what each needs, which fields it has, and weighted mixes of several.
 
 Nothing outside this package knows a loss by its name: the columns of a batch, the reference, and the fields of a config
-follow from what a loss declares here.
+follow from what a loss declares here. Declarations are plain data, read without JAX; the functions stand in `pairwise`,
+`reference_free` and `whole_step`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
-
-from jaxtyping import Array, Float
+from typing import TYPE_CHECKING
 
 from smallr.core.errors import UserError
-from smallr.losses.preference.pairs import Pairs
 
-LossFn = Callable[..., Float[Array, "*pairs"]]
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from smallr.losses.preference.pairs import Pairs
+
+    LossFn = Callable[..., Float[Array, "*pairs"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +32,12 @@ class Field:
 
     Attributes:
       default: as in the paper.
+      meaning: for the list of a config's fields.
       low, high: bounds; `open` has "(" or ")" where a bound is excluded.
     """
 
     default: float
+    meaning: str
     low: float = -math.inf
     high: float = math.inf
     open: str = ""
@@ -49,7 +56,8 @@ class Loss:
     """A pairwise loss and what it needs.
 
     Attributes:
-      function: (pairs, **fields) -> one loss a pair.
+      name: of the function, (pairs, **fields) -> one loss a pair.
+      module: where the function is.
       reference: whether the reference's log-probs have a part in it.
       beta: whether it has a strength beta at all.
       positive_beta: whether beta 0 is undefined (a division).
@@ -62,7 +70,7 @@ class Loss:
     """
 
     name: str
-    function: LossFn
+    module: str
     reference: bool = True
     beta: bool = True
     positive_beta: bool = False
@@ -72,8 +80,51 @@ class Loss:
     whole_step: bool = False
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
 
+    @property
+    def function(self) -> LossFn:
+        """The function, imported when it is asked for."""
+        return getattr(importlib.import_module(self.module), self.name)
+
 
 LOSSES: dict[str, Loss] = {}
+
+
+def declare(module: str, name: str, **needs) -> None:
+    """Puts a loss into `LOSSES`: a function of a module, and what it needs (the attributes of `Loss`)."""
+    LOSSES[name] = Loss(name, module, **needs)
+
+
+def _smoothing(default: float = 0.0, open: str = "") -> dict[str, Field]:
+    return {"label_smoothing": Field(default, "share of pairs whose label is taken to be flipped", 0.0, 0.5, open)}
+
+
+_GAMMA = {"simpo_gamma": Field(1.0, "target margin of the two rewards", 0.0)}
+_TAU = {"discopop_tau": Field(0.05, "temperature of the blend of its two losses", 0.0, 1.0, "(")}
+_SORTED = "compares sorted values, so that its terms belong to no pair"
+_PAIRWISE, _REFERENCE_FREE, _WHOLE_STEP = (
+    f"smallr.losses.preference.{name}" for name in ("pairwise", "reference_free", "whole_step")
+)
+declare(_PAIRWISE, "sigmoid", divergence=True, fields=_smoothing())
+declare(_PAIRWISE, "sigmoid_norm", divergence=True, per_token=True, fields=_smoothing())
+declare(_PAIRWISE, "robust", divergence=True, fields=_smoothing(open=")"))
+declare(_PAIRWISE, "hinge", divergence=True)
+declare(_PAIRWISE, "ipo", divergence=True, positive_beta=True)
+declare(_PAIRWISE, "ipo_norm", divergence=True, positive_beta=True, per_token=True)
+declare(_PAIRWISE, "exo_pair", divergence=True, fields=_smoothing(1e-3, "("))
+declare(_PAIRWISE, "nca_pair")
+declare(_PAIRWISE, "bco_pair")
+declare(_PAIRWISE, "sppo_hard", positive_beta=True)
+declare(_PAIRWISE, "apo_zero")
+declare(_PAIRWISE, "apo_down")
+declare(_PAIRWISE, "discopop", divergence=True, fields=_TAU)
+declare(_REFERENCE_FREE, "simpo", reference=False, per_token=True, fields=_GAMMA | _smoothing())
+declare(_REFERENCE_FREE, "cpo_prefer", reference=False, fields=_smoothing())
+declare(_REFERENCE_FREE, "odds_ratio", reference=False, beta=False, per_token=True)
+declare(_REFERENCE_FREE, "sft", reference=False, beta=False, per_token=True)
+declare(_REFERENCE_FREE, "nll", reference=False, beta=False)
+declare(_WHOLE_STEP, "aot", whole_step=True, no_beta_per_pair=_SORTED, fields=_smoothing())
+declare(_WHOLE_STEP, "aot_unpaired", whole_step=True, no_beta_per_pair=_SORTED, fields=_smoothing())
+declare(_WHOLE_STEP, "bco_pair_shift", whole_step=True)
 # Published objectives that are mixes of losses.
 RECIPES: dict[str, str] = {
     "dpo": "sigmoid",
@@ -82,16 +133,6 @@ RECIPES: dict[str, str] = {
     "cpo": "cpo_prefer+nll",  # Xu et al., arXiv 2401.08417, section 4
     "orpo": "sft+0.1*odds_ratio",  # Hong et al., arXiv 2403.07691, equation 6, lambda = 0.1
 }
-
-
-def register(**declaration) -> Callable[[LossFn], LossFn]:
-    """Puts a function into `LOSSES` under its own name, with what it needs."""
-
-    def add(function: LossFn) -> LossFn:
-        LOSSES[function.__name__] = Loss(function.__name__, function, **declaration)
-        return function
-
-    return add
 
 
 @dataclasses.dataclass(frozen=True)

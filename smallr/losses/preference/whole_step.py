@@ -10,10 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smallr.losses.preference.pairs import Pairs, smoothed
-from smallr.losses.preference.pairwise import SMOOTHING
-from smallr.losses.preference.registry import register
-
-_SORTED = "compares sorted values, so that its terms belong to no pair"
 
 
 def _partners(values: Float[Array, "*pairs"], others: Float[Array, "*pairs"], weight: Float[Array, "*pairs"]) -> Array:
@@ -28,7 +24,6 @@ def _partners(values: Float[Array, "*pairs"], others: Float[Array, "*pairs"], we
     return partners.reshape(values.shape)
 
 
-@register(whole_step=True, no_beta_per_pair=_SORTED, fields={"label_smoothing": SMOOTHING})
 def aot(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """`sigmoid` of u_(i) - v_(i): u = log pi(y_w|x) - log pi(y_l|x), v the same of the reference, each sorted.
 
@@ -38,7 +33,6 @@ def aot(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]
     return smoothed(pairs.beta * (policy - _partners(policy, reference, pairs.weight)), label_smoothing)
 
 
-@register(whole_step=True, no_beta_per_pair=_SORTED, fields={"label_smoothing": SMOOTHING})
 def aot_unpaired(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
     """`sigmoid` of u_(i) - v_(i): u the log-ratios of the chosen completions, v those of the rejected, each sorted.
 
@@ -48,7 +42,6 @@ def aot_unpaired(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, 
     return smoothed(pairs.beta * (chosen - _partners(chosen, rejected, pairs.weight)), label_smoothing)
 
 
-@register(whole_step=True)
 def bco_pair_shift(pairs: Pairs) -> Float[Array, "*pairs"]:
     """-log sigma(beta r_w - delta) - log sigma(-(beta r_l - delta)), delta the mean reward of the step, a constant.
 

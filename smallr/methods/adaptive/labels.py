@@ -3,7 +3,7 @@
 A row's label is 0, `answer`, if the log-perplexity of its gold answer given the question is at most that given the
 question and the student's own rationale, plus a margin; else 1, `think`.
 
-    python -m smallr.methods.adaptive.labels --model=RUN_OR_MODEL --data=ROWS --out=FOLDER
+    smallr labels --model=RUN_OR_MODEL --data=ROWS --out=FOLDER
 
 writes them as a data set; in a run of configs/adaptive/router.py `labelled_rows` does it before training and keeps them in a cache.
 """
@@ -15,11 +15,10 @@ import functools
 import hashlib
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import datasets
 import jax
@@ -32,8 +31,8 @@ from smallr.models.loading import RANDOM_SEED, open_model
 from smallr.models.peft import CONFIG, base_of
 from smallr.training.opening import open_trained
 from smallr.training.progress import log
+from smallr.training.rows import read_rows
 from smallr.training.saved import find_run
-from smallr.training.splits import read_rows
 
 if TYPE_CHECKING:
     from smallr.methods.adaptive.student import Student
@@ -104,7 +103,7 @@ def labelled_rows(config: ConfigDict) -> tuple[datasets.Dataset, datasets.Datase
     Raises:
       UserError: rows that cannot be labelled, or several processes.
     """
-    splits = {name: rows for name in ("train", "eval") if (rows := read_rows(config, name)) is not None}
+    splits = {name: found.rows for name in ("train", "eval") if (found := read_rows(config, name)) is not None}
     open_it, found = functools.cache(lambda: _opened(config)), {}
     key = _student_key(config) if any("label" not in rows.column_names for rows in splits.values()) else ""
     for name, rows in splits.items():
@@ -116,7 +115,7 @@ def _labelled(rows: datasets.Dataset, config: ConfigDict, key: str, student: Cal
     if jax.process_count() > 1:
         raise UserError(
             "config.labels: rows are labelled in one process: write them with "
-            "`python -m smallr.methods.adaptive.labels` and give its folder as config.data.train"
+            "`smallr labels` and give its folder as config.data.train"
         )
     if missing := [name for name in NEEDED if name not in rows.column_names]:
         raise UserError(f"labels need the columns {', '.join(NEEDED)}; missing {missing[0]}")
@@ -180,47 +179,9 @@ def _content(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def _save(rows: datasets.Dataset, folder: Path) -> None:
-    """At once or not at all; another process that was faster has written the same."""
+def save(rows: datasets.Dataset, folder: Path) -> None:
+    """Writes a data set at once or not at all; another process that was faster has written the same."""
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as scratch:
         rows.save_to_disk(str(Path(scratch) / "rows"))
         with contextlib.suppress(OSError):
             os.replace(Path(scratch) / "rows", folder)
-
-
-def _command(argv: list[str]) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="python -m smallr.methods.adaptive.labels", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--model", required=True, help="Run, checkpoint or model: the student")
-    parser.add_argument("--data", required=True, help="Rows with question and answer, as config.data.train names them")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--out", required=True, type=Path, help="Folder to write; must not exist")
-    parser.add_argument("--prompts", default="", help="Folder of mode prompts")
-    parser.add_argument("--margin", type=float, default=0.0, help="Nats a token by which thinking has to be better")
-    parser.add_argument("--max_tokens", type=int, default=256)
-    parser.add_argument("--slots", type=int, default=32)
-    args = parser.parse_args(argv)
-    try:
-        _write(**vars(args))
-    except UserError as error:
-        sys.exit(f"smallr: {error}")
-
-
-def _write(*, model: str, data: str, split: str, out: Path, prompts: str, slots: int, **options: Any) -> None:
-    from smallr.data.sources import load_rows
-    from smallr.methods.adaptive.opening import open_student
-
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
-    rows = load_rows(data, split)
-    found = label_rows(open_student(model, prompts=prompts, slots=slots), rows, **options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _save(found, out)
-    print(report(found, len(rows)))
-
-
-if __name__ == "__main__":
-    _command(sys.argv[1:])

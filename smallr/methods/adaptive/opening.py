@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from smallr.core.sharding import make_mesh
-from smallr.data.chat import FORMATS
+from smallr.data.orders import FORMATS
 from smallr.language.loading import load_trained
 from smallr.methods.adaptive.interface import MODES
 from smallr.methods.adaptive.modules import ModePrompts, Router
@@ -32,8 +32,8 @@ def open_adaptive(
     """A module over its student.
 
     Args:
-      name: the run that trained it, one of that run's checkpoints, or a folder that `python -m smallr.cli.convert
-        --adapter-only` made of it.
+      name: the run that trained it, one of that run's checkpoints, or a folder that `smallr convert
+        --adapter_only` made of it.
       model: the student, where it is no longer where it was in training.
       dtype: of the computation.
       slots: decode slots, the completions that grow at once.
@@ -76,7 +76,7 @@ def open_student(
     """A student without a module.
 
     Args:
-      name: a run on rationale rows, or any model that `smallr.cli.generate` takes.
+      name: a run on rationale rows, or any model that `smallr generate` takes.
       tokenizer: a folder or hub id whose tokenizer comes in place of the model's own.
       formats: of the orders that it was trained in; by default those of the run, else `data.chat.FORMATS`.
       chat: whether questions are messages of a user; by default as in the run, else if there is a chat template.

@@ -13,8 +13,8 @@ from smallr.agents.agent import Agent, AgentSpec, sampling_params
 from smallr.language.base import LanguageModel, Prices
 from smallr.language.opening import open_language_model
 from smallr.methods.crv.config import sources, spec_of
+from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.oracle import PREFIX, Oracle, parse_oracle
-from smallr.methods.crv.rows import ROLES
 
 
 @contextmanager

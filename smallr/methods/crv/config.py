@@ -15,8 +15,8 @@ from smallr.core.errors import UserError
 from smallr.data.errors import nearest
 from smallr.methods.crv.checking import KINDS
 from smallr.methods.crv.formats import FORMATS
+from smallr.methods.crv.names import INCORRECT_SOURCES, ROLES
 from smallr.methods.crv.prompts import FIELDS
-from smallr.methods.crv.rows import INCORRECT_SOURCES, ROLES
 
 _AGENTS: Mapping[str, tuple[float, int]] = {  # temperature, max_tokens
     "critic": (0.0, 16),
@@ -30,7 +30,7 @@ _AGENTS: Mapping[str, tuple[float, int]] = {  # temperature, max_tokens
 def base() -> ConfigDict:
     """All fields, not locked."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of draws
     config.data = ConfigDict()
     # A folder, file or glob, hub id, tfds:name or builtin:name with the columns question, answer, rationale and, if
     # there is one, source. Without a column `answer`, or where it is empty, the verifier alone decides.
@@ -49,9 +49,9 @@ def base() -> ConfigDict:
     for role, (temperature, max_tokens) in _AGENTS.items():
         agent = config.agents[role] = ConfigDict()
         agent.model = ""  # empty: config.model
-        agent.temperature = temperature
-        agent.top_p = 1.0
-        agent.max_tokens = max_tokens
+        agent.temperature = temperature  # 0: greedy
+        agent.top_p = 1.0  # draw from the fewest likeliest tokens that hold this share
+        agent.max_tokens = max_tokens  # of a reply
         # Of a million tokens; used for an agent with a model of its own, else config.prices.
         agent.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})
     config.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of config.model

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from smallr.methods.crv.rows import LABELS
+from smallr.methods.crv.names import LABELS
 
 
 class RowCounts:

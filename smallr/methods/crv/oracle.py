@@ -20,7 +20,7 @@ from smallr.data.builtin.reading import mistake, style
 from smallr.data.builtin.slips import make_slips
 from smallr.data.errors import nearest
 from smallr.language.completing import CompletingModel
-from smallr.methods.crv.rows import LABELS, ROLES
+from smallr.methods.crv.names import LABELS, ROLES
 from smallr.sampling.requests import Request, Result, Sample, Usage
 
 PREFIX = "oracle:"
@@ -72,7 +72,7 @@ class Oracle(CompletingModel):
     """One agent.
 
     Args:
-      role: one of `rows.ROLES`.
+      role: one of `names.ROLES`.
       options: its rates of errors.
       name: what it is reported as.
     """

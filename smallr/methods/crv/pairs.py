@@ -1,6 +1,6 @@
 """Preference pairs of the three gaps from a CRV run.
 
-    python -m smallr.methods.crv.pairs --crv=FOLDER --out=FOLDER [--mix=natural|balanced|1:1:2] \
+    smallr pairs --crv=FOLDER --out=FOLDER [--mix=natural|balanced|1:1:2] \
         [--holdout=SOURCE[@SPLIT] …] [--exempt=test]
 
   gap     chosen                               rejected
@@ -14,10 +14,8 @@ itself) and no medium one (it does not fail to fit). A teacher's rationale that 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -223,59 +221,8 @@ def _verified(folder: Path) -> DatasetDict:
             if not {"original", "incorrect"} <= set(next(iter(splits.values())).column_names):
                 raise DataError(f"{place} holds another data set, not the verified rows of a CRV run")
             return splits
-    raise DataError(
-        f"{folder} holds no data set `verified`: run python -m smallr.methods.crv with --out={folder} to its end first"
-    )
+    raise DataError(f"{folder} holds no data set `verified`: run smallr crv annotate --out={folder} to its end first")
 
 
 def _data_set(pairs: Sequence[Mapping[str, Any]]) -> Dataset:
     return Dataset.from_dict({name: [pair[name] for pair in pairs] for name in FEATURES}, features=FEATURES)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m smallr.methods.crv.pairs", description="Preference pairs of three gaps from a CRV run."
-    )
-    parser.add_argument("--crv", required=True, type=Path, metavar="FOLDER", help="of a CRV run")
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="FOLDER", help="to write; a data set there is replaced"
-    )
-    parser.add_argument(
-        "--mix", default="natural", help="natural, balanced, or shares of small:medium:large like 1:1:2"
-    )
-    parser.add_argument(
-        "--holdout",
-        action="append",
-        default=[],
-        metavar="SOURCE[@SPLIT]",
-        help="evaluation set whose questions no pair may have; may be given several times",
-    )
-    parser.add_argument(
-        "--exempt", action="append", default=[], metavar="SPLIT", help="split that is not trained on and may have them"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice among pairs")
-    options = parser.parse_args(arguments)
-    try:
-        report = build_pairs(
-            options.crv,
-            options.out,
-            mix=options.mix,
-            holdout=options.holdout,
-            exempt=options.exempt,
-            seed=options.seed,
-        )
-    except UserError as error:
-        sys.exit(f"smallr: {error}")
-    for split, counts in report["splits"].items():
-        gaps = ", ".join(f"{count} {gap}" for gap, count in counts["pairs"].items())
-        print(
-            f"{split}: {gaps}; {counts['duplicates']} duplicates and {counts['contaminated_rows']} contaminated rows left out"
-        )
-        for question in counts["contaminated"][:10]:
-            print(f"  in the evaluation set: {question[:100]!r}")
-    print(f"written to {options.out}")
-
-
-if __name__ == "__main__":
-    main()

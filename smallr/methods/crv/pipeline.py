@@ -24,11 +24,11 @@ from smallr.methods.crv import config as fields
 from smallr.methods.crv.agents import open_agents
 from smallr.methods.crv.checking import RuleCheck
 from smallr.methods.crv.counts import RowCounts
+from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.output import write_data_sets
 from smallr.methods.crv.prompts import load_prompts
 from smallr.methods.crv.report import write_report
 from smallr.methods.crv.row_worker import Method, RowWorker
-from smallr.methods.crv.rows import ROLES
 from smallr.methods.crv.teacher_rows import Teacher, load_teacher
 
 _FILES = ("verified", "failed", "report.md", "report.json", "lengths.png")

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from smallr.agents.agent import Agent
 from smallr.agents.usage import COUNTS, Usage
 from smallr.core.files import whole_file, write_json, write_text
-from smallr.methods.crv.rows import INCORRECT_SOURCES, LABELS, VERDICTS
+from smallr.methods.crv.names import INCORRECT_SOURCES, LABELS, VERDICTS
 from smallr.methods.crv.teacher_rows import Teacher
 
 Row = Mapping[str, Any]

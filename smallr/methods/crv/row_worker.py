@@ -12,8 +12,9 @@ from smallr.agents.reading import read_label
 from smallr.agents.usage import Usage
 from smallr.methods.crv import formats
 from smallr.methods.crv.checking import RuleCheck
+from smallr.methods.crv.names import LABELS
 from smallr.methods.crv.replies import read_rationale, read_verdict
-from smallr.methods.crv.rows import LABELS, TeacherRow, blank
+from smallr.methods.crv.rows import TeacherRow, blank
 
 _ACTION = {"easy": "extend", "hard": "simplify", "medium": "repair"}  # how a rationale of a label is rethought
 _UNKNOWN = "(not known)"

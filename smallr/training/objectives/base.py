@@ -95,7 +95,7 @@ class Fields:
         if name not in self._node:
             raise UserError(
                 f"config.objective has no field {name!r}, which {self._about} needs. Fields differ between losses: use "
-                "--config=configs/preference.py:LOSS, or configs/cogpo.py:LOSS for a beta per gap"
+                "smallr train preference:LOSS, or cogpo:LOSS for a beta per gap"
             )
         self._left.discard(name)
         return self._node[name]
@@ -109,7 +109,7 @@ class Fields:
         if left := sorted(self._left):
             raise UserError(
                 f"config.objective.{left[0]}: {self._about} has no such field. Fields differ between losses: use "
-                "--config=configs/preference.py:LOSS, or configs/cogpo.py:LOSS for a beta per gap"
+                "smallr train preference:LOSS, or cogpo:LOSS for a beta per gap"
             )
 
 

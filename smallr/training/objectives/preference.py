@@ -106,7 +106,7 @@ class Preference(Objective):
                 f"config.objective.beta: the loss {self.loss} needs it"
                 if self._weighted_loss.beta
                 else f"config.objective.beta: the loss {self.loss} has no beta, neither one nor one per pair: nothing in it "
-                "scales a reward. Remove the field, e.g. with --config=configs/preference.py:LOSS"
+                "scales a reward. Remove the field, e.g. with smallr train preference:LOSS"
             )
         if isinstance(self.betas, tuple) and self._weighted_loss.no_beta_per_pair:
             raise UserError(
@@ -156,7 +156,7 @@ class Preference(Objective):
             raise UserError(
                 f"a beta per gap needs a `gap` ({', '.join(GAPS)}) or a `beta` in every pair; {without.size} pairs "
                 f"have neither, e.g. {without[:5].tolist()}. Map the column with config.data.columns.gap, "
-                "or use configs/dpo.py for one beta."
+                "or use the config dpo for one beta."
             )
         if self._weighted_loss.positive_beta and (zero := np.flatnonzero(beta == 0)).size:
             raise UserError(

@@ -21,6 +21,7 @@ from smallr.methods.adaptive.stored import export
 from smallr.models.loading import open_model
 from smallr.training.exporting import convert
 from smallr.training.opening import load
+from smallr.training.rows import Part, SplitRows
 from smallr.training.saved import find_run
 from tests.integration.test_runs import Recorder, leaves
 from tests.runs import final_arrays, metrics, smoke, train
@@ -106,7 +107,7 @@ def test_rows_are_labelled_once_by_the_student_and_the_router_learns_them(router
     assert again["label"] == found["label"]
     assert heldout is None
     given = Dataset.from_list([{"question": "?", "label": 1}])
-    monkeypatch.setattr(labels, "read_rows", lambda *_: given)
+    monkeypatch.setattr(labels, "read_rows", lambda *_: SplitRows(Part("mine", "train"), given, 1))
     assert labels.labelled_rows(router_run.config)[0] is given
 
 

@@ -17,9 +17,10 @@ from smallr.agents.usage import Usage
 from smallr.language.base import Prices
 from smallr.methods.crv.checking import RuleCheck
 from smallr.methods.crv.config import base
+from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.prompts import load_prompts
 from smallr.methods.crv.row_worker import Method, RowWorker
-from smallr.methods.crv.rows import ROLES, TeacherRow
+from smallr.methods.crv.rows import TeacherRow
 from smallr.sampling.requests import SamplingParams
 from tests.evals.fakes import FakeModel
 

@@ -19,9 +19,10 @@ from smallr.data.rows import GAPS
 from smallr.data.saving import save_splits
 from smallr.methods.crv import pairs
 from smallr.methods.crv.holdout import Holdout
+from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.pairs import build_pairs, make_pairs, row_pairs
 from smallr.methods.crv.pipeline import run_crv
-from smallr.methods.crv.rows import ROLES, TeacherRow, blank
+from smallr.methods.crv.rows import TeacherRow, blank
 from tests.methods.crv.fakes import small, write_rows
 from tests.runs import metrics, smoke, train
 

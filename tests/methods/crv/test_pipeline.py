@@ -28,9 +28,10 @@ from smallr.core.stages import Stopped
 from smallr.data import builtin
 from smallr.data.builtin.reading import mistake, style
 from smallr.methods.crv import report as crv_report
+from smallr.methods.crv.names import LABELS, ROLES
 from smallr.methods.crv.oracle import Oracle, OracleOptions
 from smallr.methods.crv.pipeline import default_folder, run_crv
-from smallr.methods.crv.rows import FEATURES, LABELS, ROLES, TeacherRow
+from smallr.methods.crv.rows import FEATURES, TeacherRow
 from smallr.sampling.requests import Request, SamplingParams
 from tests.data.test_arithmetic import boxed
 from tests.language.faulty import Body, Handler, asked, error, reply, serving
@@ -320,7 +321,7 @@ def line(config, out: Path) -> list[str]:
         "server.max_retries": config.server.max_retries,
     }
     flags = [f"--config.{name}={value}" for name, value in changed.items()]
-    return [sys.executable, "-m", "smallr.methods.crv", "--config=configs/crv/annotate.py", f"--out={out}", *flags]
+    return [sys.executable, "-m", "smallr", "crv", "annotate", f"--out={out}", *flags]
 
 
 def test_a_killed_run_goes_on_without_paying_twice_and_a_second_one_is_refused(teacher, tmp_path, monkeypatch):

@@ -1,0 +1,8 @@
+"""`python -m smallr COMMAND …` is `smallr COMMAND …`."""
+
+import sys
+
+from smallr.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

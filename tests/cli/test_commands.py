@@ -1,0 +1,85 @@
+"""Commands that run, in this process: what they print can be run as it stands."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+
+import pytest
+
+from smallr.cli.main import main
+from smallr.sampling.files import write_texts
+from smallr.sampling.requests import Request, Result, Sample, SamplingParams, Usage
+
+FEW = ["--config.data.eval=", "--config.data.train_split=train[:8]", "--config.checkpoint.every=1"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The workdir of a run of one step."""
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["train", "cogpo:smoke", f"--workdir={workdir}", "--config.steps=1", *FEW]) == 0
+    return workdir
+
+
+def test_a_run_goes_on_by_the_line_that_the_report_prints(run, capsys):
+    """The line names the workdir alone: the run's own config is taken."""
+    lines = (run / "report.txt").read_text().splitlines()
+    line = next(line.split("#")[0].strip() for line in lines if "smallr train --workdir=" in line)
+    command, *argv = shlex.split(line)
+    assert command == "smallr"
+    assert main(argv) == 0
+    assert json.loads((run / "report.json").read_text())["steps"] == 2
+    shown = capsys.readouterr().out
+    assert re.search(r"resuming .* at step 1 of 2", shown), shown
+
+
+def test_lora_for_any_config(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    flags = ["--lora", "--config.lora.rank=2", f"--workdir={workdir}", "--config.steps=1", *FEW]
+    assert main(["train", "sft:smoke", *flags]) == 0
+    assert json.loads((workdir / "config.json").read_text())["config"]["lora"]["rank"] == 2
+
+
+def test_a_preview_shows_what_is_scored_and_packed(capsys):
+    assert main(["preview", "cogpo:smoke", "--rows=1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("tokens of prompt") == 1
+    chosen, rejected = re.findall(r"(?:chosen|rejected): (\d+) tokens, (\d+) scored\n\[", out)
+    assert int(chosen[0]) >= int(chosen[1]) > 0
+    assert int(rejected[0]) >= int(rejected[1]) > 0
+    count, used, capacity = map(int, re.search(r"packed row: (\d+) examples, (\d+) of (\d+) tokens", out).groups())
+    parts = re.findall(r"row \d+: (\d+) of prompt \+ (\d+) \+ (\d+)", out)
+    assert len(parts) == count
+    assert sum(map(int, (length for part in parts for length in part))) == used <= capacity
+
+
+def test_a_prompt_is_answered(capsys):
+    flags = ["--model=tiny-random", "--max_tokens=3", "--ignore_eos", "--chat=false", "--dtype=float32"]
+    assert main(["generate", "one and one", *flags]) == 0
+    row = json.loads(capsys.readouterr().out)  # no terminal: a line of JSON
+    assert (row["prompt"], len(row["samples"][0]["token_ids"])) == ("one and one", 3)
+
+
+def test_answers_as_text():
+    one, two = (Request(prompt=text, params=SamplingParams()) for text in ("one", "two"))
+    results = [Result((Sample(f" {text}\n", "stop", (7,), None),), Usage(1, 1)) for text in ("a", "b")]
+    out = io.StringIO()
+    write_texts([one], results[:1], out)
+    assert out.getvalue() == "a\n"
+    write_texts([one, two], results, out)
+    assert out.getvalue() == "a\n> one\na\n\n> two\nb\n\n"
+
+
+def test_built_in_rows_are_written(tmp_path, capsys):
+    from datasets import load_from_disk
+
+    assert main(["builtin", f"--out={tmp_path}", "--train=4", "--test=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 small, 4 medium" in " ".join(shown.split())
+    assert len(load_from_disk(tmp_path / "preference")["test"]) == 6
+    (tmp_path / "file").touch()
+    assert main(["builtin", f"--out={tmp_path / 'file'}", "--train=4", "--test=2"]) == 1
+    assert "file" in capsys.readouterr().err
