@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
 from smallr.data.chat import FORMATS, PROMPT
-from smallr.data.rows import COLUMNS
+from smallr.data.formats import COLUMNS
 from smallr.losses.preference import parse
 
 # For a model that knows both orders, and is told which one by a mark that chats have room for too.

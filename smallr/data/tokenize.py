@@ -31,22 +31,22 @@ from smallr.data.chat import (
     FORMATS,
     ORDERS,
     PROMPT,
-    Marked,
     Renderer,
-    Unrenderable,
     choice_pieces,
     rationale_pieces,
 )
 from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
-from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens
+from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens, without_first
 from smallr.data.errors import DataError, nearest
+from smallr.data.formats import KINDS, Reading, read_as
 from smallr.data.parts import num_workers, tokenize_parts, turn
-from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
+from smallr.data.rows import RationaleRow, TextRow, mismatched, parse_rows
+from smallr.data.templates import DATE, Marked, Unrenderable
 from smallr.data.token_set import UNREADABLE, TokenSet, write
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row.
-VERSION = 1
+VERSION = 2
 _BATCH = 256
 
 
@@ -68,6 +68,8 @@ class TokenizeOptions:
         of soft prompt 0 for answer_first, 1 for rationale_first; else those of soft prompt 0.
       prompt: of choice rows, see `chat.choice_pieces`.
       choices: of choice rows: two texts that begin with different tokens, of which the first counts.
+      format: how the columns are read, one of `formats.format_names(kind)`; empty: found out from the columns.
+      date: that a chat template writes where it writes today's, so that tokens are the same on every day.
       completion_columns, token_columns: numbers that rows have of their completions and of their scored tokens, see
         `smallr.data.completion_columns`.
 
@@ -84,6 +86,8 @@ class TokenizeOptions:
     soft_tokens: int = 0
     prompt: str = PROMPT
     choices: Sequence[str] = ()
+    format: str = ""
+    date: str = DATE
     completion_columns: Sequence[str] = ()
     token_columns: Sequence[str] = ()
 
@@ -163,29 +167,31 @@ def tokenize(
     Raises:
       DataError: missing columns, wrong types, a tokenizer without what the rows need, no row left.
     """
-    columns = columns_of(options.kind, rows.column_names, source)
-    options.numbers.check(rows.column_names, source)
-    rows = rows.select_columns(list(dict.fromkeys((*columns, *options.numbers.sources))))
+    names = rows.column_names
+    reading = read_as(options.kind, names, rows, source, options.format)
+    options.numbers.check(names, source)
+    rows = rows.select_columns(list(dict.fromkeys((*reading.columns, *options.numbers.sources))))
+    unread = tuple(name for name in names if name not in rows.column_names)
+    about = functools.partial(DropReport, source, options.max_length, read_as=reading.describe(), unread=unread)
     encoder = Encoder(tokenizer)
-    key = _key(rows, encoder, tokenizer, options)
+    key = _key(rows, encoder, tokenizer, options, reading)
     folder = (cache or cache_dir("tokens")) / key[:32]
-    if (found := _found(folder, source)) is not None:
+    if (found := _found(folder, about())) is not None:
         return found
-    maker = ExampleMaker(encoder, tokenizer, options)
+    maker = ExampleMaker(encoder, tokenizer, options, reading)
     workers = 1 if options.kind == "unpaired" else num_workers(rows)
     with (
         tqdm(total=len(rows), desc=f"tokenising {source}", unit="row", delay=1, disable=None) as progress,
         turn() if workers > 1 else contextlib.nullcontext(False) as waited,
     ):
         # Another process of this run may have made it meanwhile.
-        if waited and (found := _found(folder, source)) is not None:
+        if waited and (found := _found(folder, about())) is not None:
             return found
         if workers == 1:
-            report = maker.write(folder, rows, source, progress=progress)
+            report = maker.write(folder, rows, about(), progress=progress)
         else:
-            job = {"options": dataclasses.asdict(options), "source": source}
-            here = functools.partial(maker.write, source=source)
-            report = tokenize_parts(folder, rows, tokenizer, job, here, workers, progress)
+            job = {"options": dataclasses.asdict(options), "reading": dataclasses.asdict(reading)}
+            report = tokenize_parts(folder, rows, tokenizer, job, maker.write, about, workers, progress)
     if not report.kept:
         raise DataError(f"no row is left to train on\n{report}")
     return TokenSet(folder)
@@ -198,33 +204,48 @@ class ExampleMaker:
       encoder: of `tokenizer`.
       tokenizer: with the chat template.
       options: what is made of rows.
+      reading: of the rows.
     """
 
-    def __init__(self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> None:
+    def __init__(
+        self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions, reading: Reading
+    ) -> None:
         self._encoder = encoder
+        self._reading = reading
+        self._longest = encoder.longest_text(options.max_length)
         formats = {order: options.all_formats[order] for order in options.orders}
-        self._renderer = Renderer(tokenizer, chat=options.chat, formats=formats, prompt=options.prompt)
+        self._renderer = Renderer(
+            tokenizer, chat=options.chat, formats=formats, prompt=options.prompt, date=options.date
+        )
         self._choices = choice_ids(encoder, options.choices) if options.kind == "choice" else None
         self._options = options
 
     def write(
-        self, folder: Path, rows: datasets.Dataset, source: str, start: int = 0, progress: tqdm | None = None
+        self, folder: Path, rows: datasets.Dataset, report: DropReport, start: int = 0, progress: tqdm | None = None
     ) -> DropReport:
         """Writes the `TokenSet` of rows; nothing if none is left.
 
         Args:
           folder: where it goes.
-          rows: of `source`, from row `start` on.
-          source: name of the rows.
+          rows: of the report's source, from row `start` on.
+          report: counts what is kept and dropped.
           start: number of the first.
           progress: counts them.
 
         Returns:
-          What was kept and dropped.
+          The report.
         """
-        report = DropReport(source, self._options.max_length)
-        parsed = parse_rows(_iterate(rows, progress), self._options.kind, report, start, self._options.numbers)
-        if self._options.kind == "unpaired":
+        options = self._options
+        parsed = parse_rows(
+            _iterate(rows, progress),
+            options.kind,
+            report,
+            start,
+            options.numbers,
+            reading=self._reading,
+            chat=options.chat,
+        )
+        if options.kind == "unpaired":
             parsed = mismatched(list(parsed))
         write(folder, self._examples(parsed, report), report)
         return report
@@ -246,21 +267,38 @@ class ExampleMaker:
     ) -> Iterator[tuple[int, int, Example | None]]:
         """Yields (number of the row, number of its soft prompt, example)."""
         numbers = self._options.numbers
-        for batch in _batched(_rendered(rows, self._renderer, self._options.orders, report), _BATCH):
+        rendered = _rendered(rows, self._renderer, self._options.orders, report)
+        for batch in _batched(self._short(rendered, report), _BATCH):
             wholes = iter(self._encoder([text for *_, texts in batch for text in texts]))
             for row, number, columns, texts in batch:
-                example = to_example([next(wholes) for _ in texts], columns, row.row)
+                encoded = [next(wholes) for _ in texts]
+                if isinstance(row, TextRow) and row.prompt == "":
+                    encoded = [without_first(whole) for whole in encoded]
+                example = to_example(encoded, columns, row.row)
                 if example is not None and isinstance(row, TextRow):
                     example = numbers.attach(example, row.numbers, f"{report.source}, row {row.row}")
                 yield row.row, number, example
+
+    def _short(self, rendered: Iterable[Any], report: DropReport) -> Iterator[Any]:
+        """Leaves out what has more characters than `max_length` tokens can have, before it is tokenised."""
+        for row, number, columns, texts in rendered:
+            if max(len(marked.text) for marked in texts) > self._longest:
+                report.drop(row.row, f"longer than {self._options.max_length} tokens")
+            else:
+                yield row, number, columns, texts
 
     def _made_choices(self, rows: Iterable[TextRow], report: DropReport) -> Iterator[tuple[int, int, Example | None]]:
         def prompts() -> Iterator[tuple[TextRow, str]]:
             for row in rows:
                 try:
-                    yield row, self._renderer.choice_prompt(row.prompt)
+                    prompt = self._renderer.choice_prompt(row.prompt)
                 except Unrenderable as reason:
                     report.drop(row.row, str(reason))
+                    continue
+                if len(prompt) > self._longest:
+                    report.drop(row.row, f"longer than {self._options.max_length} tokens")
+                else:
+                    yield row, prompt
 
         for batch in _batched(prompts(), _BATCH):
             ids = self._encoder.prompts([text for _, text in batch], is_chat=self._options.chat)
@@ -298,6 +336,8 @@ def _rendered(
             except Unrenderable as reason:
                 report.drop(row.row, str(reason))
             else:
+                for note in dict.fromkeys(note for marked in texts for note in marked.notes):
+                    report.note(row.row, note)
                 yield row, number, columns, texts
 
 
@@ -316,7 +356,13 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> str:
+def _key(
+    rows: datasets.Dataset,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerFast,
+    options: TokenizeOptions,
+    reading: Reading,
+) -> str:
     """Hash of everything that the tokens depend on."""
     digest = hashlib.sha256()
 
@@ -325,12 +371,13 @@ def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenize
 
     add([VERSION, dataclasses.asdict(options), encoder.definition, encoder.eos, rows.column_names])
     add([tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
+    add(dataclasses.asdict(reading))
     for batch in rows.iter(_BATCH):
         add(batch)
     return digest.hexdigest()
 
 
-def _found(folder: Path, source: str) -> TokenSet | None:
+def _found(folder: Path, about: DropReport) -> TokenSet | None:
     """The result in the cache, if it is there and whole."""
     if not folder.exists():
         return None
@@ -339,6 +386,6 @@ def _found(folder: Path, source: str) -> TokenSet | None:
     except UNREADABLE as error:
         logging.warning("tokens in %s cannot be read (%s); tokenising again", folder, error)
         return None
-    # The same rows may be found under another name than the one they were cached under.
-    tokens.report.source = source
+    # The same rows may be found under another name, and beside other columns, than those they were cached under.
+    tokens.report.source, tokens.report.unread = about.source, about.unread
     return tokens
