@@ -60,7 +60,9 @@ def base() -> ConfigDict:
     # Columns with a number for each completion, or for each scored token: see smallr.data.completion_columns.
     config.data.completion_columns = ()
     config.data.token_columns = ()
+    config.data.format = ""  # how columns are read, see docs/data.md: messages, alpaca …; empty: found out from them
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
+    config.data.date = "2024-07-26"  # written by chat templates that write today's, so that days do not matter
 
     config.batch = ConfigDict()
     config.batch.rows = 4  # packed rows a step, over all devices

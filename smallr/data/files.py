@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,22 +68,31 @@ def read_lines(name: str) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\n").removesuffix("\r")
 
 
-def read_records(name: str, *, strict: bool = True, json_format: bool | None = None) -> Iterator[Record]:
-    """Reads the rows of a file in JSON, JSON lines or CSV, or of standard input for `-`.
-
-    A row with half of a surrogate pair, which no encoding can write, is always given with its `problem`.
+def read_records(name: str, *, strict: bool = True, surrogates: bool = False) -> Iterator[Record]:
+    """Reads the rows of a file in JSON, JSON lines or CSV.
 
     Args:
       name: the file.
       strict: whether a row that is not JSON or not an object is an error; else it is given with its `problem`.
-      json_format: whether it is JSON; by default its name tells.
+      surrogates: whether a row with half of a surrogate pair, which no encoding can write, is given as it is; else it is
+        given with its `problem`.
 
     Raises:
       DataError: the file cannot be read; with `strict` also a row that cannot.
     """
-    is_json = format_of(name) == "json" if json_format is None else json_format
-    for record in _json_records(name) if is_json else _csv_records(name):
-        if record.problem and strict and not record.problem.startswith(_NO_TEXT):
+    is_csv = format_of(name) == "csv"
+    records = _csv_records(name) if is_csv else _json_records(name, _raw_lines(name), surrogates)
+    return _strict(records) if strict else records
+
+
+def json_records(name: str, lines: Iterable[tuple[int, str]], *, surrogates: bool = False) -> Iterator[Record]:
+    """Reads rows of JSON from numbered lines, as `read_records` does, strictly."""
+    return _strict(_json_records(name, iter(lines), surrogates))
+
+
+def _strict(records: Iterator[Record]) -> Iterator[Record]:
+    for record in records:
+        if record.problem and not record.problem.startswith(_NO_TEXT):
             raise DataError(f"{record.place}: {record.problem}")
         yield record
 
@@ -184,26 +193,27 @@ class _Twice(ValueError):
     """An object has a key twice."""
 
 
-def _json_records(name: str) -> Iterator[Record]:
-    lines = _raw_lines(name)
+def _json_records(name: str, lines: Iterator[tuple[int, str]], surrogates: bool) -> Iterator[Record]:
     for number, line in lines:
         if not (text := line.strip(" \t\r\n")):
             continue
         if text.startswith("["):
-            yield from _json_list(name, line, number, lines)
+            yield from _json_list(name, line, number, lines, surrogates)
             return
         value, problem = _parsed(text, lambda error: f"not valid JSON: {error.msg} at character {error.pos + 1}")
-        yield _checked(f"{name}, line {number}", value, problem, text)
+        yield _checked(f"{name}, line {number}", value, problem, text, surrogates)
 
 
-def _json_list(name: str, first: str, number: int, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
+def _json_list(
+    name: str, first: str, number: int, lines: Iterator[tuple[int, str]], surrogates: bool
+) -> Iterator[Record]:
     """Reads a file that is one list."""
     text = first + "".join(line for _, line in lines)
     value, problem = _parsed(text, lambda error: f"line {number - 1 + error.lineno}: not valid JSON: {error.msg}")
     if problem:
         raise DataError(f"{name}{', ' if problem.startswith('line') else ': '}{problem}")
     for index, row in enumerate(value):
-        yield _checked(f"{name}, row {index}", row, "", text)
+        yield _checked(f"{name}, row {index}", row, "", text, surrogates)
 
 
 def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple[Any, str]:
@@ -225,13 +235,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _checked(place: str, value: Any, problem: str, text: str) -> Record:
+def _checked(place: str, value: Any, problem: str, text: str, surrogates: bool) -> Record:
     """The row, if it is an object, not too deep, and its texts can be written."""
     if not problem and not isinstance(value, dict):
         problem = f"a row must be an object {{...}}, found {shorten(value, 60)}"
     if not problem and text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
         problem = f"nested deeper than {DEEPEST} levels"
-    if not problem and ("\\ud" in text or "\\uD" in text) and (found := lone_surrogate(value)):
+    if not (problem or surrogates) and ("\\ud" in text or "\\uD" in text) and (found := lone_surrogate(value)):
         problem = f"{_NO_TEXT} ({found}) in {shorten(next(k for k, v in value.items() if lone_surrogate([k, v])))}"
     return Record(place, None if problem else value, problem)
 
