@@ -400,13 +400,14 @@ def _json(call: Mapping[str, Any]) -> str:
 def _with_mark(message: Message, index: int, mark: str) -> tuple[Message, _Turn]:
     """The message with a mark for its content behind the thoughts, or for the name of its first call."""
     content = message["content"]
-    if content.strip():
-        thought = _THOUGHT.match(content)
-        head = thought[0] if thought and thought.end() < len(content) else ""
-        return {**message, "content": head + mark}, _Turn(index, head, content[len(head) :])
-    first, *others = message["tool_calls"]
-    marked = {**first, "function": {**first["function"], "name": mark}}
-    return {**message, "tool_calls": [marked, *others]}, _Turn(index, "", first["function"]["name"])
+    thought = _THOUGHT.match(content)
+    head = thought[0] if thought else ""
+    if head == content and "tool_calls" in message:
+        first, *others = message["tool_calls"]
+        marked = {**first, "function": {**first["function"], "name": mark}}
+        return {**message, "tool_calls": [marked, *others]}, _Turn(index, head, first["function"]["name"])
+    head = "" if head == content else head
+    return {**message, "content": head + mark}, _Turn(index, head, content[len(head) :])
 
 
 def _thought(head: str) -> str:

@@ -100,13 +100,19 @@ def _parsed(row: Any, place: str) -> Prompt:
 
 
 def _messages(value: Any, place: str) -> tuple[dict[str, str], ...]:
+    said = isinstance(value, list) and all(
+        isinstance(message, dict) and any(message.get(key) is not None for key in ("content", "value", "tool_calls"))
+        for message in value
+    )
     try:
         messages = text_or_chat(value, Cell(place, 0, "messages"))
     except (DataError, Unusable) as error:
         raise UserError(
             f"{place}: `messages` is not a list of objects with the strings `role` and `content`: {error}"
         ) from error
-    if isinstance(messages, str):
+    if any("tool_calls" in message for message in messages if said):
+        raise UserError(f"{place}: calls of tools in a prompt are not supported")
+    if not said:
         raise UserError(f"{place}: `messages` is not a list of objects with the strings `role` and `content`")
     return tuple({key: message[key] for key in ("role", "content")} for message in messages)
 

@@ -96,7 +96,7 @@ def test_missing_files_name_what_is_there(tmp_path):
         ('{"a": 1}\n\n{"a": 2\n{"a": 3}\n', r"line 3: not valid JSON"),
         ('{"a": 1}\nnull\n', r"line 2: a row must be an object"),
         ('[{"a": 1},\n {"a": 2},\n {"a" 3}]', r"line 3: not valid JSON"),
-        ('{"a": 1}\n{"a": "\udcff"}\n', r"line 2: not valid JSON"),
+        ('{"a": 1}\n{"a": "\udcff"}\n', r"line 2: not UTF-8 \(byte 0xff"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
