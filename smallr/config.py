@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
-from smallr.data.chat import FORMATS, PROMPT
 from smallr.data.formats import COLUMNS
+from smallr.data.orders import FORMATS, PROMPT
 from smallr.losses.preference import parse
 
 # For a model that knows both orders, and is told which one by a mark that chats have room for too.

@@ -14,16 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
 from smallr.data.errors import DataError
 from smallr.data.messages import Message, opened
+from smallr.data.orders import FORMATS, PROMPT
 from smallr.data.rows import RationaleRow, TextRow
 from smallr.data.templates import DATE, ChatTemplate, Marked, Span, Unrenderable
 
-ORDERS = ("answer_first", "rationale_first")  # a row's number of its order is the index here
-BOTH = "both"  # of a row, one example in each order
-FORMATS = {
-    "answer_first": "{question} ### {answer} --> {rationale}",
-    "rationale_first": "{question} ### {rationale} --> {answer}",
-}
-PROMPT = "{question} ###"  # of choice rows
 _ROLE_OF = {"answer": ROLE_ANSWER, "rationale": ROLE_RATIONALE}
 
 

@@ -12,8 +12,8 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Completion, Example, soft_ids
-from smallr.data.chat import Marked
 from smallr.data.errors import DataError
+from smallr.data.templates import Marked
 
 
 class Encoder:

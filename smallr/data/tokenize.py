@@ -26,20 +26,13 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.core.cache import cache_dir
 from smallr.data.batch import Example
-from smallr.data.chat import (
-    BOTH,
-    FORMATS,
-    ORDERS,
-    PROMPT,
-    Renderer,
-    choice_pieces,
-    rationale_pieces,
-)
+from smallr.data.chat import Renderer, choice_pieces, rationale_pieces
 from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens, without_first
 from smallr.data.errors import DataError, nearest
 from smallr.data.formats import KINDS, Reading, read_as
+from smallr.data.orders import BOTH, FORMATS, ORDERS, PROMPT
 from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import RationaleRow, TextRow, mismatched, parse_rows
 from smallr.data.templates import DATE, Marked, Unrenderable

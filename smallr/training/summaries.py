@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from smallr.core.errors import UserError
-from smallr.data.chat import ORDERS
+from smallr.data.orders import ORDERS
 from smallr.data.rows import GAPS
 
 Values = Mapping[str, Float[np.ndarray, "examples"]]

@@ -7,9 +7,10 @@ import pytest
 from datasets import Dataset
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE, soft_ids
-from smallr.data.chat import FORMATS, Renderer, separator
+from smallr.data.chat import Renderer, separator
 from smallr.data.encode import Encoder
 from smallr.data.errors import DataError
+from smallr.data.orders import FORMATS
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import assemble
 from smallr.data.tokenize import TokenizeOptions

@@ -18,9 +18,10 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
-from smallr.data.chat import FORMATS, Renderer
+from smallr.data.chat import Renderer
 from smallr.data.encode import Encoder, to_example
 from smallr.data.errors import DataError
+from smallr.data.orders import FORMATS
 from smallr.data.rows import RationaleRow, TextRow
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions

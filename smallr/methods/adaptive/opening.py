@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from smallr.core.sharding import make_mesh
-from smallr.data.chat import FORMATS
+from smallr.data.orders import FORMATS
 from smallr.language.loading import load_trained
 from smallr.methods.adaptive.interface import MODES
 from smallr.methods.adaptive.modules import ModePrompts, Router

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from smallr.core.errors import UserError
-from smallr.data.chat import FORMATS, PROMPT
 from smallr.data.encode import Encoder, choice_ids
+from smallr.data.orders import FORMATS, PROMPT
 from smallr.methods.adaptive.interface import MODES
 from smallr.models.config import DecoderConfig
 from smallr.models.export import new_folder, write_json
