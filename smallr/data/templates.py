@@ -168,6 +168,8 @@ class ChatTemplate:
             end = self._end(text, turn, message)
             if turn.index == first and begun:
                 start = _behind(begun, turn, text, before)
+            elif turn.index > first and self._header and text.endswith(self._header, before, turn.start):
+                start = turn.start  # as every turn begins
             else:
                 own = opening if turn.index == first else self.opening(messages[: turn.index], tools)
                 start = self._start(messages, turn, text, own, before, tools)
@@ -212,6 +214,16 @@ class ChatTemplate:
         except Exception:  # a template for other roles
             return "", ""
         return text, text.rpartition(answer)[2]
+
+    @functools.cached_property
+    def _header(self) -> str:
+        """What opens an answer behind a short question; empty where that cannot be told."""
+        asked = [{"role": "user", "content": "?"}]
+        try:
+            closed, opening = self._apply(asked, ()), self._apply(asked, (), add_generation_prompt=True)
+        except Exception:
+            return ""
+        return opening.removeprefix(closed) if opening.startswith(closed) else ""
 
     @functools.cached_property
     def _end_token(self) -> str:
