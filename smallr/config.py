@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
+from smallr.data.formats import COLUMNS
 from smallr.data.orders import FORMATS, PROMPT
-from smallr.data.rows import COLUMNS
 from smallr.losses.preference import parse
 
 # For a model that knows both orders, and is told which one by a mark that chats have room for too.
@@ -66,7 +66,9 @@ def base() -> ConfigDict:
     config.data.columns = ConfigDict({name: name for name in COLUMNS})
     config.data.completion_columns = ()  # columns with a number for each completion, see docs/objectives.md
     config.data.token_columns = ()  # columns with a number for each scored token
+    config.data.format = ""  # how columns are read, see docs/data.md: messages, alpaca …; empty: found out from them
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
+    config.data.date = "2024-07-26"  # written by chat templates that write today's, so that days do not matter
 
     config.batch = ConfigDict()
     config.batch.rows = 4  # packed rows a step, over all devices

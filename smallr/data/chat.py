@@ -6,49 +6,19 @@ depends on how parts would be tokenised by themselves, and the tokens are those 
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
 from smallr.data.errors import DataError
+from smallr.data.messages import Message, opened
 from smallr.data.orders import FORMATS, PROMPT
-from smallr.data.rows import Message, RationaleRow, TextRow, common_length
+from smallr.data.rows import RationaleRow, TextRow
+from smallr.data.templates import DATE, ChatTemplate, Marked, Span, Unrenderable
 
 _ROLE_OF = {"answer": ROLE_ANSWER, "rationale": ROLE_RATIONALE}
-
-
-class Unrenderable(Exception):
-    """A single row that the template cannot show faithfully; the message is the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """Characters [start, end) of a text are scored under `role`."""
-
-    start: int
-    end: int
-    role: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Marked:
-    """A text to tokenise.
-
-    Attributes:
-      text: prompt and completion.
-      spans: scored characters, ascending, at least one.
-      is_chat: rendered by a template, which writes every special token itself. Plain text gets the special tokens that
-        the tokenizer adds, and EOS (scored, with the role of the last span).
-    """
-
-    text: str
-    spans: tuple[Span, ...]
-    is_chat: bool
 
 
 def rationale_pieces(template: str) -> tuple[str, str, str, str, tuple[str, str]]:
@@ -98,6 +68,7 @@ class Renderer:
       formats: of each order, see `rationale_pieces`. In a chat the question is the user's message, with what the format
         has before it; what it has behind the question is left out.
       prompt: of choice rows, see `choice_pieces`; in a chat likewise.
+      date: that a chat template writes where it writes today's.
 
     Raises:
       DataError: `chat` without a chat template.
@@ -110,26 +81,35 @@ class Renderer:
         chat: bool,
         formats: Mapping[str, str] = FORMATS,
         prompt: str = PROMPT,
+        date: str = DATE,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer, date)
         self._chat = chat
         self._pieces = {order: rationale_pieces(template) for order, template in formats.items()}
         self._around = choice_pieces(prompt)
         self._separators = {order: separator(template) for order, template in formats.items()}
-        specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        specials |= {tokenizer.eos_token} if tokenizer.eos_token else set()
-        # Longest first: one special token may begin with another.
-        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or r"(?!)")
         if chat:
-            self._need_template("chat=True")
+            self._template.require("chat=True")
 
     def text_row(self, row: TextRow) -> tuple[Marked, ...]:
-        """One marked text per completion."""
-        if isinstance(row.prompt, str) and not self._chat:
+        """Renders one marked text for each completion.
+
+        Raises:
+          Unrenderable: the chat template cannot show the row, or the row's texts have been rendered by it before.
+        """
+        if isinstance(row.prompt, str) and (not self._chat or not row.prompt):
             return tuple(_plain(row.prompt, completion) for completion in row.completions)
+        if isinstance(row.prompt, str) and (token := self._template.written_before(row.prompt, *row.completions)):
+            raise Unrenderable(
+                f"the text holds {token!r}, as the chat template writes it: it has been rendered already; set "
+                "data.chat=False"
+            )
         prompt = _messages(row.prompt, "user")
-        opening = self._opening(prompt)
-        return tuple(self._turns(prompt, _messages(text, "assistant"), opening) for text in row.completions)
+        if row.system:
+            prompt = [{"role": "system", "content": row.system}, *prompt]
+        opening = self._template.opening(prompt[:-1] if opened(prompt) else prompt, row.tools)
+        completions = [_messages(text, "assistant") for text in row.completions]
+        return tuple(self._template.turns(prompt, completion, opening, row.tools) for completion in completions)
 
     def prompt(self, question: str, order: str) -> str:
         """All that stands before the target of a rationale row; in a chat it ends with the opening of the answer.
@@ -138,7 +118,7 @@ class Renderer:
           Unrenderable: the chat template refuses the question.
         """
         lead = self._lead(question, order)
-        return self._opening(_messages(lead, "user")) if self._chat else lead
+        return self._template.opening(_messages(lead, "user")) if self._chat else lead
 
     def choice_prompt(self, question: str) -> str:
         """All that stands before the token of a choice row.
@@ -147,7 +127,7 @@ class Renderer:
           Unrenderable: the chat template refuses the question.
         """
         head, tail = self._around
-        return self._opening(_messages(head + question, "user")) if self._chat else head + question + tail
+        return self._template.opening(_messages(head + question, "user")) if self._chat else head + question + tail
 
     def _lead(self, question: str, order: str) -> str:
         head, mid, *_ = self._pieces[order]
@@ -180,58 +160,11 @@ class Renderer:
             spans = zip(starts, ends, roles, strict=True)
             return (Marked(lead + body, tuple(Span(len(lead) + a, len(lead) + b, r) for a, b, r in spans), False),)
         prompt = _messages(lead, "user")
-        marked = self._turns(prompt, _messages(body, "assistant"), self._opening(prompt))
+        marked = self._template.turns(prompt, _messages(body, "assistant"), self._template.opening(prompt))
         (turn,) = marked.spans
         begin = marked.text.rfind(body.rstrip(), turn.start, turn.end)
         cuts = [turn.start, *(begin + end for end in ends[:-1]), turn.end]
         return (Marked(marked.text, tuple(map(Span, cuts[:-1], cuts[1:], roles)), True),)
-
-    def _turns(self, prompt: Sequence[Message], completion: Sequence[Message], opening: str) -> Marked:
-        """The whole chat, each assistant turn of the completion a span that ends with its end-of-turn token."""
-        messages = [*prompt, *completion]
-        text = self._render(messages)
-        spans = []
-        for index in range(len(prompt), len(messages)):
-            if messages[index]["role"] != "assistant":
-                continue
-            before = opening if index == len(prompt) else self._opening(messages[:index])
-            if not text.startswith(before):
-                raise Unrenderable("the chat template writes the prompt differently once an answer follows")
-            # The turn ends where the chat that stops here and the whole one part, at the latest.
-            closed = text if index == len(messages) - 1 else self._render(messages[: index + 1])
-            turn = self._masked(text[: common_length(text, closed)])
-            content = self._masked(messages[index]["content"].strip())
-            at = turn.rfind(content, len(before))
-            if at < 0:
-                raise Unrenderable("the chat template rewrites the completion")
-            end = self._special.search(text, at + len(content))
-            if end is None:
-                raise Unrenderable("the chat template does not end the assistant's turn with a special token")
-            spans.append(Span(len(before), end.end(), ROLE_ANSWER))
-        return Marked(text, tuple(spans), True)
-
-    def _masked(self, text: str) -> str:
-        """The text without the letters of special tokens, so that the answer "m" is not found in `<|im_end|>`."""
-        return self._special.sub(lambda match: "\0" * len(match[0]), text)
-
-    def _opening(self, messages: Sequence[Message]) -> str:
-        return self._render(messages, add_generation_prompt=True)
-
-    def _render(self, messages: Sequence[Message], **options: Any) -> str:
-        self._need_template("chat messages")
-        try:
-            return self._tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, **options)
-        except ImportError:
-            raise  # a missing package is no fault of the row
-        except Exception as error:  # a template raises what it likes, e.g. on roles out of turn
-            raise Unrenderable(f"the chat template refuses the conversation: {error}") from error
-
-    def _need_template(self, why: str) -> None:
-        if not self._tokenizer.chat_template:
-            raise DataError(
-                f"{why}: the tokenizer of {self._tokenizer.name_or_path or 'this model'} has no chat template. Take the "
-                "instruct model's tokenizer, set tokenizer.chat_template, or use rows of plain text with chat=False."
-            )
 
 
 def _plain(prompt: str, completion: str) -> Marked:

@@ -43,6 +43,7 @@ class DropReport:
       kept: examples made.
       dropped: reason -> rows left out.
       notes: reason -> rows kept, but not as they might be expected (e.g. no rationale: answer loss only).
+      read_as: how the columns were read, and `unread`, those that were not.
       longest: tokens of the longest example, dropped ones included, and `longest_row`, the row it was made from.
       over: examples over the limit, by the smallest usual row length that would hold them.
     """
@@ -53,6 +54,8 @@ class DropReport:
     kept: int = 0
     dropped: dict[str, Tally] = dataclasses.field(default_factory=dict)
     notes: dict[str, Tally] = dataclasses.field(default_factory=dict)
+    read_as: str = ""
+    unread: tuple[str, ...] = ()
     longest: int = 0
     longest_row: int = -1
     over: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -102,10 +105,16 @@ class DropReport:
     def __str__(self) -> str:
         longest = f"longest example {self.longest} tokens (row {self.longest_row})" if self.longest else "no tokens"
         lines = [f"{self.source}: {self.total} rows, {self.kept} kept; {longest}, limit {self.max_length}"]
+        lines += [f"  {line}" for line in self.about()]
         lines += [f"  dropped, {reason}: {tally}" for reason, tally in _by_first_row(self.dropped)]
         lines += [f"  kept, {reason}: {tally}" for reason, tally in _by_first_row(self.notes)]
         lines += [f"  {self.advice()}"] if self.over else []
         return "\n".join(lines)
+
+    def about(self) -> list[str]:
+        """Says how the rows were read, and which columns were not."""
+        lines = [f"read as: {self.read_as}"] if self.read_as else []
+        return lines + ([f"columns not read: {', '.join(self.unread)}"] if self.unread else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -117,7 +126,8 @@ class DropReport:
         """The inverse of `to_dict`."""
         tallies = {key: {k: Tally(**v) for k, v in values[key].items()} for key in ("dropped", "notes")}
         over = {int(length): count for length, count in values.get("over", {}).items()}  # JSON has texts as keys
-        return cls(**{**values, **tallies, "over": over})
+        unread = tuple(values.get("unread", ()))
+        return cls(**{**values, **tallies, "over": over, "unread": unread})
 
 
 def _usual_length(length: int) -> int:

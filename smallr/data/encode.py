@@ -12,8 +12,8 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Completion, Example, soft_ids
-from smallr.data.chat import Marked
 from smallr.data.errors import DataError
+from smallr.data.templates import Marked
 
 
 class Encoder:
@@ -36,6 +36,11 @@ class Encoder:
             )
         self.eos = int(tokenizer.eos_token_id)
         self.definition = backend_definition(tokenizer)
+        self._eos_text = str(tokenizer.eos_token)
+        self._bos = tokenizer.bos_token_id
+        self._most_characters = max(map(len, tokenizer.get_vocab()))
+        # A normalizer may compose characters: four of them become one.
+        self._composed = 4 if self.definition.get("normalizer") is not None else 1
         self._backend = Tokenizer.from_str(json.dumps(self.definition))
 
     def __call__(self, texts: Sequence[Marked]) -> list[Completion]:
@@ -48,19 +53,30 @@ class Encoder:
                 encodings[i] = encoding
         return [self._roles(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
+    def longest_text(self, tokens: int) -> int:
+        """Returns a number of characters that no text of so many tokens exceeds."""
+        return tokens * self._most_characters * self._composed
+
     def prompts(self, texts: Sequence[str], *, is_chat: bool) -> list[list[int]]:
         """Tokens of texts that are to be continued: as above, but nothing is added behind a text."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=not is_chat)
-        return [_before_end(encoding) for encoding in encodings]
+        return [_before_end(encoding)[self._doubled(encoding) :] for encoding in encodings]
+
+    def _doubled(self, encoding: Encoding) -> int:
+        """1 where the tokenizer puts a beginning before a text that begins with its own, else 0."""
+        ids = encoding.ids
+        return int(len(ids) > 1 and ids[0] == ids[1] == self._bos and encoding.offsets[0] == (0, 0))
 
     def _roles(self, text: Marked, encoding: Encoding) -> Completion:
         """A token belongs to a span if they overlap, and to the later one of two: a token that straddles the end of
         the prompt belongs to the completion.
         """
-        tokens = np.asarray(encoding.ids, np.int32)
-        starts, ends = np.asarray(encoding.offsets, np.int64).reshape(-1, 2).T
+        skipped = 0 if text.is_chat else self._doubled(encoding)
+        tokens = np.asarray(encoding.ids, np.int32)[skipped:]
+        starts, ends = np.asarray(encoding.offsets, np.int64).reshape(-1, 2)[skipped:].T
         # Special tokens that the tokenizer adds behind the text have the offsets (0, 0).
-        behind = np.asarray(encoding.special_tokens_mask, bool) & (ends == 0) & (np.maximum.accumulate(ends) > 0)
+        special = np.asarray(encoding.special_tokens_mask, bool)[skipped:]
+        behind = special & (ends == 0) & (np.maximum.accumulate(ends) > 0)
         starts, ends = (np.where(behind, len(text.text), x) for x in (starts, ends))
         roles = np.full(len(tokens), ROLE_NONE, np.int32)
         for span in text.spans:
@@ -68,10 +84,16 @@ class Encoder:
             stop = np.searchsorted(starts, span.end, side="left")
             roles[first:stop] = span.role
         if not text.is_chat:
-            if not len(tokens) or tokens[-1] != self.eos:
+            if len(tokens) > 1 and tokens[-1] == tokens[-2] == self.eos and behind[-1]:
+                tokens, roles = tokens[:-1], roles[:-1]  # the text has an end of its own
+            if (not len(tokens) or tokens[-1] != self.eos) and not self._ended(text.text):
                 tokens, roles = np.append(tokens, np.int32(self.eos)), np.append(roles, np.int32(ROLE_NONE))
             roles[-1] = text.spans[-1].role
         return Completion(tokens, roles)
+
+    def _ended(self, text: str) -> bool:
+        """Whether a text ends with EOS, and white space as templates write it behind."""
+        return text.rstrip().endswith(self._eos_text)
 
 
 def _before_end(encoding: Encoding) -> list[int]:
@@ -114,6 +136,13 @@ def to_example(wholes: Sequence[Completion], columns: Mapping[str, float], row: 
         return None
     completions = tuple(Completion(whole.tokens[shared:], whole.roles[shared:]) for whole in wholes)
     return Example(first[:shared], completions, columns, row)
+
+
+def without_first(whole: Completion) -> Completion:
+    """The tokens with the first not scored: nothing stands before it."""
+    roles = whole.roles.copy()
+    roles[:1] = ROLE_NONE
+    return Completion(whole.tokens, roles)
 
 
 def choice_ids(encoder: Encoder, choices: Sequence[str]) -> tuple[int, int]:

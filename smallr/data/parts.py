@@ -100,6 +100,7 @@ def tokenize_parts(
     tokenizer: PreTrainedTokenizerFast,
     job: Mapping[str, Any],
     write_here: Callable[..., DropReport],
+    new_report: Callable[[], DropReport],
     workers: int,
     progress: tqdm,
 ) -> DropReport:
@@ -109,8 +110,9 @@ def tokenize_parts(
       folder: where it goes.
       rows: all of them.
       tokenizer: if saving and loading it changes it, the work is done here.
-      job: what a worker must know beside the tokenizer: `options` and `source`.
-      write_here: `write_here(folder, rows, start=, progress=)` does the work in this process.
+      job: what a worker must know beside the tokenizer: `options` and `reading`.
+      write_here: `write_here(folder, rows, report, start=, progress=)` does the work in this process.
+      new_report: makes an empty report of the rows.
       workers: at least two.
       progress: counts rows.
 
@@ -123,23 +125,25 @@ def tokenize_parts(
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".parts-", dir=folder.parent))
     try:
-        _write_job(scratch, tokenizer, job)
+        report = new_report()
+        _write_job(scratch, tokenizer, {**job, "source": report.source})
         if not _same(tokenizer, load_tokenizer(scratch)):
             logging.warning(
                 "%s changes when it is saved and loaded; tokenising in one process", type(tokenizer).__name__
             )
-            return write_here(folder, rows, progress=progress)
+            return write_here(folder, rows, report, progress=progress)
         size = max(1, min(_MOST_ROWS, len(rows) // (workers * _PARTS_PER_WORKER)))
         parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         replies = _distribute(parts, rows, scratch, workers, progress)
-        report = DropReport(job["source"], job["options"]["max_length"])
         for number, part in enumerate(parts):
             reply = replies.get(number)
             if reply is None:
                 # Some worker died of it. What it wrote is whole or not there, and is replaced.
                 shutil.rmtree(_tokens(scratch, number), ignore_errors=True)
                 report.merge(
-                    write_here(_tokens(scratch, number), rows.select(part), start=part.start, progress=progress)
+                    write_here(
+                        _tokens(scratch, number), rows.select(part), new_report(), start=part.start, progress=progress
+                    )
                 )
             elif "error" in reply:
                 raise DataError(reply["error"])

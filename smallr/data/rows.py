@@ -10,6 +10,11 @@
   rationale   `question`, `rationale`, `answer` (text).
   choice      `question` (text) and `label` (1 or true: the second of two choices is right, 0 or false: the first).
 
+Rows with completions may have `system`, the text of a system message, and `tools`, definitions for the chat template.
+`formats` says which other columns are recognised, `messages` which forms of chats. In a chat, texts that are transcripts
+("Human: … Assistant: …") are read as the turns they hold; where most completions of a set repeat the prompt, it is left
+out of them.
+
 Numbers of completions and of tokens are read as `completion_columns` says. A mistake in the set-up (a column missing or
 of a wrong type, an unknown gap, a beta that is negative or NaN) raises `DataError`. A single row that cannot be trained
 on (empty, equal sides, ...) is counted in the `DropReport`.
@@ -18,42 +23,30 @@ on (empty, equal sides, ...) is counted in the `DropReport`.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallr.data.drops import DropReport
-from smallr.data.errors import DataError, nearest, shorten
+from smallr.data.errors import DataError, shorten
+from smallr.data.files import PROBLEM
+from smallr.data.formats import Reading
+from smallr.data.messages import (
+    Message,
+    Text,
+    Unusable,
+    as_chat,
+    is_said,
+    is_scored,
+    read_tools,
+    text_or_chat,
+    transcript,
+)
+from smallr.data.values import Cell, beta, choice_index, label, number, plain_text
 
 if TYPE_CHECKING:
     from smallr.data.completion_columns import CompletionColumns, CompletionNumbers
 
 GAPS = ("small", "medium", "large")
-KINDS = ("preference", "unpaired", "sft", "completions", "rationale", "choice")
-# Columns that a kind reads; the sets are alternatives, all of one of them must be there.
-REQUIRED = {
-    "preference": (("chosen", "rejected"),),
-    "unpaired": (("prompt", "completion", "label"), ("prompt", "chosen", "rejected")),
-    "sft": (("messages",), ("prompt", "completion")),
-    "completions": (("prompt", "completions"),),
-    "rationale": (("question", "rationale", "answer"),),
-    "choice": (("question", "label"),),
-}
-OPTIONAL = {
-    "preference": ("prompt", "beta", "gap", "ref_chosen", "ref_rejected"),
-    "unpaired": ("beta",),
-    "sft": (),
-    "completions": (),
-    "rationale": (),
-    "choice": (),
-}
-COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for names in (*REQUIRED[kind], OPTIONAL[kind]) for name in names))
-
-# Roles as conversations with `from`/`value` name them.
-_ROLES = {"human": "user", "gpt": "assistant"}
-
-Message = Mapping[str, Any]
-Text = str | tuple[Message, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +56,12 @@ class TextRow:
 
     Attributes:
       row: index in the source.
-      prompt, completions: all text, or all chat messages. Assistant turns of a chat completion are scored.
+      prompt, completions: all text, or all chat messages. Assistant turns of a chat completion are scored. Where the
+        prompt ends in an assistant's message, the completions go on from there. Without a prompt all is scored.
       columns: numbers of the row; the same keys in all rows of a kind.
       numbers: numbers of each completion; empty if the set has none.
+      system: text of the system message that the prompt lacks; empty if there is none.
+      tools: definitions for the chat template.
     """
 
     row: int
@@ -73,6 +69,8 @@ class TextRow:
     completions: tuple[Text, ...]
     columns: Mapping[str, float]
     numbers: tuple[CompletionNumbers, ...] = ()
+    system: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,42 +83,37 @@ class RationaleRow:
     rationale: str | None
 
 
-class _Unusable(Exception):
-    """A single row that is dropped; its message is the reason."""
-
-
 @dataclasses.dataclass(frozen=True)
-class _Cell:
-    """Where a value stands, for messages."""
+class _Raw:
+    """A row as it was read, with how its values are taken.
 
-    source: str
-    row: int
-    column: str
-
-    def error(self, problem: str) -> DataError:
-        return DataError(f"{self.source}, row {self.row}, column {self.column!r}: {problem}")
-
-
-def columns_of(kind: str, present: Sequence[str], source: str) -> tuple[str, ...]:
-    """The columns of `present` that rows of this kind are read from.
-
-    Raises:
-      DataError: unknown kind, or a column is missing; names what is there and the nearest.
+    Attributes:
+      values: by column.
+      row, source: its place, for messages.
+      chat: plain text will be wrapped in a chat.
+      repeats: completions that begin with the prompt repeat it.
+      note: counts the row as kept in another form.
     """
-    if kind not in KINDS:
-        raise DataError(f"row kind {kind!r} is none of {', '.join(KINDS)}{nearest(kind, KINDS)}")
-    for required in REQUIRED[kind]:
-        if set(required) <= set(present):
-            return (*required, *(name for name in OPTIONAL[kind] if name in present))
-    wanted = " or ".join(", ".join(names) for names in REQUIRED[kind])
-    # Of several alternatives the one with most columns present is what the user is likely to mean.
-    closest = max(REQUIRED[kind], key=lambda names: len(set(names) & set(present)))
-    missing = [name for name in closest if name not in present]
-    raise DataError(
-        f"{source}: {kind} rows need the columns {wanted}; missing {', '.join(map(repr, missing))}, "
-        f"present {', '.join(present)}{nearest(missing[0], present)} "
-        f'Map a column with columns={{"{missing[0]}": "<name in the source>"}}.'
-    )
+
+    values: Mapping[str, Any]
+    row: int
+    source: str
+    chat: bool
+    repeats: bool
+    note: Callable[[str], None]
+
+    def cell(self, column: str) -> Cell:
+        return Cell(self.source, self.row, column)
+
+    def text(self, column: str) -> Text:
+        """The text or the messages of a column, not empty."""
+        return _filled(text_or_chat(self.values[column], self.cell(column)), column)
+
+    def prompt(self) -> Text:
+        """The prompt; a transcript is its turns."""
+        prompt = self.text("prompt")
+        turns = transcript(prompt) if self.chat and isinstance(prompt, str) else None
+        return prompt if turns is None else _filled(turns, "prompt")
 
 
 def parse_rows(
@@ -129,86 +122,114 @@ def parse_rows(
     report: DropReport,
     start: int = 0,
     numbers: CompletionColumns | None = None,
+    *,
+    reading: Reading | None = None,
+    chat: bool = False,
 ) -> Iterator[TextRow | RationaleRow]:
     """Checks raw rows one by one; what cannot be used is counted in `report`.
 
     Args:
       rows: of the source, from row `start` on.
-      kind: one of KINDS.
+      kind: one of `formats.KINDS`.
       report: counts them all.
       start: number of the first.
       numbers: which columns hold numbers of completions and tokens.
+      reading: how rows are read; by default their columns have our names.
+      chat: plain text will be wrapped in a chat.
 
     Raises:
       DataError: a value of a wrong type, an unknown gap, a beta that is negative or not finite.
     """
-    parsers = {
-        "preference": _preference,
-        "unpaired": _unpaired,
-        "sft": _sft,
-        "completions": _completions,
-        "rationale": _rationale,
-        "choice": _choice,
-    }
-    parse = parsers[kind]
+    reading = reading or Reading(kind, "", ())
     for index, row in enumerate(rows, start):
         report.total += 1
         try:
-            parsed = parse(row, index, report.source)
-        except _Unusable as reason:
+            if row.get(PROBLEM):
+                raise Unusable(row[PROBLEM].rpartition(" (")[0])
+            values = reading.read(row) if reading.format else row
+            raw = _Raw(values, index, report.source, chat, reading.repeats, _noting(report, index))
+            parsed = _PARSERS[kind](raw)
+        except Unusable as reason:
             report.drop(index, str(reason))
             continue
-        if numbers is not None and isinstance(parsed, TextRow):
-            read = numbers.read(row, len(parsed.completions), f"{report.source}, row {index}")
-            parsed = dataclasses.replace(parsed, numbers=read)
-        if isinstance(parsed, RationaleRow) and parsed.rationale is None:
-            report.note(index, "no rationale: answer loss only")
         several = parsed if isinstance(parsed, tuple) else (parsed,)
         report.total += len(several) - 1
-        yield from several
+        for each in several:
+            if isinstance(each, RationaleRow):
+                if each.rationale is None:
+                    report.note(index, "no rationale: answer loss only")
+                yield each
+            else:
+                yield _with_numbers(_with_context(each, raw), row, numbers, report.source)
 
 
-def _preference(row: Mapping[str, Any], index: int, source: str) -> TextRow:
-    chosen, rejected = (
-        _filled(_text_or_chat(row[name], _Cell(source, index, name)), name) for name in ("chosen", "rejected")
-    )
+def _noting(report: DropReport, row: int) -> Callable[[str], None]:
+    return lambda reason: report.note(row, reason)
+
+
+def _with_numbers(row: TextRow, values: Mapping[str, Any], numbers: CompletionColumns | None, source: str) -> TextRow:
+    if numbers is None:
+        return row
+    read = numbers.read(values, len(row.completions), f"{source}, row {row.row}")
+    return dataclasses.replace(row, numbers=read)
+
+
+def _with_context(row: TextRow, raw: _Raw) -> TextRow:
+    """Adds what the columns `system` and `tools` say."""
+    system = plain_text(raw.values.get("system"), raw.cell("system"))
+    tools = read_tools(raw.values.get("tools"), raw.cell("tools"))
+    if not (system or tools):
+        return row
+    if not raw.chat and isinstance(row.prompt, str):
+        raw.note("`system` and `tools` are not read with data.chat=False: texts stay as they are")
+        return row
+    if system and as_chat(row.prompt, "user")[0]["role"] == "system":
+        raw.note("`system` is not read: the messages have a system message of their own")
+        system = ""
+    return dataclasses.replace(row, system=system, tools=tools)
+
+
+def _preference(raw: _Raw) -> TextRow:
     columns = {
-        "beta": _beta(row.get("beta"), _Cell(source, index, "beta")),
-        "gap": float(_gap(row.get("gap"), _Cell(source, index, "gap"))),
+        "beta": beta(raw.values.get("beta"), raw.cell("beta")),
+        "gap": float(choice_index(raw.values.get("gap"), GAPS, raw.cell("gap"))),
     }
     for name in ("ref_chosen", "ref_rejected"):
-        if name in row:
-            columns[name] = _number(row[name], _Cell(source, index, name))
-    prompt = None
-    if "prompt" in row:
-        prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
+        if name in raw.values:
+            columns[name] = number(raw.values[name], raw.cell(name))
+    chosen, rejected = raw.text("chosen"), raw.text("rejected")
+    prompt = raw.prompt() if "prompt" in raw.values else None
     if chosen == rejected:
-        raise _Unusable("chosen equal to rejected")
+        raise Unusable("chosen equal to rejected")
+    if prompt is None and raw.chat and isinstance(chosen, str) and isinstance(rejected, str):
+        chosen, rejected = _transcripts(chosen, rejected)
     if all(isinstance(text, str) for text in (prompt or "", chosen, rejected)):
-        prompt, chosen, rejected = (prompt, chosen, rejected) if prompt else _split_texts(chosen, rejected)
+        if prompt is None:
+            prompt, chosen, rejected = _split_texts(chosen, rejected)
+        else:
+            chosen, rejected = _without_prompt(raw, prompt, (chosen, rejected))
     else:
-        chat = None if prompt is None else _as_chat(prompt, "user")
-        prompt, chosen, rejected = _split_chats(chat, _as_chat(chosen, "assistant"), _as_chat(rejected, "assistant"))
+        chat = None if prompt is None else as_chat(prompt, "user")
+        chosen, rejected = (_answer(raw, text) for text in (chosen, rejected))
+        prompt, chosen, rejected = _split_chats(chat, chosen, rejected)
     for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
         _filled(side, name)
-    return TextRow(index, prompt, (_answered(chosen), _answered(rejected)), columns)
+    return TextRow(raw.row, prompt, (_answered(chosen), _answered(rejected)), columns)
 
 
-def _unpaired(row: Mapping[str, Any], index: int, source: str) -> tuple[TextRow, ...]:
-    prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
-    if "completion" in row:
-        labels = {"completion": _label(row["label"], _Cell(source, index, "label"))}
+def _unpaired(raw: _Raw) -> tuple[TextRow, ...]:
+    prompt = raw.prompt()
+    if "completion" in raw.values:
+        labels = {"completion": label(raw.values["label"], raw.cell("label"))}
     else:
         labels = {"chosen": 1.0, "rejected": 0.0}
-    beta = _beta(row.get("beta"), _Cell(source, index, "beta"))
-    rows = []
-    for name, label in labels.items():
-        completion = _filled(_text_or_chat(row[name], _Cell(source, index, name)), name)
-        start = prompt
-        if not (isinstance(start, str) and isinstance(completion, str)):
-            start, completion = _as_chat(start, "user"), _as_chat(completion, "assistant")
-        rows.append(TextRow(index, start, (_answered(completion),), {"label": label, "beta": beta}))
-    return tuple(rows)
+    row_beta = beta(raw.values.get("beta"), raw.cell("beta"))
+    completions = _completed(raw, prompt, [raw.text(name) for name in labels])
+    start = prompt if isinstance(completions[0], str) else as_chat(prompt, "user")
+    return tuple(
+        TextRow(raw.row, start, (_answered(completion),), {"label": value, "beta": row_beta})
+        for completion, value in zip(completions, labels.values(), strict=True)
+    )
 
 
 def mismatched(rows: Sequence[TextRow]) -> Iterator[TextRow]:
@@ -232,119 +253,131 @@ def mismatched(rows: Sequence[TextRow]) -> Iterator[TextRow]:
             f"the KL estimate of unpaired rows needs completions of other prompts, but {shift} of {len(ring)} rows have one "
             "prompt; add rows with other prompts"
         )
-    donor = {i: ring[place - shift] for place, i in enumerate(ring)}
+    donor = {i: ring[position - shift] for position, i in enumerate(ring)}
     for i, row in enumerate(rows):
         prompt, own, other = row.prompt, row.completions[0], rows[donor[i]].completions[0]
         if isinstance(own, str) != isinstance(other, str):
-            prompt = _as_chat(prompt, "user")
-            own, other = _as_chat(own, "assistant"), _as_chat(other, "assistant")
+            prompt = as_chat(prompt, "user")
+            own, other = as_chat(own, "assistant"), as_chat(other, "assistant")
         yield dataclasses.replace(row, prompt=prompt, completions=(own, other))
 
 
-def _sft(row: Mapping[str, Any], index: int, source: str) -> TextRow:
-    if "messages" in row:
-        messages = _filled(_text_or_chat(row["messages"], _Cell(source, index, "messages")), "messages")
+def _sft(raw: _Raw) -> TextRow:
+    if "messages" in raw.values:
+        messages = raw.text("messages")
         if isinstance(messages, str):
-            raise _Cell(source, index, "messages").error(
+            raise raw.cell("messages").error(
                 f"expected a list of messages, found text {shorten(messages)}; text goes into prompt and completion"
             )
         first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
         prompt, completion = messages[:first], messages[first:]
         if not completion:
-            raise _Unusable("no assistant turn")
-    else:
-        prompt, completion = (
-            _filled(_text_or_chat(row[name], _Cell(source, index, name)), name) for name in ("prompt", "completion")
-        )
-        if not (isinstance(prompt, str) and isinstance(completion, str)):
-            prompt, completion = _as_chat(prompt, "user"), _as_chat(completion, "assistant")
-    return TextRow(index, _filled(prompt, "prompt"), (_answered(completion),), {})
+            raise Unusable("no assistant turn")
+        return TextRow(raw.row, _filled(prompt, "prompt"), (_answered(completion),), {})
+    if "text" in raw.values:
+        text = raw.text("text")
+        if not isinstance(text, str):
+            raise raw.cell("text").error(f"expected text, found {shorten(text)}; messages go into messages")
+        return TextRow(raw.row, "", (text,), {})
+    prompt = raw.prompt()
+    (completion,) = _completed(raw, prompt, [raw.text("completion")])
+    if not isinstance(completion, str):
+        prompt = as_chat(prompt, "user")
+    return TextRow(raw.row, _filled(prompt, "prompt"), (_answered(completion),), {})
 
 
-def _completions(row: Mapping[str, Any], index: int, source: str) -> TextRow:
-    cell = _Cell(source, index, "completions")
-    prompt = _filled(_text_or_chat(row["prompt"], _Cell(source, index, "prompt")), "prompt")
-    if isinstance(row["completions"], str) or not isinstance(row["completions"] or (), Sequence):
-        raise cell.error(f"expected a list of texts or of chats, found {shorten(row['completions'])}")
-    completions = [_filled(_text_or_chat(value, cell), "completion") for value in row["completions"] or ()]
+def _completions(raw: _Raw) -> TextRow:
+    cell, values = raw.cell("completions"), raw.values["completions"]
+    prompt = raw.prompt()
+    if isinstance(values, str) or not isinstance(values or (), Sequence):
+        raise cell.error(f"expected a list of texts or of chats, found {shorten(values)}")
+    completions = [_filled(text_or_chat(value, cell), "completion") for value in values or ()]
     if not completions:
-        raise _Unusable("no completion")
-    if not all(isinstance(text, str) for text in (prompt, *completions)):
-        prompt, completions = _as_chat(prompt, "user"), [_as_chat(text, "assistant") for text in completions]
-    return TextRow(index, prompt, tuple(map(_answered, completions)), {})
+        raise Unusable("no completion")
+    completions = _completed(raw, prompt, completions)
+    if not isinstance(completions[0], str):
+        prompt = as_chat(prompt, "user")
+    return TextRow(raw.row, prompt, tuple(map(_answered, completions)), {})
 
 
-def _rationale(row: Mapping[str, Any], index: int, source: str) -> RationaleRow:
-    values = {name: _plain(row[name], _Cell(source, index, name)) for name in ("question", "answer", "rationale")}
+def _rationale(raw: _Raw) -> RationaleRow:
+    values = {name: plain_text(raw.values[name], raw.cell(name)) for name in ("question", "answer", "rationale")}
     for name in ("question", "answer"):
         _filled(values[name], name)
-    return RationaleRow(index, values["question"], values["answer"], values["rationale"] or None)
+    return RationaleRow(raw.row, values["question"], values["answer"], values["rationale"] or None)
 
 
-def _choice(row: Mapping[str, Any], index: int, source: str) -> TextRow:
-    question = _filled(_plain(row["question"], _Cell(source, index, "question")), "question")
-    return TextRow(index, question, (), {"label": _label(row["label"], _Cell(source, index, "label"))})
+def _choice(raw: _Raw) -> TextRow:
+    question = _filled(plain_text(raw.values["question"], raw.cell("question")), "question")
+    return TextRow(raw.row, question, (), {"label": label(raw.values["label"], raw.cell("label"))})
 
 
-def _plain(value: Any, cell: _Cell) -> str:
-    """Text without white space around it; null is empty."""
-    if value is not None and not isinstance(value, str):
-        raise cell.error(f"expected text, found {_kind(value)} {shorten(value)}; write it out")
-    return (value or "").strip()
+_PARSERS = {
+    "preference": _preference,
+    "unpaired": _unpaired,
+    "sft": _sft,
+    "completions": _completions,
+    "rationale": _rationale,
+    "choice": _choice,
+}
 
 
-def _text_or_chat(value: Any, cell: _Cell) -> Text:
-    """Text, or messages with `role` and `content`; null is empty text."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    messages = value
-    if isinstance(value, Mapping):  # one message, or the columns of a list of them, as TFDS and old Arrow files have it
-        is_table = value and all(isinstance(items, Sequence) and not isinstance(items, str) for items in value.values())
-        messages = (
-            [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-            if is_table
-            else [value]
+def _completed(raw: _Raw, prompt: Text, completions: Sequence[Text]) -> list[Text]:
+    """Completions of a prompt: all text if all is text, else all chats."""
+    if all(isinstance(text, str) for text in (prompt, *completions)):
+        return [_filled(text, "completion") for text in _without_prompt(raw, prompt, completions)]
+    return [_answer(raw, text) for text in completions]
+
+
+def _without_prompt(raw: _Raw, prompt: str, sides: Sequence[str]) -> Sequence[str]:
+    """Completions without the prompt, where the set repeats it in them."""
+    begin = [side.startswith(prompt.rstrip()) for side in sides]
+    if not any(begin):
+        return sides
+    if raw.repeats and all(begin):
+        return [side.removeprefix(prompt if side.startswith(prompt) else prompt.rstrip()) for side in sides]
+    if len(prompt.split()) > 2:
+        raw.note("a completion begins with the prompt, which most do not: it is scored as a part of it")
+    return sides
+
+
+def _answer(raw: _Raw, text: Text) -> tuple[Message, ...]:
+    """An answer in a chat; that of a transcript has white space around it that is not the answer's."""
+    if isinstance(text, str) and raw.chat and isinstance(raw.values.get("prompt"), str):
+        prompt = raw.values["prompt"].rstrip()
+        text = text.strip() if prompt.endswith("Assistant:") else text
+    return as_chat(text, "assistant")
+
+
+def _transcripts(chosen: str, rejected: str) -> tuple[Text, Text]:
+    """The turns of two transcripts. Where a chat begins and ends in any other text, nobody can know."""
+    turns = transcript(chosen), transcript(rejected)
+    if None in turns:
+        raise Unusable(
+            "text without a prompt: in a chat nothing tells where the user's turn ends; give a column `prompt`, or "
+            "messages, or set data.chat=False"
         )
-    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
-        raise cell.error(
-            f"expected text or a list of messages {{role, content}}, found {_kind(value)} {shorten(value)}"
-        )
-    return tuple(_message(message, cell) for message in messages)
-
-
-def _message(message: Message, cell: _Cell) -> Message:
-    """Null fields are what Arrow puts where another message of the column has a field: they are left out."""
-    message = {key: value for key, value in message.items() if value is not None}
-    if "from" in message and "value" in message:
-        message = {"role": _ROLES.get(message["from"], message["from"]), "content": message["value"]}
-    if not isinstance(message.get("role"), str):
-        raise cell.error(f"a message needs `role` and `content`, found {shorten(message)}")
-    message.setdefault("content", "")
-    if not isinstance(message["content"], str):
-        raise cell.error(f"`content` of a message must be text, found {_kind(message['content'])} {shorten(message)}")
-    return message
-
-
-def _as_chat(text: Text, role: str) -> tuple[Message, ...]:
-    return ({"role": role, "content": text},) if isinstance(text, str) else text
+    return turns
 
 
 def _filled(text: Text, name: str) -> Text:
-    contents = [text] if isinstance(text, str) else [message["content"] for message in text]
-    if not any(content.strip() for content in contents):
-        raise _Unusable(f"empty {name}")
+    filled = bool(text.strip()) if isinstance(text, str) else any(map(is_said, text))
+    if not filled:
+        raise Unusable(f"empty {name}")
     return text
 
 
 def _answered(completion: Text) -> Text:
-    """A chat completion has assistant turns, none of them empty."""
+    """A chat completion has assistant turns, none of them empty, and one that is scored."""
     if isinstance(completion, str):
         return completion
-    turns = [message["content"] for message in completion if message["role"] == "assistant"]
+    turns = [message for message in completion if message["role"] == "assistant"]
     if not turns:
-        raise _Unusable("no assistant turn")
-    if not all(turn.strip() for turn in turns):
-        raise _Unusable("empty assistant turn")
+        raise Unusable("no assistant turn")
+    if not all(map(is_said, turns)):
+        raise Unusable("empty assistant turn")
+    if not any(map(is_scored, turns)):
+        raise Unusable("all assistant turns have weight 0")
     return completion
 
 
@@ -365,7 +398,7 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
         shared -= 1
     shared = len(chosen[:shared].rstrip())
     if not shared:
-        raise _Unusable("chosen and rejected share no first part to be the prompt")
+        raise Unusable("chosen and rejected share no first part to be the prompt")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
@@ -379,52 +412,7 @@ def _split_chats(
     shared = common_length(chosen[:limit], rejected[:limit])
     common = chosen[:shared]
     if not common:
-        raise _Unusable("chosen and rejected share no first part to be the prompt")
+        raise Unusable("chosen and rejected share no first part to be the prompt")
     if prompt is not None and not any(common[i : i + len(prompt)] == prompt for i in range(shared)):
-        raise _Unusable("chosen and rejected do not begin with the prompt")
+        raise Unusable("chosen and rejected do not begin with the prompt")
     return common, chosen[shared:], rejected[shared:]
-
-
-def _beta(value: Any, cell: _Cell) -> float:
-    """The number, NaN where the row has none."""
-    beta = _number(value, cell)
-    if value not in (None, "") and not (math.isfinite(beta) and beta >= 0):
-        raise cell.error(f"beta must be a finite number >= 0, found {value}; correct or remove the row")
-    return beta
-
-
-def _number(value: Any, cell: _Cell) -> float:
-    """The number, NaN where the row has none. Text of a number is what CSV files hold."""
-    if value is None or value == "":
-        return math.nan
-    try:
-        number = float(value) if not isinstance(value, bool) else None
-    except (TypeError, ValueError):
-        number = None
-    if number is None:
-        raise cell.error(f"expected a number, found {_kind(value)} {shorten(value)}")
-    return number
-
-
-_LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
-
-
-def _label(value: Any, cell: _Cell) -> float:
-    """1 for a desirable completion, 0 for an undesirable one."""
-    label = _LABELS.get(str(value).lower())
-    if label is None:
-        raise cell.error(f"expected true or false, found {_kind(value)} {shorten(value)}")
-    return label
-
-
-def _gap(value: Any, cell: _Cell) -> int:
-    """Index into GAPS, -1 where the row has none."""
-    if value is None or value == "":
-        return -1
-    if value not in GAPS:
-        raise cell.error(f"gap {shorten(value)} is none of {', '.join(GAPS)}{nearest(value, GAPS)}")
-    return GAPS.index(value)
-
-
-def _kind(value: Any) -> str:
-    return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"

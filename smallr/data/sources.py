@@ -12,28 +12,26 @@ folders that hold no splits have one, `train`. No code of a data set is ever run
 
 from __future__ import annotations
 
-import csv
 import glob
-import gzip
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import datasets
 import numpy as np
 
 from smallr.data.errors import DataError, nearest
-from smallr.data.rows import COLUMNS
+from smallr.data.files import format_of
+from smallr.data.formats import COLUMNS
+from smallr.data.tables import read_table
 
 OFFLINE_CHOICES = (
     "Without the hub: a folder written by datasets' save_to_disk, local files (json, jsonl, parquet, csv, a glob of "
     "them), tfds:NAME, or builtin:arithmetic/preference"
 )
 BUILTIN = ("arithmetic/preference", "arithmetic/rationale", "arithmetic/sft", "arithmetic/teacher")
-_FORMATS = {"json": "json", "jsonl": "json", "ndjson": "json", "parquet": "parquet", "csv": "csv"}
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
 
@@ -104,7 +102,9 @@ def rename(rows: datasets.Dataset, columns: Mapping[str, str], source: str) -> d
     """
     for ours, theirs in columns.items():
         if ours not in COLUMNS:
-            raise DataError(f"columns: {ours!r} is none of our columns {', '.join(COLUMNS)}{nearest(ours, COLUMNS)}")
+            raise DataError(
+                f"columns: {ours!r} must be one of our columns: {', '.join(COLUMNS)}{nearest(ours, COLUMNS)}"
+            )
         if theirs not in rows.column_names:
             raise DataError(
                 f"{source}: no column {theirs!r} to use as {ours!r}; present {', '.join(rows.column_names)}"
@@ -132,7 +132,7 @@ def _kind(spec: str) -> tuple[str, str]:
         return prefix, rest
     if Path(spec).is_dir():
         return "disk", spec
-    if Path(spec).is_file() or glob.has_magic(spec) or _format(spec):
+    if Path(spec).is_file() or glob.has_magic(spec) or format_of(spec):
         return "files", spec
     if _HUB_ID.fullmatch(spec) and "/" in spec:
         return "hub", spec
@@ -165,55 +165,7 @@ def _files(pattern: str, split: str) -> datasets.Dataset:
         problem = "no file matches" if glob.has_magic(pattern) else "no such file"
         raise DataError(f"{pattern}: {problem}" + _neighbours(expanded))
     _known_split(pattern, split, ["train"])
-    formats = {_format(path) for path in paths}
-    if len(formats) > 1 or None in formats:
-        raise DataError(
-            f"{pattern}: expected files of one format of {', '.join(_FORMATS)} (also .gz), found "
-            f"{', '.join(Path(path).name for path in paths[:5])}"
-        )
-    (format_,) = formats
-    try:
-        options = _csv_options(paths[0]) if format_ == "csv" else {}
-        return datasets.load_dataset(format_, data_files=[os.path.abspath(p) for p in paths], split="train", **options)
-    except Exception as error:  # readers raise what they like; the cause is what the user needs
-        if format_ == "json":
-            for path in paths:
-                _check_json(Path(path))
-        raise DataError(f"{pattern}: cannot be read as {format_}: {error.__cause__ or error}") from error
-
-
-def _csv_options(path: str) -> dict[str, Any]:
-    """Text stays text: pandas would read "007" as 7 and the answer "None" as nothing."""
-    with _open(Path(path)) as file:
-        names = next(csv.reader([file.readline().decode("utf-8-sig")]))
-    features = datasets.Features({name: datasets.Value("string") for name in names})
-    return {"features": features, "keep_default_na": False}
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-def _check_json(path: Path) -> None:
-    """Raises with the line of the first mistake in a file that could not be read."""
-    with _open(path) as file:
-        try:
-            first = file.read(1)
-            if first == b"[":
-                json.loads(first + file.read())
-                return
-            file.seek(0)
-            for number, line in enumerate(file, start=1):
-                try:
-                    value = json.loads(line) if line.strip() else {}
-                except ValueError as error:
-                    raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
-                if not isinstance(value, dict):
-                    raise DataError(f"{path}, line {number}: a row must be an object {{...}}, found {line[:60]!r}")
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error}") from error
-        except (EOFError, OSError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from error
+    return read_table(paths, pattern)
 
 
 def _tfds(name: str, split: str) -> datasets.Dataset:
@@ -256,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 def _builtin(name: str, split: str) -> datasets.Dataset:
     if name not in BUILTIN:
-        raise DataError(f"builtin:{name} is none of {', '.join(BUILTIN)}{nearest(name, BUILTIN)}")
+        raise DataError(f"builtin:{name} must be one of: {', '.join(BUILTIN)}{nearest(name, BUILTIN)}")
     from smallr.data import builtin  # it writes data sets, so it may come to import this module's neighbours
 
     _, _, data = name.partition("/")
@@ -301,16 +253,9 @@ def _part(count: int, start: str | None, stop: str | None) -> range:
     return range(count)[index(start) : index(stop)]
 
 
-def _format(path: str) -> str | None:
-    suffixes = [suffix[1:].lower() for suffix in Path(path).suffixes]
-    if suffixes[-1:] == ["gz"]:
-        suffixes.pop()
-    return _FORMATS.get(suffixes[-1]) if suffixes else None
-
-
 def _neighbours(pattern: str) -> str:
     folder = Path(pattern).parent
-    names = sorted(path.name for path in folder.iterdir() if _format(path.name)) if folder.is_dir() else []
+    names = sorted(path.name for path in folder.iterdir() if format_of(path.name)) if folder.is_dir() else []
     if not names:
         return ""
     return f"; {folder} holds {', '.join(names[:10])}{nearest(Path(pattern).name, names)}"

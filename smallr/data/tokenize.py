@@ -25,18 +25,20 @@ from transformers import PreTrainedTokenizerFast
 
 from smallr.core.cache import cache_dir, cached_folder, is_intact
 from smallr.data.batch import Example
-from smallr.data.chat import Marked, Renderer, Unrenderable, choice_pieces, rationale_pieces
+from smallr.data.chat import Renderer, choice_pieces, rationale_pieces
 from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
-from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens
+from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens, without_first
 from smallr.data.errors import DataError, nearest
+from smallr.data.formats import KINDS, Reading, read_as
 from smallr.data.orders import BOTH, FORMATS, ORDERS, PROMPT
 from smallr.data.parts import num_workers, tokenize_parts, turn
-from smallr.data.rows import KINDS, RationaleRow, TextRow, columns_of, mismatched, parse_rows
+from smallr.data.rows import RationaleRow, TextRow, mismatched, parse_rows
+from smallr.data.templates import DATE, Marked, Unrenderable
 from smallr.data.token_set import TokenSet, write
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row.
-VERSION = 1
+VERSION = 2
 _BATCH = 256
 
 
@@ -58,6 +60,8 @@ class TokenizeOptions:
         of soft prompt 0 for answer_first, 1 for rationale_first; else those of soft prompt 0.
       prompt: of choice rows, see `chat.choice_pieces`.
       choices: of choice rows: two texts that begin with different tokens, of which the first counts.
+      format: how the columns are read, one of `formats.format_names(kind)`; empty: found out from the columns.
+      date: that a chat template writes where it writes today's, so that tokens are the same on every day.
       completion_columns, token_columns: numbers that rows have of their completions and of their scored tokens, see
         `smallr.data.completion_columns`.
 
@@ -74,6 +78,8 @@ class TokenizeOptions:
     soft_tokens: int = 0
     prompt: str = PROMPT
     choices: Sequence[str] = ()
+    format: str = ""
+    date: str = DATE
     completion_columns: Sequence[str] = ()
     token_columns: Sequence[str] = ()
 
@@ -153,25 +159,27 @@ def tokenize(
     Raises:
       DataError: missing columns, wrong types, a tokenizer without what the rows need, no row left.
     """
-    columns = columns_of(options.kind, rows.column_names, source)
-    options.numbers.check(rows.column_names, source)
-    rows = rows.select_columns(list(dict.fromkeys((*columns, *options.numbers.sources))))
+    names = rows.column_names
+    reading = read_as(options.kind, names, rows, source, options.format)
+    options.numbers.check(names, source)
+    rows = rows.select_columns(list(dict.fromkeys((*reading.columns, *options.numbers.sources))))
+    unread = tuple(name for name in names if name not in rows.column_names)
+    about = functools.partial(DropReport, source, options.max_length, read_as=reading.describe(), unread=unread)
     encoder = Encoder(tokenizer)
-    key = _key(rows, encoder, tokenizer, options)
+    key = _key(rows, encoder, tokenizer, options, reading)
     folder = (cache or cache_dir("tokens")) / key[:32]
     # The result is checked whole before it is believed.
     if is_intact(folder, quiet=True):
-        return _opened(folder, source)
-    maker = ExampleMaker(encoder, tokenizer, options)
+        return _opened(folder, about())
+    maker = ExampleMaker(encoder, tokenizer, options, reading)
     workers = 1 if options.kind == "unpaired" else num_workers(rows)
 
     def build(target: Path) -> None:
         if workers == 1:
-            report = maker.write(target, rows, source, progress=progress)
+            report = maker.write(target, rows, about(), progress=progress)
         else:
-            job = {"options": dataclasses.asdict(options), "source": source}
-            here = functools.partial(maker.write, source=source)
-            report = tokenize_parts(target, rows, tokenizer, job, here, workers, progress)
+            job = {"options": dataclasses.asdict(options), "reading": dataclasses.asdict(reading)}
+            report = tokenize_parts(target, rows, tokenizer, job, maker.write, about, workers, progress)
         if not report.kept:
             raise DataError(f"no row is left to train on\n{report}")
 
@@ -180,7 +188,7 @@ def tokenize(
         turn() if workers > 1 else contextlib.nullcontext(),
     ):
         # Another process of this run may have made it while this one waited for its turn.
-        return _opened(cached_folder(folder, build), source)
+        return _opened(cached_folder(folder, build), about())
 
 
 class ExampleMaker:
@@ -190,33 +198,48 @@ class ExampleMaker:
       encoder: of `tokenizer`.
       tokenizer: with the chat template.
       options: what is made of rows.
+      reading: of the rows.
     """
 
-    def __init__(self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> None:
+    def __init__(
+        self, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions, reading: Reading
+    ) -> None:
         self._encoder = encoder
+        self._reading = reading
+        self._longest = encoder.longest_text(options.max_length)
         formats = {order: options.all_formats[order] for order in options.orders}
-        self._renderer = Renderer(tokenizer, chat=options.chat, formats=formats, prompt=options.prompt)
+        self._renderer = Renderer(
+            tokenizer, chat=options.chat, formats=formats, prompt=options.prompt, date=options.date
+        )
         self._choices = choice_ids(encoder, options.choices) if options.kind == "choice" else None
         self._options = options
 
     def write(
-        self, folder: Path, rows: datasets.Dataset, source: str, start: int = 0, progress: tqdm | None = None
+        self, folder: Path, rows: datasets.Dataset, report: DropReport, start: int = 0, progress: tqdm | None = None
     ) -> DropReport:
         """Writes the `TokenSet` of rows; nothing if none is left.
 
         Args:
           folder: where it goes.
-          rows: of `source`, from row `start` on.
-          source: name of the rows.
+          rows: of the report's source, from row `start` on.
+          report: counts what is kept and dropped.
           start: number of the first.
           progress: counts them.
 
         Returns:
-          What was kept and dropped.
+          The report.
         """
-        report = DropReport(source, self._options.max_length)
-        parsed = parse_rows(_iterate(rows, progress), self._options.kind, report, start, self._options.numbers)
-        if self._options.kind == "unpaired":
+        options = self._options
+        parsed = parse_rows(
+            _iterate(rows, progress),
+            options.kind,
+            report,
+            start,
+            options.numbers,
+            reading=self._reading,
+            chat=options.chat,
+        )
+        if options.kind == "unpaired":
             parsed = mismatched(list(parsed))
         write(folder, self._examples(parsed, report), report)
         return report
@@ -238,21 +261,38 @@ class ExampleMaker:
     ) -> Iterator[tuple[int, int, Example | None]]:
         """Yields (number of the row, number of its soft prompt, example)."""
         numbers = self._options.numbers
-        for batch in _batched(_rendered(rows, self._renderer, self._options.orders, report), _BATCH):
+        rendered = _rendered(rows, self._renderer, self._options.orders, report)
+        for batch in _batched(self._short(rendered, report), _BATCH):
             wholes = iter(self._encoder([text for *_, texts in batch for text in texts]))
             for row, number, columns, texts in batch:
-                example = to_example([next(wholes) for _ in texts], columns, row.row)
+                encoded = [next(wholes) for _ in texts]
+                if isinstance(row, TextRow) and row.prompt == "":
+                    encoded = [without_first(whole) for whole in encoded]
+                example = to_example(encoded, columns, row.row)
                 if example is not None and isinstance(row, TextRow):
                     example = numbers.attach(example, row.numbers, f"{report.source}, row {row.row}")
                 yield row.row, number, example
+
+    def _short(self, rendered: Iterable[Any], report: DropReport) -> Iterator[Any]:
+        """Leaves out what has more characters than `max_length` tokens can have, before it is tokenised."""
+        for row, number, columns, texts in rendered:
+            if max(len(marked.text) for marked in texts) > self._longest:
+                report.drop(row.row, f"longer than {self._options.max_length} tokens")
+            else:
+                yield row, number, columns, texts
 
     def _made_choices(self, rows: Iterable[TextRow], report: DropReport) -> Iterator[tuple[int, int, Example | None]]:
         def prompts() -> Iterator[tuple[TextRow, str]]:
             for row in rows:
                 try:
-                    yield row, self._renderer.choice_prompt(row.prompt)
+                    prompt = self._renderer.choice_prompt(row.prompt)
                 except Unrenderable as reason:
                     report.drop(row.row, str(reason))
+                    continue
+                if len(prompt) > self._longest:
+                    report.drop(row.row, f"longer than {self._options.max_length} tokens")
+                else:
+                    yield row, prompt
 
         for batch in _batched(prompts(), _BATCH):
             ids = self._encoder.prompts([text for _, text in batch], is_chat=self._options.chat)
@@ -290,6 +330,8 @@ def _rendered(
             except Unrenderable as reason:
                 report.drop(row.row, str(reason))
             else:
+                for note in dict.fromkeys(note for marked in texts for note in marked.notes):
+                    report.note(row.row, note)
                 yield row, number, columns, texts
 
 
@@ -308,7 +350,13 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions) -> str:
+def _key(
+    rows: datasets.Dataset,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerFast,
+    options: TokenizeOptions,
+    reading: Reading,
+) -> str:
     """Hash of everything that the tokens depend on."""
     digest = hashlib.sha256()
 
@@ -317,13 +365,14 @@ def _key(rows: datasets.Dataset, encoder: Encoder, tokenizer: PreTrainedTokenize
 
     add([VERSION, dataclasses.asdict(options), encoder.definition, encoder.eos, rows.column_names])
     add([tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
+    add(dataclasses.asdict(reading))
     for batch in rows.iter(_BATCH):
         add(batch)
     return digest.hexdigest()
 
 
-def _opened(folder: Path, source: str) -> TokenSet:
-    """Opens a result; the same rows may be found under another name than the one they were cached under."""
+def _opened(folder: Path, about: DropReport) -> TokenSet:
+    """Opens a result; the rows may have been cached under another name, and beside other columns, than these."""
     tokens = TokenSet(folder)
-    tokens.report.source = source
+    tokens.report.source, tokens.report.unread = about.source, about.unread
     return tokens

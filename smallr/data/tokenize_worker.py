@@ -16,8 +16,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from smallr.data.drops import DropReport
 from smallr.data.encode import Encoder
 from smallr.data.errors import DataError
+from smallr.data.formats import Reading
 from smallr.data.parts import load_tokenizer
 from smallr.data.tokenize import ExampleMaker, TokenizeOptions
 
@@ -30,16 +32,18 @@ def main() -> None:
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
     tokenizer = load_tokenizer(folder)
-    maker = ExampleMaker(Encoder(tokenizer), tokenizer, TokenizeOptions(**job["options"]))
+    options, reading = TokenizeOptions(**job["options"]), Reading(**job["reading"])
+    maker = ExampleMaker(Encoder(tokenizer), tokenizer, options, reading)
     for line in sys.stdin:
-        print(json.dumps(_answer(maker, json.loads(line), job["source"])), file=answers, flush=True)
+        report = DropReport(job["source"], options.max_length)
+        print(json.dumps(_answer(maker, json.loads(line), report)), file=answers, flush=True)
 
 
-def _answer(maker: ExampleMaker, part: dict[str, Any], source: str) -> dict[str, Any]:
+def _answer(maker: ExampleMaker, part: dict[str, Any], report: DropReport) -> dict[str, Any]:
     with pa.memory_map(part["rows"]) as file:
         rows = datasets.Dataset(pa.ipc.open_stream(file).read_all())
         try:
-            report = maker.write(Path(part["tokens"]), rows, source, start=part["start"])
+            report = maker.write(Path(part["tokens"]), rows, report, start=part["start"])
         except DataError as error:
             return {"error": str(error)}
     return {"report": report.to_dict()}

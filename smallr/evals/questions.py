@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,12 @@ from typing import Any
 from smallr.core.errors import UserError
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError
+from smallr.data.files import PROBLEM, format_of, read_records
 from smallr.data.sources import load_rows
 from smallr.evals.benchmarks.base import Benchmark, Choice, Question
 
 # Columns that name a row, the first that it has.
 ID_COLUMNS = ("id", "unique_id", "task_id", "question_id", "qid", "ID", "Record ID", "ind", "uid")
-_JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,14 @@ def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int
         raise UserError(f"benchmark {benchmark.name}: {error}{advice} A local copy: --config.data=FILE") from error
     report = DropReport(source, max_length=0)
     items, seen = [], {}
-    for number, row in enumerate(rows):
+    for number, (row, problem) in enumerate(rows):
         if limit and number >= limit:
             break
         report.total += 1
+        if problem:
+            report.drop(number, f"malformed: {problem[:100]}")
+            continue
         try:
-            if not isinstance(row, dict):
-                raise TypeError("no object")
             task = benchmark.read(row)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError) as error:
             report.drop(number, f"malformed: {type(error).__name__}: {str(error)[:100]}")
@@ -78,29 +77,14 @@ def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int
     return items, report
 
 
-def _rows(source: str, split: str) -> Iterator[Any]:
-    """Rows one by one. JSON files are read as they are: a broken line costs that line, and lists may be of any shape."""
+def _rows(source: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Reads (row, why it cannot be used) one by one.
+
+    JSON files are read as they are: a broken line costs that line, and lists may be of any shape.
+    """
     path = Path(source.removeprefix("files:")).expanduser()
-    if path.name.endswith(_JSON) and path.is_file() and split == "train":
-        return _json_rows(path)
-    return iter(load_rows(source, split))
-
-
-def _json_rows(path: Path) -> Iterator[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        try:
-            text = file.read()
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
-    if text.lstrip()[:1] == "[":
-        try:
-            yield from json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not valid JSON: {error}") from error
+    if format_of(path.name) == "json" and path.is_file() and split == "train":
+        yield from ((record.value, record.problem) for record in read_records(str(path), strict=False))
         return
-    for line in text.split("\n"):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                yield line  # no object: counted as malformed
+    for row in load_rows(source, split):
+        yield row, row.pop(PROBLEM, None) or ""

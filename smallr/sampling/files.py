@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from smallr.core.errors import UserError
+from smallr.data.errors import DataError
+from smallr.data.files import Record, format_of, json_records, read_lines, read_records
+from smallr.data.messages import Unusable, text_or_chat
+from smallr.data.tables import read_table
+from smallr.data.values import Cell
 from smallr.sampling.requests import Request, Result, SamplingParams
 
 Prompt = str | list[int] | tuple[dict[str, str], ...]  # text, token ids or messages
 
 
 def read_prompts(name: str) -> list[Prompt]:
-    """The prompts of a file.
+    """Reads the prompts of a file.
 
     Args:
-      name: `-` for standard input; `.jsonl` has a `prompt` (string or token ids), a `question` or `messages` in each line;
-        any other file has a prompt in each line that is not empty.
+      name: `-` for standard input; a file of rows (JSON, JSON lines, Parquet, CSV; packed or not) has a `prompt` (string
+        or token ids), `messages` or a `question` in each; any other file has a prompt in each line that is not empty.
 
     Raises:
-      UserError: no such file, or a line without a prompt, by its number.
+      UserError: no such file, or a row without a prompt, by its place.
     """
     return [prompt for _, prompt in _prompts(name)]
 
@@ -45,41 +50,71 @@ def read_questions(name: str) -> list[str]:
 
 
 def _prompts(name: str) -> list[tuple[str, Prompt]]:
-    """(where it stands, prompt) of each."""
-    path = Path(name)
-    if name != "-" and not path.is_file():
+    """Reads (where it stands, prompt) of each."""
+    if name != "-" and not Path(name).is_file():
         raise UserError(f"--prompts: there is no file {name}")
-    text = sys.stdin.read() if name == "-" else path.read_text()
-    lines = [(f"{name}, line {number}", line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
+    prompts = [(place, _parsed(row, place)) for place, row in _rows(name)]
+    if not prompts:
         raise UserError(f"--prompts: {name} has no prompt")
-    is_json = path.suffix == ".jsonl" or (name == "-" and lines[0][1].lstrip().startswith("{"))
-    return [(place, _parsed(line, place) if is_json else line) for place, line in lines]
+    return prompts
 
 
-def _parsed(line: str, place: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not valid JSON ({error})") from error
-    names = [name for name in ("prompt", "question", "messages") if isinstance(row, dict) and row.get(name)]
-    if "question" in names and len(names) > 1:  # of a data set that has both
-        names.remove("question")
-    if len(names) != 1:
-        raise UserError(f"{place}: expected an object with `prompt`, `question` or `messages`")
-    if "messages" not in names:
-        prompt = row[names[0]]
-        if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(id) is int for id in prompt)):
-            raise UserError(f"{place}: `{names[0]}` is neither a string nor a list of token ids")
-        return prompt
-    messages = row["messages"]
-    good = isinstance(messages, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in messages
+def _rows(name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a file, or the lines of a text."""
+    kind = format_of(name)
+    if kind == "parquet":
+        yield from ((f"{name}, row {number}", row) for number, row in enumerate(read_table([name], name)))
+    elif kind is not None:
+        yield from _values(read_records(name, surrogates=True))
+    else:
+        lines = read_lines(name)
+        first = next(((number, line) for number, line in lines if line.strip()), None)
+        if first is None:
+            return
+        lines = itertools.chain([first], lines)
+        if name == "-" and first[1].lstrip().startswith("{"):
+            yield from _values(json_records(name, lines, surrogates=True))
+        else:
+            yield from ((f"{name}, line {number}", line) for number, line in lines if line.strip())
+
+
+def _values(records: Iterable[Record]) -> Iterator[tuple[str, Any]]:
+    """Rows of records; half of a surrogate pair is left for the request that has it to fail."""
+    return ((record.place, record.value) for record in records)
+
+
+def _parsed(row: Any, place: str) -> Prompt:
+    if isinstance(row, str):
+        return row
+    given = [name for name in ("prompt", "messages", "question") if row.get(name) not in (None, "", [])]
+    if not given or (len(given) > 1 and given != ["prompt", "question"]):
+        raise UserError(f"{place}: expected either a `prompt`, `messages` or a `question`")
+    value = row[given[0]]
+    if given[0] == "messages":
+        return _messages(value, place)
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return _messages(value, place)
+    if not isinstance(value, str) and not (isinstance(value, list) and all(type(id) is int for id in value)):
+        raise UserError(f"{place}: `{given[0]}` is neither a string nor a list of token ids")
+    return value
+
+
+def _messages(value: Any, place: str) -> tuple[dict[str, str], ...]:
+    said = isinstance(value, list) and all(
+        isinstance(message, dict) and any(message.get(key) is not None for key in ("content", "value", "tool_calls"))
+        for message in value
     )
-    if not good:
+    try:
+        messages = text_or_chat(value, Cell(place, 0, "messages"))
+    except (DataError, Unusable) as error:
+        raise UserError(
+            f"{place}: `messages` is not a list of objects with the strings `role` and `content`: {error}"
+        ) from error
+    if any("tool_calls" in message for message in messages if said):
+        raise UserError(f"{place}: calls of tools in a prompt are not supported")
+    if not said:
         raise UserError(f"{place}: `messages` is not a list of objects with the strings `role` and `content`")
-    return tuple(messages)
+    return tuple({key: message[key] for key in ("role", "content")} for message in messages)
 
 
 def _request(prompt: Prompt, params: SamplingParams, chat: bool) -> Request:

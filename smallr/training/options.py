@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from smallr.data.templates import DATE
 from smallr.data.tokenize import TokenizeOptions
 
 
@@ -24,6 +25,8 @@ def tokenize_options(config: ConfigDict) -> TokenizeOptions:
         data.kind,
         config.batch.row_length,
         chat=data.chat,
+        format=data.get("format", ""),
+        date=data.get("date", DATE),
         share_prompt=config.batch.get("share_prompt", True),
         soft_tokens=config.soft.length if "soft" in config else 0,
         **fields,

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
 from smallr.data.batch import Batch
+from smallr.data.overlap import shared_examples
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import batches, global_batch, local_rows
 from smallr.data.token_set import TokenSet
@@ -126,7 +127,7 @@ def make_split(
     """
     batch = config.batch
     examples = tokenize(rows, tokenizer, tokenize_options(config), source=source)
-    if jax.process_index() == 0 and (examples.report.dropped or examples.report.notes):
+    if jax.process_index() == 0:
         log(str(examples.report))
     sides = examples.num_scored.shape[1]
     if sides != len(objective.sides) and not objective.any_completions:
@@ -148,6 +149,17 @@ def make_split(
     )
     columns, available = objective.columns(examples.columns), available or len(rows)
     return Split(name, examples, plan, columns, objective.sides, available=available)
+
+
+def name_shared(training: Split, heldout: Split | None) -> None:
+    """Says how many of the held-out examples are trained on too."""
+    if heldout is None or jax.process_index() > 0:
+        return
+    if count := shared_examples(training.examples, heldout.examples):
+        log(
+            f"{count} of {len(heldout.examples)} held-out examples are in the training data: what is measured on them says "
+            "nothing of others; let config.data.train_split and config.data.eval_split not overlap"
+        )
 
 
 def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowShape:

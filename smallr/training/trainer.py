@@ -37,7 +37,7 @@ from smallr.training.progress import Progress, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rows import read_rows
 from smallr.training.signals import StopSignal
-from smallr.training.splits import Split, make_split
+from smallr.training.splits import Split, make_split, name_shared
 from smallr.training.step import Constants, Evaluation, Step, TrainState, abstract_state, init_state, make_step
 from smallr.training.steplog import StepLog
 from smallr.training.timing import Clock, Timed
@@ -285,6 +285,7 @@ class Trainer:
 
     def _take_data(self, training: Split, heldout: Split | None) -> None:
         checks.check_fit(self.source, training, heldout)
+        name_shared(training, heldout)
         self.training, self.heldout = training, heldout
         self.clock.lap("data")
 

@@ -18,7 +18,8 @@ from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.problems import Problem, Step, solve
 from smallr.data.builtin.slips import SLIPS, make_slips
 from smallr.data.builtin.templates import TEMPLATES
-from smallr.data.rows import GAPS, REQUIRED
+from smallr.data.formats import REQUIRED
+from smallr.data.rows import GAPS
 
 WORDS = {"half": 2, "third": 3, "quarter": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
 NUMBER = re.compile(r"\d+|\b(?:" + "|".join(WORDS) + r")\b")

@@ -11,7 +11,7 @@ import pytest
 
 from smallr.data import builtin, sources
 from smallr.data.errors import DataError
-from smallr.data.rows import columns_of
+from smallr.data.formats import recognise
 from smallr.data.sources import load_rows
 
 ROWS = [
@@ -96,7 +96,7 @@ def test_missing_files_name_what_is_there(tmp_path):
         ('{"a": 1}\n\n{"a": 2\n{"a": 3}\n', r"line 3: not valid JSON"),
         ('{"a": 1}\nnull\n', r"line 2: a row must be an object"),
         ('[{"a": 1},\n {"a": 2},\n {"a" 3}]', r"line 3: not valid JSON"),
-        ('{"a": 1}\n{"a": "\udcff"}\n', r"line 2: not valid JSON"),
+        ('{"a": 1}\n{"a": "\udcff"}\n', r"line 2: not UTF-8 \(byte 0xff"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
@@ -156,7 +156,7 @@ def test_column_mapping_mistakes(tmp_path):
         DataError, match=r"no column 'quesion' to use as 'prompt'; present question, answer, rationale; did you mean 'q"
     ):
         load_rows(spec, columns={"prompt": "quesion"})
-    with pytest.raises(DataError, match=r"'promt' is none of our columns .* did you mean 'prompt'"):
+    with pytest.raises(DataError, match=r"'promt' must be one of our columns: .* did you mean 'prompt'"):
         load_rows(spec, columns={"promt": "question"})
 
 
@@ -213,10 +213,10 @@ def test_builtin(tmp_path, monkeypatch):
     for kind in ("preference", "rationale"):
         rows = load_rows(f"builtin:arithmetic/{kind}", "test")
         assert rows.to_list() == built[kind]["test"].to_list()
-        assert columns_of(kind, rows.column_names, "builtin")
+        assert recognise(kind, rows.column_names, "builtin")
     assert load_rows("builtin:arithmetic/teacher", "test").to_list() == built["teacher"]["test"].to_list()
     with pytest.raises(
-        DataError, match=r"builtin:arithmetic/rational is none of .* did you mean 'arithmetic/rationale'"
+        DataError, match=r"builtin:arithmetic/rational must be one of: .* did you mean 'arithmetic/rationale'"
     ):
         load_rows("builtin:arithmetic/rational")
 

@@ -39,7 +39,9 @@ def test_prompts_of_every_form(tmp_path):
     [
         ("", "has no prompt"),
         ('{"prompt": "a"}\n{"prompt"', "line 2: not valid JSON"),
-        ('{"text": "a"}', "line 1: expected an object with `prompt`, `question` or `messages`"),
+        ('{"text": "a"}', "line 1: expected either a `prompt`, `messages` or a `question`"),
+        ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "line 1: expected either a `prompt`"),
+        ('{"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}]}]}', "line 1: calls of tools"),
         ('{"prompt": 5}', "line 1: `prompt` is neither"),
         ('{"messages": [{"role": "user"}]}', "line 1: `messages` is not a list"),
     ],

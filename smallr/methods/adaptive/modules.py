@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 
 from smallr.core.errors import UserError
-from smallr.data.chat import Renderer, Unrenderable
+from smallr.data.chat import Renderer
 from smallr.data.orders import PROMPT
+from smallr.data.templates import Unrenderable
 from smallr.methods.adaptive.interface import Answer, Answers, Decisions, Mode
 from smallr.methods.adaptive.student import Student
 

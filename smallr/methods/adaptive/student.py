@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 
 from smallr.core.errors import UserError
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE
-from smallr.data.chat import Marked, Renderer, Span, Unrenderable, separator
+from smallr.data.chat import Renderer, separator
 from smallr.data.encode import Encoder
 from smallr.data.orders import FORMATS
 from smallr.data.rows import RationaleRow
+from smallr.data.templates import Marked, Span, Unrenderable
 from smallr.evals.likelihood import LikelihoodScorer
 from smallr.methods.adaptive.interface import MODES, Answer, Answers, Mode
 from smallr.models.decoder import Decoder

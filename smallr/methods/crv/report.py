@@ -69,6 +69,7 @@ def row_counts(teacher: Teacher, rows: Sequence[Row]) -> dict[str, int]:
         "duplicates": len(teacher.duplicates),
         "contaminated": len(teacher.contaminated),
         "no_question": len(teacher.no_question),
+        "unreadable": len(teacher.unreadable),
         "without_gold": teacher.without_gold,
         "finished": len(rows),
         "verified": verified,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ import datasets
 from ml_collections import ConfigDict
 
 from smallr.data.errors import DataError, nearest, shorten
+from smallr.data.files import PROBLEM
 from smallr.data.sources import load_rows
+from smallr.data.values import as_text
 from smallr.methods.crv.holdout import Holdout, normalise
 from smallr.methods.crv.rows import TeacherRow
 
@@ -28,6 +31,7 @@ class Teacher:
       read: rows of the source.
       duplicates: rows whose question stood in an earlier row; left out.
       no_question: rows without one; left out.
+      unreadable: rows that cannot be written in any encoding; left out.
       contaminated: rows whose question is in the evaluation set; left out. (split, row, question) each.
     """
 
@@ -36,6 +40,7 @@ class Teacher:
     read: int = 0
     duplicates: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     no_question: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+    unreadable: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     contaminated: list[tuple[str, int, str]] = dataclasses.field(default_factory=list)
 
     @property
@@ -57,7 +62,7 @@ def load_teacher(config: ConfigDict) -> Teacher:
         raise DataError(f"config.data.splits = {config.data.splits!r}: name each split once, e.g. train[:200],test")
     teacher, seen = Teacher(names, []), set()
     for name, part in zip(names, parts, strict=True):
-        for row in _rows(config, name, part):
+        for row in _rows(config, name, part, teacher):
             teacher.read += 1
             key = normalise(row.question)
             if not key:
@@ -72,17 +77,24 @@ def load_teacher(config: ConfigDict) -> Teacher:
     if not teacher.rows:
         raise DataError(
             f"{config.data.source}: nothing to do in {teacher.read} rows: {len(teacher.no_question)} without a question, "
+            f"{len(teacher.unreadable)} unreadable, "
             f"{len(teacher.contaminated)} with a question of {config.data.holdout or 'the holdout'}"
         )
     return teacher
 
 
-def _rows(config: ConfigDict, name: str, part: str) -> list[TeacherRow]:
+def _rows(config: ConfigDict, name: str, part: str, teacher: Teacher) -> list[TeacherRow]:
+    """Reads the rows of a split; those that cannot be used are counted."""
     source = config.data.source
     loaded = load_rows(source, part)
     columns = _columns(config.data.columns, loaded, source)
     found = []
     for number, row in enumerate(loaded):
+        if row.get(PROBLEM):
+            logging.warning("%s: left out, %s", source, row[PROBLEM])
+            teacher.read += 1
+            teacher.unreadable.append((name, number))
+            continue
 
         def text(ours: str, row: Mapping[str, Any] = row, number: int = number) -> str:
             return (
@@ -119,10 +131,7 @@ def _columns(mapped: Mapping[str, str], rows: datasets.Dataset, source: str) -> 
 
 def _text(value: Any, where: str) -> str:
     """Text of a cell; a gold answer may be a number."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, str | int):
-        return str(value).strip()
-    raise DataError(f"{where}: expected text or a number, found {shorten(value)}")
+    text = as_text(value)
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{where}: expected text or a number, found {shorten(value)}")
+    return (text or "").strip()

@@ -145,7 +145,7 @@ def test_bad_rows_are_counted(teacher, tmp_path):
         **{"data.holdout": write_rows(tmp_path / "held", [{"question": held[0]["problem"]}])},
     )
     report = run(config, tmp_path / "out")
-    expected = {"read": 9, "duplicates": 1, "contaminated": 1, "no_question": 1, "without_gold": 1}
+    expected = {"read": 9, "duplicates": 1, "contaminated": 1, "no_question": 1, "unreadable": 0, "without_gold": 1}
     assert report["rows"] == {**expected, "finished": 6, "verified": 4, "failed": 2}
     assert report["failures"] == {"empty rationale": 1, "critic: request refused": 1}
     assert report["contaminated"] == [["train", 3, good[3]["question"]]]
