@@ -56,7 +56,7 @@ def test_samples_depend_on_seed_round_and_prompt(tmp_path, monkeypatch):
 
 
 def pairs_of(drafts: list[dict]) -> list[dict]:
-    return [{"prompt": row["prompt"], "completion": row["completions"][0] or "none"} for row in drafts]
+    return [{"prompt": row["prompt"], "completion": f"It is {len(row['completions'][0])}."} for row in drafts]
 
 
 def test_a_method_of_two_rounds_goes_on_to_the_same_end(tmp_path):

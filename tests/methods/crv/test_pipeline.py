@@ -504,7 +504,7 @@ def change(out: Path, edit: Callable[[str], str]) -> None:
 
 def answers(cache: Path) -> int:
     with sqlite3.connect(cache / "completions" / "results.db") as database:
-        return database.execute("SELECT count(*) FROM results").fetchone()[0]
+        return database.execute("SELECT count(*) FROM completions").fetchone()[0]
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
