@@ -33,7 +33,7 @@ def test_a_run_goes_on_by_the_line_that_the_report_prints(run, capsys):
     assert main(argv) == 0
     assert json.loads((run / "report.json").read_text())["steps"] == 2
     shown = capsys.readouterr().out
-    assert re.search(r"resuming .* at step 1 of 2", shown), shown
+    assert re.search(r"resuming .* step 1\b", shown), shown
 
 
 def test_lora_for_any_config(tmp_path, capsys):
