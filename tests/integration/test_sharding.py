@@ -127,7 +127,7 @@ def test_two_processes_that_share_every_row_equal_one(tmp_path, one_device):
 
 
 FOUR_PROCESSES = """
-import sys
+import dataclasses, sys
 import jax, numpy as np, optax
 port, index, count, out = sys.argv[1:]
 if int(count) > 1:
@@ -139,8 +139,9 @@ from smallr.training.policy import ModelFunctions
 from smallr.training.references import Reference
 from smallr.training.splits import Split
 from smallr.training.step import Constants, Evaluation, init_state, make_step
-from tests.tiny import columns_of, decoder, pairs, preference
+from tests.tiny import CONFIG, columns_of, decoder, pairs, preference
 
+CONFIG = dataclasses.replace(CONFIG, num_layers=1, remat="none")  # four processes compile it side by side
 examples = pairs(40)
 plan = PackingPlan(Sizes.of(examples), 8, 64, seed=3)
 split = Split("train", examples, plan, columns_of(examples), ("chosen", "rejected"))
@@ -148,17 +149,17 @@ found = {}
 for sizes in [(2, 2, 2), (1, 2, 4)] if int(count) > 1 else [(1, 1, 1)]:
     mesh, optimizer, schedule = make_mesh(*sizes), optax.sgd(0.5), optax.constant_schedule(0.5)
     with jax.set_mesh(mesh):
-        graphdef, start = decoder()
+        graphdef, start = decoder(CONFIG)
         reference = Reference.moving(2, 0.5)
         state, sharding = init_state(start, optimizer, 0, mesh, reference)
         functions, objective = ModelFunctions(graphdef), preference("live")
-        step = make_step(functions, objective, optimizer, schedule, sharding, mesh, chunk=7, reference=reference)
+        step = make_step(functions, objective, optimizer, schedule, sharding, mesh, chunk=61, reference=reference)
         name = "x".join(map(str, sizes))
         for batch in split.batches(mesh, 0, 3):
             state, metrics, _ = step(state, batch, Constants.of())
             found.setdefault(f"{name}/loss", []).append(float(metrics["loss"]))
             found.setdefault(f"{name}/grad_norm", []).append(float(metrics["grad_norm"]))
-        evaluation = Evaluation(functions, objective, mesh, chunk=7, reference=reference)
+        evaluation = Evaluation(functions, objective, mesh, chunk=61, reference=reference)
         values = collect(lambda batch: evaluation(state.params, batch, state.reference), split.one_pass(mesh), 40)
         found |= {f"{name}/{key}": values[key] for key in ("logp_chosen", "ratio_rejected")}
 if int(index) == 0:
