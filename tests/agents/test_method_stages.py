@@ -60,7 +60,6 @@ def pairs_of(drafts: list[dict]) -> list[dict]:
 
 
 def test_a_method_of_two_rounds_goes_on_to_the_same_end(tmp_path):
-    pytest.importorskip("smallr.training.trainer")
     config = smoke("sft", **{"steps": 1, "epochs": 0, "eval_every": 0, "data.eval": ""})
     config.data.columns.prompt, config.data.columns.completion = "prompt", "completion"
 
@@ -78,4 +77,4 @@ def test_a_method_of_two_rounds_goes_on_to_the_same_end(tmp_path):
     *_, folder = both = method(2)
     assert both[0] == first[0]
     assert json.loads((folder / "report.json").read_text())["finished"]
-    assert json.loads((folder / "config.json").read_text())["model"] == str(first[1])
+    assert json.loads((folder / "config.json").read_text())["config"]["model"] == str(first[1])
