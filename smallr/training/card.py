@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from smallr import __version__
 from smallr.data.rows import GAPS
+from smallr.data.sources import is_builtin
 from smallr.training.saved import SavedRun
 
 
@@ -38,7 +41,7 @@ def _training(run: SavedRun) -> list[str]:
         "## Training",
         "",
         f"- objective: {config['objective']['name']}",
-        f"- data: `{config['data']['train']}`, split `{config['data']['train_split']}`",
+        f"- data: `{config['data']['train']}`, split `{_split(config['data'])}`",
         f"- steps: {run.checkpoint.step}",
         f"- software: {versions}",
     ]
@@ -57,3 +60,10 @@ def _comparison(run: SavedRun) -> list[str]:
     names = [name for name in after if name in before and (name.partition("/")[2] in ("", *GAPS))]
     rows = [f"| {name} | {before[name]:.4f} | {after[name]:.4f} |" for name in names]
     return ["| metric | before | after |", "|---|---|---|", *rows]
+
+
+def _split(data: Mapping[str, Any]) -> str:
+    """The part of the training data that a run took."""
+    if data["train_split"]:
+        return data["train_split"]
+    return data["builtin"]["train"] if is_builtin(data["train"]) else "train"

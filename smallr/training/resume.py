@@ -37,6 +37,7 @@ FREE = (
     "eval_every",
     "data.eval",
     "data.eval_split",
+    "data.builtin.eval",
     "benchmark",
     "checkpoint",
     "mesh",
