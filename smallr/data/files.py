@@ -17,7 +17,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from smallr.data.errors import DataError, shorten
 
@@ -194,14 +194,16 @@ class _Twice(ValueError):
 
 
 def _json_records(name: str, lines: Iterator[tuple[int, str]], surrogates: bool) -> Iterator[Record]:
+    first = True
     for number, line in lines:
         if not (text := line.strip(" \t\r\n")):
             continue
-        if text.startswith("["):
+        if first and text.startswith("["):
             yield from _json_list(name, line, number, lines, surrogates)
             return
+        first = False
         value, problem = _parsed(text, lambda error: f"not valid JSON: {error.msg} at character {error.pos + 1}")
-        yield _checked(f"{name}, line {number}", value, problem, text, surrogates)
+        yield _checked(f"{name}, line {number}", value, problem, _signs(text), surrogates)
 
 
 def _json_list(
@@ -212,8 +214,9 @@ def _json_list(
     value, problem = _parsed(text, lambda error: f"line {number - 1 + error.lineno}: not valid JSON: {error.msg}")
     if problem:
         raise DataError(f"{name}{', ' if problem.startswith('line') else ': '}{problem}")
+    signs = _signs(text)  # of all rows: looked for once, not once a row
     for index, row in enumerate(value):
-        yield _checked(f"{name}, row {index}", row, "", text, surrogates)
+        yield _checked(f"{name}, row {index}", row, "", signs, surrogates)
 
 
 def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple[Any, str]:
@@ -235,13 +238,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _checked(place: str, value: Any, problem: str, text: str, surrogates: bool) -> Record:
+class _Signs(NamedTuple):
+    """Whether a text can hold what is looked for value by value."""
+
+    deep: bool
+    halves: bool
+
+
+def _signs(text: str) -> _Signs:
+    return _Signs(text.count("[") + text.count("{") > DEEPEST, "\\ud" in text or "\\uD" in text)
+
+
+def _checked(place: str, value: Any, problem: str, signs: _Signs, surrogates: bool) -> Record:
     """The row, if it is an object, not too deep, and its texts can be written."""
     if not problem and not isinstance(value, dict):
         problem = f"a row must be an object {{...}}, found {shorten(value, 60)}"
-    if not problem and text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+    if not problem and signs.deep and _depth(value) > DEEPEST:
         problem = f"nested deeper than {DEEPEST} levels"
-    if not (problem or surrogates) and ("\\ud" in text or "\\uD" in text) and (found := lone_surrogate(value)):
+    if not (problem or surrogates) and signs.halves and (found := lone_surrogate(value)):
         problem = f"{_NO_TEXT} ({found}) in {shorten(next(k for k, v in value.items() if lone_surrogate([k, v])))}"
     return Record(place, None if problem else value, problem)
 

@@ -47,14 +47,24 @@ def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int
             f"benchmark {benchmark.name} has no source on the hub ({benchmark.source.advice}): --config.data=FILE"
         )
     source = data or benchmark.source.hub
+    report = DropReport(source, max_length=0)
     try:
-        rows = _rows(source, split or ("train" if data else benchmark.source.split))
+        items = _items(benchmark, _rows(source, split or ("train" if data else benchmark.source.split)), limit, report)
     except DataError as error:
         advice = (
             f" {benchmark.source.advice[:1].upper()}{benchmark.source.advice[1:]}." if benchmark.source.advice else ""
         )
         raise UserError(f"benchmark {benchmark.name}: {error}{advice} A local copy: --config.data=FILE") from error
-    report = DropReport(source, max_length=0)
+    report.kept = len(items)
+    if not items:
+        raise UserError(f"benchmark {benchmark.name}: no usable row.\n{report}")
+    return items, report
+
+
+def _items(
+    benchmark: Benchmark, rows: Iterator[tuple[dict[str, Any], str]], limit: int, report: DropReport
+) -> list[Item]:
+    """Makes items of rows; what is malformed is counted in the report."""
     items, seen = [], {}
     for number, (row, problem) in enumerate(rows):
         if limit and number >= limit:
@@ -71,10 +81,7 @@ def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int
         name = next((str(row[column]) for column in ID_COLUMNS if row.get(column) not in (None, "")), str(number))
         seen[name] = seen.get(name, 0) + 1
         items.append(Item(name if seen[name] == 1 else f"{name}#{seen[name]}", row, task))
-    report.kept = len(items)
-    if not items:
-        raise UserError(f"benchmark {benchmark.name}: no usable row.\n{report}")
-    return items, report
+    return items
 
 
 def _rows(source: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:

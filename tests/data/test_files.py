@@ -199,3 +199,21 @@ def test_broken_lines_cost_an_evaluation_those_lines(tmp_path):
     assert len(items) == 2
     assert sorted(row for tally in report.dropped.values() for row in tally.rows) == [2, 3, 4]
     assert isinstance(report, DropReport)
+
+
+def test_a_list_is_scanned_once_not_once_a_row(tmp_path, monkeypatch):
+    rows, scans = [{"prompt": "é" * 9, "nested": [[i]]} for i in range(50)], []
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    signs = files._signs
+    monkeypatch.setattr(files, "_signs", lambda text: scans.append(len(text)) or signs(text))
+    assert [record.value for record in files.read_records(str(path))] == rows
+    assert len(scans) == 1
+
+
+def test_only_the_first_line_makes_a_file_a_list(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n[1, 2]\n{"a": 3}\n')
+    found = list(files.read_records(str(path), strict=False))
+    assert [record.value for record in found] == [{"a": 1}, None, {"a": 3}]
+    assert "must be an object" in found[1].problem

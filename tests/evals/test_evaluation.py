@@ -330,7 +330,7 @@ def test_ids_are_unique(tmp_path):
     [
         ({"data": "nowhere.jsonl"}, r"gsm8k: nowhere.jsonl: no such file.*--config.data=FILE"),
         ({"model": "tiny-randon"}, r"unknown model 'tiny-randon'"),
-        ({"sampling__temperature": -1.0}, r"config.sampling.temperature=-1.0 is out of range"),
+        ({"sampling__temperature": -1.0}, r"config.sampling.temperature must be a number from 0 to 100, not -1.0"),
         ({"model": "http://127.0.0.1:9/v1#m", "server__max_retries": 0, "server__timeout": 5.0}, r"127\.0\.0\.1:9"),
     ],
 )
