@@ -143,7 +143,7 @@ def _query_gradient_kernel(q, dout, lse, delta, k, v, *refs, tile, softcap, scal
 
 
 def _key_gradient_kernel(q, dout, lse, delta, k, v, *refs, tile, softcap, scale, windowed):
-    """Tiles are keys x queries here, so that no product needs weights turned around."""
+    """Tiles are keys x queries here, so that no product needs transposed weights."""
     *rule, dk, dv = refs
     j, key, value, groups = pl.program_id(0), k[...], v[...], q.shape[1]
 

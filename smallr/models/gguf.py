@@ -66,8 +66,8 @@ class GGUFFile:
         self.config: DecoderConfig = self.family.config(hf)
         self._names = self._hf_names()
         # The converter turns GPT-2's weights round, so that all files hold [outputs, inputs].
-        turned = [tensor.name for tensor in self.family.tensors if tensor.layout == "conv1d"]
-        self._turned = {name.format(layer=layer) for name in turned for layer in range(self.config.num_layers)}
+        transposed = [tensor.name for tensor in self.family.tensors if tensor.layout == "conv1d"]
+        self._transposed = {name.format(layer=layer) for name in transposed for layer in range(self.config.num_layers)}
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """Returns the value of a metadata key, or `default`.
@@ -157,11 +157,11 @@ class GGUFFile:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by its Hugging Face name."""
         shapes = {name: tuple(int(n) for n in self._stored[stored].shape) for name, stored in self._names.items()}
-        return {name: shape if name in self._turned else shape[::-1] for name, shape in shapes.items()}
+        return {name: shape if name in self._transposed else shape[::-1] for name, shape in shapes.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """float32 block of a tensor; only the rows asked for are dequantised."""
-        if name in self._turned:
+        if name in self._transposed:
             return self._dequantise(self._names[name], index[1])[:, index[0]].T
         block = self._dequantise(self._names[name], index[0])
         if name.endswith("norm.weight"):
