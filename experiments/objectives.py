@@ -41,9 +41,9 @@ from smallr.training.step import Evaluation
 from smallr.training.trainer import Trainer
 
 METRICS = {
-    "accuracy": "share of held-out pairs with a positive h",
-    "likelier": "share whose chosen side is likelier, per token",
-    "h": "margin of log-ratios, nats",
+    "accuracy": "share of held-out pairs with a positive log-ratio margin",
+    "per_token_accuracy": "share whose chosen completion has the higher log-prob per token",
+    "log_ratio_margin": "log-ratio of chosen minus that of rejected, nats",
     "kl": "mean log ref - log pi, nats a completion",
     "length_drift": "slope of log pi - log ref over length, nats a token",
     "seconds_per_step": "median time of a step, s",
@@ -158,7 +158,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.barh(names, values, xerr=np.nan_to_num(spread), color="#4878a8", error_kw={"linewidth": 1})
         axes.set_title(f"{metric}\n{meaning}", fontsize=8)
         axes.tick_params(labelsize=8, labelleft=i == 0)
-        axes.axvline(0.5 if metric in ("accuracy", "likelier") else 0, color="grey", linewidth=0.8)
+        axes.axvline(0.5 if metric in ("accuracy", "per_token_accuracy") else 0, color="grey", linewidth=0.8)
     figure.savefig(path, dpi=120)
 
 

@@ -37,7 +37,7 @@ class Recipe:
       chat: questions are messages of a user.
       steps, rows, row_length, learning_rate, dtype: as in the config of a training run.
       max_tokens: of a completion.
-      slots: answers written at once.
+      decode_slots: answers written at once.
     """
 
     model: str
@@ -48,7 +48,7 @@ class Recipe:
     learning_rate: float = 1e-3
     dtype: str = "float32"
     max_tokens: int = 160
-    slots: int = 32
+    decode_slots: int = 32
 
 
 def config_of(recipe: Recipe, order: Order, seed: int, train: Path) -> ConfigDict:
@@ -134,7 +134,7 @@ class Asker:
 
     def __init__(self, decoder: Decoder, recipe: Recipe, tokenizer: Any, mesh: Mesh):
         self._recipe = recipe
-        self._engine = Engine(decoder, tokenizer, mesh, slots=recipe.slots)
+        self._engine = Engine(decoder, tokenizer, mesh, decode_slots=recipe.decode_slots)
         self._warm: set[SamplingParams] = set()
 
     def __call__(self, decoder: Decoder, rows: Sequence[Row], order: Order, early_stop: bool = True) -> Written:
@@ -144,7 +144,7 @@ class Asker:
         params = SamplingParams(max_tokens=self._recipe.max_tokens, stop=stop, logprobs=0)
         requests = [self._request(row.question, params) for row in rows]
         if params not in self._warm:  # compile before the clock runs
-            self._engine.generate(requests[: self._recipe.slots], progress=False)
+            self._engine.generate(requests[: self._recipe.decode_slots], progress=False)
             self._warm.add(params)
         start, cpu = time.perf_counter(), time.process_time()
         results = self._engine.generate(requests, progress=False)

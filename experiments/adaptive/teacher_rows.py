@@ -72,7 +72,7 @@ def read(task: str, data: Path) -> Rows:
       UserError: an unknown task, or a file that is missing or has other fields.
     """
     if task not in READERS:
-        raise UserError(f"task {task!r} is none of {', '.join(READERS)}")
+        raise UserError(f"task {task!r} must be one of: {', '.join(READERS)}")
     left_out: Counter[str] = Counter()
     if task in RULES:
         path = find(data, READERS[task])

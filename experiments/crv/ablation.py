@@ -60,7 +60,7 @@ def plan(model: str) -> PackingPlan:
         exam={
             "limit": HELD_OUT.value if ASKED.value < 0 else ASKED.value,
             "max_tokens": MAX_TOKENS.value,
-            "slots": SLOTS.value,
+            "decode_slots": DECODE_SLOTS.value,
             **batch,
             "dtype": DTYPE.value,
         },
@@ -220,7 +220,7 @@ if __name__ == "__main__":  # flags are global: two command lines cannot be impo
     GRID = flags.DEFINE_list("grid", ["0.05", "0.2", "1.0"], "Values of the betas that are swept")
     CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "As --critic, those that are swept")
     MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Of an answer")
-    SLOTS = flags.DEFINE_integer("slots", 50, "Answers written at once")
+    DECODE_SLOTS = flags.DEFINE_integer("decode_slots", 50, "Answers written at once")
     ASKED = flags.DEFINE_integer("asked", -1, "Held-out questions that are answered; -1: all")
     LAYERS = flags.DEFINE_integer("layers", 3, "Of the student made from nothing")
     WIDTH = flags.DEFINE_integer("width", 128, "Of the student made from nothing")

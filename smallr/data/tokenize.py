@@ -87,7 +87,7 @@ class TokenizeOptions:
         for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
             value = getattr(self, field)
             if value not in choices:
-                raise DataError(f"{field} {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
+                raise DataError(f"{field} {value!r} must be one of: {', '.join(choices)}{nearest(value, choices)}")
         if self.max_length < 2:
             raise DataError(f"max_length {self.max_length} leaves no room for a prompt and a completion")
         if self.soft_tokens < 0:
@@ -100,7 +100,7 @@ class TokenizeOptions:
 
     def _check_formats(self) -> None:
         if unknown := sorted(set(self.formats) - set(ORDERS)):
-            raise DataError(f"formats: {unknown[0]!r} is none of {', '.join(ORDERS)}{nearest(unknown[0], ORDERS)}")
+            raise DataError(f"formats: {unknown[0]!r} must be one of: {', '.join(ORDERS)}{nearest(unknown[0], ORDERS)}")
         pieces = {order: rationale_pieces(template) for order, template in self.all_formats.items()}
         for order, (*_, names) in pieces.items():
             if names[0] != order.removesuffix("_first"):

@@ -40,7 +40,7 @@ def base(benchmark: str) -> ConfigDict:
         config.lock()
         return config
 
-    config.compute.slots = 32  # sequences decoded at once
+    config.compute.decode_slots = 32  # sequences decoded at once
     config.chat = True  # questions are messages of a user; else plain text
     config.seed = 0  # of draws
     config.cache = True  # keep the model's answers in smallr's cache, and take from there what was asked before

@@ -35,7 +35,7 @@ class SmallrLM(TemplateLM):
         max_length: int | None = None,
         batch_size: int | str | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
-        slots: int = 32,
+        decode_slots: int = 32,
         **_: Any,
     ):
         """Opens a model.
@@ -46,7 +46,7 @@ class SmallrLM(TemplateLM):
           max_length: tokens of context and continuation; the model's context by default.
           batch_size: not used; batches are measured in tokens.
           tokens_per_batch: of likelihoods.
-          slots: sequences decoded at once.
+          decode_slots: sequences decoded at once.
           **_: `device`, `max_batch_size`, which the harness passes to all models.
 
         Raises:
@@ -56,7 +56,7 @@ class SmallrLM(TemplateLM):
         from smallr.core.sharding import make_mesh
         from smallr.language.loading import load_trained
 
-        self._mesh, self._slots = make_mesh(1, 1, -1), slots
+        self._mesh, self._decode_slots = make_mesh(1, 1, -1), decode_slots
         with jax.set_mesh(self._mesh):
             source, self._decoder = load_trained(path, self._mesh, dtype=dtype)
         self.tokenizer, self._path, self._engine = source.tokenizer(), path, None
@@ -148,7 +148,7 @@ class SmallrLM(TemplateLM):
 
         if self._engine is None:
             self._engine = Engine(
-                self._decoder, self.tokenizer, self._mesh, slots=self._slots, max_length=self.max_length
+                self._decoder, self.tokenizer, self._mesh, decode_slots=self._decode_slots, max_length=self.max_length
             )
         asked = [self._request(*request.args) for request in requests]
         texts = []

@@ -49,7 +49,7 @@ class TrainingBenchmark:
         self._items, self._report = load_items(self._benchmark, wanted.data, wanted.split, wanted.limit)
         if isinstance(self._benchmark, Generation) and self._benchmark.runs_code:
             raise UserError(f"config.benchmark.name={wanted.name} runs code: use smallr evaluate on checkpoints")
-        self._mesh, self._slots = mesh, wanted.slots
+        self._mesh, self._decode_slots = mesh, wanted.decode_slots
         self._max_tokens = wanted.max_tokens or getattr(self._benchmark, "max_tokens", 1)
         self._source = open_trained(config.model, config.tokenizer)
         self._tokenizer = self._source.tokenizer()
@@ -71,7 +71,7 @@ class TrainingBenchmark:
     def _answered(self, decoder: Decoder) -> list[dict[str, Any]]:
         if self._engine is None:
             self._engine = Engine(
-                decoder, self._tokenizer, self._mesh, slots=self._slots, end_ids=end_ids(self._source)
+                decoder, self._tokenizer, self._mesh, decode_slots=self._decode_slots, end_ids=end_ids(self._source)
             )
         else:
             self._engine.update(decoder)

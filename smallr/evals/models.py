@@ -24,7 +24,7 @@ def open_for_answers(config: ConfigDict) -> LanguageModel:
         config.model,
         cache=config.cache,
         dtype=config.compute.dtype,
-        slots=config.compute.slots,
+        decode_slots=config.compute.decode_slots,
         max_length=config.compute.max_length or None,
         **{**config.server, "api_key_env": config.server.api_key_env or None},
     )

@@ -58,7 +58,7 @@ def attention(
       ValueError: an unknown `impl`, or heads that are not a multiple of the kv heads.
     """
     if impl not in ATTENTION:
-        raise ValueError(f"attention: unknown implementation {impl!r}; known: {', '.join(ATTENTION)}")
+        raise ValueError(f"attention: the implementation {impl!r} must be one of: {', '.join(ATTENTION)}")
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")

@@ -165,7 +165,7 @@ def quantize_projections(decoder: Decoder, format: str, mesh: Mesh) -> None:
       UserError: an unknown format, or qwix is missing.
     """
     if format not in FORMATS:
-        raise UserError(f"config.lora.base: {format!r} is none of {', '.join(FORMATS)}")
+        raise UserError(f"config.lora.base: {format!r} must be one of: {', '.join(FORMATS)}")
     if format == "float32":
         return
     for path, row in projections(decoder.config).items():

@@ -55,7 +55,7 @@ class SafetensorsWriter:
           UserError: an unknown dtype.
         """
         if dtype not in DTYPES:
-            raise UserError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+            raise UserError(f"--dtype: {dtype!r} must be one of: {', '.join(DTYPES)}")
         self._dtype, self._code = DTYPES[dtype]
         self._folder, self._shapes = folder, dict(shapes)
         self._left = set(shapes)

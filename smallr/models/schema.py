@@ -248,7 +248,7 @@ def inside(folder: Path, name: Any) -> Path:
     Links lead out of a folder in the hub's cache alone, into the blobs of the same repository.
 
     Raises:
-      UserError: the name is none of a file in this folder, or the file is a link to somewhere else.
+      UserError: no file in this folder has that name, or the file is a link to somewhere else.
     """
     if not isinstance(name, str) or not 0 < len(name) < 200 or name in (".", "..") or set(name) & set("/\\\0"):
         raise UserError(f"{folder}: {_short(name)} is not the name of a file in this folder")

@@ -49,7 +49,7 @@ class Size:
           UserError: an unknown family, or a size that is none.
         """
         if self.family not in FAMILIES:
-            raise UserError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+            raise UserError(f"family {self.family!r} must be one of: {', '.join(FAMILIES)}")
         if min(self.layers, self.width, self.heads, self.context) < 1 or self.width % (2 * self.heads):
             raise UserError(
                 f"layers {self.layers}, width {self.width}, heads {self.heads}, context {self.context}: all must be "

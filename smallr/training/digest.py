@@ -151,7 +151,7 @@ def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
 
 def _mix(words: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     shape = words.shape
-    # Row-major and column-major position, modulo 2^32. In an array of more than 2^32 elements two places
+    # Row-major and column-major position, modulo 2^32. In an array of more than 2^32 elements two elements
     # may share one of them, hardly both.
     rows = _position(shape, tuple(range(len(shape))))
     columns = _position(shape, tuple(reversed(range(len(shape)))))

@@ -89,7 +89,7 @@ class Reference:
 
     @classmethod
     def columns(cls) -> Reference:
-        """Log-probs that stand in the rows, as `ref_<side>`."""
+        """Log-probs that the rows bring, as `ref_<completion>`."""
         return cls("columns", "columns")
 
     @classmethod
@@ -182,18 +182,18 @@ def make_reference(options: ReferenceOptions, partition: ParameterPartition, par
 
 
 def stored_columns(split: Split) -> Split:
-    """Adds the columns `ref_<side>` that stand in the rows.
+    """Adds the columns `ref_<completion>` that the rows bring.
 
     Raises:
       UserError: a column is missing, or some rows have no number in it.
     """
     given, found = split.examples.columns, {}
-    for side in split.sides:
-        name = f"ref_{side}"
+    names = [f"ref_{completion}" for completion in split.completion_names]
+    for name in names:
         if name not in given:
             raise UserError(
-                f"config.objective.reference=columns needs the columns {', '.join(f'ref_{s}' for s in split.sides)} in every "
-                f"row; {name} is missing. `smallr score` makes them; or set config.objective.reference=cached"
+                f"config.objective.reference=columns needs the columns {', '.join(names)} in every row; "
+                f"{name} is missing. `smallr score` makes them; or set config.objective.reference=cached"
             )
         values = np.asarray(given[name], np.float32)
         without = np.flatnonzero(~np.isfinite(values))

@@ -67,7 +67,7 @@ class _Steered(random.Random):
 
 @functools.lru_cache(maxsize=1 << 16)
 def find_problem(question: str) -> Problem | None:
-    """The problem that a question was written from; None if it is none of the generator's."""
+    """Returns the problem that a question was written from; None if the generator did not write it."""
     text = " ".join(question.split())
     for template in sorted(TEMPLATES, key=lambda template: -_likeness(template, text))[:2]:
         problem = _search(template, text, [], iter(range(_MOST_RUNS)))

@@ -91,7 +91,7 @@ def _listed_texts(row: Row) -> dict[str, str]:
 def _letter(value: object, letters: str) -> str:
     letter = _text(value).strip("()").upper()
     if letter not in tuple(letters):
-        raise ValueError(f"the gold answer {value!r} is none of {letters}")
+        raise ValueError(f"the gold answer {value!r} must be one of: {letters}")
     return letter
 
 
@@ -123,7 +123,7 @@ def _one_of(words: Sequence[str]) -> Callable[[Row], Question]:
         gold = _first(row, "answer", "targets")
         gold = {True: "yes", False: "no"}.get(gold, gold) if isinstance(gold, bool) else _text(gold).lower()
         if gold not in words:
-            raise ValueError(f"the gold answer {gold!r} is none of {words}")
+            raise ValueError(f"the gold answer {gold!r} must be one of: {words}")
         question = _text(_first(row, "question", "inputs"))
         return Question(f'{question}\nThink step by step, then end with "The answer is" and {listed}.', gold)
 

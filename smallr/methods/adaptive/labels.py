@@ -140,7 +140,7 @@ def _opened(config: ConfigDict) -> Student:
         formats=dict(config.student.formats.items()),
         chat=config.data.chat,
         prompts=config.student.prompts,
-        slots=config.labels.slots,
+        decode_slots=config.labels.decode_slots,
     )
 
 

@@ -36,7 +36,7 @@ class _Over:
 
 
 class Router(_Over):
-    """Soft tokens, the question, and one token that is read: the likelier of two says who goes first.
+    """Soft tokens, the question, and one token that is read: the more probable of two decides which part comes first.
 
     Args:
       student: whose decoder has the soft tokens.

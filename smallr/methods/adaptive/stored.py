@@ -113,7 +113,7 @@ def read_description(folder: Path) -> Description:
             f"{path} cannot be read ({error}); is {folder} an adaptive module, or the run of one?"
         ) from error
     if description.kind not in ("router", "mode_prompts"):
-        raise UserError(f"{path}: kind {description.kind!r} is none of router, mode_prompts")
+        raise UserError(f"{path}: kind {description.kind!r} must be one of: router, mode_prompts")
     return description
 
 

@@ -41,7 +41,7 @@ class Student:
       formats: of the two orders, as the student was trained with.
       chat: whether questions are messages of a user.
       prompts: soft tokens in front of the prompts of each mode; none: the formats alone tell the modes apart.
-      slots: decode slots, the completions that grow at once.
+      decode_slots: the completions that grow at once.
       max_length: tokens of prompt and completion together.
       end_ids: tokens that end a completion besides the tokenizer's own.
 
@@ -58,7 +58,7 @@ class Student:
         formats: Mapping[str, str] = FORMATS,
         chat: bool = False,
         prompts: Mapping[Mode, Sequence[int]] | None = None,
-        slots: int = 32,
+        decode_slots: int = 32,
         max_length: int | None = None,
         end_ids: Sequence[int] = (),
     ):
@@ -71,7 +71,9 @@ class Student:
                     f"format {self.formats[ORDER_OF[mode]]!r}: nothing stands between the answer and the rationale, so that "
                     "they cannot be told apart in what the student writes"
                 )
-        self.engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length, end_ids=end_ids)
+        self.engine = Engine(
+            decoder, tokenizer, mesh, decode_slots=decode_slots, max_length=max_length, end_ids=end_ids
+        )
         self.scorer = LikelihoodScorer(decoder, tokenizer, mesh, max_length=self.engine.max_length)
         self._renderer = Renderer(tokenizer, chat=chat, formats=self.formats)
         self._encoder = Encoder(tokenizer)

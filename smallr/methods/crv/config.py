@@ -78,7 +78,7 @@ def base() -> ConfigDict:
     config.cache = True  # keep replies in smallr's cache, and take from there what was asked before
     config.compute = ConfigDict()  # of local models
     config.compute.dtype = "bfloat16"  # float32 | bfloat16
-    config.compute.slots = 16  # sequences decoded at once
+    config.compute.decode_slots = 16  # sequences decoded at once
     config.compute.max_length = 0  # tokens of prompt and completion together; 0: the model's context, within reason
     config.server = ConfigDict()  # of servers
     config.server.api_key_env = ""  # the environment variable that holds the key; empty: see docs/language_models.md

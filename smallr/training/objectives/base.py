@@ -29,9 +29,9 @@ class Objective:
 
     Attributes:
       reference: where reference log-probs come from, one of `references.SOURCES`.
-      sides: the names of an example's completions. A batch of a cached or stored reference has a column
-        `ref_<side>` for each, which is the value `score_<side>` of an example under the reference.
-      any_completions: whether an example may have any number of completions, in place of one for each of `sides`.
+      completion_names: of the completions of an example. A batch of a cached or stored reference has a column
+        `ref_<name>` for each, which is the value `score_<name>` of an example under the reference.
+      any_completions: whether an example may have any number of completions, instead of one for each of `completion_names`.
       log_sum_p2: whether the loss needs `TokenScores.log_sum_p2`.
       whole_step: why the loss has to see all examples of a step at once; empty if it need not.
       normalise: what the gradient of a step's summed loss is divided by. "step": the denominator of its own examples.
@@ -39,7 +39,7 @@ class Objective:
     """
 
     reference: str = "none"
-    sides: tuple[str, ...] = ("completion",)
+    completion_names: tuple[str, ...] = ("completion",)
     any_completions: bool = False
     log_sum_p2: bool = False
     whole_step: str = ""

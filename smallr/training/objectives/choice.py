@@ -31,7 +31,7 @@ class Choice(Objective):
     """
 
     balanced: bool = True
-    sides: ClassVar[tuple[str, ...]] = ("first", "second")
+    completion_names: ClassVar[tuple[str, ...]] = ("first", "second")
 
     @classmethod
     def from_fields(cls, node: ConfigDict) -> Choice:
