@@ -56,7 +56,7 @@ def objectives() -> list[str]:
 
 
 def config_of(name: str, seed: int) -> ConfigDict:
-    """The run of one objective; all others differ in `config.objective` (and KTO in its rows) only."""
+    """Returns the run of one objective; all others differ in `config.objective` (and KTO in its rows) only."""
     if name == "kto":
         config = unpaired()
     elif name == "cogpo":
@@ -112,7 +112,7 @@ def run(name: str, seed: int, judge: Judge, out: Path) -> dict[str, float] | Non
 
 
 def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each objective, best accuracy first."""
+    """Returns the mean and standard deviation over seeds of each objective, best accuracy first."""
     rows = []
     for name in dict.fromkeys(result["objective"] for result in results):
         of_name = [result for result in results if result["objective"] == name]

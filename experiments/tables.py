@@ -39,7 +39,7 @@ class Mean:
 
 
 def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """Mean and Student's interval: t(n - 1) * s / sqrt(n). NaN values are left out."""
+    """Returns the mean and Student's interval: t(n - 1) * s / sqrt(n). NaN values are left out."""
     known = np.array([value for value in values if not math.isnan(value)], float)
     if len(known) < 2:
         return Mean(float(known[0]) if len(known) else math.nan, math.nan, len(known))
@@ -48,7 +48,7 @@ def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
 
 
 def groups(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows with the same values of the settings `by`, in the order in which these first occur."""
+    """Returns rows with the same values of the settings `by`, in the order in which these first occur."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row.get(name) for name in by), []).append(row)
@@ -61,7 +61,7 @@ def means(rows: Sequence[Row], metric: str) -> Mean:
 
 
 def difference(rows: Sequence[Row], baseline: Sequence[Row], metric: str, over: str = "seed") -> Mean:
-    """Mean of row minus baseline of the same seed; seeds that only one of them has are left out."""
+    """Returns the mean of row minus baseline of the same seed; seeds that only one of them has are left out."""
     before = {row[over]: row[metric] for row in baseline if row.get(metric) is not None}
     pairs = [(row[metric], before[row[over]]) for row in rows if row[over] in before and row.get(metric) is not None]
     return mean([after - earlier for after, earlier in pairs])
@@ -77,13 +77,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; a `|` in a cell is escaped."""
+    """Returns a table; a `|` in a cell is escaped."""
     cells = [[str(cell).replace("|", r"\|") for cell in line] for line in (headers, ["---"] * len(headers), *lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
 def table(rows: Sequence[Row], by: Sequence[str], metrics: Mapping[str, str], digits: int = 3) -> str:
-    """A line for each group with the means of the metrics over its runs.
+    """Returns a line for each group with the means of the metrics over its runs.
 
     Args:
       rows: of runs.

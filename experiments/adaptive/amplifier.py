@@ -69,7 +69,7 @@ def _single(
 
 
 def summary(values: Values, hardness: Float[np.ndarray, "examples"]) -> dict[str, float]:
-    """What the claim says of some examples.
+    """Returns what the claim says of some examples.
 
     * spearman: rank correlation of answer NLL and rationale NLL.
     * nll_share, nll_share_answer: of the summed NLL (of the answers' alone) that the hardest quarter holds.

@@ -71,7 +71,7 @@ class Experiment:
     margin: float = 0.0
 
     def settings(self) -> dict[str, Any]:
-        """What a student depends on, whatever the arms and the number of seeds."""
+        """Returns what a student depends on, whatever the arms and the number of seeds."""
         found = dataclasses.asdict(self)
         for name in ("shares", "seeds", "adaptive", "margin"):
             del found[name]
@@ -195,7 +195,7 @@ class Laboratory:
         return look
 
     def model(self, seed: int) -> str:
-        """The student's start; from scratch each seed has its own weights."""
+        """Returns the student's start; from scratch each seed has its own weights."""
         recipe = self.experiment.recipe
         if recipe.model != SCRATCH:
             return recipe.model
@@ -230,7 +230,7 @@ def main(argv: list[str]) -> None:
 
 
 def from_flags() -> Experiment:
-    """The experiment that the command line asks for."""
+    """Returns the experiment that the command line asks for."""
     tasks = {name: int(count or 0) for name, _, count in (each.partition(":") for each in TASKS.value)}
     scratch = MODEL.value == SCRATCH
     recipe = Recipe(

@@ -24,12 +24,12 @@ class Slip:
 
 
 def steps(rationale: str) -> list[tuple[int, int]]:
-    """Where the sentences and lines of a rationale begin and end."""
+    """Returns where the sentences and lines of a rationale begin and end."""
     return [match.span() for match in _STEP.finditer(rationale)]
 
 
 def slips(rationale: str, items: Groups = ()) -> list[Slip]:
-    """The key thing of each step that has one: the last of the `items` in it, else its last number (its result)."""
+    """Returns the key thing of each step that has one: the last of the `items` in it, else its last number (its result)."""
     found = []
     for start, end in steps(rationale):
         places = [
@@ -47,7 +47,7 @@ def slips(rationale: str, items: Groups = ()) -> list[Slip]:
 
 
 def corrupt(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
-    """The rows with a slip in exactly round(share * steps) of the steps that can have one.
+    """Returns the rows with a slip in exactly round(share * steps) of the steps that can have one.
 
     A step that follows a slip stays as it was: the slip is not carried on. For the same seed the slips of a smaller share are
     among those of a larger one.

@@ -20,7 +20,7 @@ from smallr.training.trainer import Trainer
 
 
 def student_config(recipe: Recipe, seed: int, train_file: Path) -> ConfigDict:
-    """A student of both orders, which a mark in front of the question tells apart; twice the steps of one order."""
+    """Returns a student of both orders, which a mark in front of the question tells apart; twice the steps of one order."""
     config = both_orders()
     config.unlock()
     _common(config, recipe, seed, train_file, recipe.model, 2 * recipe.steps)
@@ -88,7 +88,7 @@ def ask_modes(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, fl
 
 
 def ask_module(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, float]:
-    """A module's decisions, and the answers of both kinds in one batch; the time of deciding is part of an answer's."""
+    """Returns a module's decisions, and the answers of both kinds in one batch; the time of deciding is part of an answer's."""
     module = open_adaptive(str(folder), decode_slots=recipe.decode_slots)
     if hasattr(module, "max_tokens"):
         module.max_tokens = recipe.max_tokens

@@ -26,12 +26,12 @@ class Outcomes:
 
     @property
     def accuracy(self) -> float:
-        """Mean over seeds and questions."""
+        """Returns the mean over seeds and questions."""
         return float(self.correct.mean())
 
     @property
     def tokens_per_answer(self) -> float:
-        """Mean over seeds and questions."""
+        """Returns the mean over seeds and questions."""
         return float(self.tokens.mean())
 
 
@@ -66,7 +66,7 @@ def unsure(answer: Outcomes, think: Outcomes, nll: Float[np.ndarray, "seeds ques
 
 
 def tokens_saved(policy: Outcomes, answer: Outcomes, think: Outcomes) -> float | None:
-    """Tokens an answer that the policy saves against a mixture at random of both modes that is as accurate.
+    """Returns tokens an answer that the policy saves against a mixture at random of both modes that is as accurate.
 
     None where no mixture is: the policy is less accurate than answering first, or more accurate than thinking first, or thinking
     does not pay at all.

@@ -49,13 +49,13 @@ def metrics_of(written: Written, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def early_stop(stopped: Written, whole: Written) -> dict[str, float]:
-    """Whether decoding on behind the answer changes it, and what that costs."""
+    """Returns whether decoding on behind the answer changes it, and what that costs."""
     same = [a.strip() == b.partition("-->")[0].strip() for a, b in zip(stopped.texts, whole.texts, strict=True)]
     return {"early_stop_same": float(np.mean(same)), "tokens_without_stop": float(whole.tokens.mean())}
 
 
 def arm(name: str, grid: Stages, runs: Sequence[Stage]) -> Arm | None:
-    """The finished runs of an arm; None if there is none."""
+    """Returns the finished runs of an arm; None if there is none."""
     folders = [grid.folder(run) for run in runs if grid.is_done(run)]
     if not folders:
         return None
@@ -90,7 +90,7 @@ def derived(pre: Arm, post: Arm) -> list[Arm]:
 
 
 def kept(name: str, grid: Stages, runs: Sequence[Stage], file: str, suffix: str = "") -> Arm:
-    """An arm of `answer_first_adaptive`, from what the runs have written."""
+    """Returns an arm of `answer_first_adaptive`, from what the runs have written."""
     found = [json.loads((grid.folder(run) / file).read_text()) for run in runs]
     outcomes = Outcomes(*(np.array([each[field] for each in found], float) for field in ("correct", "tokens")))
     seconds = [grid.value(run)[f"seconds_per_answer{suffix}"] for run in runs]
@@ -119,7 +119,7 @@ class Deciding:
 
 
 def deciding(grid: Stages, runs: Sequence[Stage]) -> Deciding | None:
-    """What the finished runs of the adaptive arms say; None without any."""
+    """Returns what the finished runs of the adaptive arms say; None without any."""
     by_arm = {
         name: [run for run in runs if run.settings["arm"] == name and grid.is_done(run)]
         for name in ("both", "router", "prompts")
@@ -142,7 +142,7 @@ def deciding(grid: Stages, runs: Sequence[Stage]) -> Deciding | None:
 
 
 def at_shares(answer: Arm, think: Arm, grid: Stages, routers: Sequence[Stage]) -> list[tuple[Arm, Arm]]:
-    """The router's scores cut where a given share of the questions is thought about, each beside random at that share."""
+    """Returns the router's scores cut where a given share of the questions is thought about, each beside random at that share."""
     files = [json.loads((grid.folder(run) / "module.json").read_text()) for run in routers]
     scores = np.array([file["scores"] for file in files])
     pairs = []
@@ -159,7 +159,7 @@ Interval = tuple[float, float, float]  # value, low, high
 
 
 def estimate(values: Float[np.ndarray, "seeds questions"], groups: Int[np.ndarray, "questions"]) -> Interval:
-    """Mean with its interval over seeds and questions."""
+    """Returns the mean with its interval over seeds and questions."""
     return float(values.mean()), *bootstrap(values, groups)
 
 
@@ -253,7 +253,7 @@ def claims(
     rows: Sequence[Row],
     decided: Deciding | None,
 ) -> str:
-    """The claims of the paper's abstract that these runs bear on, with what was measured."""
+    """Returns the claims of the paper's abstract that these runs bear on, with what was measured."""
     groups = np.array([row.group for row in rows])
     lines = [*slip_claim(arms, groups), *_amplifier_claims(results["post"])]
     stops = [result for result in results["post"] if "early_stop_same" in result]

@@ -45,7 +45,7 @@ def coin_flip(question: str, gold: str = "") -> Derived | None:
 
 
 def last_letters(question: str, gold: str = "") -> Derived | None:
-    """The last letter of each word, then all of them."""
+    """Returns the last letter of each word, then all of them."""
     found = re.search(r'words in "([^"]+)"', question)
     if found is None:
         return None
@@ -122,20 +122,20 @@ RULES: dict[str, Rule] = {
 
 
 def more_coin_flips(questions: Sequence[str], people: int, rng: random.Random) -> str:
-    """A question with names that occur in `questions`."""
+    """Returns a question with names that occur in `questions`."""
     names = _names(questions, r"(\w+) (?:flips|does not flip) the coin\.", people, rng)
     acts = " ".join(f"{name} {rng.choice(('flips', 'does not flip'))} the coin." for name in names)
     return f'A coin is heads up. {acts} Is the coin still heads up? Note that "flip" here means "reverse".'
 
 
 def more_last_letters(questions: Sequence[str], people: int, rng: random.Random) -> str:
-    """A question with words that occur in `questions`."""
+    """Returns a question with words that occur in `questions`."""
     names = _names(questions, r'(\w+)(?=[\w ]*" and)', people, rng)
     return f'Take the last letters of each words in "{" ".join(names)}" and concatenate them.'
 
 
 def more_shuffled_objects(questions: Sequence[str], people: int, rng: random.Random) -> str:
-    """One of the stories of `questions` with other swaps, and another end."""
+    """Returns one of the stories of `questions` with other swaps, and another end."""
     del people  # always three
     story = rng.choice(questions)
 

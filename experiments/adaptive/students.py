@@ -52,7 +52,7 @@ class Recipe:
 
 
 def config_of(recipe: Recipe, order: Order, seed: int, train: Path) -> ConfigDict:
-    """The training run."""
+    """Returns the training run."""
     config = rationale(order)
     config.seed, config.model = seed, recipe.model
     config.compute.dtype, config.compute.remat = recipe.dtype, "none" if recipe.dtype == "float32" else "dots"
@@ -167,7 +167,7 @@ class Asker:
 
 
 def answer_of(text: str, order: Order) -> str | None:
-    """The part of a completion that is its answer; None where it did not come to one."""
+    """Returns the part of a completion that is its answer; None where it did not come to one."""
     first, mark, second = text.partition(SEPARATOR)
     if order == "answer_first":
         return first.strip()

@@ -93,7 +93,7 @@ def read(task: str, data: Path) -> Rows:
 
 
 def find(data: Path, name: str) -> Path:
-    """The file of that name (`folder/name`, if given so) below `data`, gzipped or not.
+    """Returns the file of that name (`folder/name`, if given so) below `data`, gzipped or not.
 
     Raises:
       UserError: there is none.
@@ -108,7 +108,7 @@ def find(data: Path, name: str) -> Path:
 def more(
     task: str, rows: Sequence[Row], count: int, seed: int, avoid: Sequence[Row] = (), people: int = 4
 ) -> list[Row]:
-    """Rows of the same form as those of a small task, with their names and stories.
+    """Returns rows of the same form as those of a small task, with their names and stories.
 
     Args:
       task: one of `small_tasks.MORE`.
@@ -153,7 +153,7 @@ def _by_rule(task: str, path: Path) -> tuple[list[Row], list[Row]]:
 
 
 def _story(task: str, question: str) -> str:
-    """What several questions of a task have in common."""
+    """Returns what several questions of a task have in common."""
     separator = {"tracking_shuffled_objects": " At the end of", "date_understanding": " What is the date"}.get(task)
     return question.rpartition(separator)[0] if separator else question
 

@@ -40,7 +40,7 @@ MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
 
 
 def plan(model: str) -> PackingPlan:
-    """What the flags ask for."""
+    """Returns what the flags ask for."""
     gaps = ("small", "medium", "large")
     if len(BETAS.value) != 3:
         raise UserError(f"--betas has a number for each of {', '.join(gaps)}")
@@ -76,7 +76,7 @@ def plan(model: str) -> PackingPlan:
 
 
 def base() -> Base:
-    """The student made from nothing that the flags ask for."""
+    """Returns the student made from nothing that the flags ask for."""
     stage = TrainSettings(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
     return Base(
         size=Size("llama", LAYERS.value, WIDTH.value, 4, 512),
@@ -135,7 +135,7 @@ def quiet(folder: Path):
 
 
 def student(out: Path) -> str:
-    """The model that all runs start from; one made from nothing is trained on the first call."""
+    """Returns the model that all runs start from; one made from nothing is trained on the first call."""
     if MODEL.value != "scratch":
         return MODEL.value
 

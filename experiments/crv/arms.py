@@ -67,7 +67,7 @@ class PackingPlan:
     critics: tuple[str, ...] = ()
 
     def base_run(self) -> Stage:
-        """The model as it is."""
+        """Returns the model as it is."""
         rows = {key: value for key, value in self.rows.items() if key not in ("mix", "pairs", "critic")}
         settings = self._settings(BASE, 0, self.sft, rows)
         return Stage("base", {key: value for key, value in settings.items() if key != "train"})
@@ -88,7 +88,7 @@ class PackingPlan:
         return Stage(f"{kind}-{name}{_label(rows)}-s{seed}", settings, needs=(start,))
 
     def arms(self, names: Iterable[str], seeds: int) -> list[Stage]:
-        """The runs of the arms, seed by seed, and those that they need."""
+        """Returns the runs of the arms, seed by seed, and those that they need."""
         runs: list[Stage] = []
         for seed in range(seeds):
             made = {
@@ -102,7 +102,7 @@ class PackingPlan:
         return with_needs(runs)
 
     def sweep(self, name: str, seeds: int) -> list[Stage]:
-        """The runs of one sweep, those of the arms among them included."""
+        """Returns the runs of one sweep, those of the arms among them included."""
         runs: list[Stage] = []
         for seed in range(seeds):
             if name == "beta":
@@ -134,7 +134,7 @@ def _label(rows: Mapping[str, Any]) -> str:
 
 
 def with_needs(runs: Iterable[Stage]) -> list[Stage]:
-    """The runs, each behind those that it needs, each once."""
+    """Returns the runs, each behind those that it needs, each once."""
     found: dict[str, Stage] = {}
     for run in runs:
         for each in (*run.needs, run):
@@ -143,7 +143,7 @@ def with_needs(runs: Iterable[Stage]) -> list[Stage]:
 
 
 def config_of(run: Stage, rows: Path, model: str) -> ConfigDict:
-    """The training config: that of `configs/`, with the run's data and sizes.
+    """Returns the training config: that of `configs/`, with the run's data and sizes.
 
     Args:
       run: of a `PackingPlan`.

@@ -66,7 +66,7 @@ class Judge:
         self._evaluations: dict[Any, Any] = {}
 
     def __call__(self, model: str, exam: Examination, folder: Path) -> dict[str, float]:
-        """Metrics of a model; every answer goes to `answers.jsonl`, the log-probs of all pairs to `pairs.npz`.
+        """Returns metrics of a model; every answer goes to `answers.jsonl`, the log-probs of all pairs to `pairs.npz`.
 
         Args:
           model: a run's workdir, or any model that training takes.
@@ -109,7 +109,7 @@ _PLAIN = Preference("sigmoid", 1.0, "none")  # the log-probs as they are
 
 
 def pair_config(exam: Examination) -> ConfigDict:
-    """The config by which the held-out pairs are read."""
+    """Returns the config by which the held-out pairs are read."""
     config = preference()
     config.objective.reference = "none"
     config.data.eval, config.data.eval_split = exam.pairs, "test"

@@ -53,7 +53,7 @@ class Questions:
         return list(found.values())
 
     def equations(self, seed: str, count: int) -> list[dict[str, Any]]:
-        """Rows of SFT with single equations of the same sizes, 12 a row: what a student knows before it sees questions."""
+        """Returns rows of SFT with single equations of the same sizes, 12 a row: what a student knows before it sees questions."""
         rng, rows = random.Random(f"equations {seed}"), []
         while len(rows) < count:
             lines = [_equation(rng, self.largest) for _ in range(12)]
@@ -62,7 +62,7 @@ class Questions:
 
 
 def taught(questions: Sequence[Rationales], prefix: str) -> list[dict[str, Any]]:
-    """The teacher's rows: two in ten rationales fit, seven do not, one is wrong."""
+    """Returns the teacher's rows: two in ten rationales fit, seven do not, one is wrong."""
     return list(teacher_rows(questions, prefix))
 
 

@@ -102,7 +102,7 @@ PER_GAP_SHOWN = {f"accuracy/{gap}": f"accuracy, {gap} gap" for gap in GAPS}
 
 
 def swept(grid: Stages, name: str, runs: Sequence[Stage]) -> list[Row]:
-    """Rows of a sweep's own runs, without those that they merely need."""
+    """Returns rows of a sweep's own runs, without those that they merely need."""
     arm = DPO if name == "beta" else COGPO
     return grid.rows([run for run in runs if run.settings["arm"] == arm])
 
@@ -136,7 +136,7 @@ def differences(grid: Stages, runs: Sequence[Stage]) -> str:
 
 
 def compared(grid: Stages, before: Mapping[int, Stage], after: Mapping[int, Stage], seeds: Sequence[int]) -> list[str]:
-    """Cells of a line of `differences`."""
+    """Returns cells of a line of `differences`."""
     rows = [grid.rows([arm[seed] for seed in seeds]) for arm in (before, after)]
     over_questions = "–"
     scores = [[scored(grid, arm[seed]) for seed in seeds] for arm in (before, after)]

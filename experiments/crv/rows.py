@@ -62,7 +62,7 @@ class Recipe:
     data: str = ""
 
     def build(self, out: Path) -> Path:
-        """The folder of the five data sets under `out`, made if it is not there."""
+        """Returns the folder of the five data sets under `out`, made if it is not there."""
         folder = out / f"rows-{self.seed}-{digest(dataclasses.asdict(self))}"
         if (folder / "complete").exists():
             return folder
@@ -119,7 +119,7 @@ def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic: st
 
 
 def is_number(text: str) -> bool:
-    """Whether a critic is given by its rate of errors."""
+    """Returns whether a critic is given by its rate of errors."""
     return re.fullmatch(r"[\d.]+", text) is not None
 
 
@@ -129,7 +129,7 @@ def digest(settings: Any) -> str:
 
 
 def read(folder: Path, split: str) -> list[Row]:
-    """The verified rows of a CRV run and those that failed, in the teacher's order.
+    """Returns the verified rows of a CRV run and those that failed, in the teacher's order.
 
     Raises:
       UserError: no such split.

@@ -53,7 +53,7 @@ _ABOUT_RUN = {
 
 
 def render(kind: str, command: str, values: Mapping[str, str]) -> str:
-    """A launcher, ready to be submitted.
+    """Returns a launcher, ready to be submitted.
 
     Args:
       kind: slurm, skypilot or xpk.

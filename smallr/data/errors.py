@@ -1,4 +1,4 @@
-"""The one error of the data layer, and the sentence that names the nearest choice."""
+"""Defines the one error of the data layer, and the hint at the nearest choice."""
 
 from __future__ import annotations
 

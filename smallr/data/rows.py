@@ -1,4 +1,4 @@
-"""Raw rows -> checked rows of one of six kinds.
+"""Reads raw rows as checked rows of one of six kinds.
 
   preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two sides share a first
               part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large), and
@@ -106,11 +106,11 @@ class _Raw:
         return Cell(self.source, self.row, column)
 
     def text(self, column: str) -> Text:
-        """The text or the messages of a column, not empty."""
+        """Returns the text or the messages of a column, not empty."""
         return _filled(text_or_chat(self.values[column], self.cell(column)), column)
 
     def prompt(self) -> Text:
-        """The prompt; a transcript is its turns."""
+        """Returns the prompt; a transcript is its turns."""
         prompt = self.text("prompt")
         turns = transcript(prompt) if self.chat and isinstance(prompt, str) else None
         return prompt if turns is None else _filled(turns, "prompt")
@@ -342,7 +342,7 @@ def _without_prompt(raw: _Raw, prompt: str, sides: Sequence[str]) -> Sequence[st
 
 
 def _answer(raw: _Raw, text: Text) -> tuple[Message, ...]:
-    """An answer in a chat; that of a transcript has white space around it that is not the answer's."""
+    """Returns an answer in a chat; that of a transcript has white space around it that is not the answer's."""
     if isinstance(text, str) and raw.chat and isinstance(raw.values.get("prompt"), str):
         prompt = raw.values["prompt"].rstrip()
         text = text.strip() if prompt.endswith("Assistant:") else text
@@ -350,7 +350,7 @@ def _answer(raw: _Raw, text: Text) -> tuple[Message, ...]:
 
 
 def _transcripts(chosen: str, rejected: str) -> tuple[Text, Text]:
-    """The turns of two transcripts. Where a chat begins and ends in any other text, nobody can know."""
+    """Splits two transcripts into turns. Where a chat begins and ends in any other text, nobody can know."""
     turns = transcript(chosen), transcript(rejected)
     if None in turns:
         raise Unusable(
@@ -368,7 +368,7 @@ def _filled(text: Text, name: str) -> Text:
 
 
 def _answered(completion: Text) -> Text:
-    """A chat completion has assistant turns, none of them empty, and one that is scored."""
+    """Checks that a chat completion has assistant turns, none of them empty, and one that is scored."""
     if isinstance(completion, str):
         return completion
     turns = [message for message in completion if message["role"] == "assistant"]
@@ -382,13 +382,13 @@ def _answered(completion: Text) -> Text:
 
 
 def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Length of the common beginning of two sequences."""
+    """Returns the length of the common beginning of two sequences."""
     limit = min(len(a), len(b))
     return limit if a[:limit] == b[:limit] else next(i for i in range(limit) if a[i] != b[i])
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt and completions of two texts that begin alike.
+    """Returns the prompt and completions of two texts that begin alike.
 
     The cut lies before the last white space of the common part: a word that both sides happen to begin with belongs to
     the completions, and most tokenizers glue a space to the word that follows it.
@@ -405,7 +405,7 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _split_chats(
     prompt: tuple[Message, ...] | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], ...]:
-    """Prompt and completions of two chats, which may repeat the prompt (`prompt` given) or imply it (None)."""
+    """Returns the prompt and completions of two chats, which may repeat the prompt (`prompt` given) or imply it (None)."""
     if prompt is not None and all(side[0]["role"] not in ("system", "user") for side in (chosen, rejected)):
         return prompt, chosen, rejected
     limit = min(len(chosen), len(rejected)) - 1  # a message is left for each side

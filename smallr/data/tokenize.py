@@ -1,4 +1,4 @@
-"""Rows of a data set -> `TokenSet`, made once and kept on disk.
+"""Tokenises the rows of a data set into a `TokenSet`, once; the result is kept on disk.
 
 `max_length` is a limit on the whole example: its prefix and all its completions, because that is what has to fit in a row
 of a batch. A longer example is dropped and counted, never cut.
@@ -115,12 +115,12 @@ class TokenizeOptions:
 
     @property
     def numbers(self) -> CompletionColumns:
-        """Which columns hold numbers of completions and tokens."""
+        """Returns which columns hold numbers of completions and tokens."""
         return CompletionColumns(self.kind, tuple(self.completion_columns), tuple(self.token_columns))
 
     @property
     def all_formats(self) -> dict[str, str]:
-        """The texts of a rationale row by order."""
+        """Returns the texts of a rationale row by order."""
         return {**FORMATS, **self.formats}
 
     @property
@@ -130,7 +130,7 @@ class TokenizeOptions:
 
     @property
     def soft_prompts(self) -> int:
-        """How many soft prompts the examples read."""
+        """Returns how many soft prompts the examples read."""
         if not self.soft_tokens:
             return 0
         return len(self.orders) if self.kind == "rationale" else 1
@@ -336,7 +336,7 @@ def _rendered(
 
 
 def _iterate(rows: datasets.Dataset, progress: tqdm | None) -> Iterator[Mapping[str, Any]]:
-    """Rows one by one, read in batches: single rows of Arrow are slow."""
+    """Yields rows one by one, read in batches: single rows of Arrow are slow."""
     for batch in rows.iter(_BATCH):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
@@ -357,7 +357,7 @@ def _key(
     options: TokenizeOptions,
     reading: Reading,
 ) -> str:
-    """Hash of everything that the tokens depend on."""
+    """Returns the hash of everything that the tokens depend on."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:

@@ -13,7 +13,7 @@ from smallr.evals.benchmarks.base import Generation
 
 
 def base(benchmark: str) -> ConfigDict:
-    """Fields of an evaluation on one benchmark, locked.
+    """Returns fields of an evaluation on one benchmark, locked.
 
     Raises:
       UserError: no such benchmark; the message lists all.

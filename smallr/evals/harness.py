@@ -70,17 +70,17 @@ class SmallrLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """Returns the token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """Returns what stands before a text without a context."""
         return self._scorer.prefix_token
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model reads."""
+        """Returns tokens that the model reads."""
         return self._scorer.max_length
 
     @property
@@ -89,7 +89,7 @@ class SmallrLM(TemplateLM):
         return self._path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as text."""
+        """Returns a chat as text."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -98,7 +98,7 @@ class SmallrLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of a text."""
+        """Returns the tokens of a text."""
         return self._scorer.encode(string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -114,7 +114,7 @@ class SmallrLM(TemplateLM):
         return values
 
     def _cut(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The last tokens of both that fit."""
+        """Returns the last tokens of both that fit."""
         kept = [*context, *continuation][-(self.max_length + 1) :]
         split = max(len(kept) - len(continuation), 1)
         return kept[:split], kept[split:]
@@ -161,7 +161,7 @@ class SmallrLM(TemplateLM):
         return texts
 
     def _request(self, context: str, options: dict[str, Any]) -> Request:
-        """One generation: the tokens of the context, from the left as many as leave room for the answer."""
+        """Returns one generation: the tokens of the context, from the left as many as leave room for the answer."""
         wanted = normalize_gen_kwargs(options, MAX_NEW_TOKENS)
         if unknown := sorted(set(wanted) - _KNOWN):
             raise UserError(f"generation_kwargs: {', '.join(unknown)} is not known to smallr")

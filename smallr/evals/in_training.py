@@ -57,7 +57,7 @@ class TrainingBenchmark:
         self._scorer: LikelihoodScorer | None = None
 
     def __call__(self, decoder: Decoder) -> dict[str, float]:
-        """The benchmark's metrics and their standard errors; for answers, tokens and the share that was cut off too."""
+        """Returns the benchmark's metrics and their standard errors; for answers, tokens and the share that was cut off too."""
         answers = isinstance(self._benchmark, Generation)
         records = self._answered(decoder) if answers else run_likelihood(self._items, self._scored_by(decoder))
         summary = summarise(self._benchmark, records, self._report)
@@ -104,6 +104,6 @@ class _Direct:
 
 
 def open_benchmark(config: ConfigDict, mesh: Mesh) -> TrainingBenchmark | None:
-    """The benchmark that a run's config names, or None."""
+    """Returns the benchmark that a run's config names, or None."""
     wanted: Mapping[str, Any] = dict(config.benchmark.items())
     return TrainingBenchmark(config, mesh) if wanted["name"] else None

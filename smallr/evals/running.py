@@ -53,14 +53,14 @@ class Asked:
     shots: tuple[Question, ...] = ()
 
     def text(self, item: Item) -> str:
-        """All that is asked, as plain text."""
+        """Returns all that is asked, as plain text."""
         if not self.shots:
             return item.task.prompt
         examples = (f"Question: {shot.prompt}\nAnswer: {shot.solution}\n\n" for shot in self.shots)
         return f"{''.join(examples)}Question: {item.task.prompt}\nAnswer:"
 
     def request(self, item: Item) -> Request:
-        """The request for a question. It depends on nothing else, so neither do its samples."""
+        """Returns the request for a question. It depends on nothing else, so neither do its samples."""
         digest = hashlib.sha256(f"{self.seed}:{item.id}".encode()).digest()
         params = replace(self.params, seed=int.from_bytes(digest[:4], "big") >> 1)
         if not self.chat:
@@ -115,7 +115,7 @@ def run_generation(
 
 
 def _answer(result: Result) -> Record:
-    """What is stored of a result."""
+    """Returns what is stored of a result."""
     samples = [
         {"text": sample.text, "finish_reason": sample.finish_reason, "tokens": len(sample.token_ids) or None}
         for sample in result.samples

@@ -41,7 +41,7 @@ class Estimate:
 
 
 def pass_at_1(scores: Scores) -> Estimate:
-    """Mean over all samples, with the standard error clustered by question.
+    """Returns the mean over all samples, with the standard error clustered by question.
 
     sqrt(sum_q (sum_i (s_qi - mean))^2) / n (arXiv 2411.00640, eq. 4), times sqrt(Q / (Q - 1)), so that one sample a question
     gives the usual standard error of a mean.
@@ -77,7 +77,7 @@ def mean_pass_at_k(scores: Scores, k: int) -> Estimate:
 
 
 def majority_is_right(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
-    """Whether the most frequent answer is right (maj@k).
+    """Returns whether the most frequent answer is right (maj@k).
 
     Samples without an answer do not vote. Of several answers with equally many votes the one that was given first counts.
     """

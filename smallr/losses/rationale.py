@@ -1,4 +1,4 @@
-"""Likelihood of answer and rationale in either order, told apart by roles.
+"""Computes the likelihood of answer and rationale in either order, told apart by roles.
 
 Chen et al., arXiv 2404.09170: pre-thinking trains question -> rationale -> answer, post-thinking trains
 question -> answer -> rationale. The order is the data layer's business; here a token only has a role, so

@@ -1,4 +1,4 @@
-"""Attention behind one function, with the horizon as its whole rule.
+"""Computes attention behind one function, with the horizon as its whole rule.
 
 Query q sees key k  ⇔  k ≤ q < horizon[k]  (indices into the row), and, with a window,
 positions[q] - positions[k] < window. Packing, shared prompts, plain rows and padding are all this rule.

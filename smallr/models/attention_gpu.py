@@ -1,4 +1,4 @@
-"""Attention by horizon as Pallas kernels for NVIDIA GPUs: `smallr.models.attention` says what is computed.
+"""Computes attention by horizon with Pallas kernels for NVIDIA GPUs; `smallr.models.attention` defines the result.
 
 FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): a program holds one tile of queries and walks the key tiles in
 which its row has a visible pair, by a list made of the horizons before the kernel starts; for the gradients of keys and
@@ -43,7 +43,7 @@ def forward(
     scale: float,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H"]]:
-    """The mixed values in q's dtype, and the float32 log-sum-exp of the scores.
+    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores.
 
     `interpret` runs the kernel's operations on any backend.
     """
@@ -174,7 +174,7 @@ def _walk(rule, step, state):
 
 
 def _visible(rule, i, j, tile, windowed, keys_first=False) -> Bool[Array, "t t"]:
-    """Which queries (down) of tile i see which keys (across) of tile j; the other way around with `keys_first`."""
+    """Returns which queries (down) of tile i see which keys (across) of tile j; the other way around with `keys_first`."""
     horizon, positions, window = rule[:3]
 
     def along(x: Int[Array, "t"], axis: int) -> Int[Array, "t t"]:
@@ -190,7 +190,7 @@ def _visible(rule, i, j, tile, windowed, keys_first=False) -> Bool[Array, "t t"]
 
 
 def _at(ref, place, tile, *group):
-    """A tile of tokens of a row, of one head if it holds several."""
+    """Returns a tile of tokens of a row, of one head if it holds several."""
     rest = (slice(None),) * (len(ref.shape) - 1 - len(group))
     return ref[(pl.ds(place * tile, tile), *group, *rest)]
 
@@ -258,29 +258,29 @@ def _compiler_params(dim: int) -> Any:
 
 
 def _tiles_of(x: jax.Array | jax.ShapeDtypeStruct, tile: int) -> pl.BlockSpec:
-    """The program's tile and head of an array [B T H *D]."""
+    """Returns the program's tile and head of an array [B T H *D]."""
     return pl.BlockSpec((None, tile, None, *x.shape[3:]), lambda i, h, b: (b, i, h, *(0,) * (x.ndim - 3)))
 
 
 def _row_of(x: jax.Array, groups: int) -> pl.BlockSpec:
-    """The row's keys or values [B T K D] of the kv head to which the program's head belongs."""
+    """Returns the row's keys or values [B T K D] of the kv head to which the program's head belongs."""
     return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, h, b: (b, 0, lax.div(h, groups), 0))
 
 
 def _group_of(x: jax.Array, groups: int) -> pl.BlockSpec:
-    """The row of an array [B T H *D], in the heads that belong to the program's kv head."""
+    """Returns the row of an array [B T H *D], in the heads that belong to the program's kv head."""
     return pl.BlockSpec((None, x.shape[1], groups, *x.shape[3:]), lambda i, h, b: (b, 0, h, *(0,) * (x.ndim - 3)))
 
 
 def _tile(q: Float[Array, "B T H D"]) -> int:
-    """Tokens of a tile, a power of two."""
+    """Returns tokens of a tile, a power of two."""
     size = q.dtype.itemsize
     fitting = TILE_BYTES // (pl.next_power_of_2(q.shape[3]) * size)
     return max(SMALLEST, min(LARGEST[size], fitting, pl.next_power_of_2(q.shape[1])))
 
 
 def _whole(x: Float[Array, "B L H *E"], tile: int) -> Float[Array, "B T H *D"]:
-    """Tokens in whole tiles, and a head's dimension a power of two of at least 16; zeros change no product."""
+    """Returns tokens in whole tiles, and a head's dimension a power of two of at least 16; zeros change no product."""
     pads = [(0, 0), (0, -x.shape[1] % tile), (0, 0)]
     if x.ndim > 3:
         dim = max(SMALLEST, pl.next_power_of_2(x.shape[3]))

@@ -1,4 +1,4 @@
-"""Attention by horizon in plain JAX: `smallr.models.attention` says what is computed.
+"""Computes attention by horizon in plain JAX; `smallr.models.attention` defines the result.
 
 FlashAttention (arXiv 2205.14135, algorithms 1 and 4) over those tiles of the square that hold a visible pair: no [T, T]
 exists, the half above the diagonal costs nothing, and neither do the keys of other examples, or a chosen branch for the
@@ -72,7 +72,7 @@ def forward(
     softcap: float | None,
     scale: float,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-    """The mixed values in q's dtype, and the float32 log-sum-exp of the scores."""
+    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores."""
     (length, kv_heads), tiling = k.shape[1:3], tiling.of(k.shape[1])
     groups = q.shape[2] // kv_heads
     rule = make_rule(horizon, positions, window, tiling)
@@ -246,7 +246,7 @@ def _in_tiles(x: Shaped[Array, "B T *rest"], tile: int) -> Shaped[Array, "B n s 
 
 
 def _queries(x: Float[Array, "B T H D"], i: Int[Array, ""], tokens: int, kv_heads: int) -> Float[Array, "B K q D"]:
-    """A tile of queries, those of a kv head's group behind each other."""
+    """Returns a tile of queries, those of a kv head's group behind each other."""
     x = lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1)
     x = x.reshape(len(x), tokens, kv_heads, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
@@ -261,7 +261,7 @@ def _put_queries(
 
 
 def _side_by_side(x: Float[Array, "B n s K D"], part: _Part) -> Float[Array, "B K k D"]:
-    """The key tiles of a part."""
+    """Returns the key tiles of a part."""
     x = x[:, part.tiles].transpose(0, 3, 1, 2, 4)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Attention of new tokens over the keys and values of those before them, kept in a cache.
+"""Computes attention of new tokens over the cached keys and values of earlier ones.
 
 A slot of the cache is one sequence; the key at index i of a slot is that of its token i. So query q sees key k  ⇔
 index[k] ≤ position[q], and, with a window, position[q] - index[k] < window.
@@ -34,7 +34,7 @@ class LayerCache(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Tokens of a slot."""
+        """Returns tokens of a slot."""
         return self.values.shape[2]
 
 

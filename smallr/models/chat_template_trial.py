@@ -1,4 +1,4 @@
-"""Run by itself: renders a chat template under limits; says on stdout what is wrong, and dies where it does not end.
+"""Renders a chat template under limits, in a process of its own; says on stdout what is wrong, and dies where it does not end.
 
 The environment of the template is that of transformers' `apply_chat_template`.
 """

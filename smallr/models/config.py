@@ -1,4 +1,4 @@
-"""What a decoder is: sizes, rotary embedding, and how it is computed.
+"""Defines what a decoder is: sizes, rotary embedding, and how it is computed.
 
 One frozen dataclass serves every family. A family's file in `smallr.models.families` translates the
 Hugging Face `config.json` into it; GGUF metadata is first written as such a dict (`smallr.models.gguf`).
@@ -175,12 +175,12 @@ class DecoderConfig:
 
     @property
     def rotary(self) -> int:
-        """How many of a head's dimensions rotate."""
+        """Returns how many of a head's dimensions rotate."""
         return 0 if self.learned_positions else self.rotary_dim or self.head_dim
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The window of each layer."""
+        """Returns the window of each layer."""
         return tuple(None if layer in self.full_layers else self.window for layer in range(self.num_layers))
 
     @property
@@ -191,7 +191,7 @@ class DecoderConfig:
 
     @property
     def num_params(self) -> int:
-        """All parameters, a tied head counted once."""
+        """Returns all parameters, a tied head counted once."""
         norm = self.d_model * (2 if self.norm == "layer" else 1)
         heads = self.num_heads + self.num_kv_heads
         layer = self.layer_matmul_params + norm * (4 if self.norm_place == "both" else 2)

@@ -1,4 +1,4 @@
-"""GGUF files: metadata to a config, quantised tensors to float32 under their Hugging Face names."""
+"""Reads GGUF files: metadata as a config, quantised tensors as float32 under their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class GGUFFile:
         return value
 
     def hf_config(self) -> dict[str, Any]:
-        """The metadata as a `config.json` of the family."""
+        """Returns the metadata as a `config.json` of the family."""
         arch = self.metadata("general.architecture")
         hf = {new: self.metadata(f"{arch}.{old}") for old, new in _KEYS.items()}
         hf = {key: value for key, value in hf.items() if value is not None}
@@ -155,7 +155,7 @@ class GGUFFile:
         return known | {name: name for name in sorted(rest)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by its Hugging Face name."""
+        """Returns the shape of every tensor, by its Hugging Face name."""
         shapes = {name: tuple(int(n) for n in self._stored[stored].shape) for name, stored in self._names.items()}
         return {name: shape if name in self._transposed else shape[::-1] for name, shape in shapes.items()}
 

@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file, rebuilt as a transformers tokenizer.
+"""Rebuilds the tokenizer in a GGUF file as a transformers tokenizer.
 
 GGUF names the pre-tokenizer instead of holding it, so each supported name is written out here as in the
 `tokenizer.json` of the model that it stands for. Guessing would change tokens silently: what a file does not say, such as

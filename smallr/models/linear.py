@@ -1,4 +1,4 @@
-"""The one dense product of the decoder: compute in `dtype`, keep masters and their gradients in float32."""
+"""Computes the one dense product of the decoder in `dtype`, with masters and their gradients in float32."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _linear.defvjp(_forward, _backward)
 
 
 def _gathered(w, dtype, axes):
-    """The weight in the compute dtype, its "embed" axis whole.
+    """Returns the weight in the compute dtype, its "embed" axis whole.
 
     Left to itself XLA passes a weight that is split along a contracted axis around a ring of devices, and adds every
     part's float32 product to the sum in memory: on TPUs that is bound by memory. Other axes stay split.
@@ -108,7 +108,7 @@ def transpose_minor(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]
 def weight_gradient(
     x: Float[Array, "*batch *inputs"], dout: Float[Array, "*batch *outputs"], batch: int
 ) -> Float[Array, "*inputs *outputs"]:
-    """The float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
+    """Returns the float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
     count = math.prod(x.shape[:batch])
     rows, columns = x.reshape(count, -1), dout.reshape(count, -1)
     if x.dtype == jnp.float32:

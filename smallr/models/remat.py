@@ -1,4 +1,4 @@
-"""What the backward pass keeps of the forward pass, and what it computes again."""
+"""Decides what the backward pass keeps of the forward pass, and what it computes again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAVED_NAMES = ("projection", "attention_out", "attention_lse")
 
 
 def rematerialised(layer: Callable, remat: str) -> Callable:
-    """A layer to be scanned, by the rule `remat`: none | dots | full (keeps only the residual stream)."""
+    """Returns a layer to be scanned, by the rule `remat`: none | dots | full (keeps only the residual stream)."""
     if remat == "none":
         return layer
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES) if remat == "dots" else None

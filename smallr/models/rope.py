@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34) in the half-split layout, with its scalings."""
+"""Computes rotary position embeddings (RoFormer, arXiv 2104.09864, eq. 34) in the half-split layout, with their scalings."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def rope_tables(
 
 
 def _longest(positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """The largest position of each token's example; an example begins at position 0."""
+    """Returns the largest position of each token's example; an example begins at position 0."""
     example = jnp.cumsum(positions == 0, axis=1)
 
     def row(positions, example):

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, in any order, without holding more than one.
+"""Writes safetensors files tensor by tensor, in any order, without holding more than one.
 
 The format (github.com/huggingface/safetensors, "Format"): the length of the header as a little-endian uint64, the header
 as JSON (dtype, shape and place of every tensor), the tensors' bytes. Since the header follows from names, shapes and

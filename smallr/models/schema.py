@@ -1,4 +1,4 @@
-"""What the files of a model may say: every field with its type and range, in one place.
+"""Checks the files of a model: every field with its type and range, in one place.
 
 Whatever is beside it, wrong in type or beyond its range, is one `UserError` that names the file and the field.
 Fields that are not listed here are not read, or are compared with the values that a family knows.
@@ -63,7 +63,7 @@ class Field:
         return ""
 
     def describe(self) -> str:
-        """The values that are allowed, for messages."""
+        """Returns the values that are allowed, for messages."""
         name = {"int": "a whole number", "bool": "true or false", "str": "text", "dict": "an object"}
         text = f"a list of {self.items.describe()}" if self.items else name.get(self.kind, f"a {self.kind}")
         sized = {"list": " of a length", "str": " of a length"}.get(self.kind, "")

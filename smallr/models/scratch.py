@@ -1,4 +1,4 @@
-"""A new model: a tokenizer trained on given texts and seeded random weights, as a folder in Hugging Face layout."""
+"""Makes a new model: a tokenizer trained on given texts and seeded random weights, as a folder in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Size:
     context: int = 1024
 
     def hf(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-        """The `config.json` that says so.
+        """Returns the `config.json` that says so.
 
         Raises:
           UserError: an unknown family, or a size that is none.

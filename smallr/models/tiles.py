@@ -1,4 +1,4 @@
-"""Which tiles of the (query, key) square hold a visible pair; common to all implementations of attention.
+"""Finds the tiles of the (query, key) square that hold a visible pair, for all implementations of attention.
 
 Dimension letters: B rows, T tokens, a multiple of the tile t; n = T / t.
 """
@@ -19,7 +19,7 @@ def padded(x: Int[Array, "B L"], tile: int) -> Int[Array, "B T"]:
 def visible_tiles(
     horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | Int[Array, ""] | None
 ) -> Bool[Array, "B n n"]:
-    """Whether the row may have a visible pair in a tile of queries (second axis) and keys (third axis).
+    """Returns whether the row may have a visible pair in a tile of queries (second axis) and keys (third axis).
 
     It is True for every tile that has one. With a window it can be True for a tile that has none: only the nearest
     positions of the two tiles are compared.

@@ -32,7 +32,7 @@ class TensorReader(Protocol):
 
 
 def is_variable(leaf: Any) -> bool:
-    """Whether a node of a state is a parameter with its metadata."""
+    """Returns whether a node of a state is a parameter with its metadata."""
     return isinstance(leaf, nnx.Variable)
 
 
@@ -127,7 +127,7 @@ class _Finite:
 def _read_parameter(
     tensor: Tensor, offset: int, shape: tuple[int, ...], sharding: NamedSharding, reader: TensorReader
 ) -> jax.Array:
-    """One parameter. Every distinct block of this process' devices is read once; replicas share it."""
+    """Returns one parameter. Every distinct block of this process' devices is read once; replicas share it."""
 
     def block(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [part.indices(size) for part, size in zip(index, shape, strict=True)]
@@ -166,7 +166,7 @@ def _check(
     reader: TensorReader,
     origin: str,
 ) -> dict[str, tuple[Tensor, int]]:
-    """Every parameter has its tensor, every tensor its parameter, and their shapes agree.
+    """Checks that every parameter has its tensor, every tensor its parameter, and that their shapes agree.
 
     Returns:
       For each parameter its row of the table, and where it begins along the axis that the row may be fused on.
@@ -196,7 +196,7 @@ def _check(
 
 
 def _check_tied(found: Mapping[str, tuple[int, ...]], table: str, reader: TensorReader, origin: str) -> None:
-    """A stored head beside tied embeddings must be the embedding, or one of the two statements is false."""
+    """Checks a stored head beside tied embeddings: it must be the embedding, or one of the two statements is false."""
     head = "lm_head.weight"
     same = found[head] == found.get(table)
     for start in range(0, found[head][0] if same else 0, _ROWS):

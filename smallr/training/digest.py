@@ -1,4 +1,4 @@
-"""A content hash of a pytree of arrays, computed where the arrays live.
+"""Computes a content hash of a pytree of arrays, where the arrays live.
 
 Two states have one digest exactly when names, shapes, dtypes and all bits agree, whatever the mesh,
 the sharding, the number of devices or processes, and the Python classes of the containers. It proves
@@ -33,7 +33,7 @@ _UINTS = {4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.ui
 
 
 def tree_digest(tree: Any) -> str:
-    """The sha256 (64 hex characters) of names, dtypes, shapes and contents of the tree's leaves.
+    """Returns the sha256 (64 hex characters) of names, dtypes, shapes and contents of the tree's leaves.
 
     Args:
       tree: any pytree of jax arrays (typed PRNG keys included), numpy arrays or numbers. In a run of
@@ -72,7 +72,7 @@ def _combine(lanes: Iterable[tuple[str, tuple[str, Sequence[int]], UInt32[Array,
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by name, in the tree's order (`jax.tree.leaves`).
+    """Returns the leaves by name, in the tree's order (`jax.tree.leaves`).
 
     A name is the path of dict keys, attribute names and indices joined with "/" (in a key, "%" and "/"
     are written %25 and %2F). Containers leave no other trace: a dict, an `nnx.State` and a dataclass
@@ -95,7 +95,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def leaf_signature(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """The dtype's name and the shape of an array, a `jax.ShapeDtypeStruct` or a number."""
+    """Returns the dtype's name and the shape of an array, a `jax.ShapeDtypeStruct` or a number."""
     if not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
     return str(leaf.dtype), tuple(leaf.shape)
@@ -140,7 +140,7 @@ def _lanes(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
 
 
 def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
-    """The bits of each element as uint32; 64-bit elements become two words on a new last axis."""
+    """Returns the bits of each element as uint32; 64-bit elements become two words on a new last axis."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == jnp.bool_:

@@ -1,4 +1,4 @@
-"""How the rows of a config become tokens."""
+"""Makes the options of tokenisation from a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and how decoders are made of those that are and those that are not."""
+"""Decides which parameters are trained, and makes decoders of the trained and the frozen ones."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def _with_soft_prompts(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Para
 
 
 def check_soft(config: ConfigDict, reference: str) -> None:
-    """Whether `config.soft` goes with the rest; `reference` is the objective's.
+    """Checks that `config.soft` goes with the rest; `reference` is the objective's.
 
     Raises:
       UserError: it does not.

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a bar on a terminal, plain lines in a log file. Process 0 speaks alone."""
+"""Shows the progress of a run: a bar on a terminal, plain lines in a log file. Process 0 alone writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference of an objective: where its log-probs come from, what it keeps, and how it scores a batch."""
+"""Defines the reference of an objective: where its log-probs come from, what it keeps, and how it scores a batch."""
 
 from __future__ import annotations
 
@@ -84,32 +84,32 @@ class Reference:
 
     @classmethod
     def none(cls) -> Reference:
-        """No reference."""
+        """Makes a reference without log-probs."""
         return cls("none")
 
     @classmethod
     def columns(cls) -> Reference:
-        """Log-probs that the rows bring, as `ref_<completion>`."""
+        """Takes the log-probs that the rows bring, as `ref_<completion>`."""
         return cls("columns", "columns")
 
     @classmethod
     def cached(cls, digest: str) -> Reference:
-        """Log-probs under the weights of that digest, computed once for each set of rows."""
+        """Takes log-probs under the weights of that digest, which are computed once for each set of rows."""
         return cls("cached", digest)
 
     @classmethod
     def live(cls, params: nnx.State, digest: str = "") -> Reference:
-        """The model with the parameters `params`, which runs in every step."""
+        """Runs the model with the parameters `params` in every step."""
         return cls("live", digest, params)
 
     @classmethod
     def base(cls, digest: str = "") -> Reference:
-        """The model under the adapters that are trained, which runs in every step; it needs no copy."""
+        """Runs the model under the trained adapters in every step; it needs no copy."""
         return cls("base", digest)
 
     @classmethod
     def moving(cls, every: int, mixing: float) -> Reference:
-        """A copy of the policy that moves towards it every so many steps.
+        """Keeps a copy of the policy, and moves it towards the policy every so many steps.
 
         TR-DPO: Gorbatovski et al., arXiv 2404.09656: mixing < 1 is its soft update, mixing = 1 its hard update.
         """
@@ -117,7 +117,7 @@ class Reference:
 
     @property
     def runs_in_step(self) -> bool:
-        """Whether every step needs a forward pass of the reference."""
+        """Returns whether every step needs a forward pass of the reference."""
         return self.kind in ("live", "base", "moving")
 
     def initial_state(self, params: nnx.State) -> nnx.State:

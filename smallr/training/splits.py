@@ -1,4 +1,4 @@
-"""A set of examples, packed: what training and evaluation read."""
+"""Packs sets of examples for training and evaluation."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from smallr.training.rows import read_rows
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data axes."""
+    """Returns the sharding of a batch: rows over the data axes."""
     return named_sharding(mesh, ("batch",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples, their plan, and the columns that batches carry.
+    """Holds examples, their plan, and the columns that batches carry.
 
     Attributes:
       name: train | eval.
@@ -56,7 +56,7 @@ class Split:
     available: int = 0
 
     def with_columns(self, **columns: Float[np.ndarray, "examples"]) -> Split:
-        """The same split with more columns."""
+        """Returns the same split with more columns."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
     def static_columns(self) -> dict[str, np.ndarray]:
@@ -185,7 +185,7 @@ def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowSha
 
 
 def attended_pairs(split: Split) -> float:
-    """Visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
+    """Counts the visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
     prefix, completions = (
         split.examples.prefix_lengths.astype(float)[:, None],
         split.examples.completion_lengths.astype(float),

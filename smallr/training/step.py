@@ -1,4 +1,4 @@
-"""The training state, the one jitted step and the one jitted evaluation."""
+"""Defines the training state, the one jitted step and the one jitted evaluation."""
 
 from __future__ import annotations
 

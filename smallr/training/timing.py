@@ -1,4 +1,4 @@
-"""Where the seconds of a run went."""
+"""Measures where the seconds of a run go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a question back to its problem, whatever seed it was drawn with.
+"""Finds the problem of a question, whatever seed it was drawn with.
 
 A template is run again with its draws steered by the text: a word that is drawn must stand in it, and so must a number.
 What comes out is the problem whose question is that text.
@@ -39,7 +39,7 @@ class _Steered(random.Random):
         raise _Undecided(options)
 
     def choice(self, options: Sequence[Any]) -> Any:
-        """One of the options, in the order in which they stand in the text; numbers may stand there as words."""
+        """Returns one of the options, in the order in which they stand in the text; numbers may stand there as words."""
         return self._next(iter(self._present(options)))
 
     def sample(self, options: Sequence[Any], k: int) -> list[Any]:
@@ -47,12 +47,12 @@ class _Steered(random.Random):
         return self._next(map(list, permutations(self._present(options), k)))
 
     def randrange(self, start: int, stop: int, step: int = 1) -> int:
-        """A number of the text."""
+        """Returns a number of the text."""
         numbers = dict.fromkeys(map(int, re.findall(r"\d+", self._text)))
         return self._next(number for number in numbers if number in range(start, stop, step))
 
     def randint(self, low: int, high: int) -> int:
-        """A number of the text."""
+        """Returns a number of the text."""
         return self.randrange(low, high + 1)
 
     def _present(self, options: Sequence[Any]) -> list[Any]:
@@ -89,13 +89,13 @@ def _search(template: Template, text: str, decided: list[Any], runs: Iterator[in
 
 
 def _likeness(template: Template, text: str) -> float:
-    """The share of a template's words that the text has."""
+    """Returns the share of a template's words that the text has."""
     words = _words(template)
     return len(words & set(text.split())) / len(words)
 
 
 @functools.cache
 def _words(template: Template) -> frozenset[str]:
-    """The words that all questions of a template have."""
+    """Returns the words that all questions of a template have."""
     questions = (template(random.Random(seed)).question.split() for seed in range(20))
     return frozenset.intersection(*map(frozenset, questions))

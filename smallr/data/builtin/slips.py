@@ -1,4 +1,4 @@
-"""Slips: one step of a solution goes wrong, and the mistake is carried through to the answer."""
+"""Makes slips: one step of a solution goes wrong, and the mistake is carried through to the answer."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """Returns the benchmark of that name.
 
     Raises:
       UserError: there is none; the message lists all.

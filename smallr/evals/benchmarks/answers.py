@@ -25,7 +25,7 @@ def _numbers(_: GraderOptions) -> Grader:
 
 
 def _first(row: Row, *names: str) -> object:
-    """The first of these columns that the row has."""
+    """Returns the first of these columns that the row has."""
     for name in names:
         if row.get(name) not in (None, ""):
             return row[name]
@@ -39,7 +39,7 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> str:
-    """A gold number as text."""
+    """Returns a gold number as text."""
     text = str(value)
     if matching.to_decimal(text) is None:
         raise ValueError(f"the gold answer {text[:40]!r} is no number")
@@ -96,7 +96,7 @@ def _letter(value: object, letters: str) -> str:
 
 
 def _lettered(row: Row) -> Question:
-    """A question that lists its options itself."""
+    """Returns a question that lists its options itself."""
     return Question(f"{_text(row['question'])}\n{_LETTER}", _letter(row["answer"], "ABCDEFG"))
 
 

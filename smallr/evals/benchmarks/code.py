@@ -61,7 +61,7 @@ def _mbpp(row: Row) -> Question:
 
 
 def _names(code: str) -> tuple[set[str], str]:
-    """What the reference solution defines at its top level, and its imports, which tests may use."""
+    """Returns what the reference solution defines at its top level, and its imports, which tests may use."""
     tree = ast.parse(code)
     defined: set[str] = set()
     for node in tree.body:
@@ -133,7 +133,7 @@ _FRAME = {"PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"}
 
 
 def _pickled_text(data: bytes) -> str:
-    """The string in a pickle that holds a string and nothing else."""
+    """Returns the string in a pickle that holds a string and nothing else."""
     found = []
     for operation, argument, _ in pickletools.genops(data):
         if operation.name in _TEXT:

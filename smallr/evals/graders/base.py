@@ -42,7 +42,7 @@ class Grader(Protocol):
     """Judges outputs."""
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job, in order."""
+        """Returns one verdict for each job, in order."""
         ...
 
     def close(self) -> None:

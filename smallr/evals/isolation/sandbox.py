@@ -221,7 +221,7 @@ class Process:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Process:
-        """The process."""
+        """Returns the process."""
         return self
 
     def __exit__(self, *_) -> None:
@@ -230,7 +230,7 @@ class Process:
 
 
 def _read_report(data: bytes) -> dict:
-    """The launcher's report; empty where it was killed before it wrote one, or wrote something else."""
+    """Returns the launcher's report; empty where it was killed before it wrote one, or wrote something else."""
     try:
         report = json.loads(data)
     except (ValueError, RecursionError):

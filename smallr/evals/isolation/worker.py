@@ -33,7 +33,7 @@ def limit_processor(seconds: float) -> None:
 
 
 def answer(function, line: str) -> str:
-    """The reply to one line."""
+    """Returns the reply to one line."""
     try:
         return json.dumps({"value": function(**json.loads(line))})
     except (Exception, RecursionError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""Losses in which a pair meets the other pairs of its step.
+"""Defines losses that compare a pair with the other pairs of its step.
 
 They see all pairs of a step at once: over any number of devices and processes, but not over micro-batches.
 """

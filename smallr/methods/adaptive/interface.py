@@ -86,7 +86,7 @@ class Answers:
 
     @property
     def tokens_per_answer(self) -> float:
-        """Mean of the tokens written."""
+        """Returns the mean of the tokens written."""
         return sum(item.tokens for item in self.items) / max(len(self.items), 1)
 
 
@@ -148,7 +148,7 @@ class Adaptive(Answering, Protocol):
 
 
 def always(questions: Sequence[str], mode: Mode) -> Decisions:
-    """The same mode for all."""
+    """Returns the same mode for all."""
     return _unasked([mode] * len(questions))
 
 

@@ -29,7 +29,7 @@ from smallr.training.saved import find_run
 def open_adaptive(
     name: str, *, model: str = "", dtype: str = "float32", decode_slots: int = 32, max_length: int | None = None
 ) -> Router | ModePrompts:
-    """A module over its student.
+    """Returns a module over its student.
 
     Args:
       name: the run that trained it, one of that run's checkpoints, or a folder that `smallr convert
@@ -78,7 +78,7 @@ def open_student(
     decode_slots: int = 32,
     max_length: int | None = None,
 ) -> Student:
-    """A student without a module.
+    """Returns a student without a module.
 
     Args:
       name: a run on rationale rows, or any model that `smallr generate` takes.

@@ -81,7 +81,7 @@ def described(run: SavedRun) -> Description:
 
 
 def run_vectors(run: SavedRun, kind: Kind, config: DecoderConfig, digest: str) -> Vectors:
-    """The soft prompts of a run, and those of the modes of its student.
+    """Returns the soft prompts of a run, and those of the modes of its student.
 
     Raises:
       UserError: the model is not the one that they were trained on.
@@ -118,7 +118,7 @@ def read_description(folder: Path) -> Description:
 
 
 def read_vectors(folder: Path, kind: Kind, config: DecoderConfig, digest: str) -> Vectors:
-    """The soft prompts of a folder.
+    """Returns the soft prompts of a folder.
 
     Raises:
       UserError: a damaged file, or one of another model.
@@ -130,7 +130,7 @@ def read_vectors(folder: Path, kind: Kind, config: DecoderConfig, digest: str) -
 
 
 def mode_vectors(folder: Path, config: DecoderConfig, digest: str) -> Vectors:
-    """A soft prompt for each mode from the subfolders of one."""
+    """Returns a soft prompt for each mode from the subfolders of one."""
     return {mode: read_soft_prompt(folder / mode, config, digest) for mode in MODES}
 
 

@@ -80,7 +80,7 @@ class Student:
         self._prompts = {mode: tuple(map(int, (prompts or {}).get(mode, ()))) for mode in MODES}
 
     def encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of prompts that a renderer of this student wrote."""
+        """Returns tokens of prompts that a renderer of this student wrote."""
         return self._encoder.prompts(texts, is_chat=self.chat)
 
     def answer(
@@ -165,7 +165,7 @@ class Student:
         )
 
     def _marked(self, row: RationaleRow, mode: Mode) -> Marked | None:
-        """The row's text with the answer's own characters alone as a span; None where it cannot be written."""
+        """Returns the row's text with the answer's own characters alone as a span; None where it cannot be written."""
         try:
             (marked,) = self._renderer.rationale_row(row, ORDER_OF[mode])
         except Unrenderable:

@@ -28,7 +28,7 @@ _AGENTS: Mapping[str, tuple[float, int]] = {  # temperature, max_tokens
 
 
 def base() -> ConfigDict:
-    """All fields, not locked."""
+    """Returns all fields, not locked."""
     config = ConfigDict()
     config.seed = 0  # of draws
     config.data = ConfigDict()
@@ -126,12 +126,12 @@ def check(config: ConfigDict) -> None:
 
 
 def sources(config: ConfigDict) -> list[str]:
-    """Where incorrect rationales come from, in order."""
+    """Returns where incorrect rationales come from, in order."""
     return [name.strip() for name in config.incorrect.sources.split(",") if name.strip()]
 
 
 def spec_of(config: ConfigDict, role: str) -> str:
-    """The model that plays a role."""
+    """Returns the model that plays a role."""
     return config.agents[role].model or config.model
 
 

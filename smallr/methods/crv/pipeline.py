@@ -35,7 +35,7 @@ _FILES = ("verified", "failed", "report.md", "report.json", "lengths.png")
 
 
 def default_folder(config: ConfigDict) -> Path:
-    """Where results go if no folder is named: the same for the same run, so that a second start goes on."""
+    """Returns where results go if no folder is named: the same for the same run, so that a second start goes on."""
     source = config.data.source
     readable = "".join(c if c.isalnum() or c in "-._" else "-" for c in source.rpartition("/")[2]).strip("-.")
     run = {**fields.identity(config, load_prompts(config.prompts).digest), "data": config.data.to_dict()}

@@ -79,7 +79,7 @@ class TeacherRow:
     rationale: str
 
     def encodable(self) -> TeacherRow:
-        """The row with a question mark for each half of a character, which no data set can hold."""
+        """Returns the row with a question mark for each half of a character, which no data set can hold."""
         texts = {name: encodable(getattr(self, name)) for name in ("source", "question", "answer", "rationale")}
         return dataclasses.replace(self, **texts)
 
@@ -91,7 +91,7 @@ class TeacherRow:
 
 
 def blank(row: TeacherRow, prompt: str, agents: Mapping[str, str]) -> dict[str, Any]:
-    """The output row as far as it is known before anything was asked."""
+    """Returns the output row as far as it is known before anything was asked."""
     return {
         "id": row.id,
         "source": row.source,

@@ -45,7 +45,7 @@ class Teacher:
 
     @property
     def without_gold(self) -> int:
-        """Rows to be worked on that have no gold answer."""
+        """Returns rows to be worked on that have no gold answer."""
         return sum(not row.answer for row in self.rows)
 
 
@@ -130,7 +130,7 @@ def _columns(mapped: Mapping[str, str], rows: datasets.Dataset, source: str) -> 
 
 
 def _text(value: Any, where: str) -> str:
-    """Text of a cell; a gold answer may be a number."""
+    """Returns the text of a cell; a gold answer may be a number."""
     text = as_text(value)
     if text is not None and not isinstance(text, str):
         raise DataError(f"{where}: expected text or a number, found {shorten(value)}")

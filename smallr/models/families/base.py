@@ -1,4 +1,4 @@
-"""What a family of models is: its names for things. The mathematics is in one `Decoder` for all."""
+"""Defines a family of models: its names for things. The mathematics is in one `Decoder` for all."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Tensor:
     when: str = ""
 
     def exists(self, config: DecoderConfig) -> bool:
-        """Whether a model of this config has the tensor."""
+        """Returns whether a model of this config has the tensor."""
         return not self.when or bool(getattr(config, self.when.lstrip("!"))) != self.when.startswith("!")
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one per layer."""
+        """Returns whether there is one per layer."""
         return "{layer}" in self.name
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in the checkpoint of a parameter (one layer's) of `shape`; of its part if it is fused with others."""
+        """Returns the shape in the checkpoint of a parameter (one layer's) of `shape`; of its part if it is fused with others."""
         return tuple(math.prod(shape[axes]) for axes in self._stored_axes(len(shape)))
 
     def stored_slices(self, shape: tuple[int, ...], index: tuple[slice, ...], offset: int = 0) -> tuple[slice, ...]:
-        """The part of the stored tensor that holds `param[index]`, for a parameter (one layer's) of `shape`.
+        """Returns the part of the stored tensor that holds `param[index]`, for a parameter (one layer's) of `shape`.
 
         Args:
           shape: the parameter's.
@@ -70,7 +70,7 @@ class Tensor:
         return tuple(slices)
 
     def to_param(self, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The stored block as a block of the parameter, of `shape`; a view where numpy can give one."""
+        """Returns the stored block as a block of the parameter, of `shape`; a view where numpy can give one."""
         if self.layout != "linear":
             return stored.reshape(shape)
         outputs = shape[self.inputs :]
@@ -95,7 +95,7 @@ class Tensor:
 
 
 def fused_shape(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of the stored tensor that holds these parts, from the parameters' (one layer's) shapes."""
+    """Returns the shape of the stored tensor that holds these parts, from the parameters' (one layer's) shapes."""
     stored = [part.stored_shape(shape) for part, shape in zip(parts, shapes, strict=True)]
     axis = parts[0].fused
     if axis is None:
@@ -104,13 +104,13 @@ def fused_shape(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> t
 
 
 def join(parts: Sequence[Tensor], params: Sequence[np.ndarray]) -> np.ndarray:
-    """The stored tensor of its parts' parameters (one layer's), whole."""
+    """Returns the stored tensor of its parts' parameters (one layer's), whole."""
     stored = [part.to_stored(param) for part, param in zip(parts, params, strict=True)]
     return stored[0] if parts[0].fused is None else np.concatenate(stored, parts[0].fused)
 
 
 def _merged(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
-    """The index of several axes as the index of their merged axis."""
+    """Returns the index of several axes as the index of their merged axis."""
     inner = math.prod(shape[1:])
     if any(part.indices(size) != (0, size, 1) for part, size in zip(index[1:], shape[1:], strict=True)):
         raise ValueError(f"only the first of the merged axes {shape} may be split over devices, got {index}")
@@ -150,7 +150,7 @@ class Family:
     gguf_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda hf: hf
 
     def stored(self, config: DecoderConfig) -> dict[str, tuple[Tensor, ...]]:
-        """The tensors of a checkpoint of this config: name, `{layer}` in it, and parts; several if fused."""
+        """Returns the tensors of a checkpoint of this config: name, `{layer}` in it, and parts; several if fused."""
         parts: dict[str, tuple[Tensor, ...]] = {}
         for tensor in self.tensors:
             if tensor.exists(config):
@@ -219,7 +219,7 @@ _PLAIN = (
 
 
 def beyond_llama(hf: Mapping[str, Any], most: int = 6) -> str:
-    """What a `config.json` says that a plain Llama's does not, for the refusal of an unknown family."""
+    """Returns what a `config.json` says that a plain Llama's does not, for the refusal of an unknown family."""
     entries = [
         f"{key} = {str(value)[:40]}"
         for key, value in hf.items()
@@ -237,7 +237,7 @@ def required(hf: Mapping[str, Any], key: str) -> Any:
 
 
 def windows_of(hf: Mapping[str, Any], kinds: Sequence[str], window: int | None) -> dict[str, Any]:
-    """The fields `window` and `full_layers`.
+    """Returns the fields `window` and `full_layers`.
 
     Args:
       hf: the dict; its `layer_types`, if it has them, come before `kinds`.

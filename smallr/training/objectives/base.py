@@ -1,4 +1,4 @@
-"""What an objective is, and the fields of a config that it is made from."""
+"""Defines what an objective is, and reads the fields of a config that it is made from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Summariser = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict
 
 
 class Objective:
-    """Base class of objectives: what a step minimises. A subclass defines `__call__` and what differs from here.
+    """Defines what a step minimises; the base class of objectives. A subclass defines `__call__` and what differs from here.
 
     Attributes:
       reference: where reference log-probs come from, one of `references.SOURCES`.
@@ -83,15 +83,15 @@ class Objective:
 
 
 class Fields:
-    """Fields of `config.objective`; what nobody takes is an error, so that no field is silently without effect."""
+    """Hands out the fields of `config.objective`; one that nobody takes is an error, so that no field is silently ignored."""
 
     def __init__(self, node: ConfigDict, about: str):
-        """`about` names the objective in messages."""
+        """Takes the fields of `node`; `about` names the objective in messages."""
         self._node, self._about = node, about
         self._left = set(node.keys())
 
     def take(self, name: str) -> Any:
-        """The value of a field that must be there."""
+        """Returns the value of a field that must be there."""
         if name not in self._node:
             raise UserError(
                 f"config.objective has no field {name!r}, which {self._about} needs. Fields differ between losses: use "

@@ -1,4 +1,4 @@
-"""Pairs: any loss of the preference family, with one beta, or a beta per pair (CogPO)."""
+"""Trains on pairs with any loss of the preference family, with one beta, or a beta per pair (CogPO)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTINGS = ("none", "wpo")
 
 @dataclasses.dataclass(frozen=True)
 class Preference(Objective):
-    """A loss of pairs.
+    """Minimises a loss of pairs.
 
     Attributes:
       loss: a name in `losses.preference.LOSSES`, or a weighted sum of some.
@@ -51,7 +51,7 @@ class Preference(Objective):
 
     @classmethod
     def from_fields(cls, node: Mapping) -> Preference:
-        """From `config.objective`."""
+        """Makes the objective from `config.objective`."""
         loss = node["loss"]
         mix, fields = parse(loss), Fields(node, f"loss {loss}")
         for name in ("name", "loss"):
@@ -133,12 +133,12 @@ class Preference(Objective):
 
     @property
     def log_sum_p2(self) -> bool:
-        """WPO compares with the average probability of a sampled token."""
+        """Is true for WPO, which compares with the average probability of a sampled token."""
         return self.weighting == "wpo"
 
     @property
     def whole_step(self) -> str:
-        """As the loss says."""
+        """Says why the loss needs a whole step, if it does."""
         name = self._weighted_loss.whole_step
         return name and f"the loss {name} compares the pairs of a whole step"
 
@@ -165,7 +165,7 @@ class Preference(Objective):
         return {"beta": beta}
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
-        """Sum of the pairs' losses; log-probs, log-ratios to the reference and rewards of both completions."""
+        """Returns the sum of the pairs' losses, and of each pair log-probs, log-ratios and rewards of both completions."""
         weight, examples, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
 
         def sums(values: Float[Array, "B N"]) -> Float[Array, "B 2 P"]:
@@ -212,7 +212,7 @@ class Preference(Objective):
         }
 
     def summariser(self) -> Summariser:
-        """Rewards, margin, accuracy and KL, overall and per gap."""
+        """Computes rewards, margin, accuracy and KL, overall and per gap."""
         return lambda values, columns: preference_summary(values, columns)
 
 

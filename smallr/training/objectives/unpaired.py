@@ -41,7 +41,7 @@ class Unpaired(Objective):
 
     @classmethod
     def from_fields(cls, node: Mapping) -> Unpaired:
-        """From `config.objective`."""
+        """Makes the objective from `config.objective`."""
         fields = Fields(node, "objective unpaired")
         fields.take("name")
         objective = cls(**{field.name: fields.take(field.name) for field in dataclasses.fields(cls)})
@@ -66,7 +66,7 @@ class Unpaired(Objective):
                 raise UserError(f"config.objective.{name}: {getattr(self, name)} must be a finite number >= 0")
 
     def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`label` and `beta` of each row.
+        """Makes the columns `label` and `beta`.
 
         Raises:
           UserError: rows of another kind.
@@ -80,7 +80,7 @@ class Unpaired(Objective):
         }
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
-        """Sum of the rows' losses; log-ratios and rewards."""
+        """Returns the sum of the rows' losses, and the log-ratio and reward of each."""
         weight, examples, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
         policy = completion_sums(scores.logps, batch.completion, scored, 2, examples)
         if reference is None:
@@ -103,5 +103,5 @@ class Unpaired(Objective):
         return jnp.sum(losses * weight), values
 
     def summariser(self) -> Summariser:
-        """Rewards of both classes, accuracy and KL."""
+        """Computes the rewards of both classes, accuracy and KL."""
         return lambda values, columns: unpaired_summary(values, columns)

@@ -54,7 +54,7 @@ class Wire:
             raise ProtocolError(f"{type(error).__name__}: {error}"[:200]) from None
 
     def encode(self, value):
-        """A value as JSON has it."""
+        """Returns a value as JSON has it."""
         if isinstance(value, PLAIN):
             return value if value is None or isinstance(value, bool) else str(value)
         if isinstance(value, int):
@@ -79,7 +79,7 @@ class Wire:
         return {"handle": self.export(value)}
 
     def decode(self, data):
-        """The value that was encoded; any exception means that none was."""
+        """Returns the value that was encoded; any exception means that none was."""
         if not isinstance(data, dict):
             if not isinstance(data, PLAIN):  # a bare number or list is never sent
                 raise ValueError(f"a bare {type(data).__name__}")
