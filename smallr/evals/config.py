@@ -1,4 +1,4 @@
-"""The config tree of an evaluation: every field, its default and its meaning.
+"""Defines the config tree of an evaluation: every field, its default and its meaning.
 
 A file in `configs/eval/` starts from `base(NAME)`. Configs are locked: a field that does not exist is an error that names
 the nearest one.

@@ -1,4 +1,4 @@
-"""One evaluation from its config to its folder."""
+"""Runs one evaluation from its config to its folder."""
 
 from __future__ import annotations
 

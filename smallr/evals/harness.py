@@ -1,4 +1,4 @@
-"""smallr's models for lm-evaluation-harness (extra `lm-eval`): the model type `smallr`."""
+"""Offers smallr's models to lm-evaluation-harness (extra `lm-eval`) as the model type `smallr`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark asked while a model trains: on the training mesh, with the current weights, without an export."""
+"""Evaluates a benchmark while a model trains: on the training mesh, with the current weights, without an export."""
 
 from __future__ import annotations
 

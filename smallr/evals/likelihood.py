@@ -1,4 +1,4 @@
-"""Log-likelihoods of given texts under a local decoder, with the tokenisation of lm-evaluation-harness."""
+"""Computes log-likelihoods of given texts under a local decoder, with the tokenisation of lm-evaluation-harness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models for evaluation by their names: the one place that opens them."""
+"""Opens models for evaluation by their names; no other module of the package does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core of an evaluation: questions to an open model, answers to verdicts. No files are needed, no command line."""
+"""Runs the core of an evaluation: questions to an open model, answers to verdicts. It needs no files and no command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worked examples that stand before every question (few-shot prompts)."""
+"""Selects worked examples that are put before every question (few-shot prompts)."""
 
 from __future__ import annotations
 

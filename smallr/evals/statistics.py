@@ -1,4 +1,4 @@
-"""What a set of right and wrong answers says, and how sure it is. Scores are grouped by question.
+"""Computes scores of right and wrong answers with their uncertainty. Scores are grouped by question.
 
 Samples of one question are not independent, so questions are the unit of every error and of every resampling.
 """

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder, so that a killed one goes on where it was.
+"""Keeps what an evaluation leaves in its folder, so that a killed one goes on where it was.
 
 run.json         what was asked, of which model, how
 answers.jsonl    what the model gave, a line a question, written as it comes

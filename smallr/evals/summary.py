@@ -1,4 +1,4 @@
-"""From the records of an evaluation to its figures and a table."""
+"""Summarises the records of an evaluation as figures and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks by name. A new one is one entry in the module of its kind; see docs/evaluation.md."""
+"""Finds benchmarks by name. A new one is one entry in the module of its kind; see docs/evaluation.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks answered in text: mathematics, options, words."""
+"""Defines benchmarks that are answered in text: mathematics, options, words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark is: where its rows are, how a row becomes a question, and who judges."""
+"""Defines what a benchmark is: where its rows are, how a row becomes a question, and who judges."""
 
 from __future__ import annotations
 

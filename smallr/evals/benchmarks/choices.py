@@ -1,4 +1,4 @@
-"""Benchmarks by likelihood. Contexts and continuations are those of lm-evaluation-harness where it has the task.
+"""Defines benchmarks by likelihood. Contexts and continuations are those of lm-evaluation-harness where it has the task.
 
 Each reads the hub's columns and the plain ones `question`, `choices` (texts) and `gold` (an index).
 """

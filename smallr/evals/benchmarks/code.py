@@ -1,4 +1,4 @@
-"""Benchmarks whose answers are programs, run in the sandbox."""
+"""Defines benchmarks whose answers are programs, run in the sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _programs(seconds: float):
 
 
 def _humaneval(row: Row) -> Question:
-    """The prompt is a function's head; the model writes the function again, or its body alone."""
+    """Makes a question whose prompt is a function's head; the model writes the function again, or its body alone."""
     prompt, entry = row["prompt"], row["entry_point"]
     head, definition, _ = prompt.partition(f"def {entry}(")
     if not definition:

@@ -1,4 +1,4 @@
-"""The option, or the word of a few, that a text decides for."""
+"""Extracts the option, or the word of a few, that a text decides for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number that a text comes to."""
+"""Extracts the number that a text comes to."""
 
 from __future__ import annotations
 

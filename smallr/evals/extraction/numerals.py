@@ -1,4 +1,4 @@
-r"""Numbers as people and models write them: an exact grammar, evaluated with fractions.
+r"""Parses numbers as people and models write them: an exact grammar, evaluated with fractions.
 
     sum     = product (("+" | "-") product)*
     product = power (("*" | "/") power)*          with one "/" at most

@@ -1,4 +1,4 @@
-"""Where an answer stands in a text: boxes, statements, the part before a model runs on. Every search is one pass."""
+"""Finds where an answer stands in a text: boxes, statements, the part before a model runs on. Every search is one pass."""
 
 from __future__ import annotations
 

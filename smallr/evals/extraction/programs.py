@@ -1,4 +1,4 @@
-"""The Python program of a text: the block that does what was asked, without the prose around it."""
+"""Extracts the Python program of a text: the block that does what was asked, without the prose around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SQL query of a text."""
+"""Extracts the SQL query of a text."""
 
 from __future__ import annotations
 

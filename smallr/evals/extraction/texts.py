@@ -1,4 +1,4 @@
-"""The short text that a text comes to."""
+"""Extracts the short text that a text comes to."""
 
 from __future__ import annotations
 

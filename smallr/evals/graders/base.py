@@ -1,4 +1,4 @@
-"""What a grader is given and what it says."""
+"""Defines what a grader is given and what it returns."""
 
 from __future__ import annotations
 

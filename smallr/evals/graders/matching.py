@@ -1,4 +1,4 @@
-"""Graders that compare an extracted answer with the gold one: numbers, options, texts."""
+"""Compares an extracted answer with the gold one: numbers, options, texts."""
 
 from __future__ import annotations
 

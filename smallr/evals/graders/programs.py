@@ -1,4 +1,4 @@
-"""Code judged by running it in the sandbox: against a benchmark's tests, or from standard input to standard output.
+"""Judges code by running it in the sandbox: against a benchmark's tests, or from standard input to standard output.
 
 The model's code runs in a process that never sees the tests. A second process, which runs the benchmark's code alone,
 calls it over a socket, gets values of builtin types, and decides. So leaving early, printing what a test would print, or

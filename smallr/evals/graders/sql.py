@@ -1,4 +1,4 @@
-"""SQL judged by what it returns: executed on a SQLite file, read-only, in a process that can be killed."""
+"""Judges SQL by what it returns: executed on a SQLite file, read-only, in a process that can be killed."""
 
 from __future__ import annotations
 

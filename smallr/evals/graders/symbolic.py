@@ -1,4 +1,4 @@
-"""Mathematical answers compared as expressions, by `math-verify` in processes whose time-outs hold.
+"""Compares mathematical answers as expressions, by `math-verify` in processes whose time-outs hold.
 
 math-verify's own time-outs are signals, which do not interrupt a computation inside C code and do not work in threads;
 here they are switched off.

@@ -1,4 +1,4 @@
-"""A memory limit on a whole process tree, where this user may set one: cgroups(7), version 1 or 2.
+"""Sets a memory limit on a whole process tree, where this user may: cgroups(7), version 1 or 2.
 
 It counts what limits of single processes do not: shared memory, files in memory, and many processes together.
 """

@@ -1,4 +1,4 @@
-"""A pool of processes whose time-outs hold whatever the work does: a worker that hangs is killed and replaced."""
+"""Keeps a pool of processes whose time-outs hold whatever the work does: a worker that hangs is killed and replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs that are not trusted, in a process tree of their own: limited, killed on time, with nothing of the host.
+"""Runs programs that are not trusted in a process tree of their own: limited, killed on time, with nothing of the host.
 
 Isolated (Linux user namespaces, see `jail.py`): no network, a root of its own with the interpreter, its standard library
 and the system's shared libraries read-only, no packages, a writable folder in memory that vanishes, no privileges.

@@ -1,4 +1,4 @@
-"""A worker of `pool.Pool`: answers lines of JSON.
+"""Answers lines of JSON as a worker of `pool.Pool`.
 
 Arguments: `module:function`, its address space in bytes, processor seconds of one call, the pool's process.
 """

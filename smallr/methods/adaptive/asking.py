@@ -1,4 +1,4 @@
-"""Questions through a module, in a mode of one's choice, and the results as lines of JSON."""
+"""Asks questions through a module, in a given mode, and writes the results as lines of JSON."""
 
 from __future__ import annotations
 

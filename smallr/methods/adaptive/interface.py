@@ -1,4 +1,4 @@
-"""What an adaptive module is: it decides for each question whether the student answers first or thinks first.
+"""Defines what an adaptive module is: it decides for each question whether the student answers first or thinks first.
 
     module = open_adaptive("adapters/router")                         # smallr.methods.adaptive.opening
     decided = module.decide(questions)                                # "answer" or "think" for each, with scores

@@ -1,4 +1,4 @@
-"""The two adaptive modules, `smallr.methods.adaptive.interface.Adaptive`: a router, and two mode prompts. Both are smallr's own."""
+"""Defines the two adaptive modules: a router, and two mode prompts. Both are smallr's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the names of folders to students and modules that are ready to be asked."""
+"""Opens students and modules by the names of their folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adaptive modules on disk: `adaptive.json` beside soft prompts in PEFT's format, written from a run and read back.
+"""Keeps adaptive modules on disk: `adaptive.json` beside soft prompts in PEFT's format, written from a run and read back.
 
 `adaptive.json` says what kind of module it is, of which model, its formats and choices. Beside it lies the soft prompt
 of a router; those of the modes, where the student has them, are in the folders `answer` and `think`.

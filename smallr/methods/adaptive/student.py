@@ -1,4 +1,4 @@
-"""A frozen student that can be asked in either order: its prompts, what it writes read back, and its likelihoods."""
+"""Asks a frozen student in either order: its prompts, what it writes read back, and its likelihoods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The five agents as the config describes them."""
+"""Makes the five agents as the config describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule check: is the answer that a rationale comes to the gold answer?"""
+"""Checks by rule whether the answer that a rationale comes to is the gold answer."""
 
 from __future__ import annotations
 

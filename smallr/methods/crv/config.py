@@ -1,4 +1,4 @@
-"""The config tree of a CRV run: every field, its default and its meaning.
+"""Defines the config tree of a CRV run: every field, its default and its meaning.
 
 A file in `configs/` starts from `base()`. Configs are locked: a field that does not exist is an error that names the
 nearest one.

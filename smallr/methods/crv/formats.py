@@ -1,4 +1,4 @@
-r"""Rationales in which thoughts and solution are separate parts, or plain ones; the final answer in `\boxed{}`.
+r"""Writes rationales with thoughts and solution in separate parts, or plain ones; the final answer is in `\boxed{}`.
 
 plain    no markers
 think    <think> thoughts </think> solution

@@ -1,4 +1,4 @@
-"""Questions of evaluation sets, which must not be trained on."""
+"""Reads questions of evaluation sets, which must not be trained on."""
 
 from __future__ import annotations
 

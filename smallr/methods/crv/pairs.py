@@ -1,4 +1,4 @@
-"""Preference pairs of the three gaps from a CRV run.
+"""Makes preference pairs of the three gaps from a CRV run.
 
     smallr pairs --crv=FOLDER --out=FOLDER [--mix=natural|balanced|1:1:2] \
         [--holdout=SOURCE[@SPLIT] …] [--exempt=test]

@@ -1,4 +1,4 @@
-"""CRV on one page: rows in, agents at work on many at a time, two data sets and a report out."""
+"""Runs CRV, on one page: rows in, agents at work on many at a time, two data sets and a report out."""
 
 from __future__ import annotations
 

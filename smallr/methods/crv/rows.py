@@ -1,4 +1,4 @@
-"""The rows that CRV reads, and the columns of the data sets that it writes.
+"""Defines the rows that CRV reads, and the columns of the data sets that it writes.
 
 A finished run has two data sets with the splits of the source, both with `FEATURES`: `verified`, to train on, and `failed`.
 """

@@ -1,4 +1,4 @@
-"""The teacher's rows, read and sorted: what is worked on, and what is not and why."""
+"""Reads and sorts the teacher's rows: what is worked on, and what is not and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values between two processes that do not trust each other: lines of JSON, builtin types only.
+"""Carries values between two processes that do not trust each other: lines of JSON, builtin types only.
 
 What arrives is made of exact builtin types, so that a value's own `__eq__`, `__hash__` or `__reduce__` never runs at the
 receiver. Anything else stays where it is, and a handle to it is sent.
