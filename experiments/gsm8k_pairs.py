@@ -1,4 +1,4 @@
-"""Preference pairs from the model solutions that OpenAI published with GSM8K: one right, one wrong.
+"""Makes preference pairs of the model solutions that OpenAI published with GSM8K: one right, one wrong.
 
     python -m experiments.gsm8k_pairs --solutions=example_model_solutions.jsonl.gz --out=FOLDER
 

@@ -1,4 +1,4 @@
-"""Every objective on the same pairs from the same start: one table, one plot.
+"""Compares every objective on the same pairs from the same start: one table, one plot.
 
     python -m experiments.objectives --out=runs/objectives                       # the built-in pairs, a tiny model
     python -m experiments.objectives --out=runs/objectives --model=smollm2-135m-instruct --steps=50

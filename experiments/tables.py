@@ -1,4 +1,4 @@
-"""Rows of runs -> means with intervals over seeds, differences, CSV, markdown, plots.
+"""Turns rows of runs into means with intervals over seeds, differences, CSV, markdown and plots.
 
 A row is a flat dict with the settings and the metrics of one run, as `smallr.core.stages.Stages.run` returns them.
 """

@@ -1,4 +1,4 @@
-"""Does the rationale amplify the loss of hard samples? Likelihoods and gradient norms of single examples.
+"""Tests whether the rationale amplifies the loss of hard samples, by likelihoods and gradient norms of single examples.
 
 Chen et al. (arXiv 2404.09170) say that it does. Here a sample is hard if its answer is unlikely when it is asked for at once,
 -log P(answer | question), whatever the order that is trained. Sorted by that, the samples fall into quarters; of each the

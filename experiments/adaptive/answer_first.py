@@ -1,4 +1,4 @@
-"""Answer first, think first, or decide: accuracy, tokens and time; the amplifier claim; slips in the teacher's rationales.
+"""Compares answering first, thinking first and deciding: accuracy, tokens and time; amplified losses; slips in rationales.
 
     python -m experiments.adaptive.answer_first --data=FOLDER --out=runs/answer_first            # coin flips, from scratch
     python -m experiments.adaptive.answer_first --data=FOLDER --out=runs/svamp --model=smollm2-135m-instruct --tasks=palm_svamp \
@@ -179,7 +179,7 @@ class Laboratory:
         return metrics
 
     def _look(self, stage: float, folder: Path, needs: Sequence[Path]):
-        """What is measured at a stage, once; thinking first sorts samples by what its answering-first twin says."""
+        """Measures once what belongs to a stage; thinking first sorts samples by what its answering-first twin says."""
 
         def look(trainer: Trainer) -> None:
             path = folder / f"amplifier-{stage:g}.json"

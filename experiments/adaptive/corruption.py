@@ -1,4 +1,4 @@
-"""Slips in rationales: in a share of all steps one thing is replaced by another; answers stay as they are."""
+"""Puts slips into rationales: in a share of all steps one thing is replaced by another; answers stay as they are."""
 
 from __future__ import annotations
 

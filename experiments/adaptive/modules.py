@@ -1,4 +1,4 @@
-"""The arms of `answer_first` in which one student knows both orders and a soft-prompt module decides."""
+"""Runs the arms of `answer_first` in which one student knows both orders and a soft-prompt module decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers first and who thinks first: accuracy and cost of a policy, from each question's outcome in both modes.
+"""Computes accuracy and cost of a policy (who answers first, who thinks first) from each question's outcome in both modes.
 
 Outcomes are arrays [seeds, questions]. Nothing is assumed of a mode's cost: tokens are those that were written.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What a mode (or a policy) did with each question.
+    """Holds what a mode (or a policy) did with each question.
 
     Attributes:
       correct: 0 or 1, or a probability.

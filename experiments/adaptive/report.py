@@ -1,4 +1,4 @@
-"""What the runs of `answer_first` say: one table, two plots, and a verdict on each claim of the paper."""
+"""Reports the runs of `answer_first`: one table, two plots, and a verdict on each claim of the paper."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Deciding:
 
     @property
     def all(self) -> list[Arm]:
-        """In the order of the table."""
+        """Returns the arms in the order of the table."""
         return [self.think, self.answer, *(each for pair in self.modules for each in pair), self.best]
 
 
@@ -173,7 +173,7 @@ def show(interval: Interval, scale: float = 100.0, digits: int = 1, signed: bool
 
 
 def verdict(interval: Interval) -> str:
-    """Of the claim that a number is above 0."""
+    """Judges the claim that a number is above 0."""
     return "held" if interval[1] > 0 else "did not hold" if interval[2] < 0 else "undecided"
 
 
@@ -242,7 +242,7 @@ def _mean(results: Sequence[Mapping[str, float]], metric: str) -> Mean:
 
 
 def interval_of(average: Mean) -> Interval:
-    """As value, low, high; unbounded for a single run."""
+    """Returns value, low, high; unbounded for a single run."""
     half = average.half if np.isfinite(average.half) else np.inf
     return average.value, average.value - half, average.value + half
 

@@ -1,4 +1,4 @@
-"""Teachers by rule for the small tasks of Fine-tune-CoT: coin flips, last letters, shuffled objects, dates.
+"""Plays the teacher by rule for the small tasks of Fine-tune-CoT: coin flips, last letters, shuffled objects, dates.
 
 The published files (Ho et al., arXiv 2212.10071) have questions and answers; the rationales of their teacher are not among
 them. The steps of these tasks can be derived, so that a rule writes them here: in the words of the worked examples of Wei et al.
@@ -20,7 +20,7 @@ Groups = tuple[tuple[str, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """What a rule finds for a question.
+    """Holds what a rule finds for a question.
 
     Attributes:
       rationale: one step a sentence.

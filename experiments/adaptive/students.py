@@ -1,4 +1,4 @@
-"""A student trained in one order on rows of teacher data, and what it then writes."""
+"""Trains a student in one order on rows of teacher data, and has it write."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Written:
     texts: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """As JSON lines, a question each."""
+        """Writes JSON lines, one for each question."""
         lines = [
             {"correct": bool(c), "tokens": int(t), "nll": None if np.isnan(n) else round(float(n), 5), "text": text}
             for c, t, n, text in zip(self.correct, self.tokens, self.nll, self.texts, strict=True)

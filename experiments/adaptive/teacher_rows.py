@@ -1,4 +1,4 @@
-"""Question, rationale, answer: published teacher data, read from the files as they were published.
+"""Reads published teacher data (question, rationale, answer) from the files as they were published.
 
     python -m experiments.adaptive.teacher_rows --data=FOLDER --task=palm_svamp --out=FOLDER
 

@@ -1,4 +1,4 @@
-"""The ablation of CogPO: raw SFT, CRV SFT, CRV SFT + DPO, CRV SFT + CogPO, and sweeps of what they depend on.
+"""Runs the ablation of CogPO: raw SFT, CRV SFT, CRV SFT + DPO, CRV SFT + CogPO, and sweeps of what they depend on.
 
     python -m experiments.crv.ablation --out=runs/cogpo                          # a student made from nothing
     python -m experiments.crv.ablation --out=runs/cogpo --sweeps=beta,small,medium,large,mix,critic

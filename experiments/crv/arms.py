@@ -1,4 +1,4 @@
-"""The runs of the ablation: arms, sweeps, and the config of each."""
+"""Defines the runs of the ablation: arms, sweeps, and the config of each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PackingPlan:
-    """What the ablation compares.
+    """Says what the ablation compares.
 
     Attributes:
       model: that every run starts from.

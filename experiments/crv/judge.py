@@ -1,4 +1,4 @@
-"""How every model is judged: greedy answers graded by rule, and log-probs of held-out pairs."""
+"""Judges models: greedy answers graded by rule, and log-probs of held-out pairs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANSWERS, PAIRS = "answers.jsonl", "pairs.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What a model is asked.
+    """Says what a model is asked.
 
     Attributes:
       questions: data set with a split `test` of `prompt` and `answer` (a number).

@@ -1,4 +1,4 @@
-"""Questions of the built-in generator that a small student can learn, and what its teacher writes about them."""
+"""Draws questions of the built-in generator that a small student can learn, and writes what its teacher says about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the finished runs say: one CSV, one page of tables, two plots."""
+"""Reports the finished runs: one CSV, one page of tables, two plots."""
 
 from __future__ import annotations
 

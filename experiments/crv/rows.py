@@ -1,4 +1,4 @@
-"""Data sets of a seed: what the teacher wrote, what CRV makes of it, pairs of three gaps, and what models are judged on.
+"""Makes the data sets of a seed: what the teacher wrote, what CRV makes of it, pairs of three gaps, and what models are judged on.
 
 Folders, all for `datasets.load_from_disk`:
 
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What rows are made of; equal recipes give equal rows.
+    """Says what rows are made of; equal recipes give equal rows.
 
     Attributes:
       seed: of the training questions, of the agents' errors, and of the choice among pairs. The held-out questions are the

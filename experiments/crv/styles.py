@@ -1,4 +1,4 @@
-"""In which style students answer, and how often each style comes out right: built-in questions only."""
+"""Counts in which style students answer, and how often each style comes out right: built-in questions only."""
 
 from __future__ import annotations
 

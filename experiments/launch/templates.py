@@ -1,4 +1,4 @@
-"""Templates of launchers, and how they are filled.
+"""Finds and fills the templates of launchers.
 
 A field is `{{name}}`. Two kinds of commands can be launched: a grid, of which every machine gets a part (`--share=I/N`), and
 `smallr train`, which runs once, on one node or over several (`--distributed`). Results are on a disk or bucket that all

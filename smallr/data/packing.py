@@ -385,7 +385,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PlanReport:
-    """What the start-up report says about the data: the shape of a step, the first epoch, and what was dropped."""
+    """Holds what the start-up report says about the data: the shape of a step, the first epoch, and what was dropped."""
 
     rows_per_step: int
     shape: RowShape

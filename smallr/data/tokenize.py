@@ -125,7 +125,7 @@ class TokenizeOptions:
 
     @property
     def orders(self) -> tuple[str, ...]:
-        """In which a rationale row is written."""
+        """Returns the orders in which a rationale row is written."""
         return ORDERS if self.order == BOTH else (self.order,)
 
     @property

@@ -31,7 +31,7 @@ class LikelihoodModel(Protocol):
     """Scores given texts."""
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): the sum of log-probs of the continuation (nats; NaN if the pair does not fit
+        """Returns for each (context, continuation) the sum of log-probs of the continuation (nats; NaN if the pair does not fit
         into the context), and whether it is what greedy decoding writes.
         """
         ...

@@ -30,7 +30,7 @@ BELOW_ALL = -1e30  # finite, so that the first chunk's correction is 0 and not N
 
 
 class TokenScores(NamedTuple):
-    """What a head says of each scored token, float32 [B, N], or [H, B, N] of several heads.
+    """Holds what a head computes for each scored token, float32 [B, N], or [H, B, N] of several heads.
 
     Attributes:
       logps: log p(target).
@@ -46,7 +46,7 @@ class TokenScores(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """What is static in a walk over the vocabulary.
+    """Holds what is static in a walk over the vocabulary.
 
     Attributes:
       chunk: entries whose logits are held at once; 0 chooses by platform.

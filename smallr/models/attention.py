@@ -66,7 +66,7 @@ def attention(
 
 
 def describe(impl: str, backend: str) -> str:
-    """In words what `impl` runs on a backend of JAX ("cpu", "gpu", "tpu")."""
+    """Says in words what `impl` runs on a backend of JAX ("cpu", "gpu", "tpu")."""
     chosen = ("tpu" if backend == "tpu" else "xla") if impl == "auto" else impl
     note = "" if chosen in ("xla", backend) else f", interpreted on the {backend}: slow, for tests alone"
     return chosen + (" (auto)" if impl == "auto" else "") + note

@@ -201,7 +201,7 @@ def _scores(products, scale, softcap):
 
 
 def _slope(scores, scale, softcap):
-    """Of a score, by its product."""
+    """Returns the derivative of a score by its product."""
     return scale if softcap is None else scale * (1 - (scores / softcap) * (scores / softcap))
 
 

@@ -42,7 +42,7 @@ ACCELERATOR = Tiling(512, 512, 1)  # few, large steps
 
 
 class Rule(NamedTuple):
-    """What decides visibility; and of each query tile the list of key tiles that it sees, taken in `parts` of `width`."""
+    """Holds what decides visibility, and for each query tile the list of key tiles that it sees, taken in `parts` of `width`."""
 
     horizon: Int[Array, "B n s"]
     positions: Int[Array, "B n s"]

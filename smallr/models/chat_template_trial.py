@@ -33,7 +33,7 @@ class Generation(jinja2.ext.Extension):
 
 
 def refuse(message: str) -> None:
-    """What templates call on conversations that they do not take."""
+    """Raises an error; templates call it on conversations that they do not take."""
     raise jinja2.TemplateError(message)
 
 

@@ -46,7 +46,7 @@ class _Kind(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What a layer reads beside the residual stream. `window` and `rope` are the layer's own.
+    """Holds what a layer reads beside the residual stream. `window` and `rope` are the layer's own.
 
     `attend` takes the place of `attention` where there is no row: it gets q, k, v, window, softcap and scale.
     """

@@ -72,7 +72,7 @@ class DropoutKey(nnx.Variable):
 
 
 class Adapter(nnx.Module):
-    """What is added to one projection, for all layers; called on one layer's slice."""
+    """Computes what is added to one projection; it holds all layers, and is called on the slice of one."""
 
     def __init__(self, a: nnx.Param, b: nnx.Param, lora: LoRA):
         self.a, self.b = a, b

@@ -41,7 +41,7 @@ class Quantized:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Returns the shape of the weight."""
         shape = list(self.codes.shape)
         shape[self.axis] *= 1 if self.format == "int8" else 2
         return tuple(shape)

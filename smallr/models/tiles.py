@@ -34,5 +34,5 @@ def visible_tiles(
 
 
 def tile_lists(visible: Bool[Array, "*tiles n"]) -> tuple[Int[Array, "*tiles n"], Int[Array, "*tiles"]]:
-    """Of each entry the visible ones of the last axis in order, then others; and how many are visible."""
+    """Lists for each entry the visible ones of the last axis in order, then others; and counts the visible ones."""
     return jnp.argsort(~visible, axis=-1, stable=True).astype(jnp.int32), visible.sum(-1, dtype=jnp.int32)

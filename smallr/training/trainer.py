@@ -58,7 +58,7 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Renewal:
-    """What begins anew with the next round."""
+    """Names what begins anew with the next round."""
 
     optimizer: bool = False
     reference: bool = False

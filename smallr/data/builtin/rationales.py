@@ -30,7 +30,7 @@ class Incorrect:
 
 @dataclasses.dataclass(frozen=True)
 class Rationales:
-    """What a teacher might write for one question.
+    """Holds what a teacher might write for one question.
 
     Attributes:
       fitted: right, step by step, with its reasons.

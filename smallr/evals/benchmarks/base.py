@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class GraderOptions:
-    """What a user may set of any grader.
+    """Holds what a user may set of any grader.
 
     Attributes:
       workers: processes at once.

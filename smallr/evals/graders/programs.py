@@ -48,7 +48,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Check:
-    """What is run.
+    """Describes what is run.
 
     Attributes:
       tests: of the program.

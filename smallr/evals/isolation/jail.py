@@ -127,7 +127,7 @@ def refuse_system_calls() -> None:
 
 
 def set_ids(pid: int) -> None:
-    """From outside: which ids a process in a new user namespace has."""
+    """Sets from outside which ids a process in a new user namespace has."""
     uid, gid = os.geteuid(), os.getegid()
     # Root keeps itself as the namespace's root, so that it can reach an interpreter in its home; the program is nobody.
     users = f"0 0 1\n{INSIDE} {OUTSIDE} 1" if uid == 0 else f"{INSIDE} {uid} 1"

@@ -24,7 +24,7 @@ _STARTING_SECONDS = 120.0  # importing the function's module on a busy machine i
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one call: `value`, or `problem` in words; `timed_out` is one of these."""
+    """Holds the outcome of one call: `value`, or `problem` in words; `timed_out` is one of these."""
 
     value: Any = None
     problem: str | None = None

@@ -33,7 +33,7 @@ _OWN_MEMORY = 64 * MiB  # of the processes that set the sandbox up
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limits what a program may use.
 
     Attributes:
       wall_seconds: until the whole tree is killed.
@@ -252,7 +252,7 @@ def run(
 
 @functools.cache
 def why_not_isolated() -> str | None:
-    """None where programs can be isolated on this host, else the reason."""
+    """Returns why programs cannot be isolated on this host; None if they can."""
     if sys.platform != "linux":
         return f"namespaces are Linux's; this is {sys.platform}"
     try:

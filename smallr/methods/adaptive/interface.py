@@ -26,7 +26,7 @@ MODES: tuple[Mode, ...] = ("answer", "think")
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """What was decided for some questions, in their order.
+    """Holds what was decided for some questions, in their order.
 
     Attributes:
       modes: "answer" (post-thinking: the answer comes first) or "think" (pre-thinking).
@@ -48,7 +48,7 @@ class Decisions:
 
     @property
     def share(self) -> float:
-        """Of questions that are thought about first."""
+        """Returns the share of questions that are thought about first."""
         return sum(mode == "think" for mode in self.modes) / max(len(self.modes), 1)
 
 

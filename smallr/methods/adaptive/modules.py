@@ -16,7 +16,7 @@ from smallr.methods.adaptive.student import Student
 
 
 class _Over:
-    """What a module leaves to its student."""
+    """Implements what a module leaves to its student."""
 
     def __init__(self, student: Student, threshold: float):
         self.student, self.threshold = student, threshold

@@ -33,7 +33,7 @@ Vectors = dict[str, Float[np.ndarray, "vectors D"]]  # by "router" and the modes
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What `adaptive.json` says.
+    """Holds what `adaptive.json` says.
 
     Attributes:
       kind: router or mode_prompts.
@@ -58,7 +58,7 @@ class Description:
 
 
 def described(run: SavedRun) -> Description:
-    """Of the module that a run trained.
+    """Describes the module that a run trained.
 
     Raises:
       UserError: it trained none.

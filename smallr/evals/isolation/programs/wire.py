@@ -15,7 +15,7 @@ KINDS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class ProtocolError(Exception):
-    """What arrived is no message."""
+    """Reports that what arrived is no message."""
 
 
 class Wire:
