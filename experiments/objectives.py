@@ -126,7 +126,7 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> None:
-    """table.csv, table.md and plot.png."""
+    """Writes table.csv, table.md and plot.png."""
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -147,7 +147,7 @@ def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> No
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel a metric, one bar an objective."""
+    """Plots one panel for each metric, one bar for each objective."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(METRICS), 1.5 + 0.28 * len(rows)), layout="constrained")

@@ -31,7 +31,7 @@ class Mean:
     count: int
 
     def show(self, digits: int = 3, signed: bool = False) -> str:
-        """`0.512 ± 0.030`, or without interval if there is none; a dash for no runs."""
+        """Writes `0.512 ± 0.030`, or without interval if there is none; a dash for no runs."""
         if not self.count:
             return "–"
         number = f"{self.value:{'+' if signed else ''}.{digits}f}"
@@ -56,7 +56,7 @@ def groups(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list
 
 
 def means(rows: Sequence[Row], metric: str) -> Mean:
-    """Over the rows that have the metric."""
+    """Averages over the rows that have the metric."""
     return mean([row[metric] for row in rows if row.get(metric) is not None])
 
 
@@ -68,7 +68,7 @@ def difference(rows: Sequence[Row], baseline: Sequence[Row], metric: str, over: 
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All runs; a cell is empty where a run has no such column."""
+    """Writes all runs; a cell is empty where a run has no such column."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -99,7 +99,7 @@ def table(rows: Sequence[Row], by: Sequence[str], metrics: Mapping[str, str], di
 
 
 def bars(rows: Sequence[Row], by: str, metrics: Mapping[str, str], path: Path) -> None:
-    """One panel a metric, one bar a group with its interval, one dot a run."""
+    """Plots one panel for each metric, one bar with its interval for each group, one dot for each run."""
     from matplotlib.figure import Figure
 
     found = groups(rows, [by])
@@ -143,13 +143,13 @@ def curves(
     axes = Figure(figsize=size, layout="constrained").subplots(len(metrics), len(panels), squeeze=False, sharey="row")
     for column, (title, (rows, setting)) in enumerate(panels.items()):
         found = groups(rows, [setting])
-        places = range(len(found))
+        positions = range(len(found))
         for line, (metric, label) in enumerate(metrics.items()):
             panel = axes[line][column]
             averages = [means(members, metric) for members in found.values()]
             values, halves = [a.value for a in averages], np.nan_to_num([a.half for a in averages])
-            panel.errorbar(places, values, yerr=halves, marker="o", markersize=4, linewidth=1, capsize=3)
-            panel.set_xticks(places, [str(value[0]) for value in found], fontsize=8)
+            panel.errorbar(positions, values, yerr=halves, marker="o", markersize=4, linewidth=1, capsize=3)
+            panel.set_xticks(positions, [str(value[0]) for value in found], fontsize=8)
             panel.tick_params(labelsize=8)
             panel.grid(alpha=0.3)
             if not line:

@@ -29,7 +29,7 @@ Values = Mapping[str, Float[np.ndarray, "examples"]]
 
 
 def measure(trainer: Trainer, count: int) -> dict[str, np.ndarray]:
-    """NLL (nats) and gradient norms of the first `count` training examples, one by one.
+    """Computes NLL (nats) and gradient norms of the first `count` training examples, one by one.
 
     Returns:
       float64 [count] each: nll_answer, nll_rationale, gradient_answer, gradient_rationale, gradient (of their sum), cosine

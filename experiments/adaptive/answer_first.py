@@ -79,7 +79,7 @@ class Experiment:
 
 
 def rows_of(experiment: Experiment, data: Path) -> tuple[list[Row], list[Row]]:
-    """Training rows, mixed, and test rows of all tasks; groups are told apart over all tasks."""
+    """Reads training rows, mixed, and test rows of all tasks; groups are told apart over all tasks."""
     train_rows: list[Row] = []
     test_rows: list[Row] = []
     for name, wanted in experiment.tasks.items():
@@ -140,7 +140,7 @@ class Laboratory:
         self._asker: Asker | None = None
 
     def __call__(self, run: Stage, folder: Path, needs: Sequence[Path]) -> dict[str, float]:
-        """One run: trains, looks at the gradients, asks the test questions."""
+        """Runs one student: trains it, measures gradients, asks the test questions."""
         settings = run.settings
         recipe = dataclasses.replace(self.experiment.recipe, model=self.model(settings["seed"]))
         if settings["arm"] in ORDERS:

@@ -32,15 +32,15 @@ def slips(rationale: str, items: Groups = ()) -> list[Slip]:
     """Returns the key thing of each step that has one: the last of the `items` in it, else its last number (its result)."""
     found = []
     for start, end in steps(rationale):
-        places = [
+        candidates = [
             Slip(start + match.start(), start + match.end(), tuple(other for other in group if other != item))
             for group in items
             for item in group
             for match in re.finditer(rf"(?<!\w){re.escape(item)}(?!\w)", rationale[start:end], re.IGNORECASE)
             if len(group) > 1
         ]
-        if places:  # of several that end at the same place the longest: "red ball" before "ball"
-            found.append(max(places, key=lambda slip: (slip.end, -slip.start)))
+        if candidates:  # of several that end at the same place the longest: "red ball" before "ball"
+            found.append(max(candidates, key=lambda slip: (slip.end, -slip.start)))
         elif numbers := list(_NUMBER.finditer(rationale[start:end])):
             found.append(Slip(start + numbers[-1].start(), start + numbers[-1].end()))
     return found
@@ -76,7 +76,7 @@ def corrupt(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
 
 
 def _replacement(text: str, slip: Slip, rng: random.Random) -> str:
-    """Another item, or a number near by, at least 0, with as many decimals."""
+    """Draws another item, or a number near by, at least 0, with as many decimals."""
     if slip.others:
         return rng.choice(slip.others)
     decimals = len(text.partition(".")[2])

@@ -42,7 +42,7 @@ def router_config(
 
 
 def prompts_config(recipe: Recipe, seed: int, train_file: Path, student: str, length: int, steps: int) -> ConfigDict:
-    """Two soft prompts, one an order, over the same student without the marks."""
+    """Returns the config of two soft prompts, one for each order, over the same student without the marks."""
     config = add_soft_prompts(rationale(order="both"), length)
     _common(config, recipe, seed, train_file, student, steps)
     config.lock()
@@ -69,7 +69,7 @@ def fit_module(config: ConfigDict, rows: Sequence[Row], folder: Path) -> None:
 
 
 def ask_modes(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, float]:
-    """always-pre and always-post of a student of both orders; writes what each did with each question."""
+    """Asks a student of both orders always-pre and always-post; writes what each did with each question."""
     student, metrics = open_student(str(folder), decode_slots=recipe.decode_slots), {}
     questions = [row.question for row in rows]
     modes: tuple[Mode, Mode] = ("answer", "think")

@@ -86,7 +86,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean, over drawn seeds and drawn groups of questions.
+    """Computes the percentile interval of the mean, over drawn seeds and drawn groups of questions.
 
     Questions about one story are drawn together; seeds (if there are several) are drawn too, for another seed would be another
     student. Pass differences of two arms for a paired interval.

@@ -36,7 +36,7 @@ class Arm:
 
 
 def metrics_of(written: Written, rows: Sequence[Row]) -> dict[str, float]:
-    """Accuracy, over all questions and of each task; tokens and time an answer."""
+    """Computes accuracy, over all questions and of each task; tokens and time an answer."""
     tasks = np.array([row.task for row in rows])
     by_task = {f"accuracy/{task}": float(written.correct[tasks == task].mean()) for task in dict.fromkeys(tasks)}
     return {
@@ -164,7 +164,7 @@ def estimate(values: Float[np.ndarray, "seeds questions"], groups: Int[np.ndarra
 
 
 def show(interval: Interval, scale: float = 100.0, digits: int = 1, signed: bool = False) -> str:
-    """`61.0 [55.2, 66.7]`, in percent by default; a single run has no interval."""
+    """Writes `61.0 [55.2, 66.7]`, in percent by default; a single run has no interval."""
     value, low, high = (number * scale for number in interval)
     sign = "+" if signed else ""
     if np.isinf(low):
@@ -202,7 +202,7 @@ def arms_table(arms: Sequence[Arm], rows: Sequence[Row], answer: Arm, think: Arm
 
 
 def corruption_table(arms: Mapping[tuple[str, float], Arm], rows: Sequence[Row]) -> str:
-    """Accuracy of each order over the share of corrupted steps."""
+    """Writes a table of the accuracy of each order over the share of corrupted steps."""
     groups = np.array([row.group for row in rows])
     shares = sorted({share for _, share in arms})
     lines = [
@@ -228,7 +228,7 @@ AMPLIFIER = {
 
 
 def amplifier_table(results: Mapping[str, Sequence[Mapping[str, float]]], stages: Sequence[float]) -> str:
-    """Both orders at each stage; means with Student's interval over seeds."""
+    """Compares both orders at each stage; means with Student's interval over seeds."""
     columns = [(name, stage) for name in ("post", "pre") for stage in stages]
     lines = [
         [title, *(_mean(results[name], f"{metric}@{stage:g}").show(2) for name, stage in columns)]
@@ -276,7 +276,7 @@ def claims(
 
 
 def slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> list[list[str]]:
-    """At the largest share; where slips do not hurt pre-thinking there is nothing to be spared."""
+    """Judges the claim at the largest share; where slips do not hurt pre-thinking there is nothing to be spared."""
     worst = max(share for _, share in arms)
     if not worst or not {("pre", worst), ("post", worst)} <= set(arms):
         return []
@@ -292,7 +292,7 @@ def slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> lis
 
 
 def _amplifier_claims(results: Sequence[Mapping[str, float]]) -> list[list[str]]:
-    """At every stage; answer first."""
+    """Judges the claim at every stage of the student that answers first."""
     lines = []
     for stage in _stages(results):
         correlation = interval_of(_mean(results, f"spearman@{stage:g}"))
@@ -310,20 +310,20 @@ def _stages(results: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def plot_tokens(arms: Sequence[Arm], rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against tokens an answer."""
+    """Plots accuracy against tokens an answer."""
     groups = np.array([row.group for row in rows])
     figure, axes = _axes("tokens an answer", "accuracy, %")
     for i, each in enumerate(arms):
         value, low, high = (100 * number for number in estimate(each.outcomes.correct, groups))
         errors = [[value - low], [high - value]]
-        place = each.outcomes.tokens_per_answer
-        axes.errorbar(place, value, yerr=errors, marker="o^sDvPX*<>"[i % 10], label=each.name, capsize=3)
+        tokens = each.outcomes.tokens_per_answer
+        axes.errorbar(tokens, value, yerr=errors, marker="o^sDvPX*<>"[i % 10], label=each.name, capsize=3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
 def plot_corruption(arms: Mapping[tuple[str, float], Arm], rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against the share of corrupted steps."""
+    """Plots accuracy against the share of corrupted steps."""
     groups = np.array([row.group for row in rows])
     figure, axes = _axes("steps with a slip, %", "accuracy, %")
     for name, title in (("pre", "pre-thinking"), ("post", "post-thinking")):
@@ -347,7 +347,7 @@ def _axes(x: str, y: str):
 
 
 def write(grid: Stages, runs: Sequence[Stage], rows: Sequence[Row], out: Path) -> str:
-    """report.md, runs.csv and plots of the runs that are finished; returns the text of the report."""
+    """Writes report.md, runs.csv and plots of the runs that are finished; returns the text of the report."""
     arms: dict[tuple[str, float], Arm] = {}
     for name in ("pre", "post"):
         for share in dict.fromkeys(run.settings["share"] for run in runs):

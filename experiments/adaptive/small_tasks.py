@@ -34,7 +34,7 @@ class Derived:
 
 
 def coin_flip(question: str, gold: str = "") -> Derived | None:
-    """How often the coin is flipped, whether that is odd, and which side is up then."""
+    """Finds how often the coin is flipped, whether that is odd, and which side is up then."""
     acts = re.findall(r"\w+ (flips|does not flip) the coin\.", question)
     if not acts:
         return None
@@ -57,7 +57,7 @@ def last_letters(question: str, gold: str = "") -> Derived | None:
 
 
 def shuffled_objects(question: str, gold: str = "") -> Derived | None:
-    """Who has which option after each swap."""
+    """Finds who has which option after each swap."""
     swaps = re.search(r"First, (\w+) and (\w+) .*? Then, (\w+) and (\w+) .*? Finally, (\w+) and (\w+) ", question)
     asked = re.search(r"At the end of [\w ]+, (\w+) ", question)
     if not (swaps and asked):
@@ -87,7 +87,7 @@ _OFFSETS = {
 
 
 def dates(question: str, gold: str = "") -> Derived | None:
-    """Today's date, then the one that is asked for.
+    """Finds today's date, then the one that is asked for.
 
     The premises are free text, which no short rule reads: today is found backwards from the right option `gold`. So this
     teacher has seen the answer.
@@ -156,7 +156,7 @@ MORE: dict[str, More] = {
 
 
 def _names(questions: Sequence[str], pattern: str, count: int, rng: random.Random) -> list[str]:
-    """Different names, each from a question drawn anew."""
+    """Draws different names, each from a question drawn anew."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[rng.choice(re.findall(pattern, rng.choice(questions)))] = None

@@ -138,7 +138,7 @@ class Asker:
         self._warm: set[SamplingParams] = set()
 
     def __call__(self, decoder: Decoder, rows: Sequence[Row], order: Order, early_stop: bool = True) -> Written:
-        """Who answers first stops at the separator, unless `early_stop` is off; the other order ends with the end token."""
+        """Writes answers. Answering first stops at the separator, unless `early_stop` is off; the other order at the end token."""
         self._engine.update(decoder)
         stop = (SEPARATOR,) if order == "answer_first" and early_stop else ()
         params = SamplingParams(max_tokens=self._recipe.max_tokens, stop=stop, logprobs=0)
@@ -175,7 +175,7 @@ def answer_of(text: str, order: Order) -> str | None:
 
 
 def right(answer: str | None, gold: str) -> bool:
-    """Equal as numbers, or as texts without regard to case, spaces and a final full stop."""
+    """Returns whether two answers are equal as numbers, or as texts without regard to case, spaces and a final full stop."""
     if answer is None:
         return False
     number = to_decimal(gold)
@@ -190,7 +190,7 @@ def _plain(text: str) -> str:
 
 
 def answer_nll(logprobs: Sequence[Any], order: Order) -> float:
-    """NLL a token of the answer's own tokens in a completion, nats; NaN without any."""
+    """Computes the NLL a token of the answer's own tokens in a completion, nats; NaN without any."""
     text, before, after = "", [], []
     for token in logprobs:
         text += token.token

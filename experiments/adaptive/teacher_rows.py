@@ -66,7 +66,7 @@ class Rows:
 
 
 def read(task: str, data: Path) -> Rows:
-    """Both splits of a task.
+    """Reads both splits of a task.
 
     Raises:
       UserError: an unknown task, or a file that is missing or has other fields.
@@ -192,7 +192,7 @@ def _text(path: Path) -> str:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """JSON lines with the columns `question`, `rationale`, `answer`, and the task."""
+    """Writes JSON lines with the columns `question`, `rationale`, `answer`, and the task."""
     fields = ("question", "rationale", "answer", "task")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({name: getattr(row, name) for name in fields}) + "\n" for row in rows))

@@ -73,13 +73,13 @@ class PackingPlan:
         return Stage("base", {key: value for key, value in settings.items() if key != "train"})
 
     def sft_run(self, arm: str, seed: int, **rows: Any) -> Stage:
-        """SFT on the teacher's rationales (`raw SFT`) or on those of CRV."""
+        """Makes the run of SFT on the teacher's rationales (`raw SFT`) or on those of CRV."""
         name = {RAW: "raw", CRV: "crv"}[arm]
         recipe = {key: value for key, value in {**self.rows, **rows}.items() if key not in ("mix", "pairs")}
         return Stage(f"{name}{_label(rows)}-s{seed}", self._settings(arm, seed, self.sft, recipe))
 
     def preference_run(self, arm: str, seed: int, beta: float | Mapping[str, float], **rows: Any) -> Stage:
-        """DPO or CogPO behind SFT on CRV rationales."""
+        """Makes the run of DPO or CogPO behind SFT on CRV rationales."""
         start = self.sft_run(CRV, seed, **{key: value for key, value in rows.items() if key not in ("mix", "pairs")})
         betas = dict(beta) if isinstance(beta, Mapping) else beta
         name = "-".join(f"{value:g}" for value in (betas.values() if isinstance(betas, dict) else [betas]))

@@ -133,7 +133,7 @@ def pair_metrics(values: Mapping[str, Float[np.ndarray, "pairs"]], split: Split)
 
 
 def answer(engine: Engine, exam: Examination, path: Path) -> dict[str, float]:
-    """Greedy answers to the questions, graded by rule."""
+    """Writes greedy answers to the questions, and grades them by rule."""
     rows = load_rows(exam.questions, f"test[:{exam.limit}]")
     params = SamplingParams(max_tokens=exam.max_tokens)
     asked = [Request(messages=({"role": "user", "content": row["prompt"]},), params=params) for row in rows]
@@ -169,7 +169,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 
 def against(policy: Path, reference: Path) -> dict[str, float]:
-    """Preference metrics of one examined model relative to another.
+    """Computes preference metrics of one examined model relative to another.
 
     Returns:
       `accuracy`: share of held-out pairs with h > 0 (h = 0 counts half); `log_ratio_margin`: mean h in nats. Both are given

@@ -29,7 +29,7 @@ class Questions:
     largest: int = 9999
 
     def draw(self, seed: str, count: int, forbidden: Sequence[Rationales] = ()) -> list[Rationales]:
-        """`count` questions, no two with the same numbers, and none with the numbers of a forbidden one.
+        """Draws `count` questions, no two with the same numbers, and none with the numbers of a forbidden one.
 
         Raises:
           UserError: an unknown template, or too few different questions.

@@ -151,7 +151,7 @@ def compared(grid: Stages, before: Mapping[int, Stage], after: Mapping[int, Stag
 
 
 def scored(grid: Stages, run: Stage) -> Any:
-    """1 or 0 of each question; None for a run that answered none."""
+    """Returns 1 or 0 of each question; None for a run that answered none."""
     path = grid.folder(run) / ANSWERS
     return [float(row["correct"]) for row in read_answers(path)] if path.exists() else None
 

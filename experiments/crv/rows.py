@@ -103,7 +103,7 @@ class Recipe:
 
 
 def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic: str) -> list[Row]:
-    """A CRV run over rows of the teacher; gives the verified rows and those that failed, in order.
+    """Runs CRV over rows of the teacher; returns the verified rows and those that failed, in order.
 
     It has a folder under `out`, where recipes that differ in their pairs alone find it.
     """
@@ -124,7 +124,7 @@ def is_number(text: str) -> bool:
 
 
 def digest(settings: Any) -> str:
-    """Eight hex digits."""
+    """Returns a digest of eight hex digits."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -97,7 +97,7 @@ def _of_run(kind: str, filled: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_command(command: str, words: Sequence[str]) -> bool:
-    """Whether the command is a training run; raises where it could not be launched."""
+    """Returns whether the command is a training run; raises where it could not be launched."""
     if not words or any(word.startswith("--share") for word in words):
         raise UserError(f"command {command!r}: give the grid's command without --share, which the launcher adds")
     if any(char in command for char in '"$`\\'):  # it is put between double quotes for xpk

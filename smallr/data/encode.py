@@ -63,7 +63,7 @@ class Encoder:
         return [_before_end(encoding)[self._doubled(encoding) :] for encoding in encodings]
 
     def _doubled(self, encoding: Encoding) -> int:
-        """1 where the tokenizer puts a beginning before a text that begins with its own, else 0."""
+        """Returns 1 where the tokenizer puts a beginning before a text that begins with its own, else 0."""
         ids = encoding.ids
         return int(len(ids) > 1 and ids[0] == ids[1] == self._bos and encoding.offsets[0] == (0, 0))
 

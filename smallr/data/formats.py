@@ -316,10 +316,15 @@ def _repeat(rows: Iterable[Row], reading: Reading) -> bool:
             row = reading.read(row)
         except Unusable:
             continue
-        sides = [row.get(name) for name in ("completion", "chosen", "rejected") if row.get(name)]
-        sides += row.get("completions") or ()
+        completions = [row.get(name) for name in ("completion", "chosen", "rejected") if row.get(name)]
+        completions += row.get("completions") or ()
         prompt = row.get("prompt")
-        if isinstance(prompt, str) and prompt.strip() and sides and all(isinstance(side, str) for side in sides):
+        if (
+            isinstance(prompt, str)
+            and prompt.strip()
+            and completions
+            and all(isinstance(completion, str) for completion in completions)
+        ):
             seen += 1
-            repeated += all(side.startswith(prompt.rstrip()) for side in sides)
+            repeated += all(completion.startswith(prompt.rstrip()) for completion in completions)
     return 2 * repeated > seen

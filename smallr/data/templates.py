@@ -245,7 +245,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _calls_form(self) -> tuple[bool, bool]:
-        """How the template takes calls: whether no content is null, and whether arguments are JSON text."""
+        """Finds how the template takes calls: whether no content is null, and whether arguments are JSON text."""
         call = {"type": "function", "id": "call00000", "function": {"name": "sum_up", "arguments": {"a": 2}}}
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         for form in ((True, False), (False, False), (True, True), (False, True)):
@@ -386,7 +386,7 @@ def with_date(template: str, date: datetime.date) -> str:
 
 
 def _any_of(words: set[str]) -> re.Pattern[str]:
-    """Any of some words, the longest first: one may begin with another."""
+    """Matches any of some words, the longest first: one may begin with another."""
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
 
 

@@ -64,7 +64,7 @@ class TokenSet(Sequence[Example]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, with arrays of its own (not views of the file)."""
+        """Returns example `index`, with arrays of its own (not views of the file)."""
         index = range(len(self))[index]
         start, stop = self.starts[index : index + 2]
         tokens = np.array(self.tokens[start:stop])

@@ -85,7 +85,7 @@ class SmallrLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness' cache."""
+        """Names the tokenizer for the harness' cache."""
         return self._path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -120,7 +120,7 @@ class SmallrLM(TemplateLM):
         return kept[:split], kept[split:]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, each token predicted once, in windows of the model's context."""
+        """Computes log-likelihoods of whole texts, each token predicted once, in windows of the model's context."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             (text,) = request.args

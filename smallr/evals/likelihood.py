@@ -104,7 +104,7 @@ class LikelihoodScorer:
         return list(self.tokenizer.encode(text, **({"add_special_tokens": False} if begins else {})))
 
     def score_tokens(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
-        """`loglikelihood` of tokens; contexts have at least one.
+        """Computes `loglikelihood` of tokens; contexts have at least one.
 
         Raises:
           ValueError: an empty context, or more tokens than the model can read.
@@ -201,7 +201,7 @@ def _score(
     logit_position: Int[Array, "B N"],
     target: Int[Array, "B N"],
 ) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
-    """Log-prob of each target (float32), and whether it is the likeliest token."""
+    """Computes the log-prob of each target (float32), and whether it is the likeliest token."""
     decoder = nnx.merge(graphdef, params)
     hidden = decoder(tokens, positions, horizon)
     hidden = jnp.take_along_axis(hidden, logit_position[..., None], axis=1)

@@ -25,7 +25,7 @@ class Estimate:
     questions: int
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval for as many independent answers as have this standard error.
+        """Computes Wilson's score interval for as many independent answers as have this standard error.
 
         Unlike value ± 1.96 errors it stays within [0, 1] and does not shrink to a point where all are right or wrong;
         there the questions are taken as independent.
@@ -59,7 +59,7 @@ def pass_at_1(scores: Scores) -> Estimate:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (arXiv 2107.03374, eq. 1).
+    """Computes the probability that one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (arXiv 2107.03374, eq. 1).
 
     Raises:
       ValueError: k is greater than the number of samples.
@@ -72,7 +72,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(scores: Scores, k: int) -> Estimate:
-    """pass@k averaged over questions, with the standard error over questions."""
+    """Averages pass@k over questions, with the standard error over questions."""
     return pass_at_1([[pass_at_k(len(question), round(sum(question)), k)] for question in scores])
 
 
@@ -148,5 +148,5 @@ def paired_difference(
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Two-sided exact McNemar test: of the questions on which two runs differ, each is as likely to go either way."""
+    """Computes the two-sided exact McNemar test: of the questions on which two runs differ, each is as likely to go either way."""
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0

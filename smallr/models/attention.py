@@ -36,7 +36,7 @@ def attention(
     scale: float | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T H D"]:
-    """softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
+    """Computes softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
 
     Args:
       q: queries after the rotary embedding; their H heads are K groups.
@@ -110,7 +110,7 @@ def _by_platform(impl, ways, softcap, scale, q, k, *args):
 
 
 def _per_device(kernel, q, k, *args, **options):
-    """A kernel is opaque to XLA, which would gather what it reads: each device computes its own rows and kv heads.
+    """Runs a kernel on each device's own rows and kv heads: it is opaque to XLA, which would gather what it reads.
 
     Kv heads that do not divide stay whole, and so do heads.
     """

@@ -168,7 +168,7 @@ def _key_gradient_kernel(q, dout, lse, delta, k, v, *refs, tile, softcap, scale,
 
 
 def _walk(rule, step, state):
-    """`step(place, state)` for each tile of the other kind that this program's tile sees, or is seen by."""
+    """Applies `step(index, state)` for each tile of the other kind that this program's tile sees, or is seen by."""
     *_, order, count = rule
     return lax.fori_loop(0, count[pl.program_id(0)], lambda n, state: step(order[n], state), state)
 
@@ -189,10 +189,10 @@ def _visible(rule, i, j, tile, windowed, keys_first=False) -> Bool[Array, "t t"]
     return visible
 
 
-def _at(ref, place, tile, *group):
+def _at(ref, index, tile, *group):
     """Returns a tile of tokens of a row, of one head if it holds several."""
     rest = (slice(None),) * (len(ref.shape) - 1 - len(group))
-    return ref[(pl.ds(place * tile, tile), *group, *rest)]
+    return ref[(pl.ds(index * tile, tile), *group, *rest)]
 
 
 def _scores(products, scale, softcap):
@@ -214,7 +214,7 @@ def _dot(a, b, transposed=False):
 
 
 def _rule(horizon, positions, tile, window, by_key=False):
-    """Horizon, positions [B T], window [1], and of each tile the list of those that it walks [B n n], [B n]."""
+    """Returns horizon, positions [B T], window [1], and of each tile the list of those that it walks [B n n], [B n]."""
     horizon, positions = padded(horizon, tile), padded(positions, tile)
     visible = visible_tiles(horizon, positions, tile, window)
     window = jnp.asarray([0 if window is None else window], jnp.int32)
@@ -242,7 +242,7 @@ def _call(kernel, rule, inputs, outputs, heads, interpret):
 
 
 def _compiler_params(dim: int) -> Any:
-    """For heads of `dim`.
+    """Returns compiler parameters for heads of `dim`.
 
     Raises:
       NotImplementedError: a JAX that has removed the Triton backend, which is why it is imported this late.

@@ -225,8 +225,8 @@ def _dot(a, b, transposed=False):
 
 def _here(query, key, flags, window) -> _Steps:
     """Returns the scalars of this step."""
-    place = pl.program_id(0), pl.program_id(2)
-    return _Steps(query[place], key[place], flags[place], window[0])
+    index = pl.program_id(0), pl.program_id(2)
+    return _Steps(query[index], key[index], flags[index], window[0])
 
 
 def _visible(step, rule, windowed):
@@ -242,7 +242,7 @@ def _visible(step, rule, windowed):
 
 
 def _column(row):
-    """[1, t] -> [t, 1]; the transposition unit takes whole registers."""
+    """Transposes [1, t] to [t, 1]; the transposition unit takes whole registers."""
     return jnp.broadcast_to(row[...], (LANES, row.shape[-1])).T[:, :1]
 
 
@@ -250,7 +250,7 @@ def _column(row):
 
 
 def _steps(horizon, positions, tile, window, by_key=False) -> _Steps:
-    """Each row's visible tiles, one query tile (or key tile) after the other.
+    """Lists each row's visible tiles, one query tile (or key tile) after the other.
 
     The diagonal always belongs to them, so that each output tile is written.
     """
@@ -318,15 +318,15 @@ def _block(shape: tuple[int, ...], name: str, tile: int) -> pl.BlockSpec:
 
     `name`: whose tile it is, "queries" or "keys"; " last" if tokens are the last axis, not the last but one.
     """
-    place = len(shape) - (1 if name.endswith("last") else 2)
+    axis = len(shape) - (1 if name.endswith("last") else 2)
     follows = 0 if name.startswith("queries") else 1
     per_head = len(shape) > 3
     block = [None, None if per_head else 1, *shape[2:]]
-    block[place] = tile
+    block[axis] = tile
 
     def index(row, head, step, *scalars):
         at = [row, head if per_head else 0, *(0 for _ in shape[2:])]
-        at[place] = scalars[follows][row, step]
+        at[axis] = scalars[follows][row, step]
         return tuple(at)
 
     return pl.BlockSpec(tuple(block), index)

@@ -192,18 +192,18 @@ def make_rule(
 
 
 def _by_width(rule: Rule, i: Int[Array, ""], c: Int[Array, ""], most: int, of: Callable[[_Part], Any]) -> Any:
-    """`of` part c of query tile i's list, compiled for each width that a part can have."""
+    """Applies `of` to part c of query tile i's list, compiled for each width that a part can have."""
 
     def branch(width: int) -> Any:
-        places = c * width + jnp.arange(width)
-        return of(_Part(lax.dynamic_slice_in_dim(rule.lists[i], c * width, width), places < rule.counts[i]))
+        indices = c * width + jnp.arange(width)
+        return of(_Part(lax.dynamic_slice_in_dim(rule.lists[i], c * width, width), indices < rule.counts[i]))
 
     widths = range(1, 1 + min(most, rule.horizon.shape[1]))
     return lax.switch(rule.width[i] - 1, [functools.partial(branch, width) for width in widths])
 
 
 def _bias(rule: Rule, i: Int[Array, ""], part: _Part, tokens: int, keys_first: bool = False) -> Float[Array, "B t k"]:
-    """0 where the `tokens` of query tile i see the keys of a part, else MASKED; [B k t] with `keys_first`."""
+    """Returns 0 where the `tokens` of query tile i see the keys of a part, else MASKED; [B k t] with `keys_first`."""
     query_axis, key_axis = (2, 1) if keys_first else (1, 2)
     size = rule.horizon.shape[2]
 
@@ -255,7 +255,7 @@ def _queries(x: Float[Array, "B T H D"], i: Int[Array, ""], tokens: int, kv_head
 def _put_queries(
     x: Float[Array, "B T H D"], i: Int[Array, ""], new: Float[Array, "B K q D"], tokens: int
 ) -> Float[Array, "B T H D"]:
-    """Inverse of `_queries`."""
+    """Inverts `_queries`."""
     new = new.reshape(*new.shape[:2], -1, tokens, new.shape[-1]).transpose(0, 3, 1, 2, 4)
     return lax.dynamic_update_slice_in_dim(x, new.reshape(len(x), tokens, *x.shape[2:]).astype(x.dtype), i * tokens, 1)
 
@@ -267,7 +267,7 @@ def _side_by_side(x: Float[Array, "B n s K D"], part: _Part) -> Float[Array, "B 
 
 
 def _one_by_one(x: Float[Array, "B K k D"], tiling: Tiling) -> Float[Array, "B most s K D"]:
-    """Inverse of `_side_by_side`, with zeros behind: branches must agree in shape."""
+    """Inverts `_side_by_side`, with zeros behind: branches must agree in shape."""
     x = x.reshape(*x.shape[:2], -1, tiling.keys, x.shape[-1]).transpose(0, 2, 3, 1, 4)
     return jnp.pad(x, ((0, 0), (0, tiling.most - x.shape[1]), (0, 0), (0, 0), (0, 0)))
 

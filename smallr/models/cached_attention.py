@@ -61,7 +61,7 @@ def write(
 
 
 def rows_of(cache: LayerCache, slots: Int[Array, "R"]) -> LayerCache:
-    """These slots; one beyond the last gives the last."""
+    """Returns these slots; one beyond the last gives the last."""
     return jax.tree.map(lambda x: x.at[slots].get(mode="clip"), cache)
 
 
@@ -74,7 +74,7 @@ def attend(
     softcap: float | None = None,
     scale: float | None = None,
 ) -> Float[Array, "S P H D"]:
-    """softmax(scale q kᵀ) v over the cached keys up to each query's position; in q's dtype.
+    """Computes softmax(scale q kᵀ) v over the cached keys up to each query's position; in q's dtype.
 
     Args:
       q: queries after the rotary embedding; their own keys and values are already in the cache.

@@ -202,7 +202,7 @@ class DecoderConfig:
         return self.num_layers * layer + rows * self.d_model + norm
 
     def forward_flops(self, tokens: float, attended: float, scored: float) -> float:
-        """FLOPs of a forward pass, a multiply-add counted as two; the backward pass takes twice as many again.
+        """Counts the FLOPs of a forward pass, a multiply-add counted as two; the backward pass takes twice as many again.
 
         Included: the layers' products for `tokens` tokens, q·k and p·v for `attended` visible (query, key)
         pairs (so the causal half, not the square), the head for `scored` tokens. Not included: lookups,
@@ -213,7 +213,7 @@ class DecoderConfig:
         return layers + pairs + 2 * self.vocab_size * self.d_model * scored
 
     def flops_per_token(self, length: int) -> float:
-        """Forward FLOPs per token of one causal sequence of `length` tokens, every token scored."""
+        """Counts the forward FLOPs per token of one causal sequence of `length` tokens, every token scored."""
         windows = [min(length, window or length) for window in self.layer_windows]
         attended = sum(window * (window + 1) / 2 + (length - window) * window for window in windows)
         return self.forward_flops(length, attended / self.num_layers, length) / length

@@ -166,7 +166,7 @@ class Block(nnx.Module):
         return constrain(x, "batch", "tokens", "activation_embed")
 
     def _normed(self, name: str, x: Float[Array, "B T D"], part: Callable) -> Float[Array, "B T D"]:
-        """`part` between the norms of the family."""
+        """Applies `part` between the norms of the family."""
         place = self.config.norm_place
         x = part(x if place == "after" else getattr(self, f"{name}_norm")(x))
         return x if place == "before" else getattr(self, f"{name}_post_norm")(x)

@@ -142,7 +142,7 @@ class GGUFFile:
         )
 
     def _hf_names(self) -> dict[str, str]:
-        """Hugging Face name -> GGUF name of every tensor; one without a translation keeps its own name."""
+        """Maps Hugging Face names to GGUF names of all tensors; one without a translation keeps its own name."""
         arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[self.metadata("general.architecture")]
         table = gguf.get_tensor_name_map(arch, self.config.num_layers)
         names = {}
@@ -160,7 +160,7 @@ class GGUFFile:
         return {name: shape if name in self._transposed else shape[::-1] for name, shape in shapes.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """float32 block of a tensor; only the rows asked for are dequantised."""
+        """Reads a float32 block of a tensor; only the rows asked for are dequantised."""
         if name in self._transposed:
             return self._dequantise(self._names[name], index[1])[:, index[0]].T
         block = self._dequantise(self._names[name], index[0])

@@ -15,7 +15,7 @@ from smallr.core.sharding import constrain, is_sharded
 
 
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
-    """HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
+    """Returns HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
@@ -28,7 +28,7 @@ def linear(
     inputs: int = 1,
     axes: tuple[str | None, ...] | None = None,
 ) -> Float[Array, "*batch *outputs"]:
-    """`x · w + bias`, contracting the last `inputs` axes of `x` with the first `inputs` axes of `w`.
+    """Computes `x · w + bias`, contracting the last `inputs` axes of `x` with the first `inputs` axes of `w`.
 
     Args:
       x: activations, any float dtype; cast to `dtype`.
@@ -123,7 +123,7 @@ def _outer(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Floa
 
 
 def _outer_on_cpu(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Float[Array, "inputs outputs"]:
-    """`_outer` with the narrower operand transposed (see `transpose_minor`)."""
+    """Computes `_outer` with the narrower operand transposed (see `transpose_minor`)."""
     if x.shape[1] <= dout.shape[1]:
         return _dot(transpose_minor(x), dout, ((1,), (0,)))
     out = _dot(transpose_minor(dout), x, ((1,), (0,)))

@@ -186,7 +186,7 @@ def _folder_source(name: str, folder: Path) -> ModelSource:
 
 
 def _tiny_source() -> ModelSource:
-    """Two layers of random weights with SmolLM2's tokenizer: for smoke runs and tests."""
+    """Makes two layers of random weights with SmolLM2's tokenizer: for smoke runs and tests."""
     from smallr.models.gguf import GGUFFile
     from smallr.models.gguf_tokenizer import gguf_tokenizer
 

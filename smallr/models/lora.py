@@ -193,7 +193,7 @@ def merged(
     b: Float[np.ndarray, "layers rank *outputs"],
     scale: float,
 ) -> Float[np.ndarray, "layers *inputs *outputs"]:
-    """W + scale A B, layer by layer."""
+    """Returns W + scale A B, layer by layer."""
     out = np.array(weight, np.float32)
     for layer in range(len(out)):
         out[layer] += scale * np.tensordot(a[layer], b[layer], 1)

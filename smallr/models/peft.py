@@ -148,7 +148,7 @@ def read_adapter(folder: Path, config: DecoderConfig, digest: str) -> tuple[LoRA
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a folder.
+    """Reads the adapter_config.json of a folder.
 
     Raises:
       UserError: it is missing, not JSON, or not of a LoRA adapter.

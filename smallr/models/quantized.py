@@ -77,9 +77,9 @@ def quantize(weight: Float[Array, "layers ..."], format: str, inputs: int) -> Qu
         raise UserError(f"config.lora.base: {format} needs an even number of inputs, a projection has {size}")
     step = 1 if format == "int8" else 2
     block = max(b for b in range(step, min(BLOCK, size) + 1, step) if size % b == 0)
-    place = weight.ndim + axis
-    channels = tuple(dim for dim in range(weight.ndim) if dim != place)
-    array = qwix().quantize(weight, format, channelwise_axes=channels, tiled_axes={place: block})
+    index = weight.ndim + axis
+    channels = tuple(dim for dim in range(weight.ndim) if dim != index)
+    array = qwix().quantize(weight, format, channelwise_axes=channels, tiled_axes={index: block})
     return Quantized(_packed(array.qvalue, format, axis), array.scale, format, axis)
 
 
@@ -108,5 +108,5 @@ def _unpacked(weight: Quantized) -> Array:
 
 def _split(codes: Array, axis: int) -> Array:
     """Returns the axis as pairs: [..., n, ...] to [..., n / 2, 2, ...]; the new axis has the old one's number from the end."""
-    place = codes.ndim + axis
-    return codes.reshape(*codes.shape[:place], codes.shape[place] // 2, 2, *codes.shape[place + 1 :])
+    index = codes.ndim + axis
+    return codes.reshape(*codes.shape[:index], codes.shape[index] // 2, 2, *codes.shape[index + 1 :])

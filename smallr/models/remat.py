@@ -24,7 +24,7 @@ def rematerialised(layer: Callable, remat: str) -> Callable:
 
 
 def keep(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
-    """x itself, marked as one of `SAVED_NAMES`.
+    """Returns x itself, marked as one of `SAVED_NAMES`.
 
     A scan stacks what its layers keep. XLA's CPU backend knows no update of a slice in bfloat16: it would widen the
     whole stack to float32 and narrow it again, once a layer. So bfloat16 is kept as the 16-bit integers of its bits.
@@ -33,7 +33,7 @@ def keep(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
 
 
 def keep_residual(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
-    """`keep` inside the forward rule of a custom VJP, where nothing is differentiated."""
+    """Applies `keep` inside the forward rule of a custom VJP, where nothing is differentiated."""
     if x.dtype != jnp.bfloat16:
         return checkpoint_name(x, name)
     bits = checkpoint_name(lax.bitcast_convert_type(x, jnp.uint16), name)

@@ -58,8 +58,8 @@ class Field:
         if size is not None and not (self.low <= size <= self.high and size > self.above):
             return wrong
         if self.items is not None:
-            found = ((place, self.items.problem(item)) for place, item in enumerate(value))
-            return next((f"item {place}: {problem}" for place, problem in found if problem), "")
+            found = ((index, self.items.problem(item)) for index, item in enumerate(value))
+            return next((f"item {index}: {problem}" for index, problem in found if problem), "")
         return ""
 
     def describe(self) -> str:
@@ -256,7 +256,7 @@ def inside(folder: Path, name: Any) -> Path:
     allowed = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
     with damage(path):
         target = path.resolve()
-    if not any(target.is_relative_to(place) for place in allowed):
+    if not any(target.is_relative_to(folder) for folder in allowed):
         raise UserError(f"{path} is a link to {target}, outside of the model's folder: copy the file into the folder")
     return path
 

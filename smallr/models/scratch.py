@@ -79,7 +79,7 @@ class Size:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with every digit a token of its own, and ChatML as its chat template.
+    """Trains byte-level BPE with every digit a token of its own, and ChatML as its chat template.
 
     Args:
       texts: what merges are learned from.

@@ -25,10 +25,10 @@ class TensorReader(Protocol):
     """Tensors under their Hugging Face names, whatever the file."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor."""
+        """Returns the shape of every tensor."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A block of a tensor, in any float dtype."""
+        """Reads a block of a tensor, in any float dtype."""
 
 
 def is_variable(leaf: Any) -> bool:
@@ -67,11 +67,11 @@ def read_parameters(
         )
     finite = _Finite(renamed, origin)
     shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
-    places = _check(family, shapes, config, renamed, origin)
+    stored = _check(family, shapes, config, renamed, origin)
     filled = []
     for path, leaf in leaves.items():
         sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
-        tensor, offset = places[".".join(path)]
+        tensor, offset = stored[".".join(path)]
         array = _read_parameter(tensor, offset, leaf.shape, sharding, renamed if allow_nonfinite else finite)
         filled.append((path, leaf.replace(array)))
     return nnx.from_flat_state(filled)
@@ -173,11 +173,11 @@ def _check(
     """
     found = reader.shapes()
     expected: dict[str, tuple[int, ...]] = {}
-    places: dict[str, tuple[Tensor, int]] = {}
+    stored: dict[str, tuple[Tensor, int]] = {}
     for name, parts in family.stored(config).items():
         offset = 0
         for part in parts:
-            places[part.param] = (part, offset)
+            stored[part.param] = (part, offset)
             offset += part.stored_shape(shapes[part.param])[part.fused or 0]
         shape = fused_shape(parts, [shapes[part.param] for part in parts])
         expected |= {name.format(layer=n): shape for n in range(config.num_layers if parts[0].stacked else 1)}
@@ -192,7 +192,7 @@ def _check(
     problems += _listed("of another shape", [f"{name} {found[name]}, expected {expected[name]}" for name in wrong])
     if problems:
         raise UserError(f"model {origin!r} (family {config.family}): tensors {'; '.join(problems)}")
-    return places
+    return stored
 
 
 def _check_tied(found: Mapping[str, tuple[int, ...]], table: str, reader: TensorReader, origin: str) -> None:

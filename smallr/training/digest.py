@@ -47,7 +47,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def named_digest(leaves: Mapping[str, Any]) -> str:
-    """`tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
+    """Computes `tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
     lanes = []
     for name, leaf in sorted(leaves.items()):
         lanes.append((name, leaf_signature(leaf), _leaf_lanes(name, leaf)))
@@ -59,7 +59,7 @@ def named_digest(leaves: Mapping[str, Any]) -> str:
 
 
 def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], read: Callable[[str], Any]) -> str:
-    """`named_digest` of leaves that `read(name)` gets one after the other, so that one at a time is held."""
+    """Computes `named_digest` of leaves that `read(name)` gets one after the other, so that one at a time is held."""
     return _combine((name, signatures[name], _leaf_lanes(name, read(name))) for name in sorted(signatures))
 
 
@@ -130,7 +130,7 @@ def _lanes_on(out_sharding: NamedSharding | None) -> Any:
 
 
 def _lanes(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-    """Two wrap-around sums of the mixed words of one array."""
+    """Computes two wrap-around sums of the mixed words of one array."""
     words = _words(x)
     first, second = _mix(words)
     # One reduction of two operands: XLA would read and mix the array twice for two sums.

@@ -89,7 +89,7 @@ def _from_data_sheet(kind: str, dtype: str) -> float | None:
 
 @functools.cache
 def _measured(dtype: str, size: int = 1024) -> float:
-    """FLOP/s of square matrix products on the CPU, float32 sums."""
+    """Measures FLOP/s of square matrix products on the CPU, float32 sums."""
     device = jax.local_devices(backend="cpu")[0]
     a = jax.device_put(jnp.full((size, size), 0.5, dtype), device)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))

@@ -106,7 +106,7 @@ def quantised_params(base: ReadParameter, source: ModelSource, format: str) -> R
 
 
 def saved_pair(run: SavedRun, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """a and b of a projection's adapter from a run's checkpoint."""
+    """Returns a and b of a projection's adapter from a run's checkpoint."""
     owner, _, name = path.rpartition(".")
     folder = f"params/{owner.replace('.', '/')}/{adapter_name(name)}"
     return run.checkpoint.read(f"{folder}/a"), run.checkpoint.read(f"{folder}/b")

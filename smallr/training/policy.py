@@ -55,7 +55,7 @@ class ModelFunctions:
     target_mixing: float = 0.0
 
     def decoder(self, params: nnx.State, frozen: nnx.State, key: Array | None = None) -> Decoder:
-        """The policy; it drops where it has dropout and gets a key (typed, of this step)."""
+        """Makes the policy; it drops where it has dropout and gets a key (typed, of this step)."""
         if self.training is None or key is None:
             return nnx.merge(self.graphdef, params, frozen)
         leaves = [
@@ -198,7 +198,7 @@ def frozen_paths(decoder: Decoder, pattern: str, leave_some: bool = True) -> set
 
 
 def lora_of(fields: Any) -> LoRA:
-    """`config.lora`, as a config or as the dict of a saved one."""
+    """Returns `config.lora`, as a config or as the dict of a saved one."""
     return LoRA(**{field.name: fields[field.name] for field in dataclasses.fields(LoRA)})
 
 

@@ -86,7 +86,7 @@ class Progress:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned columns as plain text, the same on a terminal and in a file; columns of numbers are right-aligned.
+    """Writes aligned columns as plain text, the same on a terminal and in a file; columns of numbers are right-aligned.
 
     Args:
       headers: one name a column; when all are empty there is no header line.

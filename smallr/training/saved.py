@@ -44,7 +44,7 @@ class SavedCheckpoint:
 
     @property
     def leaves(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """dtype and shape of every array, by name."""
+        """Returns dtype and shape of every array, by name."""
         return {name: (dtype, tuple(shape)) for name, (dtype, shape) in self._envelope["leaves"].items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -88,7 +88,7 @@ class SavedRun:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """`report.json` if it is of this checkpoint's step, else empty."""
+        """Returns `report.json` if it is of this checkpoint's step, else empty."""
         path = self.workdir / "report.json"
         report = json.loads(path.read_text()) if path.exists() else {}
         return report if report.get("steps") == self.checkpoint.step else {}

@@ -39,7 +39,7 @@ def make_questions(seed: int, train: int, test: int) -> dict[str, list[Rationale
 
 
 def _distinct(rng: random.Random, count: int, forbidden: frozenset[tuple[int, ...]]) -> list[Rationales]:
-    """`count` questions of different texts, none with `forbidden` numbers."""
+    """Draws `count` questions of different texts, none with `forbidden` numbers."""
     found: dict[str, Rationales] = {}
     misses = 0
     while len(found) < count:
@@ -64,7 +64,7 @@ def _numbers(problem: Problem) -> tuple[int, ...]:
 
 
 def preference_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dict[str, Any]]:
-    """Three rows per question, one per gap; `question_id` is `prefix` and a number."""
+    """Makes three rows per question, one per gap; `question_id` is `prefix` and a number."""
     for i, q in enumerate(questions):
         medium, large = q.incorrect
         shared = {

@@ -43,7 +43,7 @@ class _Steered(random.Random):
         return self._next(iter(self._present(options)))
 
     def sample(self, options: Sequence[Any], k: int) -> list[Any]:
-        """`k` of the options."""
+        """Returns `k` of the options."""
         return self._next(map(list, permutations(self._present(options), k)))
 
     def randrange(self, start: int, stop: int, step: int = 1) -> int:
@@ -58,11 +58,11 @@ class _Steered(random.Random):
     def _present(self, options: Sequence[Any]) -> list[Any]:
         words = [option[0] if isinstance(option, tuple) else option for option in options]
         found = [
-            (self._text.find(word) if isinstance(word, str) else 0, place)
-            for place, word in enumerate(words)
+            (self._text.find(word) if isinstance(word, str) else 0, index)
+            for index, word in enumerate(words)
             if not isinstance(word, str) or re.search(rf"\b{re.escape(word)}\b", self._text)
         ]
-        return [options[place] for _, place in sorted(found)]
+        return [options[index] for _, index in sorted(found)]
 
 
 @functools.lru_cache(maxsize=1 << 16)

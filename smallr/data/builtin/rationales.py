@@ -98,7 +98,7 @@ def _fitted(problem: Problem, lines: Sequence[Line], rng: random.Random) -> str:
 
 
 def _terse(lines: Sequence[Line], rng: random.Random, right: bool) -> str:
-    """Bare equations; a right one may be shorter still: one expression, or the last step alone."""
+    """Writes bare equations; a right one may be shorter still: one expression, or the last step alone."""
     answer = f"\\boxed{{{lines[-1].value}}}"
     ways = [rng.choice((", ", "; ", "\n")).join(line.equation for line in lines)]
     if right:

@@ -77,13 +77,13 @@ def _aqua(row: Row) -> Question:
 
 
 def _aqua_texts(row: Row) -> dict[str, str]:
-    """Letter -> text of AQuA's options."""
+    """Maps letters to the texts of AQuA's options."""
     found = (str(option).partition(")") for option in row.get("options") or ())
     return {letter.strip(" ("): text.strip() for letter, mark, text in found if mark}
 
 
 def _listed_texts(row: Row) -> dict[str, str]:
-    """Letter -> text of options that the question lists."""
+    """Maps letters to the texts of options that the question lists."""
     listed = re.findall(r"\(([A-G])\)\s*([^\n(]+)", str(row.get("question") or ""))
     return {letter: text.strip(" ,.") for letter, text in listed}
 
@@ -101,7 +101,7 @@ def _lettered(row: Row) -> Question:
 
 
 def _gpqa_texts(row: Row) -> dict[str, str]:
-    """Letter -> text, in an order that depends on the question alone, so that every model sees the same one."""
+    """Maps letters to texts in an order that depends on the question alone, so that every model sees the same one."""
     question, right = _text(row["Question"]), _text(row["Correct Answer"])
     options = [right, *(_text(row[f"Incorrect Answer {number}"]) for number in (1, 2, 3))]
     seed = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")

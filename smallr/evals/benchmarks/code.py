@@ -118,7 +118,7 @@ def _live_code_bench(row: Row) -> Question:
 
 
 def _cases(data: str) -> list[dict[str, Any]]:
-    """Test cases: JSON, or JSON in a pickled string, compressed, in base 64. Nothing is unpickled."""
+    """Reads test cases: JSON, or JSON in a pickled string, compressed, in base 64. Nothing is unpickled."""
     try:
         cases = json.loads(data)
     except ValueError:

@@ -180,7 +180,7 @@ def _plain(text: str) -> str:
 
 
 def _normal(text: str) -> str:
-    """Small letters without articles, punctuation at the ends and LaTeX spaces."""
+    """Lowers case, and drops articles, punctuation at the ends and LaTeX spaces."""
     text = (
         re.sub(r"\\[,;:! ]|\s+", " ", _plain(text))
         .lower()

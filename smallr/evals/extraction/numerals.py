@@ -184,7 +184,7 @@ class _Parser:
         return value
 
     def _part(self) -> Fraction:
-        """Numerator or denominator: in braces, or one digit."""
+        """Reads a numerator or denominator: in braces, or one digit."""
         digit = self.peek()
         if digit == "{":
             return self._group("}")

@@ -57,7 +57,7 @@ def last_boxes(text: str) -> list[str]:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int]]:
-    """Beginning and end of the content of each complete box."""
+    """Finds beginning and end of the content of each complete box."""
     opened: list[int | None] = []
     for match in _BRACES.finditer(text, max(0, len(text) - MAX_CHARACTERS)):
         if match["box"]:

@@ -69,7 +69,7 @@ def _dedented(block: _Block, names: Sequence[str]) -> _Block:
 
 
 def _score(block: _Block, names: Sequence[str]) -> tuple[int, bool, bool]:
-    """How well a block does what was asked; the body of a function comes before other code."""
+    """Scores how well a block does what was asked; the body of a function comes before other code."""
     done = sum(defines(block.code, name) for name in names) if names else int(bool(_READS.search(block.code)))
     indented = block.code.lstrip("\n")[:1] in (" ", "\t")
     return done, bool(names) and indented, block.language != ""

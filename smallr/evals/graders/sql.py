@@ -95,7 +95,7 @@ def execute(database: str, sql: str) -> Rows:
 
 
 def same_result(found: Rows, wanted: Rows, ordered: bool) -> bool:
-    """Whether two results are equal up to the order of columns, and of rows unless `ordered`."""
+    """Returns whether two results are equal up to the order of columns, and of rows unless `ordered`."""
     if len(found) != len(wanted):
         return False
     if not wanted:

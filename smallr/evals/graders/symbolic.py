@@ -110,7 +110,7 @@ _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 def plain_latex(text: str) -> str:
-    r"""LaTeX without what does not change the meaning: spaces, `\left`, `\text{}`, `\dfrac`, degrees, dollars."""
+    r"""Returns LaTeX without what does not change the meaning: spaces, `\left`, `\text{}`, `\dfrac`, degrees, dollars."""
     text = _WORDS.sub(r"\1", text)
     text = _SPACES.sub("", text)
     for old, new in ((r"\left", ""), (r"\right", ""), (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), ("$", "")):

@@ -267,7 +267,7 @@ def why_not_isolated() -> str | None:
 
 
 def require_isolation(unsafe: bool) -> bool:
-    """Whether code is isolated.
+    """Returns whether code is isolated.
 
     Args:
       unsafe: the user accepts that it is not.

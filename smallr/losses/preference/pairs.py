@@ -70,7 +70,7 @@ class Pairs(NamedTuple):
         )
 
     def mean(self, values: Float[Array, "*pairs"]) -> Float[Array, ""]:
-        """Average over the pairs, unused example indices left out."""
+        """Averages over the pairs, unused example indices left out."""
         return jnp.sum(jnp.where(self.weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(self.weight), 1.0)
 
 

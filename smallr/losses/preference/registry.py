@@ -167,7 +167,7 @@ class WeightedLoss:
 
     @property
     def no_beta_per_pair(self) -> str:
-        """Why a beta of each pair has no meaning in some term, or empty."""
+        """Says why a beta of each pair has no meaning in some term; empty if it has one."""
         return next((f"{loss.name} {loss.no_beta_per_pair}" for _, loss in self.terms if loss.no_beta_per_pair), "")
 
     @property
@@ -177,12 +177,12 @@ class WeightedLoss:
 
     @property
     def no_divergence(self) -> str:
-        """Name of a term that allows no other divergence than the reverse KL, or empty."""
+        """Returns the name of a term that allows no other divergence than the reverse KL, or empty."""
         return next((loss.name for _, loss in self.terms if loss.reference and not loss.divergence), "")
 
     @property
     def whole_step(self) -> str:
-        """Name of a term that needs all pairs of a step at once, or empty."""
+        """Returns the name of a term that needs all pairs of a step at once, or empty."""
         return next((loss.name for _, loss in self.terms if loss.whole_step), "")
 
     def check(self, values: Mapping[str, float]) -> None:

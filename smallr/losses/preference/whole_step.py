@@ -13,7 +13,7 @@ from smallr.losses.preference.pairs import Pairs, smoothed
 
 
 def _partners(values: Float[Array, "*pairs"], others: Float[Array, "*pairs"], weight: Float[Array, "*pairs"]) -> Array:
-    """For each value the one of `others` with its rank; ranks count pairs only, unused example indices come last."""
+    """Returns for each value the one of `others` with its rank; ranks count pairs only, unused example indices come last."""
 
     def flat(x: Array) -> Array:
         return jnp.where(weight > 0, x, jnp.finfo(jnp.float32).max).ravel()

@@ -119,7 +119,7 @@ class Answering(Protocol):
     def answer_nll(
         self, questions: Sequence[str], answers: Sequence[str], rationales: Sequence[str] | None = None
     ) -> list[float]:
-        """NLL in nats a token of given answers: their log-perplexity. NaN where a row is longer than the context.
+        """Computes the NLL in nats a token of given answers: their log-perplexity. NaN where a row is longer than the context.
 
         Args:
           questions: texts.

@@ -99,7 +99,7 @@ def run_vectors(run: SavedRun, kind: Kind, config: DecoderConfig, digest: str) -
 
 
 def read_description(folder: Path) -> Description:
-    """`adaptive.json` of a folder.
+    """Reads `adaptive.json` of a folder.
 
     Raises:
       UserError: it is missing or damaged.

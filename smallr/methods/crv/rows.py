@@ -85,7 +85,7 @@ class TeacherRow:
 
     @property
     def id(self) -> str:
-        """Digest of what the row says, so that other rows of the same file do not matter."""
+        """Returns the digest of what the row says, so that other rows of the same file do not matter."""
         content = json.dumps([self.split, self.question, self.answer, self.rationale])
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 

@@ -115,7 +115,7 @@ def _rows(config: ConfigDict, name: str, part: str, teacher: Teacher) -> list[Te
 
 
 def _columns(mapped: Mapping[str, str], rows: datasets.Dataset, source: str) -> dict[str, str]:
-    """Our name -> the source's; empty for a column that need not be there and is not."""
+    """Maps our names to those of the source; empty for a column that need not be there and is not."""
     present: Sequence[str] = rows.column_names
     columns = {**mapped, "source": "source" if "source" in present else ""}
     if columns["answer"] == "answer" and "answer" not in present:

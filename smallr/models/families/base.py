@@ -78,13 +78,13 @@ class Tensor:
         return np.moveaxis(view, range(len(outputs)), range(self.inputs, len(shape)))
 
     def to_stored(self, param: np.ndarray) -> np.ndarray:
-        """Inverse of `to_param` for a whole parameter (one layer's); `join` puts the parts of a fused one together."""
+        """Inverts `to_param` for a whole parameter (one layer's); `join` puts the parts of a fused one together."""
         if self.layout != "linear":
             return param.reshape(self.stored_shape(param.shape))
         return param.reshape(math.prod(param.shape[: self.inputs]), -1).T
 
     def _stored_axes(self, ndim: int) -> list[slice]:
-        """For each axis of the stored tensor, the axes of the parameter that are merged in it."""
+        """Returns for each axis of the stored tensor the axes of the parameter that are merged in it."""
         if self.layout == "same":
             return [slice(axis, axis + 1) for axis in range(ndim)]
         if self.layout == "flat":
@@ -230,7 +230,7 @@ def beyond_llama(hf: Mapping[str, Any], most: int = 6) -> str:
 
 
 def required(hf: Mapping[str, Any], key: str) -> Any:
-    """`hf[key]`, or an error that names the key."""
+    """Returns `hf[key]`, or an error that names the key."""
     if hf.get(key) is None:
         raise UserError(f"config.json of model_type {hf.get('model_type')!r} has no {key!r}")
     return hf[key]
@@ -260,7 +260,7 @@ def windows_of(hf: Mapping[str, Any], kinds: Sequence[str], window: int | None) 
 
 
 def activation_of(hf: Mapping[str, Any], key: str, default: str) -> str:
-    """`DecoderConfig.activation` under transformers' name for it in `hf[key]`."""
+    """Returns `DecoderConfig.activation` under transformers' name for it in `hf[key]`."""
     names = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     name = hf.get(key) or default
     if name not in names:
@@ -365,7 +365,7 @@ def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScal
 
 
 def _longrope(rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
-    """LongRoPE (arXiv 2402.13753): one set of divisors up to the original length, another beyond."""
+    """Reads LongRoPE (arXiv 2402.13753): one set of divisors up to the original length, another beyond."""
     original = int(rope["original_max_position_embeddings"])
     factor = float(rope.get("factor") or max_positions / original)
     attention_factor = rope.get("attention_factor")
@@ -382,7 +382,7 @@ def _longrope(rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """0.1 ln(s) + 1 (arXiv 2309.00071, eq. 22), or the ratio that DeepSeek's two mscale keys ask for."""
+    """Returns 0.1 ln(s) + 1 (arXiv 2309.00071, eq. 22), or the ratio that DeepSeek's two mscale keys ask for."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
 
