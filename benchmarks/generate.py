@@ -88,11 +88,11 @@ def continuous(model: transformers.LlamaForCausalLM, prompts: Tokens, new: int) 
 class Ours:
     """smallr's engine, and what its decoding steps took."""
 
-    def __init__(self, source: ModelSource, tokenizer: Any, slots: int, dtype: str):
+    def __init__(self, source: ModelSource, tokenizer: Any, decode_slots: int, dtype: str):
         mesh = make_mesh(1, 1, -1)
         with jax.set_mesh(mesh):
             self._decoder = load_decoder(source, mesh, dtype=dtype)
-            self.engine = Engine(self._decoder, tokenizer, mesh, slots=slots, steps=STEPS)
+            self.engine = Engine(self._decoder, tokenizer, mesh, decode_slots=decode_slots, steps=STEPS)
         self.seconds, self.bytes, self.steps = 0.0, 0, 0
 
     def compile(self, longest: int) -> None:

@@ -1,4 +1,4 @@
-"""Preference pairs from the model solutions that OpenAI published with GSM8K: one right, one wrong.
+"""Makes preference pairs of the model solutions that OpenAI published with GSM8K: one right, one wrong.
 
     python -m experiments.gsm8k_pairs --solutions=example_model_solutions.jsonl.gz --out=FOLDER
 
@@ -23,7 +23,7 @@ SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verifica
 
 
 def pairs(rows: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One pair a problem that has both: which of the right and of the wrong solutions goes round by problem."""
+    """Yields one pair for each problem that has both; which of the right and of the wrong solutions is taken rotates."""
     for i, row in enumerate(rows):
         solutions = {True: [], False: []}
         for system in SYSTEMS:
@@ -35,7 +35,7 @@ def pairs(rows: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def clean(solution: str) -> str:
-    """Without the calculator's annotations <<2*3=6>>."""
+    """Removes the calculator's annotations <<2*3=6>>."""
     return re.sub(r"<<[^>]*>>", "", solution).strip()
 
 

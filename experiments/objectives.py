@@ -1,4 +1,4 @@
-"""Every objective on the same pairs from the same start: one table, one plot.
+"""Compares every objective on the same pairs from the same start: one table, one plot.
 
     python -m experiments.objectives --out=runs/objectives                       # the built-in pairs, a tiny model
     python -m experiments.objectives --out=runs/objectives --model=smollm2-135m-instruct --steps=50
@@ -41,9 +41,9 @@ from smallr.training.step import Evaluation
 from smallr.training.trainer import Trainer
 
 METRICS = {
-    "accuracy": "share of held-out pairs with a positive h",
-    "likelier": "share whose chosen side is likelier, per token",
-    "h": "margin of log-ratios, nats",
+    "accuracy": "share of held-out pairs with a positive log-ratio margin",
+    "per_token_accuracy": "share whose chosen completion has the higher log-prob per token",
+    "log_ratio_margin": "log-ratio of chosen minus that of rejected, nats",
     "kl": "mean log ref - log pi, nats a completion",
     "length_drift": "slope of log pi - log ref over length, nats a token",
     "seconds_per_step": "median time of a step, s",
@@ -56,7 +56,7 @@ def objectives() -> list[str]:
 
 
 def config_of(name: str, seed: int) -> ConfigDict:
-    """The run of one objective; all others differ in `config.objective` (and KTO in its rows) only."""
+    """Returns the run of one objective; all others differ in `config.objective` (and KTO in its rows) only."""
     if name == "kto":
         config = unpaired()
     elif name == "cogpo":
@@ -112,7 +112,7 @@ def run(name: str, seed: int, judge: Judge, out: Path) -> dict[str, float] | Non
 
 
 def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each objective, best accuracy first."""
+    """Returns the mean and standard deviation over seeds of each objective, best accuracy first."""
     rows = []
     for name in dict.fromkeys(result["objective"] for result in results):
         of_name = [result for result in results if result["objective"] == name]
@@ -126,7 +126,7 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> None:
-    """table.csv, table.md and plot.png."""
+    """Writes table.csv, table.md and plot.png."""
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -147,7 +147,7 @@ def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> No
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """One panel a metric, one bar an objective."""
+    """Plots one panel for each metric, one bar for each objective."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(METRICS), 1.5 + 0.28 * len(rows)), layout="constrained")
@@ -158,7 +158,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.barh(names, values, xerr=np.nan_to_num(spread), color="#4878a8", error_kw={"linewidth": 1})
         axes.set_title(f"{metric}\n{meaning}", fontsize=8)
         axes.tick_params(labelsize=8, labelleft=i == 0)
-        axes.axvline(0.5 if metric in ("accuracy", "likelier") else 0, color="grey", linewidth=0.8)
+        axes.axvline(0.5 if metric in ("accuracy", "per_token_accuracy") else 0, color="grey", linewidth=0.8)
     figure.savefig(path, dpi=120)
 
 

@@ -1,4 +1,4 @@
-"""Rows of runs -> means with intervals over seeds, differences, CSV, markdown, plots.
+"""Turns rows of runs into means with intervals over seeds, differences, CSV, markdown and plots.
 
 A row is a flat dict with the settings and the metrics of one run, as `smallr.core.stages.Stages.run` returns them.
 """
@@ -31,7 +31,7 @@ class Mean:
     count: int
 
     def show(self, digits: int = 3, signed: bool = False) -> str:
-        """`0.512 ± 0.030`, or without interval if there is none; a dash for no runs."""
+        """Writes `0.512 ± 0.030`, or without interval if there is none; a dash for no runs."""
         if not self.count:
             return "–"
         number = f"{self.value:{'+' if signed else ''}.{digits}f}"
@@ -39,7 +39,7 @@ class Mean:
 
 
 def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
-    """Mean and Student's interval: t(n - 1) * s / sqrt(n). NaN values are left out."""
+    """Returns the mean and Student's interval: t(n - 1) * s / sqrt(n). NaN values are left out."""
     known = np.array([value for value in values if not math.isnan(value)], float)
     if len(known) < 2:
         return Mean(float(known[0]) if len(known) else math.nan, math.nan, len(known))
@@ -48,7 +48,7 @@ def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
 
 
 def groups(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows with the same values of the settings `by`, in the order in which these first occur."""
+    """Returns rows with the same values of the settings `by`, in the order in which these first occur."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row.get(name) for name in by), []).append(row)
@@ -56,19 +56,19 @@ def groups(rows: Sequence[Row], by: Sequence[str]) -> dict[tuple[Any, ...], list
 
 
 def means(rows: Sequence[Row], metric: str) -> Mean:
-    """Over the rows that have the metric."""
+    """Averages over the rows that have the metric."""
     return mean([row[metric] for row in rows if row.get(metric) is not None])
 
 
 def difference(rows: Sequence[Row], baseline: Sequence[Row], metric: str, over: str = "seed") -> Mean:
-    """Mean of row minus baseline of the same seed; seeds that only one of them has are left out."""
+    """Returns the mean of row minus baseline of the same seed; seeds that only one of them has are left out."""
     before = {row[over]: row[metric] for row in baseline if row.get(metric) is not None}
     pairs = [(row[metric], before[row[over]]) for row in rows if row[over] in before and row.get(metric) is not None]
     return mean([after - earlier for after, earlier in pairs])
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All runs; a cell is empty where a run has no such column."""
+    """Writes all runs; a cell is empty where a run has no such column."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -77,13 +77,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; a `|` in a cell is escaped."""
+    """Returns a table; a `|` in a cell is escaped."""
     cells = [[str(cell).replace("|", r"\|") for cell in line] for line in (headers, ["---"] * len(headers), *lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells) + "\n"
 
 
 def table(rows: Sequence[Row], by: Sequence[str], metrics: Mapping[str, str], digits: int = 3) -> str:
-    """A line for each group with the means of the metrics over its runs.
+    """Returns a line for each group with the means of the metrics over its runs.
 
     Args:
       rows: of runs.
@@ -99,7 +99,7 @@ def table(rows: Sequence[Row], by: Sequence[str], metrics: Mapping[str, str], di
 
 
 def bars(rows: Sequence[Row], by: str, metrics: Mapping[str, str], path: Path) -> None:
-    """One panel a metric, one bar a group with its interval, one dot a run."""
+    """Plots one panel for each metric, one bar with its interval for each group, one dot for each run."""
     from matplotlib.figure import Figure
 
     found = groups(rows, [by])
@@ -143,13 +143,13 @@ def curves(
     axes = Figure(figsize=size, layout="constrained").subplots(len(metrics), len(panels), squeeze=False, sharey="row")
     for column, (title, (rows, setting)) in enumerate(panels.items()):
         found = groups(rows, [setting])
-        places = range(len(found))
+        positions = range(len(found))
         for line, (metric, label) in enumerate(metrics.items()):
             panel = axes[line][column]
             averages = [means(members, metric) for members in found.values()]
             values, halves = [a.value for a in averages], np.nan_to_num([a.half for a in averages])
-            panel.errorbar(places, values, yerr=halves, marker="o", markersize=4, linewidth=1, capsize=3)
-            panel.set_xticks(places, [str(value[0]) for value in found], fontsize=8)
+            panel.errorbar(positions, values, yerr=halves, marker="o", markersize=4, linewidth=1, capsize=3)
+            panel.set_xticks(positions, [str(value[0]) for value in found], fontsize=8)
             panel.tick_params(labelsize=8)
             panel.grid(alpha=0.3)
             if not line:

@@ -110,7 +110,7 @@ def base() -> ConfigDict:
     config.benchmark.limit = 100  # questions, from the first; 0: all
     config.benchmark.every = 0  # steps between; 0: only before and after training
     config.benchmark.max_tokens = 0  # of an answer; 0: the benchmark's own
-    config.benchmark.slots = 32  # answers written at once
+    config.benchmark.decode_slots = 32  # answers written at once
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 100  # steps; the last step is always saved
@@ -141,7 +141,7 @@ def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None =
     for name, field in mix.fields.items():
         config.objective[name] = field.default
     config.objective.divergence = "reverse_kl"  # reverse_kl | forward_kl | js | alpha:A, 0 < A < 1
-    config.objective.ld_alpha = 1.0  # weight of tokens behind the length of the shorter side (LD-DPO)
+    config.objective.ld_alpha = 1.0  # weight of tokens behind the length of the shorter completion (LD-DPO)
     config.objective.weighting = "none"  # none | wpo
     # epoch: each pair counts the same over an epoch | step: over a step's own pairs
     config.objective.normalise = "epoch"
@@ -194,9 +194,9 @@ def add_labels(config: ConfigDict, formats: Mapping[str, str] = MARKED) -> Confi
     config.student.formats = ConfigDict(dict(formats))  # of both orders, as the student was trained with
     config.student.prompts = ""  # a folder of mode prompts that tell the student its order; empty: the formats do
     config.labels = ConfigDict()
-    config.labels.margin = 0.0  # nats a token by which the answer must be likelier after thinking
+    config.labels.margin = 0.0  # nats a token by which thinking must raise the log-prob of the answer
     config.labels.max_tokens = 256  # of the student's own rationale and answer
-    config.labels.slots = 32  # rationales written at once
+    config.labels.decode_slots = 32  # rationales written at once
     return config
 
 

@@ -25,5 +25,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = add_labels(add_soft_prompts(choice()))
     config.data.train = "builtin:arithmetic/rationale"
     if arg == "smoke":
-        config.labels.max_tokens, config.labels.slots = 8, 8
+        config.labels.max_tokens, config.labels.decode_slots = 8, 8
     return finish(config, arg)

@@ -1,1 +1,1 @@
-"""Experiments on answer-first and adaptive thinking."""
+"""Runs experiments on answer-first and adaptive thinking."""

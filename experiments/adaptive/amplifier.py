@@ -1,4 +1,4 @@
-"""Does the rationale amplify the loss of hard samples? Likelihoods and gradient norms of single examples.
+"""Tests whether the rationale amplifies the loss of hard samples, by likelihoods and gradient norms of single examples.
 
 Chen et al. (arXiv 2404.09170) say that it does. Here a sample is hard if its answer is unlikely when it is asked for at once,
 -log P(answer | question), whatever the order that is trained. Sorted by that, the samples fall into quarters; of each the
@@ -29,7 +29,7 @@ Values = Mapping[str, Float[np.ndarray, "examples"]]
 
 
 def measure(trainer: Trainer, count: int) -> dict[str, np.ndarray]:
-    """NLL (nats) and gradient norms of the first `count` training examples, one by one.
+    """Computes NLL (nats) and gradient norms of the first `count` training examples, one by one.
 
     Returns:
       float64 [count] each: nll_answer, nll_rationale, gradient_answer, gradient_rationale, gradient (of their sum), cosine
@@ -69,7 +69,7 @@ def _single(
 
 
 def summary(values: Values, hardness: Float[np.ndarray, "examples"]) -> dict[str, float]:
-    """What the claim says of some examples.
+    """Returns what the claim says of some examples.
 
     * spearman: rank correlation of answer NLL and rationale NLL.
     * nll_share, nll_share_answer: of the summed NLL (of the answers' alone) that the hardest quarter holds.

@@ -1,4 +1,4 @@
-"""Answer first, think first, or decide: accuracy, tokens and time; the amplifier claim; slips in the teacher's rationales.
+"""Compares answering first, thinking first and deciding: accuracy, tokens and time; amplified losses; slips in rationales.
 
     python -m experiments.adaptive.answer_first --data=FOLDER --out=runs/answer_first            # coin flips, from scratch
     python -m experiments.adaptive.answer_first --data=FOLDER --out=runs/svamp --model=smollm2-135m-instruct --tasks=palm_svamp \
@@ -71,7 +71,7 @@ class Experiment:
     margin: float = 0.0
 
     def settings(self) -> dict[str, Any]:
-        """What a student depends on, whatever the arms and the number of seeds."""
+        """Returns what a student depends on, whatever the arms and the number of seeds."""
         found = dataclasses.asdict(self)
         for name in ("shares", "seeds", "adaptive", "margin"):
             del found[name]
@@ -79,7 +79,7 @@ class Experiment:
 
 
 def rows_of(experiment: Experiment, data: Path) -> tuple[list[Row], list[Row]]:
-    """Training rows, mixed, and test rows of all tasks; groups are told apart over all tasks."""
+    """Reads training rows, mixed, and test rows of all tasks; groups are told apart over all tasks."""
     train_rows: list[Row] = []
     test_rows: list[Row] = []
     for name, wanted in experiment.tasks.items():
@@ -140,7 +140,7 @@ class Laboratory:
         self._asker: Asker | None = None
 
     def __call__(self, run: Stage, folder: Path, needs: Sequence[Path]) -> dict[str, float]:
-        """One run: trains, looks at the gradients, asks the test questions."""
+        """Runs one student: trains it, measures gradients, asks the test questions."""
         settings = run.settings
         recipe = dataclasses.replace(self.experiment.recipe, model=self.model(settings["seed"]))
         if settings["arm"] in ORDERS:
@@ -179,7 +179,7 @@ class Laboratory:
         return metrics
 
     def _look(self, stage: float, folder: Path, needs: Sequence[Path]):
-        """What is measured at a stage, once; thinking first sorts samples by what its answering-first twin says."""
+        """Measures once what belongs to a stage; thinking first sorts samples by what its answering-first twin says."""
 
         def look(trainer: Trainer) -> None:
             path = folder / f"amplifier-{stage:g}.json"
@@ -195,7 +195,7 @@ class Laboratory:
         return look
 
     def model(self, seed: int) -> str:
-        """The student's start; from scratch each seed has its own weights."""
+        """Returns the student's start; from scratch each seed has its own weights."""
         recipe = self.experiment.recipe
         if recipe.model != SCRATCH:
             return recipe.model
@@ -230,7 +230,7 @@ def main(argv: list[str]) -> None:
 
 
 def from_flags() -> Experiment:
-    """The experiment that the command line asks for."""
+    """Returns the experiment that the command line asks for."""
     tasks = {name: int(count or 0) for name, _, count in (each.partition(":") for each in TASKS.value)}
     scratch = MODEL.value == SCRATCH
     recipe = Recipe(

@@ -1,4 +1,4 @@
-"""Slips in rationales: in a share of all steps one thing is replaced by another; answers stay as they are."""
+"""Puts slips into rationales: in a share of all steps one thing is replaced by another; answers stay as they are."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ class Slip:
 
 
 def steps(rationale: str) -> list[tuple[int, int]]:
-    """Where the sentences and lines of a rationale begin and end."""
+    """Returns where the sentences and lines of a rationale begin and end."""
     return [match.span() for match in _STEP.finditer(rationale)]
 
 
 def slips(rationale: str, items: Groups = ()) -> list[Slip]:
-    """The key thing of each step that has one: the last of the `items` in it, else its last number (its result)."""
+    """Returns the key thing of each step that has one: the last of the `items` in it, else its last number (its result)."""
     found = []
     for start, end in steps(rationale):
-        places = [
+        candidates = [
             Slip(start + match.start(), start + match.end(), tuple(other for other in group if other != item))
             for group in items
             for item in group
             for match in re.finditer(rf"(?<!\w){re.escape(item)}(?!\w)", rationale[start:end], re.IGNORECASE)
             if len(group) > 1
         ]
-        if places:  # of several that end at the same place the longest: "red ball" before "ball"
-            found.append(max(places, key=lambda slip: (slip.end, -slip.start)))
+        if candidates:  # of several that end at the same place the longest: "red ball" before "ball"
+            found.append(max(candidates, key=lambda slip: (slip.end, -slip.start)))
         elif numbers := list(_NUMBER.finditer(rationale[start:end])):
             found.append(Slip(start + numbers[-1].start(), start + numbers[-1].end()))
     return found
 
 
 def corrupt(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
-    """The rows with a slip in exactly round(share * steps) of the steps that can have one.
+    """Returns the rows with a slip in exactly round(share * steps) of the steps that can have one.
 
     A step that follows a slip stays as it was: the slip is not carried on. For the same seed the slips of a smaller share are
     among those of a larger one.
@@ -76,7 +76,7 @@ def corrupt(rows: Sequence[Row], share: float, seed: int) -> list[Row]:
 
 
 def _replacement(text: str, slip: Slip, rng: random.Random) -> str:
-    """Another item, or a number near by, at least 0, with as many decimals."""
+    """Draws another item, or a number near by, at least 0, with as many decimals."""
     if slip.others:
         return rng.choice(slip.others)
     decimals = len(text.partition(".")[2])

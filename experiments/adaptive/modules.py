@@ -1,4 +1,4 @@
-"""The arms of `answer_first` in which one student knows both orders and a soft-prompt module decides."""
+"""Runs the arms of `answer_first` in which one student knows both orders and a soft-prompt module decides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smallr.training.trainer import Trainer
 
 
 def student_config(recipe: Recipe, seed: int, train_file: Path) -> ConfigDict:
-    """A student of both orders, which a mark in front of the question tells apart; twice the steps of one order."""
+    """Returns a student of both orders, which a mark in front of the question tells apart; twice the steps of one order."""
     config = both_orders()
     config.unlock()
     _common(config, recipe, seed, train_file, recipe.model, 2 * recipe.steps)
@@ -35,14 +35,14 @@ def router_config(
     """Labels from the student's own likelihoods, then the soft tokens of the decision."""
     config = add_labels(add_soft_prompts(choice(), length))
     _common(config, recipe, seed, train_file, student, steps)
-    config.labels.max_tokens, config.labels.slots = recipe.max_tokens, recipe.slots
+    config.labels.max_tokens, config.labels.decode_slots = recipe.max_tokens, recipe.decode_slots
     config.labels.margin = margin
     config.lock()
     return config
 
 
 def prompts_config(recipe: Recipe, seed: int, train_file: Path, student: str, length: int, steps: int) -> ConfigDict:
-    """Two soft prompts, one an order, over the same student without the marks."""
+    """Returns the config of two soft prompts, one for each order, over the same student without the marks."""
     config = add_soft_prompts(rationale(order="both"), length)
     _common(config, recipe, seed, train_file, student, steps)
     config.lock()
@@ -69,12 +69,16 @@ def fit_module(config: ConfigDict, rows: Sequence[Row], folder: Path) -> None:
 
 
 def ask_modes(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, float]:
-    """always-pre and always-post of a student of both orders; writes what each did with each question."""
-    student, metrics = open_student(str(folder), slots=recipe.slots), {}
+    """Asks a student of both orders always-pre and always-post; writes what each did with each question."""
+    student, metrics = open_student(str(folder), decode_slots=recipe.decode_slots), {}
     questions = [row.question for row in rows]
     modes: tuple[Mode, Mode] = ("answer", "think")
     for mode in modes:  # compile before the clock runs
-        student.answer(questions[: recipe.slots], [mode] * len(questions[: recipe.slots]), max_tokens=recipe.max_tokens)
+        student.answer(
+            questions[: recipe.decode_slots],
+            [mode] * len(questions[: recipe.decode_slots]),
+            max_tokens=recipe.max_tokens,
+        )
     for mode in modes:
         answers = student.answer(questions, [mode] * len(rows), max_tokens=recipe.max_tokens)
         tokens = [item.tokens for item in answers.items]
@@ -84,12 +88,12 @@ def ask_modes(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, fl
 
 
 def ask_module(folder: Path, recipe: Recipe, rows: Sequence[Row]) -> dict[str, float]:
-    """A module's decisions, and the answers of both kinds in one batch; the time of deciding is part of an answer's."""
-    module = open_adaptive(str(folder), slots=recipe.slots)
+    """Returns a module's decisions, and the answers of both kinds in one batch; the time of deciding is part of an answer's."""
+    module = open_adaptive(str(folder), decode_slots=recipe.decode_slots)
     if hasattr(module, "max_tokens"):
         module.max_tokens = recipe.max_tokens
     questions = [row.question for row in rows]
-    module.decide(questions[: recipe.slots])  # compile before the clock runs
+    module.decide(questions[: recipe.decode_slots])  # compile before the clock runs
     decided = module.decide(questions)
     if decided.answers is None:
         answered = module.answer(questions, decided.modes, max_tokens=recipe.max_tokens)

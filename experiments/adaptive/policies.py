@@ -1,4 +1,4 @@
-"""Who answers first and who thinks first: accuracy and cost of a policy, from each question's outcome in both modes.
+"""Computes accuracy and cost of a policy (who answers first, who thinks first) from each question's outcome in both modes.
 
 Outcomes are arrays [seeds, questions]. Nothing is assumed of a mode's cost: tokens are those that were written.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What a mode (or a policy) did with each question.
+    """Holds what a mode (or a policy) did with each question.
 
     Attributes:
       correct: 0 or 1, or a probability.
@@ -26,12 +26,12 @@ class Outcomes:
 
     @property
     def accuracy(self) -> float:
-        """Mean over seeds and questions."""
+        """Returns the mean over seeds and questions."""
         return float(self.correct.mean())
 
     @property
     def tokens_per_answer(self) -> float:
-        """Mean over seeds and questions."""
+        """Returns the mean over seeds and questions."""
         return float(self.tokens.mean())
 
 
@@ -66,7 +66,7 @@ def unsure(answer: Outcomes, think: Outcomes, nll: Float[np.ndarray, "seeds ques
 
 
 def tokens_saved(policy: Outcomes, answer: Outcomes, think: Outcomes) -> float | None:
-    """Tokens an answer that the policy saves against a mixture at random of both modes that is as accurate.
+    """Returns tokens an answer that the policy saves against a mixture at random of both modes that is as accurate.
 
     None where no mixture is: the policy is less accurate than answering first, or more accurate than thinking first, or thinking
     does not pay at all.
@@ -86,7 +86,7 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean, over drawn seeds and drawn groups of questions.
+    """Computes the percentile interval of the mean, over drawn seeds and drawn groups of questions.
 
     Questions about one story are drawn together; seeds (if there are several) are drawn too, for another seed would be another
     student. Pass differences of two arms for a paired interval.

@@ -1,4 +1,4 @@
-"""What the runs of `answer_first` say: one table, two plots, and a verdict on each claim of the paper."""
+"""Reports the runs of `answer_first`: one table, two plots, and a verdict on each claim of the paper."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Arm:
 
 
 def metrics_of(written: Written, rows: Sequence[Row]) -> dict[str, float]:
-    """Accuracy, over all questions and of each task; tokens and time an answer."""
+    """Computes accuracy, over all questions and of each task; tokens and time an answer."""
     tasks = np.array([row.task for row in rows])
     by_task = {f"accuracy/{task}": float(written.correct[tasks == task].mean()) for task in dict.fromkeys(tasks)}
     return {
@@ -49,13 +49,13 @@ def metrics_of(written: Written, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def early_stop(stopped: Written, whole: Written) -> dict[str, float]:
-    """Whether decoding on behind the answer changes it, and what that costs."""
+    """Returns whether decoding on behind the answer changes it, and what that costs."""
     same = [a.strip() == b.partition("-->")[0].strip() for a, b in zip(stopped.texts, whole.texts, strict=True)]
     return {"early_stop_same": float(np.mean(same)), "tokens_without_stop": float(whole.tokens.mean())}
 
 
 def arm(name: str, grid: Stages, runs: Sequence[Stage]) -> Arm | None:
-    """The finished runs of an arm; None if there is none."""
+    """Returns the finished runs of an arm; None if there is none."""
     folders = [grid.folder(run) for run in runs if grid.is_done(run)]
     if not folders:
         return None
@@ -90,7 +90,7 @@ def derived(pre: Arm, post: Arm) -> list[Arm]:
 
 
 def kept(name: str, grid: Stages, runs: Sequence[Stage], file: str, suffix: str = "") -> Arm:
-    """An arm of `answer_first_adaptive`, from what the runs have written."""
+    """Returns an arm of `answer_first_adaptive`, from what the runs have written."""
     found = [json.loads((grid.folder(run) / file).read_text()) for run in runs]
     outcomes = Outcomes(*(np.array([each[field] for each in found], float) for field in ("correct", "tokens")))
     seconds = [grid.value(run)[f"seconds_per_answer{suffix}"] for run in runs]
@@ -114,12 +114,12 @@ class Deciding:
 
     @property
     def all(self) -> list[Arm]:
-        """In the order of the table."""
+        """Returns the arms in the order of the table."""
         return [self.think, self.answer, *(each for pair in self.modules for each in pair), self.best]
 
 
 def deciding(grid: Stages, runs: Sequence[Stage]) -> Deciding | None:
-    """What the finished runs of the adaptive arms say; None without any."""
+    """Returns what the finished runs of the adaptive arms say; None without any."""
     by_arm = {
         name: [run for run in runs if run.settings["arm"] == name and grid.is_done(run)]
         for name in ("both", "router", "prompts")
@@ -142,7 +142,7 @@ def deciding(grid: Stages, runs: Sequence[Stage]) -> Deciding | None:
 
 
 def at_shares(answer: Arm, think: Arm, grid: Stages, routers: Sequence[Stage]) -> list[tuple[Arm, Arm]]:
-    """The router's scores cut where a given share of the questions is thought about, each beside random at that share."""
+    """Returns the router's scores cut where a given share of the questions is thought about, each beside random at that share."""
     files = [json.loads((grid.folder(run) / "module.json").read_text()) for run in routers]
     scores = np.array([file["scores"] for file in files])
     pairs = []
@@ -159,12 +159,12 @@ Interval = tuple[float, float, float]  # value, low, high
 
 
 def estimate(values: Float[np.ndarray, "seeds questions"], groups: Int[np.ndarray, "questions"]) -> Interval:
-    """Mean with its interval over seeds and questions."""
+    """Returns the mean with its interval over seeds and questions."""
     return float(values.mean()), *bootstrap(values, groups)
 
 
 def show(interval: Interval, scale: float = 100.0, digits: int = 1, signed: bool = False) -> str:
-    """`61.0 [55.2, 66.7]`, in percent by default; a single run has no interval."""
+    """Writes `61.0 [55.2, 66.7]`, in percent by default; a single run has no interval."""
     value, low, high = (number * scale for number in interval)
     sign = "+" if signed else ""
     if np.isinf(low):
@@ -173,7 +173,7 @@ def show(interval: Interval, scale: float = 100.0, digits: int = 1, signed: bool
 
 
 def verdict(interval: Interval) -> str:
-    """Of the claim that a number is above 0."""
+    """Judges the claim that a number is above 0."""
     return "held" if interval[1] > 0 else "did not hold" if interval[2] < 0 else "undecided"
 
 
@@ -202,7 +202,7 @@ def arms_table(arms: Sequence[Arm], rows: Sequence[Row], answer: Arm, think: Arm
 
 
 def corruption_table(arms: Mapping[tuple[str, float], Arm], rows: Sequence[Row]) -> str:
-    """Accuracy of each order over the share of corrupted steps."""
+    """Writes a table of the accuracy of each order over the share of corrupted steps."""
     groups = np.array([row.group for row in rows])
     shares = sorted({share for _, share in arms})
     lines = [
@@ -228,7 +228,7 @@ AMPLIFIER = {
 
 
 def amplifier_table(results: Mapping[str, Sequence[Mapping[str, float]]], stages: Sequence[float]) -> str:
-    """Both orders at each stage; means with Student's interval over seeds."""
+    """Compares both orders at each stage; means with Student's interval over seeds."""
     columns = [(name, stage) for name in ("post", "pre") for stage in stages]
     lines = [
         [title, *(_mean(results[name], f"{metric}@{stage:g}").show(2) for name, stage in columns)]
@@ -242,7 +242,7 @@ def _mean(results: Sequence[Mapping[str, float]], metric: str) -> Mean:
 
 
 def interval_of(average: Mean) -> Interval:
-    """As value, low, high; unbounded for a single run."""
+    """Returns value, low, high; unbounded for a single run."""
     half = average.half if np.isfinite(average.half) else np.inf
     return average.value, average.value - half, average.value + half
 
@@ -253,7 +253,7 @@ def claims(
     rows: Sequence[Row],
     decided: Deciding | None,
 ) -> str:
-    """The claims of the paper's abstract that these runs bear on, with what was measured."""
+    """Returns the claims of the paper's abstract that these runs bear on, with what was measured."""
     groups = np.array([row.group for row in rows])
     lines = [*slip_claim(arms, groups), *_amplifier_claims(results["post"])]
     stops = [result for result in results["post"] if "early_stop_same" in result]
@@ -276,7 +276,7 @@ def claims(
 
 
 def slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> list[list[str]]:
-    """At the largest share; where slips do not hurt pre-thinking there is nothing to be spared."""
+    """Judges the claim at the largest share; where slips do not hurt pre-thinking there is nothing to be spared."""
     worst = max(share for _, share in arms)
     if not worst or not {("pre", worst), ("post", worst)} <= set(arms):
         return []
@@ -292,7 +292,7 @@ def slip_claim(arms: Mapping[tuple[str, float], Arm], groups: np.ndarray) -> lis
 
 
 def _amplifier_claims(results: Sequence[Mapping[str, float]]) -> list[list[str]]:
-    """At every stage; answer first."""
+    """Judges the claim at every stage of the student that answers first."""
     lines = []
     for stage in _stages(results):
         correlation = interval_of(_mean(results, f"spearman@{stage:g}"))
@@ -310,20 +310,20 @@ def _stages(results: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def plot_tokens(arms: Sequence[Arm], rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against tokens an answer."""
+    """Plots accuracy against tokens an answer."""
     groups = np.array([row.group for row in rows])
     figure, axes = _axes("tokens an answer", "accuracy, %")
     for i, each in enumerate(arms):
         value, low, high = (100 * number for number in estimate(each.outcomes.correct, groups))
         errors = [[value - low], [high - value]]
-        place = each.outcomes.tokens_per_answer
-        axes.errorbar(place, value, yerr=errors, marker="o^sDvPX*<>"[i % 10], label=each.name, capsize=3)
+        tokens = each.outcomes.tokens_per_answer
+        axes.errorbar(tokens, value, yerr=errors, marker="o^sDvPX*<>"[i % 10], label=each.name, capsize=3)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=120)
 
 
 def plot_corruption(arms: Mapping[tuple[str, float], Arm], rows: Sequence[Row], path: Path) -> None:
-    """Accuracy against the share of corrupted steps."""
+    """Plots accuracy against the share of corrupted steps."""
     groups = np.array([row.group for row in rows])
     figure, axes = _axes("steps with a slip, %", "accuracy, %")
     for name, title in (("pre", "pre-thinking"), ("post", "post-thinking")):
@@ -347,7 +347,7 @@ def _axes(x: str, y: str):
 
 
 def write(grid: Stages, runs: Sequence[Stage], rows: Sequence[Row], out: Path) -> str:
-    """report.md, runs.csv and plots of the runs that are finished; returns the text of the report."""
+    """Writes report.md, runs.csv and plots of the runs that are finished; returns the text of the report."""
     arms: dict[tuple[str, float], Arm] = {}
     for name in ("pre", "post"):
         for share in dict.fromkeys(run.settings["share"] for run in runs):

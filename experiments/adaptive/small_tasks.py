@@ -1,4 +1,4 @@
-"""Teachers by rule for the small tasks of Fine-tune-CoT: coin flips, last letters, shuffled objects, dates.
+"""Plays the teacher by rule for the small tasks of Fine-tune-CoT: coin flips, last letters, shuffled objects, dates.
 
 The published files (Ho et al., arXiv 2212.10071) have questions and answers; the rationales of their teacher are not among
 them. The steps of these tasks can be derived, so that a rule writes them here: in the words of the worked examples of Wei et al.
@@ -20,7 +20,7 @@ Groups = tuple[tuple[str, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """What a rule finds for a question.
+    """Holds what a rule finds for a question.
 
     Attributes:
       rationale: one step a sentence.
@@ -34,7 +34,7 @@ class Derived:
 
 
 def coin_flip(question: str, gold: str = "") -> Derived | None:
-    """How often the coin is flipped, whether that is odd, and which side is up then."""
+    """Finds how often the coin is flipped, whether that is odd, and which side is up then."""
     acts = re.findall(r"\w+ (flips|does not flip) the coin\.", question)
     if not acts:
         return None
@@ -45,7 +45,7 @@ def coin_flip(question: str, gold: str = "") -> Derived | None:
 
 
 def last_letters(question: str, gold: str = "") -> Derived | None:
-    """The last letter of each word, then all of them."""
+    """Returns the last letter of each word, then all of them."""
     found = re.search(r'words in "([^"]+)"', question)
     if found is None:
         return None
@@ -57,7 +57,7 @@ def last_letters(question: str, gold: str = "") -> Derived | None:
 
 
 def shuffled_objects(question: str, gold: str = "") -> Derived | None:
-    """Who has which option after each swap."""
+    """Finds who has which option after each swap."""
     swaps = re.search(r"First, (\w+) and (\w+) .*? Then, (\w+) and (\w+) .*? Finally, (\w+) and (\w+) ", question)
     asked = re.search(r"At the end of [\w ]+, (\w+) ", question)
     if not (swaps and asked):
@@ -87,7 +87,7 @@ _OFFSETS = {
 
 
 def dates(question: str, gold: str = "") -> Derived | None:
-    """Today's date, then the one that is asked for.
+    """Finds today's date, then the one that is asked for.
 
     The premises are free text, which no short rule reads: today is found backwards from the right option `gold`. So this
     teacher has seen the answer.
@@ -122,20 +122,20 @@ RULES: dict[str, Rule] = {
 
 
 def more_coin_flips(questions: Sequence[str], people: int, rng: random.Random) -> str:
-    """A question with names that occur in `questions`."""
+    """Returns a question with names that occur in `questions`."""
     names = _names(questions, r"(\w+) (?:flips|does not flip) the coin\.", people, rng)
     acts = " ".join(f"{name} {rng.choice(('flips', 'does not flip'))} the coin." for name in names)
     return f'A coin is heads up. {acts} Is the coin still heads up? Note that "flip" here means "reverse".'
 
 
 def more_last_letters(questions: Sequence[str], people: int, rng: random.Random) -> str:
-    """A question with words that occur in `questions`."""
+    """Returns a question with words that occur in `questions`."""
     names = _names(questions, r'(\w+)(?=[\w ]*" and)', people, rng)
     return f'Take the last letters of each words in "{" ".join(names)}" and concatenate them.'
 
 
 def more_shuffled_objects(questions: Sequence[str], people: int, rng: random.Random) -> str:
-    """One of the stories of `questions` with other swaps, and another end."""
+    """Returns one of the stories of `questions` with other swaps, and another end."""
     del people  # always three
     story = rng.choice(questions)
 
@@ -156,7 +156,7 @@ MORE: dict[str, More] = {
 
 
 def _names(questions: Sequence[str], pattern: str, count: int, rng: random.Random) -> list[str]:
-    """Different names, each from a question drawn anew."""
+    """Draws different names, each from a question drawn anew."""
     found: dict[str, None] = {}
     while len(found) < count:
         found[rng.choice(re.findall(pattern, rng.choice(questions)))] = None

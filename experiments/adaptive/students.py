@@ -1,4 +1,4 @@
-"""A student trained in one order on rows of teacher data, and what it then writes."""
+"""Trains a student in one order on rows of teacher data, and has it write."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Recipe:
       chat: questions are messages of a user.
       steps, rows, row_length, learning_rate, dtype: as in the config of a training run.
       max_tokens: of a completion.
-      slots: answers written at once.
+      decode_slots: answers written at once.
     """
 
     model: str
@@ -48,11 +48,11 @@ class Recipe:
     learning_rate: float = 1e-3
     dtype: str = "float32"
     max_tokens: int = 160
-    slots: int = 32
+    decode_slots: int = 32
 
 
 def config_of(recipe: Recipe, order: Order, seed: int, train: Path) -> ConfigDict:
-    """The training run."""
+    """Returns the training run."""
     config = rationale(order)
     config.seed, config.model = seed, recipe.model
     config.compute.dtype, config.compute.remat = recipe.dtype, "none" if recipe.dtype == "float32" else "dots"
@@ -114,7 +114,7 @@ class Written:
     texts: tuple[str, ...]
 
     def save(self, path: Path) -> None:
-        """As JSON lines, a question each."""
+        """Writes JSON lines, one for each question."""
         lines = [
             {"correct": bool(c), "tokens": int(t), "nll": None if np.isnan(n) else round(float(n), 5), "text": text}
             for c, t, n, text in zip(self.correct, self.tokens, self.nll, self.texts, strict=True)
@@ -134,17 +134,17 @@ class Asker:
 
     def __init__(self, decoder: Decoder, recipe: Recipe, tokenizer: Any, mesh: Mesh):
         self._recipe = recipe
-        self._engine = Engine(decoder, tokenizer, mesh, slots=recipe.slots)
+        self._engine = Engine(decoder, tokenizer, mesh, decode_slots=recipe.decode_slots)
         self._warm: set[SamplingParams] = set()
 
     def __call__(self, decoder: Decoder, rows: Sequence[Row], order: Order, early_stop: bool = True) -> Written:
-        """Who answers first stops at the separator, unless `early_stop` is off; the other order ends with the end token."""
+        """Writes answers. Answering first stops at the separator, unless `early_stop` is off; the other order at the end token."""
         self._engine.update(decoder)
         stop = (SEPARATOR,) if order == "answer_first" and early_stop else ()
         params = SamplingParams(max_tokens=self._recipe.max_tokens, stop=stop, logprobs=0)
         requests = [self._request(row.question, params) for row in rows]
         if params not in self._warm:  # compile before the clock runs
-            self._engine.generate(requests[: self._recipe.slots], progress=False)
+            self._engine.generate(requests[: self._recipe.decode_slots], progress=False)
             self._warm.add(params)
         start, cpu = time.perf_counter(), time.process_time()
         results = self._engine.generate(requests, progress=False)
@@ -167,7 +167,7 @@ class Asker:
 
 
 def answer_of(text: str, order: Order) -> str | None:
-    """The part of a completion that is its answer; None where it did not come to one."""
+    """Returns the part of a completion that is its answer; None where it did not come to one."""
     first, mark, second = text.partition(SEPARATOR)
     if order == "answer_first":
         return first.strip()
@@ -175,7 +175,7 @@ def answer_of(text: str, order: Order) -> str | None:
 
 
 def right(answer: str | None, gold: str) -> bool:
-    """Equal as numbers, or as texts without regard to case, spaces and a final full stop."""
+    """Returns whether two answers are equal as numbers, or as texts without regard to case, spaces and a final full stop."""
     if answer is None:
         return False
     number = to_decimal(gold)
@@ -190,7 +190,7 @@ def _plain(text: str) -> str:
 
 
 def answer_nll(logprobs: Sequence[Any], order: Order) -> float:
-    """NLL a token of the answer's own tokens in a completion, nats; NaN without any."""
+    """Computes the NLL a token of the answer's own tokens in a completion, nats; NaN without any."""
     text, before, after = "", [], []
     for token in logprobs:
         text += token.token

@@ -1,4 +1,4 @@
-"""Question, rationale, answer: published teacher data, read from the files as they were published.
+"""Reads published teacher data (question, rationale, answer) from the files as they were published.
 
     python -m experiments.adaptive.teacher_rows --data=FOLDER --task=palm_svamp --out=FOLDER
 
@@ -66,13 +66,13 @@ class Rows:
 
 
 def read(task: str, data: Path) -> Rows:
-    """Both splits of a task.
+    """Reads both splits of a task.
 
     Raises:
       UserError: an unknown task, or a file that is missing or has other fields.
     """
     if task not in READERS:
-        raise UserError(f"task {task!r} is none of {', '.join(READERS)}")
+        raise UserError(f"task {task!r} must be one of: {', '.join(READERS)}")
     left_out: Counter[str] = Counter()
     if task in RULES:
         path = find(data, READERS[task])
@@ -93,7 +93,7 @@ def read(task: str, data: Path) -> Rows:
 
 
 def find(data: Path, name: str) -> Path:
-    """The file of that name (`folder/name`, if given so) below `data`, gzipped or not.
+    """Returns the file of that name (`folder/name`, if given so) below `data`, gzipped or not.
 
     Raises:
       UserError: there is none.
@@ -108,7 +108,7 @@ def find(data: Path, name: str) -> Path:
 def more(
     task: str, rows: Sequence[Row], count: int, seed: int, avoid: Sequence[Row] = (), people: int = 4
 ) -> list[Row]:
-    """Rows of the same form as those of a small task, with their names and stories.
+    """Returns rows of the same form as those of a small task, with their names and stories.
 
     Args:
       task: one of `small_tasks.MORE`.
@@ -153,7 +153,7 @@ def _by_rule(task: str, path: Path) -> tuple[list[Row], list[Row]]:
 
 
 def _story(task: str, question: str) -> str:
-    """What several questions of a task have in common."""
+    """Returns what several questions of a task have in common."""
     separator = {"tracking_shuffled_objects": " At the end of", "date_understanding": " What is the date"}.get(task)
     return question.rpartition(separator)[0] if separator else question
 
@@ -192,7 +192,7 @@ def _text(path: Path) -> str:
 
 
 def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """JSON lines with the columns `question`, `rationale`, `answer`, and the task."""
+    """Writes JSON lines with the columns `question`, `rationale`, `answer`, and the task."""
     fields = ("question", "rationale", "answer", "task")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({name: getattr(row, name) for name in fields}) + "\n" for row in rows))

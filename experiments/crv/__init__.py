@@ -1,1 +1,1 @@
-"""The parts of `experiments.crv.ablation`: rows, runs, judgement, report."""
+"""Holds the parts of `experiments.crv.ablation`: rows, runs, judgement, report."""

@@ -1,4 +1,4 @@
-"""The ablation of CogPO: raw SFT, CRV SFT, CRV SFT + DPO, CRV SFT + CogPO, and sweeps of what they depend on.
+"""Runs the ablation of CogPO: raw SFT, CRV SFT, CRV SFT + DPO, CRV SFT + CogPO, and sweeps of what they depend on.
 
     python -m experiments.crv.ablation --out=runs/cogpo                          # a student made from nothing
     python -m experiments.crv.ablation --out=runs/cogpo --sweeps=beta,small,medium,large,mix,critic
@@ -40,7 +40,7 @@ MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
 
 
 def plan(model: str) -> PackingPlan:
-    """What the flags ask for."""
+    """Returns what the flags ask for."""
     gaps = ("small", "medium", "large")
     if len(BETAS.value) != 3:
         raise UserError(f"--betas has a number for each of {', '.join(gaps)}")
@@ -60,7 +60,7 @@ def plan(model: str) -> PackingPlan:
         exam={
             "limit": HELD_OUT.value if ASKED.value < 0 else ASKED.value,
             "max_tokens": MAX_TOKENS.value,
-            "slots": SLOTS.value,
+            "decode_slots": DECODE_SLOTS.value,
             **batch,
             "dtype": DTYPE.value,
         },
@@ -76,7 +76,7 @@ def plan(model: str) -> PackingPlan:
 
 
 def base() -> Base:
-    """The student made from nothing that the flags ask for."""
+    """Returns the student made from nothing that the flags ask for."""
     stage = TrainSettings(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
     return Base(
         size=Size("llama", LAYERS.value, WIDTH.value, 4, 512),
@@ -135,7 +135,7 @@ def quiet(folder: Path):
 
 
 def student(out: Path) -> str:
-    """The model that all runs start from; one made from nothing is trained on the first call."""
+    """Returns the model that all runs start from; one made from nothing is trained on the first call."""
     if MODEL.value != "scratch":
         return MODEL.value
 
@@ -220,7 +220,7 @@ if __name__ == "__main__":  # flags are global: two command lines cannot be impo
     GRID = flags.DEFINE_list("grid", ["0.05", "0.2", "1.0"], "Values of the betas that are swept")
     CRITICS = flags.DEFINE_list("critics", ["0", "0.25", "0.5"], "As --critic, those that are swept")
     MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "Of an answer")
-    SLOTS = flags.DEFINE_integer("slots", 50, "Answers written at once")
+    DECODE_SLOTS = flags.DEFINE_integer("decode_slots", 50, "Answers written at once")
     ASKED = flags.DEFINE_integer("asked", -1, "Held-out questions that are answered; -1: all")
     LAYERS = flags.DEFINE_integer("layers", 3, "Of the student made from nothing")
     WIDTH = flags.DEFINE_integer("width", 128, "Of the student made from nothing")

@@ -1,4 +1,4 @@
-"""The runs of the ablation: arms, sweeps, and the config of each."""
+"""Defines the runs of the ablation: arms, sweeps, and the config of each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class PackingPlan:
-    """What the ablation compares.
+    """Says what the ablation compares.
 
     Attributes:
       model: that every run starts from.
@@ -67,19 +67,19 @@ class PackingPlan:
     critics: tuple[str, ...] = ()
 
     def base_run(self) -> Stage:
-        """The model as it is."""
+        """Returns the model as it is."""
         rows = {key: value for key, value in self.rows.items() if key not in ("mix", "pairs", "critic")}
         settings = self._settings(BASE, 0, self.sft, rows)
         return Stage("base", {key: value for key, value in settings.items() if key != "train"})
 
     def sft_run(self, arm: str, seed: int, **rows: Any) -> Stage:
-        """SFT on the teacher's rationales (`raw SFT`) or on those of CRV."""
+        """Makes the run of SFT on the teacher's rationales (`raw SFT`) or on those of CRV."""
         name = {RAW: "raw", CRV: "crv"}[arm]
         recipe = {key: value for key, value in {**self.rows, **rows}.items() if key not in ("mix", "pairs")}
         return Stage(f"{name}{_label(rows)}-s{seed}", self._settings(arm, seed, self.sft, recipe))
 
     def preference_run(self, arm: str, seed: int, beta: float | Mapping[str, float], **rows: Any) -> Stage:
-        """DPO or CogPO behind SFT on CRV rationales."""
+        """Makes the run of DPO or CogPO behind SFT on CRV rationales."""
         start = self.sft_run(CRV, seed, **{key: value for key, value in rows.items() if key not in ("mix", "pairs")})
         betas = dict(beta) if isinstance(beta, Mapping) else beta
         name = "-".join(f"{value:g}" for value in (betas.values() if isinstance(betas, dict) else [betas]))
@@ -88,7 +88,7 @@ class PackingPlan:
         return Stage(f"{kind}-{name}{_label(rows)}-s{seed}", settings, needs=(start,))
 
     def arms(self, names: Iterable[str], seeds: int) -> list[Stage]:
-        """The runs of the arms, seed by seed, and those that they need."""
+        """Returns the runs of the arms, seed by seed, and those that they need."""
         runs: list[Stage] = []
         for seed in range(seeds):
             made = {
@@ -102,7 +102,7 @@ class PackingPlan:
         return with_needs(runs)
 
     def sweep(self, name: str, seeds: int) -> list[Stage]:
-        """The runs of one sweep, those of the arms among them included."""
+        """Returns the runs of one sweep, those of the arms among them included."""
         runs: list[Stage] = []
         for seed in range(seeds):
             if name == "beta":
@@ -134,7 +134,7 @@ def _label(rows: Mapping[str, Any]) -> str:
 
 
 def with_needs(runs: Iterable[Stage]) -> list[Stage]:
-    """The runs, each behind those that it needs, each once."""
+    """Returns the runs, each behind those that it needs, each once."""
     found: dict[str, Stage] = {}
     for run in runs:
         for each in (*run.needs, run):
@@ -143,7 +143,7 @@ def with_needs(runs: Iterable[Stage]) -> list[Stage]:
 
 
 def config_of(run: Stage, rows: Path, model: str) -> ConfigDict:
-    """The training config: that of `configs/`, with the run's data and sizes.
+    """Returns the training config: that of `configs/`, with the run's data and sizes.
 
     Args:
       run: of a `PackingPlan`.

@@ -1,4 +1,4 @@
-"""A student made from nothing: small, and pretrained on what every run of the ablation starts from.
+"""Makes a student from nothing: small, and pretrained on what every run of the ablation starts from.
 
 It has seen single equations, and right rationales of all three styles (terse, fitted, involved) in equal parts, so that
 it can read the questions, knows every style and prefers none. No held-out question is among them.

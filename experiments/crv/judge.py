@@ -1,4 +1,4 @@
-"""How every model is judged: greedy answers graded by rule, and log-probs of held-out pairs."""
+"""Judges models: greedy answers graded by rule, and log-probs of held-out pairs."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ ANSWERS, PAIRS = "answers.jsonl", "pairs.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """What a model is asked.
+    """Says what a model is asked.
 
     Attributes:
       questions: data set with a split `test` of `prompt` and `answer` (a number).
-      pairs: data set with a split `test` of pairs with gaps; the chosen side of a small gap is a fitted rationale.
+      pairs: data set with a split `test` of pairs with gaps; the chosen completion of a small gap is a fitted rationale.
       limit: questions; 0: none, so that nothing is written and accuracy is not known.
       max_tokens: of an answer.
-      slots: answers written at once.
+      decode_slots: answers written at once.
       rows, row_length: of a batch of pairs.
       dtype: of the computation.
     """
@@ -51,7 +51,7 @@ class Examination:
     pairs: str
     limit: int
     max_tokens: int
-    slots: int
+    decode_slots: int
     rows: int
     row_length: int
     dtype: str
@@ -66,7 +66,7 @@ class Judge:
         self._evaluations: dict[Any, Any] = {}
 
     def __call__(self, model: str, exam: Examination, folder: Path) -> dict[str, float]:
-        """Metrics of a model; every answer goes to `answers.jsonl`, the log-probs of all pairs to `pairs.npz`.
+        """Returns metrics of a model; every answer goes to `answers.jsonl`, the log-probs of all pairs to `pairs.npz`.
 
         Args:
           model: a run's workdir, or any model that training takes.
@@ -74,8 +74,9 @@ class Judge:
           folder: of the two files.
 
         Returns:
-          `correct` and `tokens` (mean length of an answer), `cut` (share that reached `max_tokens`), `nll` (nats a token of
-          fitted rationales), `likelier` and `likelier/GAP` (share of pairs whose chosen side is likelier a token).
+          `correct` and `tokens` (mean length of an answer), `truncated` (share that reached `max_tokens`), `nll` (nats a token of
+          fitted rationales), `per_token_accuracy` and `per_token_accuracy/GAP` (share of pairs whose
+          chosen completion has the higher log-prob per token).
         """
         with jax.set_mesh(self._mesh):
             source, decoder = load_trained(model, self._mesh, dtype=exam.dtype)
@@ -96,11 +97,11 @@ class Judge:
         return metrics
 
     def _engine(self, decoder: Any, tokenizer: Any, ends: tuple[int, ...], exam: Examination) -> Engine:
-        key = (decoder.config, tokenizer.backend_tokenizer.to_str(), exam.slots)
+        key = (decoder.config, tokenizer.backend_tokenizer.to_str(), exam.decode_slots)
         if key in self._engines:
             self._engines[key].update(decoder)
         else:
-            self._engines[key] = Engine(decoder, tokenizer, self._mesh, slots=exam.slots, end_ids=ends)
+            self._engines[key] = Engine(decoder, tokenizer, self._mesh, decode_slots=exam.decode_slots, end_ids=ends)
         return self._engines[key]
 
 
@@ -108,7 +109,7 @@ _PLAIN = Preference("sigmoid", 1.0, "none")  # the log-probs as they are
 
 
 def pair_config(exam: Examination) -> ConfigDict:
-    """The config by which the held-out pairs are read."""
+    """Returns the config by which the held-out pairs are read."""
     config = preference()
     config.objective.reference = "none"
     config.data.eval, config.data.eval_split = exam.pairs, "test"
@@ -117,22 +118,22 @@ def pair_config(exam: Examination) -> ConfigDict:
 
 
 def pair_metrics(values: Mapping[str, Float[np.ndarray, "pairs"]], split: Split) -> dict[str, float]:
-    """`nll`, `likelier` and `likelier/GAP`."""
+    """Computes `nll`, `per_token_accuracy` and `per_token_accuracy/GAP`."""
     known = split.static_columns()
     chosen = values["logp_chosen"] / known["scored_chosen"]
-    likelier = chosen > values["logp_rejected"] / known["scored_rejected"]
+    is_right = chosen > values["logp_rejected"] / known["scored_rejected"]
     small = known["gap"] == GAPS.index("small")
-    found = {"likelier": likelier.mean()}
+    found = {"per_token_accuracy": is_right.mean()}
     if small.any():
         found["nll"] = -values["logp_chosen"][small].sum() / known["scored_chosen"][small].sum()
     for index, gap in enumerate(GAPS):
         if (members := known["gap"] == index).any():
-            found[f"likelier/{gap}"] = likelier[members].mean()
+            found[f"per_token_accuracy/{gap}"] = is_right[members].mean()
     return {name: float(value) for name, value in found.items()}
 
 
 def answer(engine: Engine, exam: Examination, path: Path) -> dict[str, float]:
-    """Greedy answers to the questions, graded by rule."""
+    """Writes greedy answers to the questions, and grades them by rule."""
     rows = load_rows(exam.questions, f"test[:{exam.limit}]")
     params = SamplingParams(max_tokens=exam.max_tokens)
     asked = [Request(messages=({"role": "user", "content": row["prompt"]},), params=params) for row in rows]
@@ -147,7 +148,7 @@ def answer(engine: Engine, exam: Examination, path: Path) -> dict[str, float]:
             "answer": row["answer"],
             "output": text.text if text else None,
             "tokens": len(text.token_ids) if text else 0,
-            "cut": bool(text and text.finish_reason == "length"),
+            "truncated": bool(text and text.finish_reason == "length"),
             "extracted": verdict.extracted,
             "correct": verdict.correct,
         }
@@ -158,7 +159,7 @@ def answer(engine: Engine, exam: Examination, path: Path) -> dict[str, float]:
     return {
         "correct": float(np.mean([record["correct"] for record in records])),
         "tokens": float(np.mean([record["tokens"] for record in records])),
-        "cut": float(np.mean([record["cut"] for record in records])),
+        "truncated": float(np.mean([record["truncated"] for record in records])),
     }
 
 
@@ -168,10 +169,11 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 
 def against(policy: Path, reference: Path) -> dict[str, float]:
-    """Preference metrics of one examined model relative to another.
+    """Computes preference metrics of one examined model relative to another.
 
     Returns:
-      `accuracy`: share of held-out pairs with h > 0 (h = 0 counts half); `h`: its mean in nats; both also for each gap.
+      `accuracy`: share of held-out pairs with h > 0 (h = 0 counts half); `log_ratio_margin`: mean h in nats. Both are given
+      for each gap too.
 
     Raises:
       ValueError: the two were examined on other pairs.
@@ -181,10 +183,10 @@ def against(policy: Path, reference: Path) -> dict[str, float]:
             raise ValueError(f"{policy} and {reference} are of other pairs")
         h = (ours["chosen"] - theirs["chosen"]) - (ours["rejected"] - theirs["rejected"])
         right, gaps = np.where(h == 0, 0.5, h > 0), ours["gap"]
-    found = {"accuracy": right.mean(), "h": h.mean()}
+    found = {"accuracy": right.mean(), "log_ratio_margin": h.mean()}
     for index, gap in enumerate(GAPS):
         if (members := gaps == index).any():
-            found |= {f"accuracy/{gap}": right[members].mean(), f"h/{gap}": h[members].mean()}
+            found |= {f"accuracy/{gap}": right[members].mean(), f"log_ratio_margin/{gap}": h[members].mean()}
     return {name: float(value) for name, value in found.items()}
 
 

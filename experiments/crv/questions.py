@@ -1,4 +1,4 @@
-"""Questions of the built-in generator that a small student can learn, and what its teacher writes about them."""
+"""Draws questions of the built-in generator that a small student can learn, and writes what its teacher says about them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Questions:
     largest: int = 9999
 
     def draw(self, seed: str, count: int, forbidden: Sequence[Rationales] = ()) -> list[Rationales]:
-        """`count` questions, no two with the same numbers, and none with the numbers of a forbidden one.
+        """Draws `count` questions, no two with the same numbers, and none with the numbers of a forbidden one.
 
         Raises:
           UserError: an unknown template, or too few different questions.
@@ -53,7 +53,7 @@ class Questions:
         return list(found.values())
 
     def equations(self, seed: str, count: int) -> list[dict[str, Any]]:
-        """Rows of SFT with single equations of the same sizes, 12 a row: what a student knows before it sees questions."""
+        """Returns rows of SFT with single equations of the same sizes, 12 a row: what a student knows before it sees questions."""
         rng, rows = random.Random(f"equations {seed}"), []
         while len(rows) < count:
             lines = [_equation(rng, self.largest) for _ in range(12)]
@@ -62,7 +62,7 @@ class Questions:
 
 
 def taught(questions: Sequence[Rationales], prefix: str) -> list[dict[str, Any]]:
-    """The teacher's rows: two in ten rationales fit, seven do not, one is wrong."""
+    """Returns the teacher's rows: two in ten rationales fit, seven do not, one is wrong."""
     return list(teacher_rows(questions, prefix))
 
 

@@ -1,4 +1,4 @@
-"""What the finished runs say: one CSV, one page of tables, two plots."""
+"""Reports the finished runs: one CSV, one page of tables, two plots."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ METRICS = {
     "correct": "answers right",
     "nll": "NLL, nats/token",
     "tokens": "answer tokens",
-    "cut": "cut off",
-    "likelier": "chosen likelier",
+    "truncated": "truncated",
+    "per_token_accuracy": "per-token accuracy",
     "accuracy": "preference accuracy",
-    "h": "h, nats",
+    "log_ratio_margin": "log-ratio margin, nats",
 }
 PER_GAP = {
-    **{f"likelier/{gap}": f"likelier, {gap}" for gap in GAPS},
+    **{f"per_token_accuracy/{gap}": f"per-token accuracy, {gap}" for gap in GAPS},
     **{f"accuracy/{gap}": f"accuracy, {gap}" for gap in GAPS},
-    **{f"h/{gap}": f"h, {gap}" for gap in GAPS},
+    **{f"log_ratio_margin/{gap}": f"log-ratio margin, {gap}" for gap in GAPS},
 }
 LEGEND = """\
 * answers right: share of held-out questions whose greedy answer is right by rule; NLL: of fitted held-out rationales.
-* chosen likelier: share of held-out pairs whose chosen side is likelier a token, under the model alone.
-* preference accuracy, h: relative to the SFT model that the run started from. h is the log-ratio of chosen minus that of
-  rejected, without beta, so that arms compare; accuracy is the share of pairs with h > 0.
+* per-token accuracy: share of held-out pairs whose chosen completion has the higher log-prob per token, under the model alone.
+* preference accuracy, log-ratio margin: relative to the SFT model that the run started from. The log-ratio margin is the
+  log-ratio of chosen minus that of rejected, without beta, so that arms compare; accuracy is the share of pairs above 0.
 * ±: half of Student's 95 % interval over runs, which differ in training questions and order.
 """
 SETTINGS = {
@@ -89,7 +89,7 @@ def write_report(grid: Stages, wanted: Mapping[str, Sequence[Stage]], plan: Pack
     sections.append("## Published\n\n" + PUBLISHED + "\n" + SOURCE)
     page = "\n\n".join(sections) + "\n"
     (out / "table.md").write_text(page)
-    shown = {name: METRICS[name] for name in ("correct", "likelier", "accuracy", "tokens")}
+    shown = {name: METRICS[name] for name in ("correct", "per_token_accuracy", "accuracy", "tokens")}
     bars(arms, "arm", shown | {"nll": METRICS["nll"]}, out / "arms.png")
     panels = {SETTINGS[name][0]: (found, SETTINGS[name][1]) for name, found in sweeps.items() if found}
     if panels:
@@ -102,7 +102,7 @@ PER_GAP_SHOWN = {f"accuracy/{gap}": f"accuracy, {gap} gap" for gap in GAPS}
 
 
 def swept(grid: Stages, name: str, runs: Sequence[Stage]) -> list[Row]:
-    """Rows of a sweep's own runs, without those that they merely need."""
+    """Returns rows of a sweep's own runs, without those that they merely need."""
     arm = DPO if name == "beta" else COGPO
     return grid.rows([run for run in runs if run.settings["arm"] == arm])
 
@@ -120,7 +120,15 @@ def differences(grid: Stages, runs: Sequence[Stage]) -> str:
             lines.append(
                 [f"{after} − {before}", str(len(seeds)), *compared(grid, by_arm[before], by_arm[after], seeds)]
             )
-    headers = ["difference", "seeds", "answers right, over seeds", "over questions, 95 %", "NLL", "likelier", "tokens"]
+    headers = [
+        "difference",
+        "seeds",
+        "answers right, over seeds",
+        "over questions, 95 %",
+        "NLL",
+        "per-token accuracy",
+        "tokens",
+    ]
     return markdown(headers, lines) + (
         "\nOver seeds: mean ± half of Student's interval of the differences of runs with the same seed. Over questions: "
         "bootstrap interval; a question is drawn with its answers of all seeds.\n"
@@ -128,7 +136,7 @@ def differences(grid: Stages, runs: Sequence[Stage]) -> str:
 
 
 def compared(grid: Stages, before: Mapping[int, Stage], after: Mapping[int, Stage], seeds: Sequence[int]) -> list[str]:
-    """Cells of a line of `differences`."""
+    """Returns cells of a line of `differences`."""
     rows = [grid.rows([arm[seed] for seed in seeds]) for arm in (before, after)]
     over_questions = "–"
     scores = [[scored(grid, arm[seed]) for seed in seeds] for arm in (before, after)]
@@ -137,13 +145,13 @@ def compared(grid: Stages, before: Mapping[int, Stage], after: Mapping[int, Stag
         over_questions = f"{found.low:+.3f} … {found.high:+.3f}"
     cells = {
         metric: difference(rows[1], rows[0], metric).show(1 if metric == "tokens" else 3, signed=True)
-        for metric in ("correct", "nll", "likelier", "tokens")
+        for metric in ("correct", "nll", "per_token_accuracy", "tokens")
     }
-    return [cells["correct"], over_questions, cells["nll"], cells["likelier"], cells["tokens"]]
+    return [cells["correct"], over_questions, cells["nll"], cells["per_token_accuracy"], cells["tokens"]]
 
 
 def scored(grid: Stages, run: Stage) -> Any:
-    """1 or 0 of each question; None for a run that answered none."""
+    """Returns 1 or 0 of each question; None for a run that answered none."""
     path = grid.folder(run) / ANSWERS
     return [float(row["correct"]) for row in read_answers(path)] if path.exists() else None
 

@@ -1,4 +1,4 @@
-"""Data sets of a seed: what the teacher wrote, what CRV makes of it, pairs of three gaps, and what models are judged on.
+"""Makes the data sets of a seed: what the teacher wrote, what CRV makes of it, pairs of three gaps, and what models are judged on.
 
 Folders, all for `datasets.load_from_disk`:
 
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What rows are made of; equal recipes give equal rows.
+    """Says what rows are made of; equal recipes give equal rows.
 
     Attributes:
       seed: of the training questions, of the agents' errors, and of the choice among pairs. The held-out questions are the
@@ -62,7 +62,7 @@ class Recipe:
     data: str = ""
 
     def build(self, out: Path) -> Path:
-        """The folder of the five data sets under `out`, made if it is not there."""
+        """Returns the folder of the five data sets under `out`, made if it is not there."""
         folder = out / f"rows-{self.seed}-{digest(dataclasses.asdict(self))}"
         if (folder / "complete").exists():
             return folder
@@ -103,7 +103,7 @@ class Recipe:
 
 
 def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic: str) -> list[Row]:
-    """A CRV run over rows of the teacher; gives the verified rows and those that failed, in order.
+    """Runs CRV over rows of the teacher; returns the verified rows and those that failed, in order.
 
     It has a folder under `out`, where recipes that differ in their pairs alone find it.
     """
@@ -119,17 +119,17 @@ def crv(teacher: Sequence[Mapping[str, Any]], out: Path, agents: str, critic: st
 
 
 def is_number(text: str) -> bool:
-    """Whether a critic is given by its rate of errors."""
+    """Returns whether a critic is given by its rate of errors."""
     return re.fullmatch(r"[\d.]+", text) is not None
 
 
 def digest(settings: Any) -> str:
-    """Eight hex digits."""
+    """Returns a digest of eight hex digits."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def read(folder: Path, split: str) -> list[Row]:
-    """The verified rows of a CRV run and those that failed, in the teacher's order.
+    """Returns the verified rows of a CRV run and those that failed, in the teacher's order.
 
     Raises:
       UserError: no such split.

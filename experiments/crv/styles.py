@@ -1,4 +1,4 @@
-"""In which style students answer, and how often each style comes out right: built-in questions only."""
+"""Counts in which style students answer, and how often each style comes out right: built-in questions only."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def by_style(path: Path) -> tuple[Counter[str], Counter[str]] | None:
 
 
 def styles(grid: Stages, runs: Sequence[Stage]) -> str:
-    """A table with a line for each arm: all runs together, share of each style and of right answers in it; "" without rows."""
+    """Returns a table of all runs of each arm: the share of each style and of right answers in it; "" without rows."""
     found: dict[str, tuple[Counter[str], Counter[str]]] = {}
     for run in runs:
         path = grid.folder(run) / ANSWERS

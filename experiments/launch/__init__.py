@@ -1,1 +1,1 @@
-"""Launchers of runs and of grids on many machines: templates for SLURM, SkyPilot and xpk, and `python -m experiments.launch`."""
+"""Writes launchers of runs and of grids on many machines, from templates for SLURM, SkyPilot and xpk."""

@@ -1,4 +1,4 @@
-"""Templates of launchers, and how they are filled.
+"""Finds and fills the templates of launchers.
 
 A field is `{{name}}`. Two kinds of commands can be launched: a grid, of which every machine gets a part (`--share=I/N`), and
 `smallr train`, which runs once, on one node or over several (`--distributed`). Results are on a disk or bucket that all
@@ -53,7 +53,7 @@ _ABOUT_RUN = {
 
 
 def render(kind: str, command: str, values: Mapping[str, str]) -> str:
-    """A launcher, ready to be submitted.
+    """Returns a launcher, ready to be submitted.
 
     Args:
       kind: slurm, skypilot or xpk.
@@ -97,7 +97,7 @@ def _of_run(kind: str, filled: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_command(command: str, words: Sequence[str]) -> bool:
-    """Whether the command is a training run; raises where it could not be launched."""
+    """Returns whether the command is a training run; raises where it could not be launched."""
     if not words or any(word.startswith("--share") for word in words):
         raise UserError(f"command {command!r}: give the grid's command without --share, which the launcher adds")
     if any(char in command for char in '"$`\\'):  # it is put between double quotes for xpk

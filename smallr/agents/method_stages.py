@@ -33,7 +33,7 @@ class MethodStages(Stages):
     Args:
       out: folder of the job.
       seed: of the run, on which samples depend.
-      compute: of local models that write, arguments of `open_language_model`: dtype, slots, max_length.
+      compute: of local models that write, arguments of `open_language_model`: dtype, decode_slots, max_length.
     """
 
     def __init__(self, out: Path, *, seed: int = 0, compute: Mapping[str, Any] | None = None, writes: bool = True):

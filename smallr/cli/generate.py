@@ -42,7 +42,7 @@ def flags(parser: Parser) -> None:
     parser.flag("format", "auto", "of standard output; auto: text on a terminal", choices=("auto", "text", "json"))
     parser.flag("interactive", False, "talk at the terminal; /reset forgets, /exit ends")
     parser.flag("chat", None, "prompts are messages of a user; by default if there is a chat template", type=bool)
-    parser.flag("slots", 32, "completions written at once", low=1)
+    parser.flag("decode_slots", 32, "completions written at once", low=1)
     parser.flag("max_length", None, "tokens of prompt and completion; the model's context, at most 4096", type=int)
     parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     parser.flag("stop", [], "a completion ends before this text; may be repeated", many=True)
@@ -86,11 +86,13 @@ def run(options: Namespace) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     prompts = [] if options.interactive else _prompts(options)
-    slots = 1 if options.interactive else min(options.slots, max(1, len(prompts) * params.n))
+    decode_slots = 1 if options.interactive else min(options.decode_slots, max(1, len(prompts) * params.n))
 
     from smallr.language.loading import load_engine
 
-    engine = load_engine(options.model, dtype=options.dtype, slots=slots, max_length=options.max_length).engine
+    engine = load_engine(
+        options.model, dtype=options.dtype, decode_slots=decode_slots, max_length=options.max_length
+    ).engine
     chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
     if options.interactive:
         return converse(engine, params, chat=chat)
@@ -145,7 +147,7 @@ def _adaptive(options: Namespace) -> None:
         options.adaptive,
         model=options.model or "",
         dtype=options.dtype,
-        slots=options.slots,
+        decode_slots=options.decode_slots,
         max_length=options.max_length,
     )
     if options.threshold is not None:

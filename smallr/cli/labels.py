@@ -23,7 +23,7 @@ def flags(parser: Parser) -> None:
     parser.flag("prompts", "", "folder of mode prompts")
     parser.flag("margin", 0.0, "nats a token by which thinking has to be better")
     parser.flag("max_tokens", 256, "of the student's own rationale and answer", low=1)
-    parser.flag("slots", 32, "rationales written at once", low=1)
+    parser.flag("decode_slots", 32, "rationales written at once", low=1)
 
 
 def run(options: Namespace) -> None:
@@ -39,7 +39,7 @@ def run(options: Namespace) -> None:
 
     keep_programs()
     rows = load_rows(options.data, options.split)
-    student = open_student(options.model, prompts=options.prompts, slots=options.slots)
+    student = open_student(options.model, prompts=options.prompts, decode_slots=options.decode_slots)
     found = label_rows(student, rows, margin=options.margin, max_tokens=options.max_tokens)
     out.parent.mkdir(parents=True, exist_ok=True)
     save(found, out)

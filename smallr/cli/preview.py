@@ -52,7 +52,7 @@ def _show_example(console: Console, tokenizer: PreTrainedTokenizerFast, split: S
     console.rule(f"row {example.row}: {len(example.prefix)} tokens of prompt")
     console.print(tokenizer.decode(example.prefix), style="dim", markup=False)
     for number, completion in enumerate(example.completions):
-        name = split.sides[number] if number < len(split.sides) else f"completion {number}"
+        name = split.completion_names[number] if number < len(split.completion_names) else f"completion {number}"
         scored = int((completion.roles != 0).sum())
         console.print(f"{name}: {len(completion.tokens)} tokens, {scored} scored", style="bold")
         _show_tokens(console, tokenizer, completion.tokens, completion.roles)

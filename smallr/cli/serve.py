@@ -21,7 +21,7 @@ def flags(parser: Parser) -> None:
     parser.flag("name", None, "what clients call the model; default: --model")
     parser.flag("host", "127.0.0.1", "address to listen at")
     parser.flag("port", 8000, "port to listen at; 0: any that is free", low=0, high=65535)
-    parser.flag("slots", 32, "sequences decoded at once", low=1)
+    parser.flag("decode_slots", 32, "sequences decoded at once", low=1)
     parser.flag("max_length", None, "tokens of prompt and completion; default: the context, at most 4096", type=int)
     parser.flag("max_queue", 256, "requests waiting or under way; more are refused with status 503", low=1)
     hosts = (
@@ -50,7 +50,9 @@ def run(options: Namespace) -> None:
 
     keep_programs()
     sock = bind(options.host, options.port)
-    loaded = load_engine(options.model, dtype=options.dtype, slots=options.slots, max_length=options.max_length)
+    loaded = load_engine(
+        options.model, dtype=options.dtype, decode_slots=options.decode_slots, max_length=options.max_length
+    )
     engine = EngineThread(loaded.engine)
     name = options.name or options.model
     application = make_app(

@@ -69,7 +69,7 @@ def partition_spec(
     entries: list[tuple[str, ...] | str | None] = []
     for dim, axis in enumerate(axes):
         if axis is not None and axis not in RULES:
-            raise UserError(f"unknown logical axis {axis!r} in {tuple(axes)}; known: {', '.join(RULES)}")
+            raise UserError(f"logical axis {axis!r} in {tuple(axes)} must be one of: {', '.join(RULES)}")
         target = None if axis is None else RULES[axis]
         names = () if target is None else (target,) if isinstance(target, str) else target
         for name in names:

@@ -1,4 +1,4 @@
-"""The one batch that every objective trains on.
+"""Defines the one batch that every objective trains on.
 
 A row holds several examples one behind the other. An example is a shared `prefix` followed by its completions: one
 (SFT, rationale), two (preference: chosen, then rejected), or any number, which may differ between the examples of a set.
@@ -47,7 +47,7 @@ class Completion:
 
     @property
     def scored(self) -> Int[np.ndarray, "scored"]:
-        """Indices of the tokens that are scored."""
+        """Returns indices of the tokens that are scored."""
         return np.flatnonzero(self.roles != ROLE_NONE)
 
 
@@ -105,5 +105,5 @@ class Batch:
 
 
 def soft_ids(number: int, length: int) -> Int[np.ndarray, "length"]:
-    """Token ids of soft prompt `number` of a model whose soft prompts have `length` vectors each."""
+    """Returns the token ids of soft prompt `number` of a model whose soft prompts have `length` vectors each."""
     return (-1 - np.arange(number * length, (number + 1) * length)).astype(np.int32)

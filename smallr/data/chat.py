@@ -1,4 +1,4 @@
-"""Rows -> texts with the spans of characters to score.
+"""Writes rows as texts, with the spans of characters to score.
 
 A chat is rendered by the tokenizer's own template, whole; the spans are found in that text. So what is scored never
 depends on how parts would be tokenised by themselves, and the tokens are those of `apply_chat_template`.
@@ -42,7 +42,7 @@ def rationale_pieces(template: str) -> tuple[str, str, str, str, tuple[str, str]
 
 
 def choice_pieces(template: str) -> tuple[str, str]:
-    """What a prompt has before and behind `{question}`; no white space at its end.
+    """Returns what a prompt has before and behind `{question}`; no white space at its end.
 
     Raises:
       DataError: the question is not in it, or not once.
@@ -54,7 +54,7 @@ def choice_pieces(template: str) -> tuple[str, str]:
 
 
 def separator(template: str) -> str:
-    """What ends the first part of a target, without white space around it; all of it where it is nothing else."""
+    """Returns what ends the first part of a target, without white space around it; all of it where it is nothing else."""
     between = rationale_pieces(template)[2]
     return between.strip() or between
 
@@ -112,7 +112,7 @@ class Renderer:
         return tuple(self._template.turns(prompt, completion, opening, row.tools) for completion in completions)
 
     def prompt(self, question: str, order: str) -> str:
-        """All that stands before the target of a rationale row; in a chat it ends with the opening of the answer.
+        """Returns all that stands before the target of a rationale row; in a chat it ends with the opening of the answer.
 
         Raises:
           Unrenderable: the chat template refuses the question.
@@ -121,7 +121,7 @@ class Renderer:
         return self._template.opening(_messages(lead, "user")) if self._chat else lead
 
     def choice_prompt(self, question: str) -> str:
-        """All that stands before the token of a choice row.
+        """Returns all that stands before the token of a choice row.
 
         Raises:
           Unrenderable: the chat template refuses the question.
@@ -134,7 +134,7 @@ class Renderer:
         return head + question if self._chat else head + question + mid.rstrip()
 
     def rationale_row(self, row: RationaleRow, order: str) -> tuple[Marked]:
-        """The target in an order; the answer alone where there is no rationale.
+        """Returns the target in an order; the answer alone where there is no rationale.
 
         What stands between the parts ends the first one and has its role, as EOS has the last one's. White space
         before a part belongs to that part, so that a prompt never ends in a space.

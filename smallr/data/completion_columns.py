@@ -1,4 +1,4 @@
-"""Numbers of a row that belong to its completions or to their tokens: from lists of the row to completions that hold them.
+"""Moves numbers from lists of a row to the completions, and to the tokens, that they belong to.
 
 A completion column is a list with a number for each completion, e.g. a score of each of five candidates. A token column
 is a list with a number for each scored token of a completion, in order: rewards, a teacher's log-probs, weights.
@@ -62,7 +62,7 @@ class CompletionColumns:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Columns of the rows that the numbers are read from."""
+        """Returns columns of the rows that the numbers are read from."""
         return (*self.completion, *(source for name in self.token for source in self._sources(name)))
 
     def _sources(self, name: str) -> tuple[str, ...]:

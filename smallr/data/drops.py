@@ -1,4 +1,4 @@
-"""What was left out of a data set, and why: rows are counted and named, never dropped in silence."""
+"""Counts and names the rows that are left out of a data set, so that none is dropped in silence."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class DropReport:
         return length <= self.max_length
 
     def advice(self) -> str:
-        """The row length that would keep almost all examples; empty if none is over the limit."""
+        """Returns the row length that would keep almost all examples; empty if none is over the limit."""
         if not self.over:
             return ""
         total, held = self.kept + sum(self.over.values()), self.kept
@@ -117,13 +117,13 @@ class DropReport:
         return lines + ([f"columns not read: {', '.join(self.unread)}"] if self.unread else [])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         tallies = {key: dict(_by_first_row(getattr(self, key))) for key in ("dropped", "notes")}
         return dataclasses.asdict(dataclasses.replace(self, **tallies, over=dict(sorted(self.over.items()))))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DropReport:
-        """The inverse of `to_dict`."""
+        """Makes a report again from what `to_dict` returned."""
         tallies = {key: {k: Tally(**v) for k, v in values[key].items()} for key in ("dropped", "notes")}
         over = {int(length): count for length, count in values.get("over", {}).items()}  # JSON has texts as keys
         unread = tuple(values.get("unread", ()))
@@ -131,7 +131,7 @@ class DropReport:
 
 
 def _usual_length(length: int) -> int:
-    """The smallest of 256, 384, 512, 768, 1024, 1536 … that is not below a length."""
+    """Returns the smallest of 256, 384, 512, 768, 1024, 1536 … that is not below a length."""
     usual = 256
     while usual < length:
         usual = usual * 3 // 2 if usual & (usual - 1) == 0 else usual // 3 * 4
@@ -139,5 +139,5 @@ def _usual_length(length: int) -> int:
 
 
 def _by_first_row(tallies: dict[str, Tally]) -> list[tuple[str, Tally]]:
-    """In an order that does not depend on how rows were grouped while they were tokenised."""
+    """Sorts in an order that does not depend on how rows were grouped while they were tokenised."""
     return sorted(tallies.items(), key=lambda item: (item[1].rows[0], item[0]))

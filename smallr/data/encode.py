@@ -1,4 +1,4 @@
-"""Marked texts -> tokens with roles -> examples."""
+"""Encodes marked texts as tokens with roles, and makes examples of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Encoder:
         self._backend = Tokenizer.from_str(json.dumps(self.definition))
 
     def __call__(self, texts: Sequence[Marked]) -> list[Completion]:
-        """Tokens and roles of each whole text, prompt included."""
+        """Returns tokens and roles of each whole text, prompt included."""
         encodings: list[Encoding | None] = [None] * len(texts)
         for is_chat in (False, True):
             chosen = [i for i, text in enumerate(texts) if text.is_chat == is_chat]
@@ -58,12 +58,12 @@ class Encoder:
         return tokens * self._most_characters * self._composed
 
     def prompts(self, texts: Sequence[str], *, is_chat: bool) -> list[list[int]]:
-        """Tokens of texts that are to be continued: as above, but nothing is added behind a text."""
+        """Returns tokens of texts that are to be continued: as above, but nothing is added behind a text."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=not is_chat)
         return [_before_end(encoding)[self._doubled(encoding) :] for encoding in encodings]
 
     def _doubled(self, encoding: Encoding) -> int:
-        """1 where the tokenizer puts a beginning before a text that begins with its own, else 0."""
+        """Returns 1 where the tokenizer puts a beginning before a text that begins with its own, else 0."""
         ids = encoding.ids
         return int(len(ids) > 1 and ids[0] == ids[1] == self._bos and encoding.offsets[0] == (0, 0))
 
@@ -92,12 +92,12 @@ class Encoder:
         return Completion(tokens, roles)
 
     def _ended(self, text: str) -> bool:
-        """Whether a text ends with EOS, and white space as templates write it behind."""
+        """Returns whether a text ends with EOS, and white space as templates write it behind."""
         return text.rstrip().endswith(self._eos_text)
 
 
 def _before_end(encoding: Encoding) -> list[int]:
-    """The ids without special tokens that the tokenizer adds behind the text."""
+    """Returns the ids without special tokens that the tokenizer adds behind the text."""
     ids = list(encoding.ids)
     while ids and encoding.special_tokens_mask[len(ids) - 1] and encoding.offsets[len(ids) - 1] == (0, 0):
         ids.pop()
@@ -105,7 +105,7 @@ def _before_end(encoding: Encoding) -> list[int]:
 
 
 def backend_definition(tokenizer: PreTrainedTokenizerFast) -> dict:
-    """The Rust tokenizer as JSON values, without the state that calls leave in it (padding, truncation)."""
+    """Returns the Rust tokenizer as JSON values, without the state that calls leave in it (padding, truncation)."""
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     definition["padding"] = definition["truncation"] = None
 
@@ -139,14 +139,14 @@ def to_example(wholes: Sequence[Completion], columns: Mapping[str, float], row: 
 
 
 def without_first(whole: Completion) -> Completion:
-    """The tokens with the first not scored: nothing stands before it."""
+    """Returns the tokens with the first not scored: nothing stands before it."""
     roles = whole.roles.copy()
     roles[:1] = ROLE_NONE
     return Completion(whole.tokens, roles)
 
 
 def choice_ids(encoder: Encoder, choices: Sequence[str]) -> tuple[int, int]:
-    """The first token of each of two texts.
+    """Returns the first token of each of two texts.
 
     Raises:
       DataError: an empty text, or two that begin with the same token.
@@ -160,7 +160,7 @@ def choice_ids(encoder: Encoder, choices: Sequence[str]) -> tuple[int, int]:
 def choice_example(
     prefix: Sequence[int], choices: tuple[int, int], columns: Mapping[str, float], row: int
 ) -> Example | None:
-    """A prompt with two completions of one scored token each; None if the prompt has no token."""
+    """Returns a prompt with two completions of one scored token each; None if the prompt has no token."""
     if not len(prefix):
         return None
     role = np.full(1, ROLE_ANSWER, np.int32)
@@ -169,13 +169,13 @@ def choice_example(
 
 
 def with_soft_tokens(example: Example, number: int, length: int) -> Example:
-    """The example with the `length` tokens of soft prompt `number` in front of its prompt."""
+    """Returns the example with the `length` tokens of soft prompt `number` in front of its prompt."""
     if not length:
         return example
     return dataclasses.replace(example, prefix=np.concatenate([soft_ids(number, length), example.prefix]))
 
 
 def _common(a: Int[np.ndarray, "n"], b: Int[np.ndarray, "n"]) -> int:
-    """Length of the common beginning of two arrays of one length."""
+    """Returns the length of the common beginning of two arrays of one length."""
     differ = a != b
     return int(np.argmax(differ)) if differ.any() else len(a)

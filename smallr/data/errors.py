@@ -1,4 +1,4 @@
-"""The one error of the data layer, and the sentence that names the nearest choice."""
+"""Defines the one error of the data layer, and the hint at the nearest choice."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class DataError(UserError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'question'?`, or nothing when no choice is close."""
+    """Returns `; did you mean 'question'?`, or nothing when no choice is close."""
     found = difflib.get_close_matches(str(name), list(choices), n=1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`repr` of a value, cut for a message."""
+    """Returns the `repr` of a value, cut for a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -250,7 +250,7 @@ def _signs(text: str) -> _Signs:
 
 
 def _checked(place: str, value: Any, problem: str, signs: _Signs, surrogates: bool) -> Record:
-    """The row, if it is an object, not too deep, and its texts can be written."""
+    """Returns the row if it is an object, not too deep, and its texts can be written; else a problem."""
     if not problem and not isinstance(value, dict):
         problem = f"a row must be an object {{...}}, found {shorten(value, 60)}"
     if not problem and signs.deep and _depth(value) > DEEPEST:

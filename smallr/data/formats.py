@@ -1,4 +1,4 @@
-"""Which columns rows of a kind are read from: our own, and those of common data sets.
+"""Decides which columns the rows of a kind are read from: our own, and those of common data sets.
 
   kind         our columns                   also recognised
   sft          messages; prompt, completion  ShareGPT (conversations), Alpaca (instruction, input, output), question and
@@ -70,7 +70,7 @@ class Format:
 
     @property
     def is_ours(self) -> bool:
-        """Whether all columns have our names."""
+        """Returns whether all columns have our names."""
         return self.convert is None
 
 
@@ -104,7 +104,7 @@ class Reading:
         )
 
     def describe(self) -> str:
-        """What is read and scored, for the log."""
+        """Returns what is read and scored, for the log."""
         title = _named(self.kind, self.format).title
         text = f"{title} ({', '.join(name for name in self.columns if name != PROBLEM)})"
         if self.kind == "sft":
@@ -114,13 +114,13 @@ class Reading:
 
 
 def _with_input(row: Row, name: str) -> Any:
-    """An instruction and what it is about, as Alpaca's prompts join them."""
+    """Returns an instruction and what it is about, as Alpaca's prompts join them."""
     instruction, about = as_text(row[name]), as_text(row.get("input"))
     return f"{instruction}\n\n{about}" if isinstance(about, str) and about.strip() else instruction
 
 
 def _alpaca_prompt(row: Row) -> Any:
-    """The prompt, behind the earlier turns that `history` has as pairs."""
+    """Returns the prompt, behind the earlier turns that `history` has as pairs."""
     prompt = _with_input(row, "instruction")
     if not row.get("history"):
         return prompt
@@ -133,7 +133,7 @@ def _system(row: Row, name: str = "system_prompt") -> dict[str, Any]:
 
 
 def _ultrafeedback(row: Row) -> dict[str, Any]:
-    """The answer with the best score against the one with the worst."""
+    """Returns the answer with the best score against the one with the worst."""
     scores = ("fine-grained_score", "overall_score", "score")
     answers = [answer for answer in row["completions"] or () if isinstance(answer, Mapping) and answer.get("response")]
     name = next((name for name in scores if all(answer.get(name) is not None for answer in answers)), None)
@@ -309,17 +309,22 @@ def read_as(kind: str, present: Sequence[str], first: Iterable[Row], source: str
 
 
 def _repeat(rows: Iterable[Row], reading: Reading) -> bool:
-    """Whether in more than half of the rows of text all completions begin with the prompt."""
+    """Returns whether in more than half of the rows of text all completions begin with the prompt."""
     seen = repeated = 0
     for row in rows:
         try:
             row = reading.read(row)
         except Unusable:
             continue
-        sides = [row.get(name) for name in ("completion", "chosen", "rejected") if row.get(name)]
-        sides += row.get("completions") or ()
+        completions = [row.get(name) for name in ("completion", "chosen", "rejected") if row.get(name)]
+        completions += row.get("completions") or ()
         prompt = row.get("prompt")
-        if isinstance(prompt, str) and prompt.strip() and sides and all(isinstance(side, str) for side in sides):
+        if (
+            isinstance(prompt, str)
+            and prompt.strip()
+            and completions
+            and all(isinstance(completion, str) for completion in completions)
+        ):
             seen += 1
-            repeated += all(side.startswith(prompt.rstrip()) for side in sides)
+            repeated += all(completion.startswith(prompt.rstrip()) for completion in completions)
     return 2 * repeated > seen

@@ -1,4 +1,4 @@
-"""Messages of chats: one form for all the forms that data sets have.
+"""Brings the messages of chats into one form, whichever of the common forms a data set has.
 
 A message is `{role, content, …}` with the roles system, user, assistant and tool; calls of tools are in `tool_calls`,
 as `{type, id, function: {name, arguments}}` with arguments as an object. `weight: 0` says that an assistant's turn is
@@ -127,22 +127,22 @@ def transcript(text: str) -> tuple[Message, ...] | None:
 
 
 def opened(prompt: Text) -> bool:
-    """Whether a prompt ends in an answer that has begun."""
+    """Returns whether a prompt ends in an answer that has begun."""
     return not isinstance(prompt, str) and bool(prompt) and prompt[-1]["role"] == "assistant"
 
 
 def is_said(message: Message) -> bool:
-    """Whether there is anything in a message: text, or a call."""
+    """Returns whether there is anything in a message: text, or a call."""
     return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def is_scored(message: Message) -> bool:
-    """Whether a message is the assistant's, and not of weight 0."""
+    """Returns whether a message is the assistant's, and not of weight 0."""
     return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def _message(message: Message, cell: Cell) -> Message:
-    """A message in our form. Null fields, which Arrow puts where another message has a field, are left out."""
+    """Returns a message in our form. Null fields, which Arrow puts where another message has a field, are left out."""
     message = without_nulls(message)
     if "from" in message and "value" in message:
         role, content = message.pop("from"), message.pop("value")
@@ -167,7 +167,7 @@ def _message(message: Message, cell: Cell) -> Message:
 
 
 def _content(content: Any, message: Message, cell: Cell) -> str:
-    """The text, also where it comes in parts."""
+    """Returns the text, also where it comes in parts."""
     content = as_text(content)
     if isinstance(content, list) and all(
         isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
@@ -189,7 +189,7 @@ def _weighted(message: Message, cell: Cell) -> Message:
 
 
 def _call(call: Any, cell: Cell) -> dict[str, Any]:
-    """A call as templates take it: with a function, whose arguments are an object."""
+    """Returns a call as templates take it: with a function, whose arguments are an object."""
     if isinstance(call, Mapping) and "function" not in call and "name" in call:
         call = {"type": "function", "function": dict(call)}
     function = call.get("function") if isinstance(call, Mapping) else None

@@ -1,4 +1,4 @@
-"""The two orders of rationale and answer, and the texts that rows are written in."""
+"""Names the two orders of rationale and answer, and the texts that rows are written in."""
 
 ORDERS = ("answer_first", "rationale_first")  # a row's number of its order is the index here
 BOTH = "both"  # of a row, one example in each order

@@ -1,4 +1,4 @@
-"""Held-out examples that are trained on too."""
+"""Finds held-out examples that are trained on too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shared_examples(training: TokenSet, held_out: TokenSet) -> int:
 
 
 def _digests(examples: TokenSet) -> Iterator[bytes]:
-    """A hash of each example: of its tokens, with where its parts begin."""
+    """Yields a hash of each example: of its tokens, with where its parts begin."""
     tokens = examples.tokens
     for index, (start, stop) in enumerate(zip(examples.starts[:-1], examples.starts[1:], strict=True)):
         lengths = np.atleast_1d(examples.prefix_lengths[index]), np.atleast_1d(examples.completion_lengths[index])

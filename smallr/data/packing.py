@@ -1,4 +1,4 @@
-"""The plan: which examples go to which row of which step.
+"""Plans which examples go to which row of which step.
 
 A plan is a pure function of (sizes, shape of a step, seed). Epoch e shuffles the examples by (seed, e) and packs them
 into rows under three capacities: tokens, scored positions, examples. A step is a slice of an epoch's rows, so that any
@@ -77,7 +77,7 @@ class Sizes:
         )
 
     def tokens(self, share_prompt: bool) -> Int[np.ndarray, "examples"]:
-        """Tokens that each example takes in a row: its prefix once, or once per completion."""
+        """Returns tokens that each example takes in a row: its prefix once, or once per completion."""
         return self.prefix * (1 if share_prompt else self.completions) + self.completion_tokens
 
 
@@ -95,7 +95,7 @@ class RowShape:
 
     @classmethod
     def choose(cls, sizes: Sizes, row_length: int, *, packing: bool = True, share_prompt: bool = True) -> RowShape:
-        """The shape for all steps and epochs of a set; a function of the sizes alone.
+        """Returns the shape for all steps and epochs of a set; a function of the sizes alone.
 
         Up to 8192 examples, evenly spaced and shuffled, are packed on trial with only the tokens limited.
         N: what 98 % of the trial's rows need, at least the largest example's, rounded up to a multiple of 64 (of 8 for
@@ -127,7 +127,7 @@ class RowShape:
         )
 
     def holds(self, sizes: Sizes, share_prompt: bool = True) -> bool:
-        """Whether each example fits in a row of its own."""
+        """Returns whether each example fits in a row of its own."""
         sizes_and_limits = (
             (sizes.tokens(share_prompt), self.tokens),
             (sizes.scored, self.scored),
@@ -182,7 +182,7 @@ class _Table:
 
 
 class PackingPlan:
-    """Rows of every step, for as many epochs as are asked for.
+    """Plans the rows of every step, for as many epochs as are asked for.
 
     The number of steps of a packed epoch depends on its shuffle, so finding step n plans the epochs before it once
     (about two seconds for a million examples each); after that a step is a slice. Safe to share between threads.
@@ -234,7 +234,7 @@ class PackingPlan:
         self._lock = threading.Lock()
 
     def step(self, n: int) -> list[list[int]]:
-        """Rows of step n, counted over all epochs: `rows_per_step` lists of example indices, some perhaps empty."""
+        """Returns rows of step n, counted over all epochs: `rows_per_step` lists of example indices, some perhaps empty."""
         if n < 0:
             raise ValueError(f"steps count from 0, got {n}")
         with self._lock:
@@ -257,7 +257,7 @@ class PackingPlan:
             return self._ends[epochs - 1]
 
     def epoch_of(self, n: int) -> int:
-        """The epoch that step n belongs to."""
+        """Returns the epoch that step n belongs to."""
         self.step(n)
         return bisect_right(self._ends, n)
 
@@ -336,7 +336,7 @@ def pack(
 
 
 def _fill(waiting: Sequence[int], sizes: Sequence[int], capacity: int) -> list[int]:
-    """Indices into `waiting` whose sizes fill the row best, the first always among them, ascending.
+    """Returns indices into `waiting` whose sizes fill the row best, the first always among them, ascending.
 
     Subset sum over a set of bits: bit s of `reach` says that some choice of the candidates looked at so far takes s
     tokens. Looking stops at the first choice that leaves less than 1/128 of the row empty, so the oldest go first.
@@ -385,7 +385,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class PlanReport:
-    """What the start-up report says about the data: the shape of a step, the first epoch, and what was dropped."""
+    """Holds what the start-up report says about the data: the shape of a step, the first epoch, and what was dropped."""
 
     rows_per_step: int
     shape: RowShape
@@ -394,7 +394,7 @@ class PlanReport:
     dropped: Mapping[str, int]
 
     def items(self) -> Iterator[tuple[str, int | float]]:
-        """Flat (name, number) pairs, for logs."""
+        """Returns flat (name, number) pairs, for logs."""
         yield from {"rows_per_step": self.rows_per_step, "longest_example": self.longest}.items()
         yield from ((f"row_{name}", value) for name, value in dataclasses.asdict(self.shape).items())
         yield from dataclasses.asdict(self.epoch).items()
@@ -402,7 +402,7 @@ class PlanReport:
 
 
 def describe(plan: PackingPlan, dropped: Mapping[str, int] | None = None) -> PlanReport:
-    """Numbers of a plan; `dropped` counts rows by the reason why they are not in it."""
+    """Returns the numbers of a plan; `dropped` counts rows by the reason why they are not in it."""
     return PlanReport(
         rows_per_step=plan.rows_per_step,
         shape=plan.shape,

@@ -1,4 +1,4 @@
-"""Large data sets are tokenised by several processes: each takes the next part of the rows until none is left.
+"""Tokenises large data sets in several processes: each takes the next part of the rows until none is left.
 
 The processes are started afresh (`tokenize_worker`): they are no forks, which JAX's threads forbid, and they import
 nothing of the user's program, so that scripts and notebooks need no main guard. A part's rows are written for a worker
@@ -76,7 +76,7 @@ def num_workers(rows: datasets.Dataset) -> int:
 
 @contextlib.contextmanager
 def turn() -> Iterator[bool]:
-    """One process of a user on this machine at a time; the value is whether it had to wait.
+    """Lets one process of a user on this machine work at a time; the value is whether it had to wait.
 
     The processes of a run with several a machine all come here with the same rows: the first tokenises on all cores,
     the others find its result. The lock ends with the process that holds it.
@@ -158,7 +158,7 @@ def tokenize_parts(
 
 
 def load_tokenizer(job: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a job's folder, as an object of the class that was saved."""
+    """Returns the tokenizer of a job's folder, as an object of the class that was saved."""
     description = json.loads((job / "job.json").read_text())["tokenizer"]
     kind = getattr(transformers, description["class"], PreTrainedTokenizerFast)
     tokenizer = kind.from_pretrained(str(job / "tokenizer"), local_files_only=True)
@@ -173,7 +173,7 @@ def _write_job(scratch: Path, tokenizer: PreTrainedTokenizerFast, job: Mapping[s
 
 
 def _same(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
-    """Whether two tokenizers render and encode alike."""
+    """Returns whether two tokenizers render and encode alike."""
 
     def essence(tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
@@ -266,13 +266,13 @@ class _Worker:
             self._process.stdin.flush()
 
     def receive(self) -> dict[str, Any] | None:
-        """The reply, None if the process ended without one."""
+        """Returns the reply, None if the process ended without one."""
         line = self.pipe.readline()
         self._rows.unlink()
         return json.loads(line) if line.endswith(b"\n") else None
 
     def end(self) -> str:
-        """How it ended, as the end of a sentence."""
+        """Says how it ended, as the end of a sentence."""
         status = self._process.wait()
         if status < 0:
             reason = f"was killed by {signal.Signals(-status).name}"

@@ -1,4 +1,4 @@
-"""Batches: the rows of a plan as arrays, read ahead in threads, each process assembling only its own rows."""
+"""Assembles batches: the rows of a plan as arrays, read ahead in threads, each process assembling only its own rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Columns = Mapping[str, Float[np.ndarray, "examples"]]
 
 
 def stack_columns(examples: Sequence[Example]) -> dict[str, Float[np.ndarray, "examples"]]:
-    """The numbers of all examples as one float32 array per column."""
+    """Returns the numbers of all examples as one float32 array per column."""
     names = examples[0].columns if len(examples) else ()
     return {name: np.asarray([example.columns[name] for example in examples], np.float32) for name in names}
 
@@ -199,7 +199,7 @@ def batches(
     threads: int = 1,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """Batches of steps `start_step` to `start_step + num_steps - 1`, in order.
+    """Yields the batches of steps `start_step` to `start_step + num_steps - 1`, in order.
 
     The batch of step n is a function of (plan, n) alone. For one pass over a set in its own order use a plan with
     `shuffle=False` and `num_steps=plan.num_steps(1)`.

@@ -1,8 +1,8 @@
-"""Raw rows -> checked rows of one of six kinds.
+"""Reads raw rows as checked rows of one of six kinds.
 
-  preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two sides share a first
+  preference  `chosen`, `rejected` and `prompt`: text, or chat messages. Without `prompt` the two completions share a first
               part, which becomes the prompt. Optional `beta` (a number >= 0) or `gap` (small, medium, large), and
-              `ref_chosen`, `ref_rejected`: log-probs of the sides under a reference.
+              `ref_chosen`, `ref_rejected`: log-probs of the two under a reference.
   unpaired    `prompt`, `completion` and `label` (true: desirable), optional `beta`; or `prompt`, `chosen` and
               `rejected`, which make two rows.
   sft         `prompt` and `completion` (text or messages), or `messages`: every assistant turn is scored.
@@ -17,7 +17,7 @@ out of them.
 
 Numbers of completions and of tokens are read as `completion_columns` says. A mistake in the set-up (a column missing or
 of a wrong type, an unknown gap, a beta that is negative or NaN) raises `DataError`. A single row that cannot be trained
-on (empty, equal sides, ...) is counted in the `DropReport`.
+on (empty, equal completions, ...) is counted in the `DropReport`.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class _Raw:
         return Cell(self.source, self.row, column)
 
     def text(self, column: str) -> Text:
-        """The text or the messages of a column, not empty."""
+        """Returns the text or the messages of a column, not empty."""
         return _filled(text_or_chat(self.values[column], self.cell(column)), column)
 
     def prompt(self) -> Text:
-        """The prompt; a transcript is its turns."""
+        """Returns the prompt; a transcript is its turns."""
         prompt = self.text("prompt")
         turns = transcript(prompt) if self.chat and isinstance(prompt, str) else None
         return prompt if turns is None else _filled(turns, "prompt")
@@ -212,8 +212,8 @@ def _preference(raw: _Raw) -> TextRow:
         chat = None if prompt is None else as_chat(prompt, "user")
         chosen, rejected = (_answer(raw, text) for text in (chosen, rejected))
         prompt, chosen, rejected = _split_chats(chat, chosen, rejected)
-    for name, side in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        _filled(side, name)
+    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
+        _filled(value, name)
     return TextRow(raw.row, prompt, (_answered(chosen), _answered(rejected)), columns)
 
 
@@ -233,7 +233,7 @@ def _unpaired(raw: _Raw) -> tuple[TextRow, ...]:
 
 
 def mismatched(rows: Sequence[TextRow]) -> Iterator[TextRow]:
-    """Unpaired rows, each with a second completion: one that was written for another prompt.
+    """Makes unpaired rows, each with a second completion: one that was written for another prompt.
 
     Rows of one prompt stand together in a ring, and completions move on by as many places as the commonest prompt has
     rows: no completion meets its own prompt, and each is taken once, so that over the set they are the same
@@ -323,26 +323,29 @@ _PARSERS = {
 
 
 def _completed(raw: _Raw, prompt: Text, completions: Sequence[Text]) -> list[Text]:
-    """Completions of a prompt: all text if all is text, else all chats."""
+    """Reads the completions of a prompt: all text if all is text, else all chats."""
     if all(isinstance(text, str) for text in (prompt, *completions)):
         return [_filled(text, "completion") for text in _without_prompt(raw, prompt, completions)]
     return [_answer(raw, text) for text in completions]
 
 
-def _without_prompt(raw: _Raw, prompt: str, sides: Sequence[str]) -> Sequence[str]:
-    """Completions without the prompt, where the set repeats it in them."""
-    begin = [side.startswith(prompt.rstrip()) for side in sides]
+def _without_prompt(raw: _Raw, prompt: str, completions: Sequence[str]) -> Sequence[str]:
+    """Returns the completions without the prompt, where the set repeats it in them."""
+    begin = [completion.startswith(prompt.rstrip()) for completion in completions]
     if not any(begin):
-        return sides
+        return completions
     if raw.repeats and all(begin):
-        return [side.removeprefix(prompt if side.startswith(prompt) else prompt.rstrip()) for side in sides]
+        return [
+            completion.removeprefix(prompt if completion.startswith(prompt) else prompt.rstrip())
+            for completion in completions
+        ]
     if len(prompt.split()) > 2:
         raw.note("a completion begins with the prompt, which most do not: it is scored as a part of it")
-    return sides
+    return completions
 
 
 def _answer(raw: _Raw, text: Text) -> tuple[Message, ...]:
-    """An answer in a chat; that of a transcript has white space around it that is not the answer's."""
+    """Returns an answer in a chat; that of a transcript has white space around it that is not the answer's."""
     if isinstance(text, str) and raw.chat and isinstance(raw.values.get("prompt"), str):
         prompt = raw.values["prompt"].rstrip()
         text = text.strip() if prompt.endswith("Assistant:") else text
@@ -350,7 +353,7 @@ def _answer(raw: _Raw, text: Text) -> tuple[Message, ...]:
 
 
 def _transcripts(chosen: str, rejected: str) -> tuple[Text, Text]:
-    """The turns of two transcripts. Where a chat begins and ends in any other text, nobody can know."""
+    """Splits two transcripts into turns. Where a chat begins and ends in any other text, nobody can know."""
     turns = transcript(chosen), transcript(rejected)
     if None in turns:
         raise Unusable(
@@ -368,7 +371,7 @@ def _filled(text: Text, name: str) -> Text:
 
 
 def _answered(completion: Text) -> Text:
-    """A chat completion has assistant turns, none of them empty, and one that is scored."""
+    """Checks that a chat completion has assistant turns, none of them empty, and one that is scored."""
     if isinstance(completion, str):
         return completion
     turns = [message for message in completion if message["role"] == "assistant"]
@@ -382,15 +385,15 @@ def _answered(completion: Text) -> Text:
 
 
 def common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Length of the common beginning of two sequences."""
+    """Returns the length of the common beginning of two sequences."""
     limit = min(len(a), len(b))
     return limit if a[:limit] == b[:limit] else next(i for i in range(limit) if a[i] != b[i])
 
 
 def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Prompt and completions of two texts that begin alike.
+    """Returns the prompt and completions of two texts that begin alike.
 
-    The cut lies before the last white space of the common part: a word that both sides happen to begin with belongs to
+    The cut lies before the last white space of the common part: a word that both completions happen to begin with belongs to
     the completions, and most tokenizers glue a space to the word that follows it.
     """
     shared = common_length(chosen, rejected)
@@ -405,10 +408,10 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
 def _split_chats(
     prompt: tuple[Message, ...] | None, chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], ...]:
-    """Prompt and completions of two chats, which may repeat the prompt (`prompt` given) or imply it (None)."""
-    if prompt is not None and all(side[0]["role"] not in ("system", "user") for side in (chosen, rejected)):
+    """Returns the prompt and completions of two chats, which may repeat the prompt (`prompt` given) or imply it (None)."""
+    if prompt is not None and all(answer[0]["role"] not in ("system", "user") for answer in (chosen, rejected)):
         return prompt, chosen, rejected
-    limit = min(len(chosen), len(rejected)) - 1  # a message is left for each side
+    limit = min(len(chosen), len(rejected)) - 1  # a message is left for each completion
     shared = common_length(chosen[:limit], rejected[:limit])
     common = chosen[:shared]
     if not common:

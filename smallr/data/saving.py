@@ -28,7 +28,7 @@ def save_splits(splits: DatasetDict, target: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Saving takes milliseconds: no progress bars, which `datasets` switches for the whole process."""
+    """Hides progress bars, which `datasets` switches for the whole process: saving takes milliseconds."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -1,4 +1,4 @@
-"""Where rows come from: a spec of a data set -> `datasets.Dataset` with our column names.
+"""Opens a source of rows: a spec of a data set gives a `datasets.Dataset` with our column names.
 
   folder written by `save_to_disk`           runs/rows, disk:runs/rows
   file or glob of files                      rows.jsonl.gz, "data/*.parquet", files:rows.json
@@ -78,12 +78,12 @@ def load_part(
 
 
 def is_builtin(spec: str) -> bool:
-    """Whether a spec is of built-in data."""
+    """Returns whether a spec is of built-in data."""
     return spec.startswith("builtin:")
 
 
 def is_single(spec: str) -> bool:
-    """Whether a spec is of files, which hold one split, `train`."""
+    """Returns whether a spec is of files, which hold one split, `train`."""
     return _kind(spec)[0] == "files"
 
 
@@ -193,7 +193,7 @@ def _tfds(name: str, split: str) -> datasets.Dataset:
 
 
 def _plain(value: Any) -> Any:
-    """A TFDS value as Python has it, with text for bytes."""
+    """Returns a TFDS value as Python has it, with text for bytes."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -243,7 +243,7 @@ def _known_split(source: str, split: str, splits: list[str]) -> str:
 
 
 def _part(count: int, start: str | None, stop: str | None) -> range:
-    """Rows [start:stop] of `count`; `10%` is a tenth of them."""
+    """Returns rows [start:stop] of `count`; `10%` is a tenth of them."""
 
     def index(text: str | None) -> int | None:
         if text is None or not text.endswith("%"):

@@ -1,4 +1,4 @@
-"""Rows of files -> one `datasets.Dataset`, whatever the rows hold.
+"""Makes one `datasets.Dataset` of the rows of files, whatever the rows hold.
 
 Text stays text (a date too), numbers stay numbers, and a column of both becomes text. Lists and objects are kept as they
 are (`datasets.Json`): no nulls are put where another row has a field. A row that cannot be used keeps its number: it has
@@ -155,7 +155,7 @@ class _Columns:
 
 
 def _array(values: list[Any]) -> tuple[str, pa.Array | int]:
-    """A chunk of a column: its kind, and the array, or how many nulls it is."""
+    """Returns a chunk of a column: its kind, and the array, or how many nulls it is."""
     types = {type(value) for value in values if value is not None}
     if not types:
         return "null", len(values)

@@ -206,7 +206,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _probe(self) -> tuple[str, str]:
-        """What the template writes of a short chat, and behind the answer."""
+        """Returns what the template writes of a short chat, and behind the answer."""
         answer = "thirty-one"
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         try:
@@ -217,7 +217,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _header(self) -> str:
-        """What opens an answer behind a short question; empty where that cannot be told."""
+        """Returns what opens an answer behind a short question; empty where that cannot be told."""
         asked = [{"role": "user", "content": "?"}]
         try:
             closed, opening = self._apply(asked, ()), self._apply(asked, (), add_generation_prompt=True)
@@ -245,7 +245,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _calls_form(self) -> tuple[bool, bool]:
-        """How the template takes calls: whether no content is null, and whether arguments are JSON text."""
+        """Finds how the template takes calls: whether no content is null, and whether arguments are JSON text."""
         call = {"type": "function", "id": "call00000", "function": {"name": "sum_up", "arguments": {"a": 2}}}
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         for form in ((True, False), (False, False), (True, True), (False, True)):
@@ -282,7 +282,7 @@ class ChatTemplate:
     # --- where turns are ---
 
     def _one_answer(self, text: str, opening: str, messages: Sequence[Message]) -> Marked | None:
-        """The commonest case in one look: one answer at the end, written as it is, behind the prompt."""
+        """Handles the commonest case in one look: one answer at the end, written as it is, behind the prompt."""
         content = messages[-1]["content"]
         if "</think>" in content or not (text.startswith(opening) and text.startswith(content, len(opening))):
             return None
@@ -294,7 +294,7 @@ class ChatTemplate:
     def _located(
         self, messages: Sequence[Message], asked: Sequence[int], text: str, tools: Sequence[Mapping[str, Any]]
     ) -> list[_Turn]:
-        """Where the contents of the turns stand, by what the template writes around marks in their place."""
+        """Returns where the contents of the turns stand, by what the template writes around marks in their place."""
         mark = next(character for character in map(chr, range(0xE000, 0xF8FF)) if character not in text)
         marked, turns = list(messages), []
         for number, index in enumerate(asked):
@@ -325,7 +325,7 @@ class ChatTemplate:
         before: int,
         tools: Sequence[Mapping[str, Any]],
     ) -> int | None:
-        """Where a turn begins; None where generation opens the last answer with what the template leaves out of it."""
+        """Returns where a turn begins; None where generation opens the last answer with what the template leaves out of it."""
         shared = common_length(opening, text[: turn.start])
         if shared == len(opening):
             return shared
@@ -350,7 +350,7 @@ class ChatTemplate:
         return end.end()
 
     def _check(self, message: Message, turn: _Turn, written: str, is_last: bool, notes: dict[str, None]) -> None:
-        """Whether the thoughts and the calls of a turn are there."""
+        """Checks that the thoughts and the calls of a turn are there."""
         if any(call["function"]["name"] not in written for call in message.get("tool_calls", ())):
             raise Unrenderable(f"the chat template does not write tool calls; {_ADVICE}")
         if (thought := _thought(turn.head)) and thought not in written:
@@ -361,7 +361,7 @@ class ChatTemplate:
     def _continued(
         self, text: str, spans: list[Span], message: Message, opening: str, notes: dict[str, None]
     ) -> Marked:
-        """A last answer that goes on from the thought that generation opens, which the template writes nowhere else."""
+        """Returns a last answer that goes on from the thought that generation opens, which the template writes nowhere else."""
         content = message["content"].lstrip()
         header = next((tag for tag in ("<think>\n", "<think>") if opening.endswith(tag)), None)
         if header is None or not content.startswith("<think>") or not self._end_token or message.get("tool_calls"):
@@ -386,7 +386,7 @@ def with_date(template: str, date: datetime.date) -> str:
 
 
 def _any_of(words: set[str]) -> re.Pattern[str]:
-    """Any of some words, the longest first: one may begin with another."""
+    """Matches any of some words, the longest first: one may begin with another."""
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or r"(?!)")
 
 
@@ -395,7 +395,7 @@ def _stripped(text: str) -> tuple[str, str, str]:
 
 
 def _written(message: Message, no_content: bool, as_json: bool) -> Message:
-    """A message with calls as a template takes them."""
+    """Returns a message with calls as a template takes them."""
     if not message.get("tool_calls"):
         return message
     calls = message["tool_calls"]
@@ -410,7 +410,7 @@ def _json(call: Mapping[str, Any]) -> str:
 
 
 def _with_mark(message: Message, index: int, mark: str) -> tuple[Message, _Turn]:
-    """The message with a mark for its content behind the thoughts, or for the name of its first call."""
+    """Returns the message with a mark for its content behind the thoughts, or for the name of its first call."""
     content = message["content"]
     thought = _THOUGHT.match(content)
     head = thought[0] if thought else ""
@@ -427,7 +427,7 @@ def _thought(head: str) -> str:
 
 
 def _behind(begun: str, turn: _Turn, text: str, before: int) -> int:
-    """Where an answer goes on from its beginning."""
+    """Returns where an answer goes on from its beginning."""
     if len(begun) >= len(turn.head):
         skipped = len(turn.tail) - len(turn.tail.lstrip()) if text[turn.start : turn.end] != turn.tail else 0
         written = text[turn.start : turn.end]

@@ -1,4 +1,4 @@
-"""A tokenised data set on disk: flat arrays, mapped into memory, found again by the content they were made from."""
+"""Keeps a tokenised data set on disk: flat arrays, mapped into memory, found again by the content they were made from."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TokenSet(Sequence[Example]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, with arrays of its own (not views of the file)."""
+        """Returns example `index`, with arrays of its own (not views of the file)."""
         index = range(len(self))[index]
         start, stop = self.starts[index : index + 2]
         tokens = np.array(self.tokens[start:stop])
@@ -79,7 +79,7 @@ class TokenSet(Sequence[Example]):
         return Example(tokens[: ends[0]], completions, columns, int(self.rows[index]))
 
     def _numbers(self, index: int, s: int) -> tuple[dict[str, float], dict[str, Float[np.ndarray, "scored"]]]:
-        """Columns and token columns of completion s of an example."""
+        """Returns columns and token columns of completion s of an example."""
         columns = {name: float(values[index, s]) for name, values in self.completion_columns.items()}
         if not self.token_columns:
             return columns, {}
@@ -145,7 +145,7 @@ def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool
 
 
 def _rectangle(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    """The rows as one array, filled up with zeros to the length of the longest."""
+    """Returns the rows as one array, filled up with zeros to the length of the longest."""
     arrays = [np.asarray(row) for row in rows]
     length = max(map(len, arrays))
     out = np.zeros((len(arrays), length, *arrays[0].shape[1:]), arrays[0].dtype)

@@ -1,4 +1,4 @@
-"""Rows of a data set -> `TokenSet`, made once and kept on disk.
+"""Tokenises the rows of a data set into a `TokenSet`, once; the result is kept on disk.
 
 `max_length` is a limit on the whole example: its prefix and all its completions, because that is what has to fit in a row
 of a batch. A longer example is dropped and counted, never cut.
@@ -87,7 +87,7 @@ class TokenizeOptions:
         for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
             value = getattr(self, field)
             if value not in choices:
-                raise DataError(f"{field} {value!r} is none of {', '.join(choices)}{nearest(value, choices)}")
+                raise DataError(f"{field} {value!r} must be one of: {', '.join(choices)}{nearest(value, choices)}")
         if self.max_length < 2:
             raise DataError(f"max_length {self.max_length} leaves no room for a prompt and a completion")
         if self.soft_tokens < 0:
@@ -100,7 +100,7 @@ class TokenizeOptions:
 
     def _check_formats(self) -> None:
         if unknown := sorted(set(self.formats) - set(ORDERS)):
-            raise DataError(f"formats: {unknown[0]!r} is none of {', '.join(ORDERS)}{nearest(unknown[0], ORDERS)}")
+            raise DataError(f"formats: {unknown[0]!r} must be one of: {', '.join(ORDERS)}{nearest(unknown[0], ORDERS)}")
         pieces = {order: rationale_pieces(template) for order, template in self.all_formats.items()}
         for order, (*_, names) in pieces.items():
             if names[0] != order.removesuffix("_first"):
@@ -115,22 +115,22 @@ class TokenizeOptions:
 
     @property
     def numbers(self) -> CompletionColumns:
-        """Which columns hold numbers of completions and tokens."""
+        """Returns which columns hold numbers of completions and tokens."""
         return CompletionColumns(self.kind, tuple(self.completion_columns), tuple(self.token_columns))
 
     @property
     def all_formats(self) -> dict[str, str]:
-        """The texts of a rationale row by order."""
+        """Returns the texts of a rationale row by order."""
         return {**FORMATS, **self.formats}
 
     @property
     def orders(self) -> tuple[str, ...]:
-        """In which a rationale row is written."""
+        """Returns the orders in which a rationale row is written."""
         return ORDERS if self.order == BOTH else (self.order,)
 
     @property
     def soft_prompts(self) -> int:
-        """How many soft prompts the examples read."""
+        """Returns how many soft prompts the examples read."""
         if not self.soft_tokens:
             return 0
         return len(self.orders) if self.kind == "rationale" else 1
@@ -336,7 +336,7 @@ def _rendered(
 
 
 def _iterate(rows: datasets.Dataset, progress: tqdm | None) -> Iterator[Mapping[str, Any]]:
-    """Rows one by one, read in batches: single rows of Arrow are slow."""
+    """Yields rows one by one, read in batches: single rows of Arrow are slow."""
     for batch in rows.iter(_BATCH):
         for values in zip(*batch.values(), strict=True):
             yield dict(zip(batch, values, strict=True))
@@ -357,7 +357,7 @@ def _key(
     options: TokenizeOptions,
     reading: Reading,
 ) -> str:
-    """Hash of everything that the tokens depend on."""
+    """Returns the hash of everything that the tokens depend on."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:

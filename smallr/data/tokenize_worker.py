@@ -1,4 +1,4 @@
-"""A process that tokenises parts of a data set: `python -m smallr.data.tokenize_worker FOLDER`, started by `parts`.
+"""Tokenises parts of a data set in a process of its own: `python -m smallr.data.tokenize_worker FOLDER`, started by `parts`.
 
 The folder holds `job.json` and the tokenizer. Each line of standard input names a part: an Arrow file of rows, the
 number of the first, and the folder for their `TokenSet`. Each line of standard output answers: the report, or the

@@ -1,4 +1,4 @@
-"""Single values of rows: text, numbers, labels."""
+"""Reads single values of rows: text, numbers, labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cell:
     column: str
 
     def error(self, problem: str) -> DataError:
-        """The error that names the place."""
+        """Returns the error that names the place."""
         return DataError(f"{self.source}, row {self.row}, column {self.column!r}: {problem}")
 
 
@@ -112,5 +112,5 @@ def choice_index(value: Any, choices: Sequence[str], cell: Cell) -> int:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for messages."""
+    """Returns what a value is, for messages."""
     return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"

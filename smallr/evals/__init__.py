@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks, graders, statistics. They know language models by their interface alone."""
+"""Evaluates models: benchmarks, graders, statistics. They know language models by their interface alone."""

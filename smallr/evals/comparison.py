@@ -1,4 +1,4 @@
-"""Two evaluations of the same questions, side by side."""
+"""Compares two evaluations of the same questions."""
 
 from __future__ import annotations
 

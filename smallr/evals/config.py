@@ -1,4 +1,4 @@
-"""The config tree of an evaluation: every field, its default and its meaning.
+"""Defines the config tree of an evaluation: every field, its default and its meaning.
 
 A file in `configs/eval/` starts from `base(NAME)`. Configs are locked: a field that does not exist is an error that names
 the nearest one.
@@ -13,7 +13,7 @@ from smallr.evals.benchmarks.base import Generation
 
 
 def base(benchmark: str) -> ConfigDict:
-    """Fields of an evaluation on one benchmark, locked.
+    """Returns fields of an evaluation on one benchmark, locked.
 
     Raises:
       UserError: no such benchmark; the message lists all.
@@ -40,7 +40,7 @@ def base(benchmark: str) -> ConfigDict:
         config.lock()
         return config
 
-    config.compute.slots = 32  # sequences decoded at once
+    config.compute.decode_slots = 32  # sequences decoded at once
     config.chat = True  # questions are messages of a user; else plain text
     config.seed = 0  # of draws
     config.cache = True  # keep the model's answers in smallr's cache, and take from there what was asked before

@@ -1,4 +1,4 @@
-"""One evaluation from its config to its folder."""
+"""Runs one evaluation from its config to its folder."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _open_scorer(config: ConfigDict) -> LikelihoodModel:
 
 
 def _params(config: ConfigDict) -> SamplingParams:
-    """The sampling parameters; SamplingParams checks their ranges."""
+    """Returns the sampling parameters; SamplingParams checks their ranges."""
     fields = config.sampling.to_dict()
     try:
         return SamplingParams(**{**fields, "stop": tuple(fields["stop"])})
@@ -109,7 +109,7 @@ _FREE = ("limit", "grader", "cache", "server", "data", "split")
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
-    """What must be the same for answers on disk to be used."""
+    """Returns what must be the same for answers on disk to be used."""
     fields = {key: value for key, value in config.to_dict().items() if key not in _FREE}
     fields["compute"] = {key: config.compute[key] for key in ("dtype", "max_length")}
     fields["files"] = _stamp(config.model)
@@ -126,7 +126,7 @@ def _stamp(model: str) -> str:
 
 
 def default_folder(config: ConfigDict) -> Path:
-    """Where results go if no folder is named: the same for the same evaluation, so that a second start goes on."""
+    """Returns where results go if no folder is named: the same for the same evaluation, so that a second start goes on."""
     name = Path(config.model).name if Path(config.model).exists() else config.model
     readable = "".join(c if c.isalnum() or c in "-._" else "-" for c in name).strip("-")
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""smallr's models for lm-evaluation-harness (extra `lm-eval`): the model type `smallr`."""
+"""Offers smallr's models to lm-evaluation-harness (extra `lm-eval`) as the model type `smallr`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SmallrLM(TemplateLM):
         max_length: int | None = None,
         batch_size: int | str | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
-        slots: int = 32,
+        decode_slots: int = 32,
         **_: Any,
     ):
         """Opens a model.
@@ -46,7 +46,7 @@ class SmallrLM(TemplateLM):
           max_length: tokens of context and continuation; the model's context by default.
           batch_size: not used; batches are measured in tokens.
           tokens_per_batch: of likelihoods.
-          slots: sequences decoded at once.
+          decode_slots: sequences decoded at once.
           **_: `device`, `max_batch_size`, which the harness passes to all models.
 
         Raises:
@@ -56,7 +56,7 @@ class SmallrLM(TemplateLM):
         from smallr.core.sharding import make_mesh
         from smallr.language.loading import load_trained
 
-        self._mesh, self._slots = make_mesh(1, 1, -1), slots
+        self._mesh, self._decode_slots = make_mesh(1, 1, -1), decode_slots
         with jax.set_mesh(self._mesh):
             source, self._decoder = load_trained(path, self._mesh, dtype=dtype)
         self.tokenizer, self._path, self._engine = source.tokenizer(), path, None
@@ -70,26 +70,26 @@ class SmallrLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """Returns the token that ends a text."""
         return self.tokenizer.eos_token_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """Returns what stands before a text without a context."""
         return self._scorer.prefix_token
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model reads."""
+        """Returns tokens that the model reads."""
         return self._scorer.max_length
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness' cache."""
+        """Names the tokenizer for the harness' cache."""
         return self._path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as text."""
+        """Returns a chat as text."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -98,7 +98,7 @@ class SmallrLM(TemplateLM):
         )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of a text."""
+        """Returns the tokens of a text."""
         return self._scorer.encode(string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -114,13 +114,13 @@ class SmallrLM(TemplateLM):
         return values
 
     def _cut(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The last tokens of both that fit."""
+        """Returns the last tokens of both that fit."""
         kept = [*context, *continuation][-(self.max_length + 1) :]
         split = max(len(kept) - len(continuation), 1)
         return kept[:split], kept[split:]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihoods of whole texts, each token predicted once, in windows of the model's context."""
+        """Computes log-likelihoods of whole texts, each token predicted once, in windows of the model's context."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
             (text,) = request.args
@@ -148,7 +148,7 @@ class SmallrLM(TemplateLM):
 
         if self._engine is None:
             self._engine = Engine(
-                self._decoder, self.tokenizer, self._mesh, slots=self._slots, max_length=self.max_length
+                self._decoder, self.tokenizer, self._mesh, decode_slots=self._decode_slots, max_length=self.max_length
             )
         asked = [self._request(*request.args) for request in requests]
         texts = []
@@ -161,7 +161,7 @@ class SmallrLM(TemplateLM):
         return texts
 
     def _request(self, context: str, options: dict[str, Any]) -> Request:
-        """One generation: the tokens of the context, from the left as many as leave room for the answer."""
+        """Returns one generation: the tokens of the context, from the left as many as leave room for the answer."""
         wanted = normalize_gen_kwargs(options, MAX_NEW_TOKENS)
         if unknown := sorted(set(wanted) - _KNOWN):
             raise UserError(f"generation_kwargs: {', '.join(unknown)} is not known to smallr")

@@ -1,4 +1,4 @@
-"""A benchmark asked while a model trains: on the training mesh, with the current weights, without an export."""
+"""Evaluates a benchmark while a model trains: on the training mesh, with the current weights, without an export."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TrainingBenchmark:
         self._items, self._report = load_items(self._benchmark, wanted.data, wanted.split, wanted.limit)
         if isinstance(self._benchmark, Generation) and self._benchmark.runs_code:
             raise UserError(f"config.benchmark.name={wanted.name} runs code: use smallr evaluate on checkpoints")
-        self._mesh, self._slots = mesh, wanted.slots
+        self._mesh, self._decode_slots = mesh, wanted.decode_slots
         self._max_tokens = wanted.max_tokens or getattr(self._benchmark, "max_tokens", 1)
         self._source = open_trained(config.model, config.tokenizer)
         self._tokenizer = self._source.tokenizer()
@@ -57,7 +57,7 @@ class TrainingBenchmark:
         self._scorer: LikelihoodScorer | None = None
 
     def __call__(self, decoder: Decoder) -> dict[str, float]:
-        """The benchmark's metrics and their standard errors; for answers, tokens and the share that was cut off too."""
+        """Returns the benchmark's metrics and their standard errors; for answers, tokens and the share that was cut off too."""
         answers = isinstance(self._benchmark, Generation)
         records = self._answered(decoder) if answers else run_likelihood(self._items, self._scored_by(decoder))
         summary = summarise(self._benchmark, records, self._report)
@@ -71,7 +71,7 @@ class TrainingBenchmark:
     def _answered(self, decoder: Decoder) -> list[dict[str, Any]]:
         if self._engine is None:
             self._engine = Engine(
-                decoder, self._tokenizer, self._mesh, slots=self._slots, end_ids=end_ids(self._source)
+                decoder, self._tokenizer, self._mesh, decode_slots=self._decode_slots, end_ids=end_ids(self._source)
             )
         else:
             self._engine.update(decoder)
@@ -104,6 +104,6 @@ class _Direct:
 
 
 def open_benchmark(config: ConfigDict, mesh: Mesh) -> TrainingBenchmark | None:
-    """The benchmark that a run's config names, or None."""
+    """Returns the benchmark that a run's config names, or None."""
     wanted: Mapping[str, Any] = dict(config.benchmark.items())
     return TrainingBenchmark(config, mesh) if wanted["name"] else None

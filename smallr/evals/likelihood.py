@@ -1,4 +1,4 @@
-"""Log-likelihoods of given texts under a local decoder, with the tokenisation of lm-evaluation-harness."""
+"""Computes log-likelihoods of given texts under a local decoder, with the tokenisation of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LikelihoodScorer:
         _, self._params = nnx.split(decoder)
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Sum of log-probs of each continuation given its context (nats), and whether greedy decoding would write it.
+        """Returns the sum of log-probs of each continuation given its context (nats), and whether greedy decoding would write it.
 
         A pair that is longer than the context gets (NaN, False): nothing is cut.
         """
@@ -79,7 +79,7 @@ class LikelihoodScorer:
         return len(context) + len(continuation) <= self.max_length + 1  # the last token is only predicted
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of both, at least one each side.
+        """Returns tokens of both, at least one each side.
 
         Spaces at the context's end move to the continuation; both are tokenised as one text, which is split where the
         tokens of the context alone end. An empty context is the model's first token (BOS, else EOS).
@@ -93,18 +93,18 @@ class LikelihoodScorer:
 
     @property
     def prefix_token(self) -> int:
-        """What stands before a text without a context."""
+        """Returns what stands before a text without a context."""
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, with those that the tokenizer adds."""
+        """Returns the tokens of a text, with those that the tokenizer adds."""
         # A text that begins with BOS, as chat templates make it, does not get a second one.
         begins = text.startswith(self.tokenizer.decode([self.prefix_token]))
         return list(self.tokenizer.encode(text, **({"add_special_tokens": False} if begins else {})))
 
     def score_tokens(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
-        """`loglikelihood` of tokens; contexts have at least one.
+        """Computes `loglikelihood` of tokens; contexts have at least one.
 
         Raises:
           ValueError: an empty context, or more tokens than the model can read.
@@ -155,7 +155,7 @@ class _Row:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[int, Ids, Ids]], max_length: int) -> list[_Row]:
-        """Rows that hold all (index, context, continuation), as many of one context in a row as the length allows."""
+        """Returns rows that hold all (index, context, continuation), as many of one context in a row as the length allows."""
         rows: list[_Row] = []
         last: dict[tuple[int, ...], _Row] = {}
         for index, context, continuation in pairs:
@@ -201,7 +201,7 @@ def _score(
     logit_position: Int[Array, "B N"],
     target: Int[Array, "B N"],
 ) -> tuple[Float[Array, "B N"], Bool[Array, "B N"]]:
-    """Log-prob of each target (float32), and whether it is the likeliest token."""
+    """Computes the log-prob of each target (float32), and whether it is the likeliest token."""
     decoder = nnx.merge(graphdef, params)
     hidden = decoder(tokens, positions, horizon)
     hidden = jnp.take_along_axis(hidden, logit_position[..., None], axis=1)
@@ -229,11 +229,11 @@ def _score(
 
 
 def _size(count: int, least: int) -> int:
-    """The power of two, at least `least`, that holds so many."""
+    """Returns the power of two, at least `least`, that holds so many."""
     return max(least, 1 << max(count - 1, 0).bit_length())
 
 
 def _length(count: int) -> int:
-    """A power of two, or one and a half, that holds so many: at most a third is padding."""
+    """Returns a power of two, or one and a half, that holds so many: at most a third is padding."""
     size = _size(count, SHORTEST)
     return size * 3 // 4 if count <= size * 3 // 4 and size > SHORTEST else size

@@ -1,4 +1,4 @@
-"""Models for evaluation by their names: the one place that opens them."""
+"""Opens models for evaluation by their names; no other module of the package does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def open_for_answers(config: ConfigDict) -> LanguageModel:
-    """The model that answers in text.
+    """Returns the model that answers in text.
 
     Raises:
       UserError: no such model, a run without a checkpoint, a server that is down.
@@ -24,7 +24,7 @@ def open_for_answers(config: ConfigDict) -> LanguageModel:
         config.model,
         cache=config.cache,
         dtype=config.compute.dtype,
-        slots=config.compute.slots,
+        decode_slots=config.compute.decode_slots,
         max_length=config.compute.max_length or None,
         **{**config.server, "api_key_env": config.server.api_key_env or None},
     )
@@ -33,7 +33,7 @@ def open_for_answers(config: ConfigDict) -> LanguageModel:
 def open_scorer(
     name: str, *, dtype: str = "bfloat16", max_length: int | None = None, tokens_per_batch: int = 8192
 ) -> LikelihoodScorer:
-    """The model that scores given texts, on all devices.
+    """Returns the model that scores given texts, on all devices.
 
     Raises:
       UserError: no such model, a run without a checkpoint, a server.

@@ -1,4 +1,4 @@
-"""Rows of a benchmark, read and checked: what can be asked, and what was left out and why."""
+"""Reads and checks the rows of a benchmark: what can be asked, and what was left out and why."""
 
 from __future__ import annotations
 

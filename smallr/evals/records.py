@@ -1,4 +1,4 @@
-"""Records of an evaluation: one a sample, as they stand in `samples.jsonl`."""
+"""Defines the records of an evaluation: one a sample, as they are written to `samples.jsonl`."""
 
 from __future__ import annotations
 

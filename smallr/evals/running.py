@@ -1,4 +1,4 @@
-"""The core of an evaluation: questions to an open model, answers to verdicts. No files are needed, no command line."""
+"""Runs the core of an evaluation: questions to an open model, answers to verdicts. It needs no files and no command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LikelihoodModel(Protocol):
     """Scores given texts."""
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): the sum of log-probs of the continuation (nats; NaN if the pair does not fit
+        """Returns for each (context, continuation) the sum of log-probs of the continuation (nats; NaN if the pair does not fit
         into the context), and whether it is what greedy decoding writes.
         """
         ...
@@ -53,14 +53,14 @@ class Asked:
     shots: tuple[Question, ...] = ()
 
     def text(self, item: Item) -> str:
-        """All that is asked, as plain text."""
+        """Returns all that is asked, as plain text."""
         if not self.shots:
             return item.task.prompt
         examples = (f"Question: {shot.prompt}\nAnswer: {shot.solution}\n\n" for shot in self.shots)
         return f"{''.join(examples)}Question: {item.task.prompt}\nAnswer:"
 
     def request(self, item: Item) -> Request:
-        """The request for a question. It depends on nothing else, so neither do its samples."""
+        """Returns the request for a question. It depends on nothing else, so neither do its samples."""
         digest = hashlib.sha256(f"{self.seed}:{item.id}".encode()).digest()
         params = replace(self.params, seed=int.from_bytes(digest[:4], "big") >> 1)
         if not self.chat:
@@ -115,7 +115,7 @@ def run_generation(
 
 
 def _answer(result: Result) -> Record:
-    """What is stored of a result."""
+    """Returns what is stored of a result."""
     samples = [
         {"text": sample.text, "finish_reason": sample.finish_reason, "tokens": len(sample.token_ids) or None}
         for sample in result.samples

@@ -1,4 +1,4 @@
-"""Worked examples that stand before every question (few-shot prompts)."""
+"""Selects worked examples that are put before every question (few-shot prompts)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smallr.evals.questions import Item, load_items
 def load_shots(
     benchmark: Benchmark, items: Sequence[Item], count: int, data: str = "", split: str = ""
 ) -> tuple[Question | Choice, ...]:
-    """The first rows that can be examples: they have a worked solution, or options, and are not asked themselves.
+    """Returns the first rows that can be examples: they have a worked solution, or options, and are not asked themselves.
 
     Args:
       benchmark: whose columns the rows have.
@@ -39,7 +39,7 @@ def load_shots(
 
 
 def before_options(items: Sequence[Item], shots: Sequence[Choice]) -> list[Item]:
-    """Questions by likelihood, each with the examples and their right options at the beginning of its contexts."""
+    """Returns questions by likelihood, each with the examples and their right options at the beginning of its contexts."""
     text = "".join(f"{shot.contexts[shot.gold]}{shot.continuations[shot.gold]}\n\n" for shot in shots)
     return [
         replace(item, task=replace(item.task, contexts=tuple(text + context for context in item.task.contexts)))

@@ -1,4 +1,4 @@
-"""What a set of right and wrong answers says, and how sure it is. Scores are grouped by question.
+"""Computes scores of right and wrong answers with their uncertainty. Scores are grouped by question.
 
 Samples of one question are not independent, so questions are the unit of every error and of every resampling.
 """
@@ -25,7 +25,7 @@ class Estimate:
     questions: int
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval for as many independent answers as have this standard error.
+        """Computes Wilson's score interval for as many independent answers as have this standard error.
 
         Unlike value ± 1.96 errors it stays within [0, 1] and does not shrink to a point where all are right or wrong;
         there the questions are taken as independent.
@@ -41,7 +41,7 @@ class Estimate:
 
 
 def pass_at_1(scores: Scores) -> Estimate:
-    """Mean over all samples, with the standard error clustered by question.
+    """Returns the mean over all samples, with the standard error clustered by question.
 
     sqrt(sum_q (sum_i (s_qi - mean))^2) / n (arXiv 2411.00640, eq. 4), times sqrt(Q / (Q - 1)), so that one sample a question
     gives the usual standard error of a mean.
@@ -59,7 +59,7 @@ def pass_at_1(scores: Scores) -> Estimate:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (arXiv 2107.03374, eq. 1).
+    """Computes the probability that one of k samples is right: 1 - C(n-c, k) / C(n, k), unbiased (arXiv 2107.03374, eq. 1).
 
     Raises:
       ValueError: k is greater than the number of samples.
@@ -72,12 +72,12 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(scores: Scores, k: int) -> Estimate:
-    """pass@k averaged over questions, with the standard error over questions."""
+    """Averages pass@k over questions, with the standard error over questions."""
     return pass_at_1([[pass_at_k(len(question), round(sum(question)), k)] for question in scores])
 
 
 def majority_is_right(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
-    """Whether the most frequent answer is right (maj@k).
+    """Returns whether the most frequent answer is right (maj@k).
 
     Samples without an answer do not vote. Of several answers with equally many votes the one that was given first counts.
     """
@@ -148,5 +148,5 @@ def paired_difference(
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Two-sided exact McNemar test: of the questions on which two runs differ, each is as likely to go either way."""
+    """Computes the two-sided exact McNemar test: of the questions on which two runs differ, each is as likely to go either way."""
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0

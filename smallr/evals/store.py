@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder, so that a killed one goes on where it was.
+"""Keeps what an evaluation leaves in its folder, so that a killed one goes on where it was.
 
 run.json         what was asked, of which model, how
 answers.jsonl    what the model gave, a line a question, written as it comes
@@ -23,7 +23,7 @@ ANSWERS, SAMPLES, RESULTS = "answers.jsonl", "samples.jsonl", "results.json"
 
 
 def open_folder(folder: Path, identity: Mapping[str, Any]) -> StageFolder:
-    """A new folder, or one of the same evaluation, to be entered; its journal holds answers by the question's key."""
+    """Returns a new folder, or one of the same evaluation, to be entered; its journal holds answers by the question's key."""
     return StageFolder(folder, identity, what="evaluation", pieces=ANSWERS, files=(SAMPLES, RESULTS))
 
 

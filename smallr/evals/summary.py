@@ -1,4 +1,4 @@
-"""From the records of an evaluation to its figures and a table."""
+"""Summarises the records of an evaluation as figures and a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smallr.evals.statistics import Estimate, majority_is_right, mean_pass_at_k,
 
 
 def summarise(benchmark: Benchmark, records: Sequence[Record], report: DropReport) -> dict[str, Any]:
-    """The figures of an evaluation, as JSON holds them.
+    """Returns the figures of an evaluation, as JSON holds them.
 
     `metrics` maps a name to value, standard error and 95 % interval; the benchmark's own metric is first. A prompt that is
     too long counts as wrong; a question without a result (a server that failed) is left out and counted in `missing`.
@@ -72,7 +72,7 @@ def _likelihood_metrics(records: Sequence[Record]) -> dict[str, Estimate]:
 
 
 def _lengths(records: Sequence[Record]) -> dict[str, Any]:
-    """Share of samples cut off, and tokens of a sample."""
+    """Returns the share of samples cut off, and tokens of a sample."""
     given = [record for record in records if record["output"] is not None]
     tokens = [record["tokens"] for record in given if record["tokens"]]
     return {

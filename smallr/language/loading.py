@@ -36,14 +36,14 @@ class Loaded:
     identity: str
 
 
-def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_length: int | None = None) -> Loaded:
+def load_engine(name: str, *, dtype: str = "bfloat16", decode_slots: int = 32, max_length: int | None = None) -> Loaded:
     """Loads a model over all devices.
 
     Args:
       name: a run's workdir, one of its checkpoints' folders, an adapter in PEFT's format, or any model that training
         takes.
       dtype: of the computation, float32 or bfloat16.
-      slots: decode slots, the sequences that are decoded at once.
+      decode_slots: the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None as `Engine` has it.
 
     Raises:
@@ -54,7 +54,9 @@ def load_engine(name: str, *, dtype: str = "bfloat16", slots: int = 32, max_leng
     with jax.set_mesh(mesh):
         source, decoder = load_trained(name, mesh, dtype=dtype)
         tokenizer = source.tokenizer()
-        engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length, end_ids=end_ids(source))
+        engine = Engine(
+            decoder, tokenizer, mesh, decode_slots=decode_slots, max_length=max_length, end_ids=end_ids(source)
+        )
         return Loaded(engine, identity(decoder, tokenizer, engine.end_ids, engine.max_length))
 
 

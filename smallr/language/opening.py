@@ -23,7 +23,7 @@ def open_language_model(
     *,
     cache: bool = True,
     dtype: str = "bfloat16",
-    slots: int = 32,
+    decode_slots: int = 32,
     max_length: int | None = None,
     **server: object,
 ) -> LanguageModel:
@@ -33,7 +33,7 @@ def open_language_model(
       spec: see `CHOICES`.
       cache: keep results under `smallr.core.cache.cache_dir("completions")` and take from there what was asked before.
       dtype: of a local model, as the next two; see `loading.load_engine`.
-      slots: decode slots, the sequences that are decoded at once.
+      decode_slots: the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None for the context, within reason.
       **server: of a server, arguments of `server.ServerModel`: api_key_env, concurrency, max_retries, timeout, …
 
@@ -66,7 +66,7 @@ def open_language_model(
     from smallr.language.local import LocalModel
 
     try:
-        loaded = load_engine(name, dtype=dtype, slots=slots, max_length=max_length)
+        loaded = load_engine(name, dtype=dtype, decode_slots=decode_slots, max_length=max_length)
     except UserError as error:
         raise UserError(f"{error} {CHOICES}" if str(error).startswith("unknown model") else str(error)) from error
     return LocalModel(name, loaded.engine, identity=loaded.identity, cache=_cache(cache))

@@ -1,4 +1,4 @@
-"""Losses as pure functions of per-token log-probs and columns; none of them sees logits.
+"""Defines losses as pure functions of per-token log-probs and columns; none of them sees logits.
 
 Names are imported when they are asked for: configs read what losses declare, and shall not wait for JAX.
 """

@@ -1,4 +1,4 @@
-"""Log-probs of scored tokens without ever holding [B, N, V] logits.
+"""Computes log-probs of scored tokens without ever holding [B, N, V] logits.
 
 The vocabulary is walked in chunks, all tokens at once, with a running log-sum-exp: a chunk of the head is read once a
 pass, its gradient is complete when the walk has passed it, and on a CPU a tile of logits never leaves the cache. The
@@ -30,7 +30,7 @@ BELOW_ALL = -1e30  # finite, so that the first chunk's correction is 0 and not N
 
 
 class TokenScores(NamedTuple):
-    """What a head says of each scored token, float32 [B, N], or [H, B, N] of several heads.
+    """Holds what a head computes for each scored token, float32 [B, N], or [H, B, N] of several heads.
 
     Attributes:
       logps: log p(target).
@@ -46,7 +46,7 @@ class TokenScores(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """What is static in a walk over the vocabulary.
+    """Holds what is static in a walk over the vocabulary.
 
     Attributes:
       chunk: entries whose logits are held at once; 0 chooses by platform.
@@ -141,13 +141,13 @@ def _flat(hidden: Float[Array, "B N D"]) -> Float[Array, "n D"]:
 
 
 def _sharded(head: Float[Array, "V D"]) -> Float[Array, "S v D"]:
-    """The head by shards of its vocabulary: split over devices, each walks its own part."""
+    """Returns the head by shards of its vocabulary: split over devices, each walks its own part."""
     shards = parts("vocab", head.shape[0])
     return head.reshape(shards, head.shape[0] // shards, head.shape[1])
 
 
 def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[int, int]:
-    """How many chunks of how many entries the vocabulary, or a device's shard of it, is walked in; 0 as above.
+    """Returns how many chunks of how many entries the vocabulary, or a device's shard of it, is walked in; 0 as above.
 
     `tokens` are those that are scored at once, over all devices of the mesh (`jax.set_mesh`); `backend` is JAX's name.
     """
@@ -166,7 +166,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(length: int, tokens: int, walk: _Walk, tile: int) -> tuple[int, int]:
-    """Number and size of equal chunks of a shard; the last is moved back to end where the shard does."""
+    """Returns the number and size of equal chunks of a shard; the last is moved back to end where the shard does."""
     chunk = walk.chunk
     if not chunk:
         local = max(1, walk.heads * tokens // parts("batch", tokens))

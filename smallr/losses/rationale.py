@@ -1,4 +1,4 @@
-"""Likelihood of answer and rationale in either order, told apart by roles.
+"""Computes the likelihood of answer and rationale in either order, told apart by roles.
 
 Chen et al., arXiv 2404.09170: pre-thinking trains question -> rationale -> answer, post-thinking trains
 question -> answer -> rationale. The order is the data layer's business; here a token only has a role, so
@@ -53,7 +53,7 @@ def role_nll(
 def rationale_loss(
     nll: RoleNll, *, answer_weight: float = 1.0, rationale_weight: float = 1.0, normalisation: Normalisation = "sum"
 ) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
-    """Numerator and denominator of the loss for each example; the loss is sum(numerators) / sum(denominators).
+    """Returns numerator and denominator of the loss for each example; the loss is sum(numerators) / sum(denominators).
 
     * `sum`: the weighted likelihood of the whole target, averaged over examples.
     * `token_mean`: averaged over all scored tokens of the step; a long rationale dilutes the answer.
@@ -75,7 +75,7 @@ def rationale_loss(
 
 
 def amplification(nll: RoleNll, clip: float) -> Float[Array, "B P"]:
-    """Weight of each example: its rationale NLL over the batch's mean, clipped to [1/clip, clip].
+    """Computes the weight of each example: its rationale NLL over the batch's mean, clipped to [1/clip, clip].
 
     No gradient flows through the weight. Examples without a rationale have weight 1.
     """

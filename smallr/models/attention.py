@@ -1,4 +1,4 @@
-"""Attention behind one function, with the horizon as its whole rule.
+"""Computes attention behind one function, with the horizon as its whole rule.
 
 Query q sees key k  ⇔  k ≤ q < horizon[k]  (indices into the row), and, with a window,
 positions[q] - positions[k] < window. Packing, shared prompts, plain rows and padding are all this rule.
@@ -36,7 +36,7 @@ def attention(
     scale: float | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T H D"]:
-    """softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
+    """Computes softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
 
     Args:
       q: queries after the rotary embedding; their H heads are K groups.
@@ -58,7 +58,7 @@ def attention(
       ValueError: an unknown `impl`, or heads that are not a multiple of the kv heads.
     """
     if impl not in ATTENTION:
-        raise ValueError(f"attention: unknown implementation {impl!r}; known: {', '.join(ATTENTION)}")
+        raise ValueError(f"attention: the implementation {impl!r} must be one of: {', '.join(ATTENTION)}")
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
@@ -66,7 +66,7 @@ def attention(
 
 
 def describe(impl: str, backend: str) -> str:
-    """In words what `impl` runs on a backend of JAX ("cpu", "gpu", "tpu")."""
+    """Says in words what `impl` runs on a backend of JAX ("cpu", "gpu", "tpu")."""
     chosen = ("tpu" if backend == "tpu" else "xla") if impl == "auto" else impl
     note = "" if chosen in ("xla", backend) else f", interpreted on the {backend}: slow, for tests alone"
     return chosen + (" (auto)" if impl == "auto" else "") + note
@@ -110,7 +110,7 @@ def _by_platform(impl, ways, softcap, scale, q, k, *args):
 
 
 def _per_device(kernel, q, k, *args, **options):
-    """A kernel is opaque to XLA, which would gather what it reads: each device computes its own rows and kv heads.
+    """Runs a kernel on each device's own rows and kv heads: it is opaque to XLA, which would gather what it reads.
 
     Kv heads that do not divide stay whole, and so do heads.
     """

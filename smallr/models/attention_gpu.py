@@ -1,4 +1,4 @@
-"""Attention by horizon as Pallas kernels for NVIDIA GPUs: `smallr.models.attention` says what is computed.
+"""Computes attention by horizon with Pallas kernels for NVIDIA GPUs; `smallr.models.attention` defines the result.
 
 FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): a program holds one tile of queries and walks the key tiles in
 which its row has a visible pair, by a list made of the horizons before the kernel starts; for the gradients of keys and
@@ -43,7 +43,7 @@ def forward(
     scale: float,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H"]]:
-    """The mixed values in q's dtype, and the float32 log-sum-exp of the scores.
+    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores.
 
     `interpret` runs the kernel's operations on any backend.
     """
@@ -143,7 +143,7 @@ def _query_gradient_kernel(q, dout, lse, delta, k, v, *refs, tile, softcap, scal
 
 
 def _key_gradient_kernel(q, dout, lse, delta, k, v, *refs, tile, softcap, scale, windowed):
-    """Tiles are keys x queries here, so that no product needs weights turned around."""
+    """Tiles are keys x queries here, so that no product needs transposed weights."""
     *rule, dk, dv = refs
     j, key, value, groups = pl.program_id(0), k[...], v[...], q.shape[1]
 
@@ -168,13 +168,13 @@ def _key_gradient_kernel(q, dout, lse, delta, k, v, *refs, tile, softcap, scale,
 
 
 def _walk(rule, step, state):
-    """`step(place, state)` for each tile of the other kind that this program's tile sees, or is seen by."""
+    """Applies `step(index, state)` for each tile of the other kind that this program's tile sees, or is seen by."""
     *_, order, count = rule
     return lax.fori_loop(0, count[pl.program_id(0)], lambda n, state: step(order[n], state), state)
 
 
 def _visible(rule, i, j, tile, windowed, keys_first=False) -> Bool[Array, "t t"]:
-    """Which queries (down) of tile i see which keys (across) of tile j; the other way around with `keys_first`."""
+    """Returns which queries (down) of tile i see which keys (across) of tile j; the other way around with `keys_first`."""
     horizon, positions, window = rule[:3]
 
     def along(x: Int[Array, "t"], axis: int) -> Int[Array, "t t"]:
@@ -189,10 +189,10 @@ def _visible(rule, i, j, tile, windowed, keys_first=False) -> Bool[Array, "t t"]
     return visible
 
 
-def _at(ref, place, tile, *group):
-    """A tile of tokens of a row, of one head if it holds several."""
+def _at(ref, index, tile, *group):
+    """Returns a tile of tokens of a row, of one head if it holds several."""
     rest = (slice(None),) * (len(ref.shape) - 1 - len(group))
-    return ref[(pl.ds(place * tile, tile), *group, *rest)]
+    return ref[(pl.ds(index * tile, tile), *group, *rest)]
 
 
 def _scores(products, scale, softcap):
@@ -201,7 +201,7 @@ def _scores(products, scale, softcap):
 
 
 def _slope(scores, scale, softcap):
-    """Of a score, by its product."""
+    """Returns the derivative of a score by its product."""
     return scale if softcap is None else scale * (1 - (scores / softcap) * (scores / softcap))
 
 
@@ -214,7 +214,7 @@ def _dot(a, b, transposed=False):
 
 
 def _rule(horizon, positions, tile, window, by_key=False):
-    """Horizon, positions [B T], window [1], and of each tile the list of those that it walks [B n n], [B n]."""
+    """Returns horizon, positions [B T], window [1], and of each tile the list of those that it walks [B n n], [B n]."""
     horizon, positions = padded(horizon, tile), padded(positions, tile)
     visible = visible_tiles(horizon, positions, tile, window)
     window = jnp.asarray([0 if window is None else window], jnp.int32)
@@ -242,7 +242,7 @@ def _call(kernel, rule, inputs, outputs, heads, interpret):
 
 
 def _compiler_params(dim: int) -> Any:
-    """For heads of `dim`.
+    """Returns compiler parameters for heads of `dim`.
 
     Raises:
       NotImplementedError: a JAX that has removed the Triton backend, which is why it is imported this late.
@@ -258,29 +258,29 @@ def _compiler_params(dim: int) -> Any:
 
 
 def _tiles_of(x: jax.Array | jax.ShapeDtypeStruct, tile: int) -> pl.BlockSpec:
-    """The program's tile and head of an array [B T H *D]."""
+    """Returns the program's tile and head of an array [B T H *D]."""
     return pl.BlockSpec((None, tile, None, *x.shape[3:]), lambda i, h, b: (b, i, h, *(0,) * (x.ndim - 3)))
 
 
 def _row_of(x: jax.Array, groups: int) -> pl.BlockSpec:
-    """The row's keys or values [B T K D] of the kv head to which the program's head belongs."""
+    """Returns the row's keys or values [B T K D] of the kv head to which the program's head belongs."""
     return pl.BlockSpec((None, x.shape[1], None, x.shape[3]), lambda i, h, b: (b, 0, lax.div(h, groups), 0))
 
 
 def _group_of(x: jax.Array, groups: int) -> pl.BlockSpec:
-    """The row of an array [B T H *D], in the heads that belong to the program's kv head."""
+    """Returns the row of an array [B T H *D], in the heads that belong to the program's kv head."""
     return pl.BlockSpec((None, x.shape[1], groups, *x.shape[3:]), lambda i, h, b: (b, 0, h, *(0,) * (x.ndim - 3)))
 
 
 def _tile(q: Float[Array, "B T H D"]) -> int:
-    """Tokens of a tile, a power of two."""
+    """Returns tokens of a tile, a power of two."""
     size = q.dtype.itemsize
     fitting = TILE_BYTES // (pl.next_power_of_2(q.shape[3]) * size)
     return max(SMALLEST, min(LARGEST[size], fitting, pl.next_power_of_2(q.shape[1])))
 
 
 def _whole(x: Float[Array, "B L H *E"], tile: int) -> Float[Array, "B T H *D"]:
-    """Tokens in whole tiles, and a head's dimension a power of two of at least 16; zeros change no product."""
+    """Returns tokens in whole tiles, and a head's dimension a power of two of at least 16; zeros change no product."""
     pads = [(0, 0), (0, -x.shape[1] % tile), (0, 0)]
     if x.ndim > 3:
         dim = max(SMALLEST, pl.next_power_of_2(x.shape[3]))

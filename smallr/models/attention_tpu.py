@@ -1,4 +1,4 @@
-"""Attention by horizon as Pallas kernels for TPUs: `smallr.models.attention` says what is computed.
+"""Computes attention by horizon with Pallas kernels for TPUs; `smallr.models.attention` defines the result.
 
 FlashAttention (arXiv 2205.14135, algorithms 1 and 4) over a list of tiles. The list is made of the horizons before the
 kernel starts: those pairs of a query tile and a key tile in which the row has a visible pair, so that the half above
@@ -53,7 +53,7 @@ def forward(
     scale: float,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T H D"], Float[Array, "B T H"]]:
-    """The mixed values in q's dtype, and the float32 log-sum-exp of the scores.
+    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores.
 
     `interpret` runs the kernel's operations on any backend.
     """
@@ -224,13 +224,13 @@ def _dot(a, b, transposed=False):
 
 
 def _here(query, key, flags, window) -> _Steps:
-    """The scalars of this step."""
-    place = pl.program_id(0), pl.program_id(2)
-    return _Steps(query[place], key[place], flags[place], window[0])
+    """Returns the scalars of this step."""
+    index = pl.program_id(0), pl.program_id(2)
+    return _Steps(query[index], key[index], flags[index], window[0])
 
 
 def _visible(step, rule, windowed):
-    """Which keys (down) which queries (across) of this step's tiles see."""
+    """Returns which keys (down) which queries (across) of this step's tiles see."""
     horizon, query_positions, key_positions = rule
     tile = horizon.shape[-1]
     key = step.key * tile + lax.broadcasted_iota(jnp.int32, (tile, tile), 0)
@@ -242,7 +242,7 @@ def _visible(step, rule, windowed):
 
 
 def _column(row):
-    """[1, t] -> [t, 1]; the transposition unit takes whole registers."""
+    """Transposes [1, t] to [t, 1]; the transposition unit takes whole registers."""
     return jnp.broadcast_to(row[...], (LANES, row.shape[-1])).T[:, :1]
 
 
@@ -250,7 +250,7 @@ def _column(row):
 
 
 def _steps(horizon, positions, tile, window, by_key=False) -> _Steps:
-    """Each row's visible tiles, one query tile (or key tile) after the other.
+    """Lists each row's visible tiles, one query tile (or key tile) after the other.
 
     The diagonal always belongs to them, so that each output tile is written.
     """
@@ -314,19 +314,19 @@ def _call(kernel, steps, inputs, outputs, scratch, products, interpret):
 
 
 def _block(shape: tuple[int, ...], name: str, tile: int) -> pl.BlockSpec:
-    """The tile of an array [B, K, …] or [B, 1, T] that a step reads or writes.
+    """Returns the tile of an array [B, K, …] or [B, 1, T] that a step reads or writes.
 
     `name`: whose tile it is, "queries" or "keys"; " last" if tokens are the last axis, not the last but one.
     """
-    place = len(shape) - (1 if name.endswith("last") else 2)
+    axis = len(shape) - (1 if name.endswith("last") else 2)
     follows = 0 if name.startswith("queries") else 1
     per_head = len(shape) > 3
     block = [None, None if per_head else 1, *shape[2:]]
-    block[place] = tile
+    block[axis] = tile
 
     def index(row, head, step, *scalars):
         at = [row, head if per_head else 0, *(0 for _ in shape[2:])]
-        at[place] = scalars[follows][row, step]
+        at[axis] = scalars[follows][row, step]
         return tuple(at)
 
     return pl.BlockSpec(tuple(block), index)

@@ -1,4 +1,4 @@
-"""Attention by horizon in plain JAX: `smallr.models.attention` says what is computed.
+"""Computes attention by horizon in plain JAX; `smallr.models.attention` defines the result.
 
 FlashAttention (arXiv 2205.14135, algorithms 1 and 4) over those tiles of the square that hold a visible pair: no [T, T]
 exists, the half above the diagonal costs nothing, and neither do the keys of other examples, or a chosen branch for the
@@ -42,7 +42,7 @@ ACCELERATOR = Tiling(512, 512, 1)  # few, large steps
 
 
 class Rule(NamedTuple):
-    """What decides visibility; and of each query tile the list of key tiles that it sees, taken in `parts` of `width`."""
+    """Holds what decides visibility, and for each query tile the list of key tiles that it sees, taken in `parts` of `width`."""
 
     horizon: Int[Array, "B n s"]
     positions: Int[Array, "B n s"]
@@ -72,7 +72,7 @@ def forward(
     softcap: float | None,
     scale: float,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-    """The mixed values in q's dtype, and the float32 log-sum-exp of the scores."""
+    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores."""
     (length, kv_heads), tiling = k.shape[1:3], tiling.of(k.shape[1])
     groups = q.shape[2] // kv_heads
     rule = make_rule(horizon, positions, window, tiling)
@@ -192,18 +192,18 @@ def make_rule(
 
 
 def _by_width(rule: Rule, i: Int[Array, ""], c: Int[Array, ""], most: int, of: Callable[[_Part], Any]) -> Any:
-    """`of` part c of query tile i's list, compiled for each width that a part can have."""
+    """Applies `of` to part c of query tile i's list, compiled for each width that a part can have."""
 
     def branch(width: int) -> Any:
-        places = c * width + jnp.arange(width)
-        return of(_Part(lax.dynamic_slice_in_dim(rule.lists[i], c * width, width), places < rule.counts[i]))
+        indices = c * width + jnp.arange(width)
+        return of(_Part(lax.dynamic_slice_in_dim(rule.lists[i], c * width, width), indices < rule.counts[i]))
 
     widths = range(1, 1 + min(most, rule.horizon.shape[1]))
     return lax.switch(rule.width[i] - 1, [functools.partial(branch, width) for width in widths])
 
 
 def _bias(rule: Rule, i: Int[Array, ""], part: _Part, tokens: int, keys_first: bool = False) -> Float[Array, "B t k"]:
-    """0 where the `tokens` of query tile i see the keys of a part, else MASKED; [B k t] with `keys_first`."""
+    """Returns 0 where the `tokens` of query tile i see the keys of a part, else MASKED; [B k t] with `keys_first`."""
     query_axis, key_axis = (2, 1) if keys_first else (1, 2)
     size = rule.horizon.shape[2]
 
@@ -246,7 +246,7 @@ def _in_tiles(x: Shaped[Array, "B T *rest"], tile: int) -> Shaped[Array, "B n s 
 
 
 def _queries(x: Float[Array, "B T H D"], i: Int[Array, ""], tokens: int, kv_heads: int) -> Float[Array, "B K q D"]:
-    """A tile of queries, those of a kv head's group behind each other."""
+    """Returns a tile of queries, those of a kv head's group behind each other."""
     x = lax.dynamic_slice_in_dim(x, i * tokens, tokens, 1)
     x = x.reshape(len(x), tokens, kv_heads, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
@@ -255,19 +255,19 @@ def _queries(x: Float[Array, "B T H D"], i: Int[Array, ""], tokens: int, kv_head
 def _put_queries(
     x: Float[Array, "B T H D"], i: Int[Array, ""], new: Float[Array, "B K q D"], tokens: int
 ) -> Float[Array, "B T H D"]:
-    """Inverse of `_queries`."""
+    """Inverts `_queries`."""
     new = new.reshape(*new.shape[:2], -1, tokens, new.shape[-1]).transpose(0, 3, 1, 2, 4)
     return lax.dynamic_update_slice_in_dim(x, new.reshape(len(x), tokens, *x.shape[2:]).astype(x.dtype), i * tokens, 1)
 
 
 def _side_by_side(x: Float[Array, "B n s K D"], part: _Part) -> Float[Array, "B K k D"]:
-    """The key tiles of a part."""
+    """Returns the key tiles of a part."""
     x = x[:, part.tiles].transpose(0, 3, 1, 2, 4)
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def _one_by_one(x: Float[Array, "B K k D"], tiling: Tiling) -> Float[Array, "B most s K D"]:
-    """Inverse of `_side_by_side`, with zeros behind: branches must agree in shape."""
+    """Inverts `_side_by_side`, with zeros behind: branches must agree in shape."""
     x = x.reshape(*x.shape[:2], -1, tiling.keys, x.shape[-1]).transpose(0, 2, 3, 1, 4)
     return jnp.pad(x, ((0, 0), (0, tiling.most - x.shape[1]), (0, 0), (0, 0), (0, 0)))
 

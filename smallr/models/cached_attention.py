@@ -1,4 +1,4 @@
-"""Attention of new tokens over the keys and values of those before them, kept in a cache.
+"""Computes attention of new tokens over the cached keys and values of earlier ones.
 
 A slot of the cache is one sequence; the key at index i of a slot is that of its token i. So query q sees key k  ⇔
 index[k] ≤ position[q], and, with a window, position[q] - index[k] < window.
@@ -34,7 +34,7 @@ class LayerCache(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Tokens of a slot."""
+        """Returns tokens of a slot."""
         return self.values.shape[2]
 
 
@@ -61,7 +61,7 @@ def write(
 
 
 def rows_of(cache: LayerCache, slots: Int[Array, "R"]) -> LayerCache:
-    """These slots; one beyond the last gives the last."""
+    """Returns these slots; one beyond the last gives the last."""
     return jax.tree.map(lambda x: x.at[slots].get(mode="clip"), cache)
 
 
@@ -74,7 +74,7 @@ def attend(
     softcap: float | None = None,
     scale: float | None = None,
 ) -> Float[Array, "S P H D"]:
-    """softmax(scale q kᵀ) v over the cached keys up to each query's position; in q's dtype.
+    """Computes softmax(scale q kᵀ) v over the cached keys up to each query's position; in q's dtype.
 
     Args:
       q: queries after the rotary embedding; their own keys and values are already in the cache.

@@ -1,4 +1,4 @@
-"""Chat templates are programs: each is tried in a process with limits before it is used."""
+"""Tries a chat template, which is a program, in a process with limits before it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by itself: renders a chat template under limits; says on stdout what is wrong, and dies where it does not end.
+"""Renders a chat template under limits, in a process of its own; says on stdout what is wrong, and dies where it does not end.
 
 The environment of the template is that of transformers' `apply_chat_template`.
 """
@@ -33,7 +33,7 @@ class Generation(jinja2.ext.Extension):
 
 
 def refuse(message: str) -> None:
-    """What templates call on conversations that they do not take."""
+    """Raises an error; templates call it on conversations that they do not take."""
     raise jinja2.TemplateError(message)
 
 

@@ -1,4 +1,4 @@
-"""What a decoder is: sizes, rotary embedding, and how it is computed.
+"""Defines what a decoder is: sizes, rotary embedding, and how it is computed.
 
 One frozen dataclass serves every family. A family's file in `smallr.models.families` translates the
 Hugging Face `config.json` into it; GGUF metadata is first written as such a dict (`smallr.models.gguf`).
@@ -175,12 +175,12 @@ class DecoderConfig:
 
     @property
     def rotary(self) -> int:
-        """How many of a head's dimensions rotate."""
+        """Returns how many of a head's dimensions rotate."""
         return 0 if self.learned_positions else self.rotary_dim or self.head_dim
 
     @property
     def layer_windows(self) -> tuple[int | None, ...]:
-        """The window of each layer."""
+        """Returns the window of each layer."""
         return tuple(None if layer in self.full_layers else self.window for layer in range(self.num_layers))
 
     @property
@@ -191,7 +191,7 @@ class DecoderConfig:
 
     @property
     def num_params(self) -> int:
-        """All parameters, a tied head counted once."""
+        """Returns all parameters, a tied head counted once."""
         norm = self.d_model * (2 if self.norm == "layer" else 1)
         heads = self.num_heads + self.num_kv_heads
         layer = self.layer_matmul_params + norm * (4 if self.norm_place == "both" else 2)
@@ -202,7 +202,7 @@ class DecoderConfig:
         return self.num_layers * layer + rows * self.d_model + norm
 
     def forward_flops(self, tokens: float, attended: float, scored: float) -> float:
-        """FLOPs of a forward pass, a multiply-add counted as two; the backward pass takes twice as many again.
+        """Counts the FLOPs of a forward pass, a multiply-add counted as two; the backward pass takes twice as many again.
 
         Included: the layers' products for `tokens` tokens, q·k and p·v for `attended` visible (query, key)
         pairs (so the causal half, not the square), the head for `scored` tokens. Not included: lookups,
@@ -213,7 +213,7 @@ class DecoderConfig:
         return layers + pairs + 2 * self.vocab_size * self.d_model * scored
 
     def flops_per_token(self, length: int) -> float:
-        """Forward FLOPs per token of one causal sequence of `length` tokens, every token scored."""
+        """Counts the forward FLOPs per token of one causal sequence of `length` tokens, every token scored."""
         windows = [min(length, window or length) for window in self.layer_windows]
         attended = sum(window * (window + 1) / 2 + (length - window) * window for window in windows)
         return self.forward_flops(length, attended / self.num_layers, length) / length

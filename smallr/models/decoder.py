@@ -1,4 +1,4 @@
-"""One decoder for every family: embedding, scanned layers, final norm. The head is a matrix for the losses."""
+"""Defines one decoder for every family: embedding, scanned layers, final norm. The head is a matrix for the losses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Table(nnx.Module):
         self.table = param(normal(rngs), (rows, config.d_model), (axis, "embed"))
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """The rows of these ids, float32."""
+        """Returns the rows of these ids, float32."""
         # A device looks up the ids of all rows in its part of the table's width, then parts are exchanged for rows:
         # far fewer bytes than the whole table and, on the way back, the whole table's gradient.
         parts = constrain(self.table[...][constrain(ids, "lookup_batch", "tokens")], "lookup_batch", "tokens", "embed")
@@ -46,7 +46,7 @@ class _Kind(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What a layer reads beside the residual stream. `window` and `rope` are the layer's own.
+    """Holds what a layer reads beside the residual stream. `window` and `rope` are the layer's own.
 
     `attend` takes the place of `attention` where there is no row: it gets q, k, v, window, softcap and scale.
     """
@@ -79,7 +79,7 @@ class Attention(nnx.Module):
             self.k_norm = self._head_norm(config.num_kv_heads, "kv_heads", layers)
 
     def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
-        """The mixed and projected values."""
+        """Returns the mixed and projected values."""
         config = self.config
         names = ("q", "k", "v")
         biases = tuple(getattr(self, f"{name}_bias")[...] if config.qkv_bias else None for name in names)
@@ -129,7 +129,7 @@ class MLP(nnx.Module):
             self.down_bias = param(jnp.zeros, (config.d_model,), (None,), layers)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The gated product, in the compute dtype."""
+        """Returns the gated product, in the compute dtype."""
         act = _ACTIVATIONS[self.config.activation]
         if self.config.gated_mlp:
             names = ("gate", "up")
@@ -160,13 +160,13 @@ class Block(nnx.Module):
             self.attention_post_norm, self.mlp_post_norm = norm(config, layers), norm(config, layers)
 
     def __call__(self, x: Float[Array, "B T D"], inputs: LayerInputs) -> Float[Array, "B T D"]:
-        """The residual stream after this layer."""
+        """Returns the residual stream after this layer."""
         x = x + self._normed("attention", x, lambda x: self.attention(x, inputs))
         x = x + self._normed("mlp", x, self.mlp)
         return constrain(x, "batch", "tokens", "activation_embed")
 
     def _normed(self, name: str, x: Float[Array, "B T D"], part: Callable) -> Float[Array, "B T D"]:
-        """`part` between the norms of the family."""
+        """Applies `part` between the norms of the family."""
         place = self.config.norm_place
         x = part(x if place == "after" else getattr(self, f"{name}_norm")(x))
         return x if place == "before" else getattr(self, f"{name}_post_norm")(x)
@@ -212,7 +212,7 @@ class Decoder(nnx.Module):
         return self.final_norm(x).astype(config.dtype)
 
     def embedded(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """What enters the first layer, float32."""
+        """Returns what enters the first layer, float32."""
         # The residual stream is float32 in every compute dtype: in bfloat16 its roundings alone would double the
         # error of a completion's log-prob. The lookup's gradients of one token's many places add up in float32 too.
         soft = getattr(self, "soft", None)  # see `smallr.models.soft`
@@ -225,7 +225,7 @@ class Decoder(nnx.Module):
         return constrain(x, "batch", "tokens", "activation_embed")
 
     def unembedding(self) -> Float[Array, "V D"]:
-        """The head's float32 master: logits are hidden · unembeddingᵀ. The embedding itself when tied."""
+        """Returns the head's float32 master: logits are hidden · unembeddingᵀ. The embedding itself when tied."""
         return (self.embed if self.config.tie_embeddings else self.head).table[...]
 
 
@@ -235,7 +235,7 @@ def layer_inputs(
     horizon: Int[Array, "B T"] | None,
     longest: Int[Array, "B T"] | None = None,
 ) -> tuple[Callable[[_Kind], LayerInputs], _Kind]:
-    """What tells layers apart, as arrays to scan over, and the function from a layer's slice to its inputs.
+    """Returns what tells layers apart, as arrays to scan over, and the function from a layer's slice to its inputs.
 
     One scanned program serves every pattern of layers. What all layers share stays static. `longest` is as in
     `rope_tables`.

@@ -1,4 +1,4 @@
-"""GGUF files: metadata to a config, quantised tensors to float32 under their Hugging Face names."""
+"""Reads GGUF files: metadata as a config, quantised tensors as float32 under their Hugging Face names."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class GGUFFile:
         self.config: DecoderConfig = self.family.config(hf)
         self._names = self._hf_names()
         # The converter turns GPT-2's weights round, so that all files hold [outputs, inputs].
-        turned = [tensor.name for tensor in self.family.tensors if tensor.layout == "conv1d"]
-        self._turned = {name.format(layer=layer) for name in turned for layer in range(self.config.num_layers)}
+        transposed = [tensor.name for tensor in self.family.tensors if tensor.layout == "conv1d"]
+        self._transposed = {name.format(layer=layer) for name in transposed for layer in range(self.config.num_layers)}
 
     def metadata(self, key: str, default: Any = None) -> Any:
         """Returns the value of a metadata key, or `default`.
@@ -85,7 +85,7 @@ class GGUFFile:
         return value
 
     def hf_config(self) -> dict[str, Any]:
-        """The metadata as a `config.json` of the family."""
+        """Returns the metadata as a `config.json` of the family."""
         arch = self.metadata("general.architecture")
         hf = {new: self.metadata(f"{arch}.{old}") for old, new in _KEYS.items()}
         hf = {key: value for key, value in hf.items() if value is not None}
@@ -142,7 +142,7 @@ class GGUFFile:
         )
 
     def _hf_names(self) -> dict[str, str]:
-        """Hugging Face name -> GGUF name of every tensor; one without a translation keeps its own name."""
+        """Maps Hugging Face names to GGUF names of all tensors; one without a translation keeps its own name."""
         arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[self.metadata("general.architecture")]
         table = gguf.get_tensor_name_map(arch, self.config.num_layers)
         names = {}
@@ -155,13 +155,13 @@ class GGUFFile:
         return known | {name: name for name in sorted(rest)}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by its Hugging Face name."""
+        """Returns the shape of every tensor, by its Hugging Face name."""
         shapes = {name: tuple(int(n) for n in self._stored[stored].shape) for name, stored in self._names.items()}
-        return {name: shape if name in self._turned else shape[::-1] for name, shape in shapes.items()}
+        return {name: shape if name in self._transposed else shape[::-1] for name, shape in shapes.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """float32 block of a tensor; only the rows asked for are dequantised."""
-        if name in self._turned:
+        """Reads a float32 block of a tensor; only the rows asked for are dequantised."""
+        if name in self._transposed:
             return self._dequantise(self._names[name], index[1])[:, index[0]].T
         block = self._dequantise(self._names[name], index[0])
         if name.endswith("norm.weight"):

@@ -26,7 +26,7 @@ class _Header:
         self._data, self._path, self._at = data, path, 0
 
     def fail(self, reason: str) -> UserError:
-        """The error of this place."""
+        """Returns the error of this place."""
         return UserError(f"{self._path} is not a readable GGUF file (byte {self._at}: {reason}); download it again")
 
     def skip(self, size: int) -> int:

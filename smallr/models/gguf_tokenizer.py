@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file, rebuilt as a transformers tokenizer.
+"""Rebuilds the tokenizer in a GGUF file as a transformers tokenizer.
 
 GGUF names the pre-tokenizer instead of holding it, so each supported name is written out here as in the
 `tokenizer.json` of the model that it stands for. Guessing would change tokens silently: what a file does not say, such as
@@ -115,7 +115,7 @@ def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> To
 
 
 def _byte_level(file: GGUFFile, tokens: list[str], pre: str) -> Tokenizer:
-    """GPT-2's kind: the merges are in the file."""
+    """Builds GPT-2's kind: the merges are in the file."""
     from tokenizers import Tokenizer, decoders, models
 
     merges = [tuple(merge.split(" ", 1)) for merge in file.metadata("tokenizer.ggml.merges")]
@@ -127,7 +127,7 @@ def _byte_level(file: GGUFFile, tokens: list[str], pre: str) -> Tokenizer:
 
 
 def _sentencepiece(file: GGUFFile, tokens: list[str]) -> Tokenizer:
-    """SentencePiece's BPE: the two neighbours whose union scores highest merge first, and unknown bytes are tokens.
+    """Builds SentencePiece's BPE: the two neighbours whose union scores highest merge first, and unknown bytes are tokens.
 
     The merges are all ways to cut a piece into two others, by the score of the piece.
     """
@@ -165,7 +165,7 @@ def _set_pre_tokenizer(tokenizer: Tokenizer, cut: ByteLevel) -> None:
 
 
 def _set_template(tokenizer: Tokenizer, file: GGUFFile, special: dict[str, str]) -> None:
-    """BOS and EOS around a text, where the file asks for them."""
+    """Puts BOS and EOS around a text, where the file asks for them."""
     from tokenizers import processors
 
     cut = PRE_TOKENIZERS.get(file.metadata("tokenizer.ggml.pre"))

@@ -1,4 +1,4 @@
-"""Heads beside the language-model head: values of states, and Q values of every token of the vocabulary.
+"""Adds heads beside the language-model head: values of states, and Q values of every token of the vocabulary.
 
 A decoder with heads has them at `decoder.heads`, so that they are saved, resumed and put on a mesh as its own parameters
 are. Each head is a small network on the hidden state after the final norm: width D -> W -> its outputs, with ReLU between.

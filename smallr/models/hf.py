@@ -1,4 +1,4 @@
-"""Models of the Hugging Face ecosystem: a local folder, or a repository of the hub brought into one."""
+"""Opens models of the Hugging Face ecosystem: a local folder, or a repository of the hub brought into one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def folder_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def download(name: str, offline_choices: str, files: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder of a hub repository in the hub's cache, downloading what is not there.
+    """Returns the folder of a hub repository in the hub's cache, downloading what is not there.
 
     Args:
       name: `owner/name`.

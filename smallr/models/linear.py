@@ -1,4 +1,4 @@
-"""The one dense product of the decoder: compute in `dtype`, keep masters and their gradients in float32."""
+"""Computes the one dense product of the decoder in `dtype`, with masters and their gradients in float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smallr.core.sharding import constrain, is_sharded
 
 
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
-    """HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
+    """Returns HIGHEST for float32, so that no accelerator swaps in tf32 or bfloat16 passes; DEFAULT for bfloat16."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
@@ -28,7 +28,7 @@ def linear(
     inputs: int = 1,
     axes: tuple[str | None, ...] | None = None,
 ) -> Float[Array, "*batch *outputs"]:
-    """`x · w + bias`, contracting the last `inputs` axes of `x` with the first `inputs` axes of `w`.
+    """Computes `x · w + bias`, contracting the last `inputs` axes of `x` with the first `inputs` axes of `w`.
 
     Args:
       x: activations, any float dtype; cast to `dtype`.
@@ -75,7 +75,7 @@ _linear.defvjp(_forward, _backward)
 
 
 def _gathered(w, dtype, axes):
-    """The weight in the compute dtype, its "embed" axis whole.
+    """Returns the weight in the compute dtype, its "embed" axis whole.
 
     Left to itself XLA passes a weight that is split along a contracted axis around a ring of devices, and adds every
     part's float32 product to the sum in memory: on TPUs that is bound by memory. Other axes stay split.
@@ -108,7 +108,7 @@ def transpose_minor(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]
 def weight_gradient(
     x: Float[Array, "*batch *inputs"], dout: Float[Array, "*batch *outputs"], batch: int
 ) -> Float[Array, "*inputs *outputs"]:
-    """The float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
+    """Returns the float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
     count = math.prod(x.shape[:batch])
     rows, columns = x.reshape(count, -1), dout.reshape(count, -1)
     if x.dtype == jnp.float32:
@@ -123,7 +123,7 @@ def _outer(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Floa
 
 
 def _outer_on_cpu(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Float[Array, "inputs outputs"]:
-    """`_outer` with the narrower operand transposed (see `transpose_minor`)."""
+    """Computes `_outer` with the narrower operand transposed (see `transpose_minor`)."""
     if x.shape[1] <= dout.shape[1]:
         return _dot(transpose_minor(x), dout, ((1,), (0,)))
     out = _dot(transpose_minor(dout), x, ((1,), (0,)))

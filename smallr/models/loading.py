@@ -1,4 +1,4 @@
-"""A model by its name: where it comes from, and its weights straight from the file to their shards."""
+"""Opens a model by its name, and loads its weights straight from the file to their shards."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class ModelSource:
     open_parameters: Callable[[], ReadParameter] | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The model's tokenizer.
+        """Returns the model's tokenizer.
 
         Raises:
           UserError: it has ids beyond the embedding.
@@ -81,7 +81,7 @@ class ModelSource:
 
 
 def open_model(name: str, tokenizer: str = "", *, allow_nonfinite: bool = False) -> ModelSource:
-    """The source of a model.
+    """Returns the source of a model.
 
     Args:
       name: built-in name, `.gguf` file, local Hugging Face folder, or hub id `owner/name`; tried in this order.
@@ -127,7 +127,7 @@ def _tokenizer_folder(name: str) -> Path:
 
 
 def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
-    """The model with every parameter on its shards.
+    """Returns the model with every parameter on its shards.
 
     Each shard's block is read from the file on its own; host memory holds one parameter at a time.
 
@@ -186,7 +186,7 @@ def _folder_source(name: str, folder: Path) -> ModelSource:
 
 
 def _tiny_source() -> ModelSource:
-    """Two layers of random weights with SmolLM2's tokenizer: for smoke runs and tests."""
+    """Makes two layers of random weights with SmolLM2's tokenizer: for smoke runs and tests."""
     from smallr.models.gguf import GGUFFile
     from smallr.models.gguf_tokenizer import gguf_tokenizer
 

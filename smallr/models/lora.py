@@ -63,7 +63,7 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """Returns what A B is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
@@ -72,7 +72,7 @@ class DropoutKey(nnx.Variable):
 
 
 class Adapter(nnx.Module):
-    """What is added to one projection, for all layers; called on one layer's slice."""
+    """Computes what is added to one projection; it holds all layers, and is called on the slice of one."""
 
     def __init__(self, a: nnx.Param, b: nnx.Param, lora: LoRA):
         self.a, self.b = a, b
@@ -92,13 +92,13 @@ class Adapter(nnx.Module):
 
 
 def projections(config: DecoderConfig) -> dict[str, Tensor]:
-    """The decoder's projections by their dotted paths, with their rows of the family's table."""
+    """Returns the decoder's projections by their dotted paths, with their rows of the family's table."""
     rows = {row.param: row for row in FAMILIES[config.family].tensors if row.exists(config)}
     return {path: row for path, row in rows.items() if row.layout in ("linear", "conv1d") and row.stacked}
 
 
 def targets(config: DecoderConfig, lora: LoRA) -> dict[str, Tensor]:
-    """The projections that have an adapter.
+    """Returns the projections that have an adapter.
 
     Raises:
       UserError: none has.
@@ -154,7 +154,7 @@ def add_dropout_keys(decoder: Decoder) -> None:
 
 
 def adapters(decoder: Decoder) -> Iterator[Adapter]:
-    """All adapters of a decoder."""
+    """Returns all adapters of a decoder."""
     return (module for _, module in nnx.iter_graph(decoder) if isinstance(module, Adapter))
 
 
@@ -165,7 +165,7 @@ def quantize_projections(decoder: Decoder, format: str, mesh: Mesh) -> None:
       UserError: an unknown format, or qwix is missing.
     """
     if format not in FORMATS:
-        raise UserError(f"config.lora.base: {format!r} is none of {', '.join(FORMATS)}")
+        raise UserError(f"config.lora.base: {format!r} must be one of: {', '.join(FORMATS)}")
     if format == "float32":
         return
     for path, row in projections(decoder.config).items():
@@ -183,7 +183,7 @@ def quantize_projections(decoder: Decoder, format: str, mesh: Mesh) -> None:
 
 
 def is_adapter_path(path: tuple[str, ...]) -> bool:
-    """Whether a parameter belongs to an adapter."""
+    """Returns whether a parameter belongs to an adapter."""
     return len(path) > 1 and path[-2].endswith(adapter_name(""))
 
 
@@ -193,7 +193,7 @@ def merged(
     b: Float[np.ndarray, "layers rank *outputs"],
     scale: float,
 ) -> Float[np.ndarray, "layers *inputs *outputs"]:
-    """W + scale A B, layer by layer."""
+    """Returns W + scale A B, layer by layer."""
     out = np.array(weight, np.float32)
     for layer in range(len(out)):
         out[layer] += scale * np.tensordot(a[layer], b[layer], 1)
@@ -201,7 +201,7 @@ def merged(
 
 
 def _owner(decoder: Decoder, path: str) -> tuple[nnx.Module, str]:
-    """The module that holds the parameter at a dotted path, and its name there."""
+    """Returns the module that holds the parameter at a dotted path, and its name there."""
     *parts, name = path.split(".")
     module = decoder
     for part in parts:

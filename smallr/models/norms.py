@@ -1,4 +1,4 @@
-"""Norms of activations, in float32."""
+"""Normalises activations in float32."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RMSNorm(nnx.Module):
         self.scale = param(jnp.zeros if offset else jnp.ones, shape, axes, layers)
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """The normed activations, in x's dtype."""
+        """Returns the normed activations, in x's dtype."""
         wide = x.astype(jnp.float32)
         square = jnp.mean(jnp.square(wide), axis=tuple(range(-self.ndim, 0)), keepdims=True)
         scale = self.scale[...] + self.offset
@@ -50,7 +50,7 @@ class LayerNorm(nnx.Module):
         self.bias = param(jnp.zeros, (dim,), (None,), layers)
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """The normed activations, in x's dtype."""
+        """Returns the normed activations, in x's dtype."""
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -59,7 +59,7 @@ class LayerNorm(nnx.Module):
 
 
 def norm(config: DecoderConfig, layers: tuple[int, ...] = ()) -> RMSNorm | LayerNorm:
-    """The family's norm of the residual stream."""
+    """Returns the family's norm of the residual stream."""
     if config.norm == "layer":
         return LayerNorm(config.d_model, config.norm_eps, layers)
     return RMSNorm((config.d_model,), (None,), config.norm_eps, config.norm_offset, layers)

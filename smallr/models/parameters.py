@@ -1,4 +1,4 @@
-"""How parameters are made: float32 masters with the names of their logical axes."""
+"""Makes parameters: float32 masters with the names of their logical axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INIT_STDDEV = 0.02
 def param(
     init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], layers: tuple[int, ...] = ()
 ) -> nnx.Param:
-    """A float32 parameter, with a leading "layers" axis if `layers` gives its length."""
+    """Returns a float32 parameter, with a leading "layers" axis if `layers` gives its length."""
     return nnx.Param(init((*layers, *shape)), axes=(*("layers" for _ in layers), *axes))
 
 

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: adapter_config.json and adapter_model.safetensors (huggingface.co/docs/peft, checkpoint format)."""
+"""Reads and writes adapters in PEFT's format: adapter_config.json and adapter_model.safetensors (huggingface.co/docs/peft)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def write_adapter(
 
 
 def read_adapter(folder: Path, config: DecoderConfig, digest: str) -> tuple[LoRA, Pairs]:
-    """The adapters of a folder, for a base of this config.
+    """Returns the adapters of a folder, for a base of this config.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
@@ -148,7 +148,7 @@ def read_adapter(folder: Path, config: DecoderConfig, digest: str) -> tuple[LoRA
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of a folder.
+    """Reads the adapter_config.json of a folder.
 
     Raises:
       UserError: it is missing, not JSON, or not of a LoRA adapter.
@@ -163,7 +163,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def base_of(folder: Path) -> str:
-    """The model that an adapter folder was trained on, as it names it.
+    """Returns the model that an adapter folder was trained on, as it names it.
 
     Raises:
       UserError: it names none.
@@ -177,7 +177,7 @@ def base_of(folder: Path) -> str:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All tensors of a file as float32, and its metadata.
+    """Returns all tensors of a file as float32, and its metadata.
 
     Raises:
       UserError: it cannot be read.
@@ -207,7 +207,7 @@ def _module(row: Tensor, layer: int) -> str:
 
 
 def _suffix(row: Tensor) -> str:
-    """The module's name within its layer, e.g. "self_attn.q_proj"."""
+    """Returns the module's name within its layer, e.g. "self_attn.q_proj"."""
     return row.name.partition("{layer}.")[2].removesuffix(".weight")
 
 

@@ -1,4 +1,4 @@
-"""A projection of a decoder: its weight, whatever form that has, and the adapter beside it, if any."""
+"""Applies a projection of a decoder: its weight, in whatever form it is held, and its adapter if it has one."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from smallr.models.quantized import Quantized
 
 
 def adapter_name(name: str) -> str:
-    """The attribute of a module that holds the adapter of its projection `name`."""
+    """Returns the name of the module's attribute that holds the adapter of its projection `name`."""
     return f"{name}_lora"
 
 
-TOGETHER = (("q", "k", "v"), ("gate", "up"))  # projections of one input, which may be one product
+FUSED = (("q", "k", "v"), ("gate", "up"))  # projections of one input, which can be fused into one product
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("rows",), meta_fields=("outputs",))
 @dataclasses.dataclass(frozen=True)
-class Turned:
-    """Weights for inference alone: a row of all inputs for each output, of one projection or of those of one group of TOGETHER.
+class TransposedWeight:
+    """Holds a transposed weight for inference: of one projection, or of the fused projections of one group of FUSED.
 
-    XLA's CPU backend reads it as it lies; a weight with the outputs behind is packed anew for every product, which with few
-    tokens costs half as much again as the product. With few tokens one product is also faster than its parts: the products
-    alone by 30 % on two cores with 32 tokens and the widths of SmolLM2-135M; a whole decoding step gains less than its noise.
+    XLA's CPU backend reads a transposed weight in place. It packs an untransposed one anew for every product, which with
+    few tokens costs half as much again as the product. With few tokens a fused product is also faster than its parts: the
+    products alone by 30 % on two cores with 32 tokens and the widths of SmolLM2-135M; a whole decoding step gains less than
+    its noise.
 
     Attributes:
-      rows: outputs × inputs, in the compute dtype.
+      rows: outputs × inputs, in the compute dtype; one row holds all inputs of an output.
       outputs: shape of the outputs of each projection, in the order of the rows.
     """
 
@@ -42,7 +43,7 @@ class Turned:
     outputs: tuple[tuple[int, ...], ...]
 
     def products(self, x: Float[Array, "*batch *inputs"], inputs: int) -> tuple[Float[Array, "*batch *outputs"], ...]:
-        """As `linear` without bias, of each projection; float32."""
+        """Computes each projection in float32, as `linear` does without a bias."""
         batch = x.shape[: x.ndim - inputs]
         x = x.astype(self.rows.dtype).reshape(*batch, math.prod(x.shape[x.ndim - inputs :]))
         out = jax.lax.dot_general(
@@ -59,8 +60,8 @@ class Turned:
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
 @dataclasses.dataclass(frozen=True)
-class WithFirst:
-    """Stands for a weight whose rows lie with those of the first projection of its group."""
+class FusedIntoFirst:
+    """Stands for a weight whose rows are in the fused weight of the first projection of its group."""
 
 
 def project_all(
@@ -71,9 +72,9 @@ def project_all(
     *,
     dtype: jnp.dtype | str,
 ) -> tuple[Float[Array, "*batch *outputs"], ...]:
-    """`project` of `x` with each weight of one group of TOGETHER."""
+    """Applies `project` to `x` with each weight of one group of FUSED."""
     first = getattr(module, names[0]).get_value()
-    if not (isinstance(first, Turned) and len(first.outputs) > 1):
+    if not (isinstance(first, TransposedWeight) and len(first.outputs) > 1):
         return tuple(project(module, name, x, bias, dtype=dtype) for name, bias in zip(names, biases, strict=True))
     outs = zip(names, biases, first.products(x, 1), strict=True)
     return tuple(
@@ -91,14 +92,14 @@ def project(
     dtype: jnp.dtype | str,
     inputs: int = 1,
 ) -> Float[Array, "*batch *outputs"]:
-    """`linear` of `x` with the weight `name` of `module`, plus what its adapter adds (`smallr.models.lora`).
+    """Applies the weight `name` of `module` to `x` as `linear` does, and adds what its adapter gives (`smallr.models.lora`).
 
-    The weight may be quantised (`smallr.models.quantized`) or `Turned`.
+    The weight may be quantised (`smallr.models.quantized`) or transposed (`TransposedWeight`).
     """
     product = functools.partial(linear, bias=bias, dtype=dtype, inputs=inputs)
     variable = getattr(module, name)
     weight = variable.get_value()
-    if isinstance(weight, Turned):
+    if isinstance(weight, TransposedWeight):
         out = _biased(*weight.products(x, inputs), bias, weight.rows.dtype)
     elif isinstance(weight, Quantized):
         # The backward pass dequantises again, rather than keep a dense weight of every layer.

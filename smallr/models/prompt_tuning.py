@@ -1,4 +1,4 @@
-"""Soft prompts in PEFT's format: adapter_config.json of type PROMPT_TUNING, and `prompt_embeddings` [vectors, D]."""
+"""Reads and writes soft prompts in PEFT's format: type PROMPT_TUNING, tensor `prompt_embeddings` [vectors, D]."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_soft_prompt(
 
 
 def read_soft_prompt(folder: Path, config: DecoderConfig, digest: str) -> Float[np.ndarray, "vectors D"]:
-    """The vectors of a folder, float32, for a base of this config.
+    """Returns the vectors of a folder, float32, for a base of this config.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.

@@ -1,4 +1,4 @@
-"""A frozen base in 8 or 4 bits (QLoRA, arXiv 2305.14314): the projections' weights as codes and a scale per block.
+"""Holds a frozen base in 8 or 4 bits (QLoRA, arXiv 2305.14314): the weights of projections as codes and a scale per block.
 
 Codes and scales are qwix's; here they are laid out. Two 4-bit codes share a byte, since on a CPU XLA gives each
 element of an int4 array a byte of its own. A weight is dequantised where it is used, one layer at a time, and again in the
@@ -41,19 +41,19 @@ class Quantized:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """Returns the shape of the weight."""
         shape = list(self.codes.shape)
         shape[self.axis] *= 1 if self.format == "int8" else 2
         return tuple(shape)
 
     def dense(self) -> Float[Array, "..."]:
-        """The weight, float32."""
+        """Returns the weight, float32."""
         array = qwix().QArray(_unpacked(self), self.scale, qtype=self.format)
         return qwix().dequantize(array)
 
 
 def qwix() -> ModuleType:
-    """The package, which is an extra.
+    """Returns the package, which is an extra.
 
     Raises:
       UserError: it is not installed.
@@ -77,14 +77,14 @@ def quantize(weight: Float[Array, "layers ..."], format: str, inputs: int) -> Qu
         raise UserError(f"config.lora.base: {format} needs an even number of inputs, a projection has {size}")
     step = 1 if format == "int8" else 2
     block = max(b for b in range(step, min(BLOCK, size) + 1, step) if size % b == 0)
-    place = weight.ndim + axis
-    channels = tuple(dim for dim in range(weight.ndim) if dim != place)
-    array = qwix().quantize(weight, format, channelwise_axes=channels, tiled_axes={place: block})
+    index = weight.ndim + axis
+    channels = tuple(dim for dim in range(weight.ndim) if dim != index)
+    array = qwix().quantize(weight, format, channelwise_axes=channels, tiled_axes={index: block})
     return Quantized(_packed(array.qvalue, format, axis), array.scale, format, axis)
 
 
 def rounded(weight: np.ndarray, format: str, inputs: int) -> np.ndarray:
-    """What a float32 weight becomes by being quantised."""
+    """Returns what a float32 weight becomes by being quantised."""
     return weight if format == "float32" else np.asarray(quantize(jnp.asarray(weight), format, inputs).dense())
 
 
@@ -107,6 +107,6 @@ def _unpacked(weight: Quantized) -> Array:
 
 
 def _split(codes: Array, axis: int) -> Array:
-    """The axis as pairs: [..., n, ...] to [..., n / 2, 2, ...]; the new axis has the old one's number from the end."""
-    place = codes.ndim + axis
-    return codes.reshape(*codes.shape[:place], codes.shape[place] // 2, 2, *codes.shape[place + 1 :])
+    """Returns the axis as pairs: [..., n, ...] to [..., n / 2, 2, ...]; the new axis has the old one's number from the end."""
+    index = codes.ndim + axis
+    return codes.reshape(*codes.shape[:index], codes.shape[index] // 2, 2, *codes.shape[index + 1 :])

@@ -1,4 +1,4 @@
-"""What the backward pass keeps of the forward pass, and what it computes again."""
+"""Decides what the backward pass keeps of the forward pass, and what it computes again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAVED_NAMES = ("projection", "attention_out", "attention_lse")
 
 
 def rematerialised(layer: Callable, remat: str) -> Callable:
-    """A layer to be scanned, by the rule `remat`: none | dots | full (keeps only the residual stream)."""
+    """Returns a layer to be scanned, by the rule `remat`: none | dots | full (keeps only the residual stream)."""
     if remat == "none":
         return layer
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES) if remat == "dots" else None
@@ -24,7 +24,7 @@ def rematerialised(layer: Callable, remat: str) -> Callable:
 
 
 def keep(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
-    """x itself, marked as one of `SAVED_NAMES`.
+    """Returns x itself, marked as one of `SAVED_NAMES`.
 
     A scan stacks what its layers keep. XLA's CPU backend knows no update of a slice in bfloat16: it would widen the
     whole stack to float32 and narrow it again, once a layer. So bfloat16 is kept as the 16-bit integers of its bits.
@@ -33,7 +33,7 @@ def keep(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
 
 
 def keep_residual(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:
-    """`keep` inside the forward rule of a custom VJP, where nothing is differentiated."""
+    """Applies `keep` inside the forward rule of a custom VJP, where nothing is differentiated."""
     if x.dtype != jnp.bfloat16:
         return checkpoint_name(x, name)
     bits = checkpoint_name(lax.bitcast_convert_type(x, jnp.uint16), name)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34) in the half-split layout, with its scalings."""
+"""Computes rotary position embeddings (RoFormer, arXiv 2104.09864, eq. 34) in the half-split layout, with their scalings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smallr.models.config import DecoderConfig, RopeScaling
 
 
 def rope_frequencies(config: DecoderConfig) -> Float[np.ndarray, "half"]:
-    """Angle per position of each of the rotary pairs, float32; longrope's are those of short examples."""
+    """Returns the angle per position of each of the rotary pairs, float32; longrope's are those of short examples."""
     plain = _plain(config.rope_theta, config.rotary)
     scaling = config.rope_scaling
     if scaling is None:
@@ -42,7 +42,7 @@ def _divided(plain: np.ndarray, factors: tuple[float, ...], config: DecoderConfi
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Llama 3.1: slow frequencies are divided, fast ones kept, a linear blend between (arXiv 2407.21783, 3.4.2)."""
+    """Scales as Llama 3.1: slow frequencies are divided, fast ones kept, a linear blend between (arXiv 2407.21783, 3.4.2)."""
     turns = scaling.original_max_positions * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -50,7 +50,7 @@ def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def _yarn(plain: np.ndarray, scaling: RopeScaling, config: DecoderConfig) -> np.ndarray:
-    """YaRN (arXiv 2309.00071, eq. 17-23): a ramp over the pair index between the two rotation counts."""
+    """Scales by YaRN (arXiv 2309.00071, eq. 17-23): a ramp over the pair index between the two rotation counts."""
 
     def pair_with(rotations: float) -> float:
         context = scaling.original_max_positions
@@ -66,7 +66,7 @@ def _yarn(plain: np.ndarray, scaling: RopeScaling, config: DecoderConfig) -> np.
 
 
 def layer_ropes(config: DecoderConfig) -> tuple[str, ...]:
-    """How each layer rotates: "main", "local" (the windowed layers where they have their own base) or "none"."""
+    """Says how each layer rotates: "main", "local" (the windowed layers where they have their own base) or "none"."""
     local = [config.local_rope_theta is not None and window is not None for window in config.layer_windows]
     return tuple(
         "none" if config.learned_positions or layer in config.nope_layers else "local" if local[layer] else "main"
@@ -77,7 +77,7 @@ def layer_ropes(config: DecoderConfig) -> tuple[str, ...]:
 def rope_tables(
     positions: Int[Array, "B T"], config: DecoderConfig, kind: str = "main", longest: Int[Array, "B T"] | None = None
 ) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-    """float32 cos and sin of every position's angles, times the scaling's attention factor.
+    """Computes float32 cos and sin of every position's angles, times the scaling's attention factor.
 
     Args:
       positions: position within the example.
@@ -103,7 +103,7 @@ def rope_tables(
 
 
 def _longest(positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """The largest position of each token's example; an example begins at position 0."""
+    """Returns the largest position of each token's example; an example begins at position 0."""
     example = jnp.cumsum(positions == 0, axis=1)
 
     def row(positions, example):

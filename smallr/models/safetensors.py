@@ -1,4 +1,4 @@
-"""Tensors of a folder with one or several safetensors files, read block by block."""
+"""Reads tensors of a folder with one or several safetensors files, block by block."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ class SafetensorsFolder:
             return safe_open(str(path), framework="numpy")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor."""
+        """Returns the shape of every tensor."""
         return dict(self._shapes)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A block of a tensor in the dtype of the file; only its bytes are read."""
+        """Returns a block of a tensor in the dtype of the file; only its bytes are read."""
         # The pages of a mapped file count as this process' memory until it is unmapped, so it is open for one read.
         with self._open(self._where[name]) as file, damage(self.folder / self._where[name]):
             return file.get_slice(name)[index]

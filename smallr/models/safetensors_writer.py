@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, in any order, without holding more than one.
+"""Writes safetensors files tensor by tensor, in any order, without holding more than one.
 
 The format (github.com/huggingface/safetensors, "Format"): the length of the header as a little-endian uint64, the header
 as JSON (dtype, shape and place of every tensor), the tensors' bytes. Since the header follows from names, shapes and
@@ -55,7 +55,7 @@ class SafetensorsWriter:
           UserError: an unknown dtype.
         """
         if dtype not in DTYPES:
-            raise UserError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+            raise UserError(f"--dtype: {dtype!r} must be one of: {', '.join(DTYPES)}")
         self._dtype, self._code = DTYPES[dtype]
         self._folder, self._shapes = folder, dict(shapes)
         self._left = set(shapes)
@@ -84,14 +84,14 @@ class SafetensorsWriter:
 
     def _open(self, file_name: str, names: list[str]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # what transformers looks for
-        places, end = {}, 0
+        offsets, end = {}, 0
         for name in names:
-            places[name] = end
+            offsets[name] = end
             end += self._bytes(name)
             header[name] = {
                 "dtype": self._code,
                 "shape": list(self._shapes[name]),
-                "data_offsets": [places[name], end],
+                "data_offsets": [offsets[name], end],
             }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
@@ -100,7 +100,7 @@ class SafetensorsWriter:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
         for name in names:
-            self._where[name] = file, 8 + len(text) + places[name]
+            self._where[name] = file, 8 + len(text) + offsets[name]
             self._names[name] = file_name
 
     def write(self, name: str, value: np.ndarray) -> None:
@@ -119,8 +119,8 @@ class SafetensorsWriter:
             raise UserError(f"tensor {name} overflows {self._dtype}: use --dtype=bfloat16 or float32")
         if not self._allow_nonfinite and not finite.all():
             raise UserError(f"tensor {name} has NaN or infinity; --allow_nonfinite writes it as it is")
-        file, place = self._where[name]
-        file.seek(place)
+        file, offset = self._where[name]
+        file.seek(offset)
         file.write(stored.reshape(-1).view(np.uint8).data)
         self._left.discard(name)
 

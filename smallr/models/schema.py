@@ -1,4 +1,4 @@
-"""What the files of a model may say: every field with its type and range, in one place.
+"""Checks the files of a model: every field with its type and range, in one place.
 
 Whatever is beside it, wrong in type or beyond its range, is one `UserError` that names the file and the field.
 Fields that are not listed here are not read, or are compared with the values that a family knows.
@@ -58,12 +58,12 @@ class Field:
         if size is not None and not (self.low <= size <= self.high and size > self.above):
             return wrong
         if self.items is not None:
-            found = ((place, self.items.problem(item)) for place, item in enumerate(value))
-            return next((f"item {place}: {problem}" for place, problem in found if problem), "")
+            found = ((index, self.items.problem(item)) for index, item in enumerate(value))
+            return next((f"item {index}: {problem}" for index, problem in found if problem), "")
         return ""
 
     def describe(self) -> str:
-        """The values that are allowed, for messages."""
+        """Returns the values that are allowed, for messages."""
         name = {"int": "a whole number", "bool": "true or false", "str": "text", "dict": "an object"}
         text = f"a list of {self.items.describe()}" if self.items else name.get(self.kind, f"a {self.kind}")
         sized = {"list": " of a length", "str": " of a length"}.get(self.kind, "")
@@ -248,7 +248,7 @@ def inside(folder: Path, name: Any) -> Path:
     Links lead out of a folder in the hub's cache alone, into the blobs of the same repository.
 
     Raises:
-      UserError: the name is none of a file in this folder, or the file is a link to somewhere else.
+      UserError: no file in this folder has that name, or the file is a link to somewhere else.
     """
     if not isinstance(name, str) or not 0 < len(name) < 200 or name in (".", "..") or set(name) & set("/\\\0"):
         raise UserError(f"{folder}: {_short(name)} is not the name of a file in this folder")
@@ -256,7 +256,7 @@ def inside(folder: Path, name: Any) -> Path:
     allowed = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
     with damage(path):
         target = path.resolve()
-    if not any(target.is_relative_to(place) for place in allowed):
+    if not any(target.is_relative_to(folder) for folder in allowed):
         raise UserError(f"{path} is a link to {target}, outside of the model's folder: copy the file into the folder")
     return path
 

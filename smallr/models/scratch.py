@@ -1,4 +1,4 @@
-"""A new model: a tokenizer trained on given texts and seeded random weights, as a folder in Hugging Face layout."""
+"""Makes a new model: a tokenizer trained on given texts and seeded random weights, as a folder in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAMILIES = ("gpt2", "llama")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a new decoder.
+    """Sizes of a new decoder.
 
     Attributes:
       family: gpt2 (learned positions, LayerNorm, GELU) or llama (rotary positions, RMSNorm, SwiGLU).
@@ -43,13 +43,13 @@ class Size:
     context: int = 1024
 
     def hf(self, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-        """The `config.json` that says so.
+        """Returns the `config.json` that says so.
 
         Raises:
           UserError: an unknown family, or a size that is none.
         """
         if self.family not in FAMILIES:
-            raise UserError(f"family {self.family!r} is none of {', '.join(FAMILIES)}")
+            raise UserError(f"family {self.family!r} must be one of: {', '.join(FAMILIES)}")
         if min(self.layers, self.width, self.heads, self.context) < 1 or self.width % (2 * self.heads):
             raise UserError(
                 f"layers {self.layers}, width {self.width}, heads {self.heads}, context {self.context}: all must be "
@@ -79,7 +79,7 @@ class Size:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with every digit a token of its own, and ChatML as its chat template.
+    """Trains byte-level BPE with every digit a token of its own, and ChatML as its chat template.
 
     Args:
       texts: what merges are learned from.

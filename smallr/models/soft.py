@@ -1,4 +1,4 @@
-"""Soft prompts (arXiv 2104.08691): trained vectors that stand where embeddings of tokens would, in a frozen model.
+"""Adds soft prompts (arXiv 2104.08691): trained vectors in the place of embeddings of tokens, in a frozen model.
 
 A decoder with soft prompts has one table of vectors. Token id -1 - i is its row i, so that batches, caches and prompts
 shared between requests need to know nothing of them.
@@ -30,7 +30,7 @@ class SoftPrompts(nnx.Module):
         self.vectors = nnx.Param(vectors, axes=AXES)
 
     def __call__(self, tokens: Int[Array, "B T"], embedded: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """The embedded tokens with vectors in the place of soft tokens."""
+        """Returns the embedded tokens with vectors in the place of soft tokens."""
         rows = self.vectors[...][jnp.maximum(-1 - tokens, 0)]
         rows = constrain(rows, "batch", "tokens", "activation_embed")
         return jnp.where((tokens < 0)[..., None], rows, embedded)
@@ -52,7 +52,7 @@ def attach_soft_prompts(decoder: Decoder, vectors: Float[Array, "vectors D"], me
 
 
 def drawn_vectors(decoder: Decoder, count: int, seed: int) -> Float[Array, "vectors D"]:
-    """What fresh soft prompts begin with: embeddings of different tokens, drawn from the vocabulary.
+    """Returns what fresh soft prompts begin with: embeddings of different tokens, drawn from the vocabulary.
 
     Vectors of the size and directions that the first layer knows learn faster than noise (arXiv 2104.08691, section 3.2).
 
@@ -66,11 +66,11 @@ def drawn_vectors(decoder: Decoder, count: int, seed: int) -> Float[Array, "vect
 
 
 def soft_tokens(decoder: Decoder) -> int:
-    """How many soft tokens a decoder knows."""
+    """Returns how many soft tokens a decoder knows."""
     soft = getattr(decoder, "soft", None)
     return 0 if soft is None else soft.vectors.shape[0]
 
 
 def is_soft_path(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is of soft prompts."""
+    """Returns whether a parameter is of soft prompts."""
     return path[0] == "soft"

@@ -1,4 +1,4 @@
-"""Which tiles of the (query, key) square hold a visible pair; common to all implementations of attention.
+"""Finds the tiles of the (query, key) square that hold a visible pair, for all implementations of attention.
 
 Dimension letters: B rows, T tokens, a multiple of the tile t; n = T / t.
 """
@@ -19,7 +19,7 @@ def padded(x: Int[Array, "B L"], tile: int) -> Int[Array, "B T"]:
 def visible_tiles(
     horizon: Int[Array, "B T"], positions: Int[Array, "B T"], tile: int, window: int | Int[Array, ""] | None
 ) -> Bool[Array, "B n n"]:
-    """Whether the row may have a visible pair in a tile of queries (second axis) and keys (third axis).
+    """Returns whether the row may have a visible pair in a tile of queries (second axis) and keys (third axis).
 
     It is True for every tile that has one. With a window it can be True for a tile that has none: only the nearest
     positions of the two tiles are compared.
@@ -34,5 +34,5 @@ def visible_tiles(
 
 
 def tile_lists(visible: Bool[Array, "*tiles n"]) -> tuple[Int[Array, "*tiles n"], Int[Array, "*tiles"]]:
-    """Of each entry the visible ones of the last axis in order, then others; and how many are visible."""
+    """Lists for each entry the visible ones of the last axis in order, then others; and counts the visible ones."""
     return jnp.argsort(~visible, axis=-1, stable=True).astype(jnp.int32), visible.sum(-1, dtype=jnp.int32)

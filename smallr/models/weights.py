@@ -25,14 +25,14 @@ class TensorReader(Protocol):
     """Tensors under their Hugging Face names, whatever the file."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every tensor."""
+        """Returns the shape of every tensor."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A block of a tensor, in any float dtype."""
+        """Reads a block of a tensor, in any float dtype."""
 
 
 def is_variable(leaf: Any) -> bool:
-    """Whether a node of a state is a parameter with its metadata."""
+    """Returns whether a node of a state is a parameter with its metadata."""
     return isinstance(leaf, nnx.Variable)
 
 
@@ -67,11 +67,11 @@ def read_parameters(
         )
     finite = _Finite(renamed, origin)
     shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
-    places = _check(family, shapes, config, renamed, origin)
+    stored = _check(family, shapes, config, renamed, origin)
     filled = []
     for path, leaf in leaves.items():
         sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
-        tensor, offset = places[".".join(path)]
+        tensor, offset = stored[".".join(path)]
         array = _read_parameter(tensor, offset, leaf.shape, sharding, renamed if allow_nonfinite else finite)
         filled.append((path, leaf.replace(array)))
     return nnx.from_flat_state(filled)
@@ -127,7 +127,7 @@ class _Finite:
 def _read_parameter(
     tensor: Tensor, offset: int, shape: tuple[int, ...], sharding: NamedSharding, reader: TensorReader
 ) -> jax.Array:
-    """One parameter. Every distinct block of this process' devices is read once; replicas share it."""
+    """Returns one parameter. Every distinct block of this process' devices is read once; replicas share it."""
 
     def block(index: tuple[slice, ...]) -> np.ndarray:
         bounds = [part.indices(size) for part, size in zip(index, shape, strict=True)]
@@ -166,18 +166,18 @@ def _check(
     reader: TensorReader,
     origin: str,
 ) -> dict[str, tuple[Tensor, int]]:
-    """Every parameter has its tensor, every tensor its parameter, and their shapes agree.
+    """Checks that every parameter has its tensor, every tensor its parameter, and that their shapes agree.
 
     Returns:
       For each parameter its row of the table, and where it begins along the axis that the row may be fused on.
     """
     found = reader.shapes()
     expected: dict[str, tuple[int, ...]] = {}
-    places: dict[str, tuple[Tensor, int]] = {}
+    stored: dict[str, tuple[Tensor, int]] = {}
     for name, parts in family.stored(config).items():
         offset = 0
         for part in parts:
-            places[part.param] = (part, offset)
+            stored[part.param] = (part, offset)
             offset += part.stored_shape(shapes[part.param])[part.fused or 0]
         shape = fused_shape(parts, [shapes[part.param] for part in parts])
         expected |= {name.format(layer=n): shape for n in range(config.num_layers if parts[0].stacked else 1)}
@@ -192,11 +192,11 @@ def _check(
     problems += _listed("of another shape", [f"{name} {found[name]}, expected {expected[name]}" for name in wrong])
     if problems:
         raise UserError(f"model {origin!r} (family {config.family}): tensors {'; '.join(problems)}")
-    return places
+    return stored
 
 
 def _check_tied(found: Mapping[str, tuple[int, ...]], table: str, reader: TensorReader, origin: str) -> None:
-    """A stored head beside tied embeddings must be the embedding, or one of the two statements is false."""
+    """Checks a stored head beside tied embeddings: it must be the embedding, or one of the two statements is false."""
     head = "lm_head.weight"
     same = found[head] == found.get(table)
     for start in range(0, found[head][0] if same else 0, _ROWS):

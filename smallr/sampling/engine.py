@@ -64,7 +64,7 @@ class Engine:
       decoder: with adapters or a quantised base or without; its arrays may be changed afterwards (`update`).
       tokenizer: its own.
       mesh: that the decoder is on.
-      slots: decode slots: completions that grow at once. A request's draws depend on itself alone. Its logits do so up
+      decode_slots: completions that grow at once. A request's draws depend on itself alone. Its logits do so up
         to the last bits of float32, in which sizes of the cache and the slot have their part (`docs/sampling.md`).
       max_length: tokens of a prompt and its completion together; None is the model's context, at most DEFAULT_LENGTH.
       end_ids: tokens that end a completion besides the tokenizer's EOS and the chat template's end of turn.
@@ -84,7 +84,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerFast,
         mesh: Mesh,
         *,
-        slots: int = 32,
+        decode_slots: int = 32,
         max_length: int | None = None,
         end_ids: Sequence[int] = (),
         prefill_chunk: int | None = None,
@@ -101,7 +101,7 @@ class Engine:
         self._soft, self._most_characters = soft_tokens(decoder), longest_text(tokenizer, self.max_length)
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_of_turn(tokenizer), *end_ids)))
-        self._slots, self._steps = slots, steps
+        self._decode_slots, self._steps = decode_slots, steps
         self._chunk = prefill_chunk or (64 if jax.default_backend() == "cpu" else 256)
         self._rows = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self._packer = Packer(decoder, mesh)
@@ -115,12 +115,12 @@ class Engine:
 
     def _empty_slots(self) -> None:
         """Makes an empty cache and a table of free slots."""
-        self._table = SlotTable(self._slots, self._chunk)
-        self._hook_slots = jax.tree.map(lambda x: np.stack([x] * self._slots), self._hook_slot)
-        shape = (self._slots, self.config.d_model)
+        self._table = SlotTable(self._decode_slots, self._chunk)
+        self._hook_slots = jax.tree.map(lambda x: np.stack([x] * self._decode_slots), self._hook_slot)
+        shape = (self._decode_slots, self.config.d_model)
         self._cache = self._hidden = None  # not the old and the new at once
         with jax.set_mesh(self.mesh):
-            self._cache = empty_cache(self.config, self._slots, _capacity(1), self.mesh)
+            self._cache = empty_cache(self.config, self._decode_slots, _capacity(1), self.mesh)
             sharding = named_sharding(self.mesh, ("batch", None), shape)
             self._hidden = jnp.zeros(shape, self.config.dtype, device=sharding)
 

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float
 from smallr.core.sharding import named_sharding
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
-from smallr.models.projection import TOGETHER, Turned, WithFirst
+from smallr.models.projection import FUSED, FusedIntoFirst, TransposedWeight
 from smallr.models.quantized import Quantized
 
 Path = tuple[str, ...]
-Value = Array | Quantized | Turned | WithFirst
+Value = Array | Quantized | TransposedWeight | FusedIntoFirst
 
 
 class Weights(NamedTuple):
@@ -76,14 +76,14 @@ class Packer:
         return Weights(layers, nnx.split(_trunk(decoder))[1], head)
 
     def _groups(self, flat: Mapping[Path, nnx.Variable]) -> list[tuple[Path, ...]]:
-        """Groups the paths: those of one product are one group.
+        """Groups the paths of projections that are fused.
 
-        Rows that are split over devices stay by themselves: behind one another they would be split elsewhere.
+        Weights whose rows are sharded are not fused: concatenated, their rows would be split elsewhere.
         """
         groups = {path: (path,) for path in flat}
         modules = {path[:-1] for path in flat} if self.mesh.shape["tensor"] == 1 else set()
         for module in modules:
-            for names in TOGETHER:
+            for names in FUSED:
                 group = tuple((*module, name) for name in names)
                 if all(path in flat and not isinstance(flat[path].get_value(), Quantized) for path in group):
                     groups |= dict.fromkeys(group, group)
@@ -94,10 +94,10 @@ class Packer:
     ) -> Iterable[tuple[Path, tuple[Value, ...]]]:
         """Yields for each path of a group its values in each layer."""
         if group not in self._splits:
-            self._splits[group] = jax.jit(lambda values: self._joined(group, flat, values))
+            self._splits[group] = jax.jit(lambda values: self._fused(group, flat, values))
         return zip(group, self._splits[group](tuple(flat[path].get_value() for path in group)), strict=True)
 
-    def _joined(
+    def _fused(
         self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable], values: tuple[Array | Quantized, ...]
     ) -> tuple[tuple[Value, ...], ...]:
         split = [self._split(path, flat[path], value) for path, value in zip(group, values, strict=True)]
@@ -105,10 +105,10 @@ class Packer:
             return tuple(split)
         layers = zip(*split, strict=True)
         first = tuple(
-            Turned(jnp.concatenate([each.rows for each in turned]), tuple(each.outputs[0] for each in turned))
-            for turned in layers
+            TransposedWeight(jnp.concatenate([each.rows for each in parts]), tuple(each.outputs[0] for each in parts))
+            for parts in layers
         )
-        return first, *(((WithFirst(),) * len(first),) * (len(group) - 1))
+        return first, *(((FusedIntoFirst(),) * len(first),) * (len(group) - 1))
 
     def _split(self, path: Path, variable: nnx.Variable, value: Array | Quantized) -> tuple[Value, ...]:
         axes = variable.get_metadata("axes")[1:]
@@ -119,15 +119,15 @@ class Packer:
         if inputs or is_adapter_path(path):
             parts = tuple(part.astype(self.config.dtype) for part in parts)
         parts = tuple(self._placed(part, axes) for part in parts)
-        return tuple(_turned(part, inputs) for part in parts) if inputs else parts
+        return tuple(_transposed(part, inputs) for part in parts) if inputs else parts
 
     def _placed(self, x: Array, axes: tuple[str | None, ...]) -> Array:
         return jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape))
 
 
-def _turned(weight: Float[Array, "*inputs *outputs"], inputs: int) -> Turned:
+def _transposed(weight: Float[Array, "*inputs *outputs"], inputs: int) -> TransposedWeight:
     outputs = weight.shape[inputs:]
-    return Turned(weight.reshape(math.prod(weight.shape[:inputs]), math.prod(outputs)).T, (outputs,))
+    return TransposedWeight(weight.reshape(math.prod(weight.shape[:inputs]), math.prod(outputs)).T, (outputs,))
 
 
 def _trunk(decoder: Decoder) -> Decoder:

@@ -27,17 +27,17 @@ from smallr.training.splits import Split
 if TYPE_CHECKING:
     from smallr.training.step import Evaluation
 
-Scores = Float[np.ndarray, "sides examples"]
+Scores = Float[np.ndarray, "completions examples"]
 _DIGEST = hashlib.sha256().digest_size
 
 
 def cached_columns(
     split: Split, evaluation: Evaluation, abstract: nnx.State, digest: str, mesh: Mesh, weights: Callable[[], nnx.State]
 ) -> Split:
-    """Adds a column `ref_<side>` for each side of an example: summed log-probs under the reference.
+    """Adds a column `ref_<name>` for each completion of an example: its summed log-probs under the reference.
 
-    They are computed with the program that evaluates the policy and on the rows of the first epoch. The place of an
-    example in a row decides in which order its sums are rounded; in bfloat16 that moves a log-prob by tenths of a nat. So
+    They are computed with the program that evaluates the policy and on the rows of the first epoch. The position of
+    an example in a row decides in which order its sums are rounded; in bfloat16 that moves a log-prob by tenths of a nat. So
     policy and reference round alike, and the first loss is ln 2. For the same reason the key of the cache has the
     layout of the rows and the program itself: what a run computes depends on its inputs alone, never on which run has
     filled the cache.
@@ -50,7 +50,7 @@ def cached_columns(
       mesh: of the run.
       weights: gives the parameters of the reference; it is asked only if the cache has no log-probs of theirs.
     """
-    names = [f"ref_{side}" for side in split.sides]
+    names = [f"ref_{name}" for name in split.completion_names]
     # The evaluation subtracts the reference, but reports the policy's own scores too: any reference will do.
     blank = split.with_columns(**{name: np.zeros(len(split.examples), np.float32) for name in names})
     key = scores_key(blank, evaluation, abstract, digest, mesh)
@@ -88,7 +88,7 @@ def _computed(split: Split, evaluation: Evaluation, params: nnx.State, mesh: Mes
         disable=jax.process_index() > 0,
     )
     found = collect(lambda batch: evaluation(params, batch), bar, len(split.examples))
-    return np.stack([found[f"score_{side}"] for side in split.sides]).astype(np.float32)
+    return np.stack([found[f"score_{name}"] for name in split.completion_names]).astype(np.float32)
 
 
 def _read(key: str, shape: tuple[int, ...]) -> Scores | None:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on bit for bit, in one folder that appears at once or not at all.
+"""Saves and restores checkpoints: all that a run needs to go on bit for bit, in one folder that appears at once or not at all.
 
 On disk (Orbax; no pickle anywhere):
 
@@ -135,12 +135,12 @@ class Checkpointer:
         return True
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, intact or not; waits for a save under way."""
+        """Returns the step of the newest complete checkpoint, intact or not; waits for a save under way."""
         self.wait()
         return self._manager.latest_step()
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
-        """The newest checkpoint that is intact, or None when there is no checkpoint at all.
+        """Returns the newest checkpoint that is intact, or None when there is no checkpoint at all.
 
         The digest of the restored arrays is compared with the one taken when they were saved. A damaged
         checkpoint is passed over with a warning, and renamed `damaged-<step>` once an older one is
@@ -204,7 +204,7 @@ class Checkpointer:
             raise CheckpointError(f"a checkpoint could not be written to {self._directory}: {error}") from error
 
     def _read(self, step: int, targets: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The envelope and the leaves of one checkpoint, verified; all processes agree on the outcome."""
+        """Reads and verifies the envelope and the leaves of one checkpoint; all processes agree on the outcome."""
         folder = self._directory / str(step)
         with _same_on_all_processes():
             envelope = unseal(folder / "metadata" / "metadata", step)
@@ -281,7 +281,7 @@ def _check_sharding(name: str, leaf: Any) -> None:
 def _read_arrays(
     handler: ocp.PyTreeCheckpointHandler, folder: epath.Path, targets: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The leaves of `targets` from disk, on their shardings."""
+    """Returns the leaves of `targets` from disk, on their shardings."""
     stored = {
         name: jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf for name, leaf in targets.items()
     }
@@ -325,7 +325,7 @@ def _seal(envelope: dict[str, Any]) -> dict[str, Any]:
 
 
 def unseal(path: epath.Path, step: int) -> dict[str, Any]:
-    """The envelope of the checkpoint of `step`, from its metadata file.
+    """Returns the envelope of the checkpoint of `step`, from its metadata file.
 
     Raises:
       DamagedError: the file is missing or not what was saved.
@@ -399,14 +399,14 @@ def _same_on_all_processes() -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom: Orbax wraps it in screens of TensorStore settings."""
+    """Returns the first line of the innermost error, which Orbax wraps in screens of TensorStore settings."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether reading failed for what is in the files, not for memory, rights or the devices."""
+    """Returns whether reading failed for what is in the files, not for memory, rights or the devices."""
     if isinstance(error, MemoryError | CheckpointError | jax.errors.JaxRuntimeError):
         return False
     if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:

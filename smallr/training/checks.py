@@ -1,4 +1,4 @@
-"""What a run is checked for before its first step."""
+"""Checks a run before its first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A content hash of a pytree of arrays, computed where the arrays live.
+"""Computes a content hash of a pytree of arrays, where the arrays live.
 
 Two states have one digest exactly when names, shapes, dtypes and all bits agree, whatever the mesh,
 the sharding, the number of devices or processes, and the Python classes of the containers. It proves
@@ -33,7 +33,7 @@ _UINTS = {4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.ui
 
 
 def tree_digest(tree: Any) -> str:
-    """The sha256 (64 hex characters) of names, dtypes, shapes and contents of the tree's leaves.
+    """Returns the sha256 (64 hex characters) of names, dtypes, shapes and contents of the tree's leaves.
 
     Args:
       tree: any pytree of jax arrays (typed PRNG keys included), numpy arrays or numbers. In a run of
@@ -47,7 +47,7 @@ def tree_digest(tree: Any) -> str:
 
 
 def named_digest(leaves: Mapping[str, Any]) -> str:
-    """`tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
+    """Computes `tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
     lanes = []
     for name, leaf in sorted(leaves.items()):
         lanes.append((name, leaf_signature(leaf), _leaf_lanes(name, leaf)))
@@ -59,7 +59,7 @@ def named_digest(leaves: Mapping[str, Any]) -> str:
 
 
 def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], read: Callable[[str], Any]) -> str:
-    """`named_digest` of leaves that `read(name)` gets one after the other, so that one at a time is held."""
+    """Computes `named_digest` of leaves that `read(name)` gets one after the other, so that one at a time is held."""
     return _combine((name, signatures[name], _leaf_lanes(name, read(name))) for name in sorted(signatures))
 
 
@@ -72,7 +72,7 @@ def _combine(lanes: Iterable[tuple[str, tuple[str, Sequence[int]], UInt32[Array,
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by name, in the tree's order (`jax.tree.leaves`).
+    """Returns the leaves by name, in the tree's order (`jax.tree.leaves`).
 
     A name is the path of dict keys, attribute names and indices joined with "/" (in a key, "%" and "/"
     are written %25 and %2F). Containers leave no other trace: a dict, an `nnx.State` and a dataclass
@@ -95,7 +95,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def leaf_signature(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """The dtype's name and the shape of an array, a `jax.ShapeDtypeStruct` or a number."""
+    """Returns the dtype's name and the shape of an array, a `jax.ShapeDtypeStruct` or a number."""
     if not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
     return str(leaf.dtype), tuple(leaf.shape)
@@ -130,7 +130,7 @@ def _lanes_on(out_sharding: NamedSharding | None) -> Any:
 
 
 def _lanes(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-    """Two wrap-around sums of the mixed words of one array."""
+    """Computes two wrap-around sums of the mixed words of one array."""
     words = _words(x)
     first, second = _mix(words)
     # One reduction of two operands: XLA would read and mix the array twice for two sums.
@@ -140,7 +140,7 @@ def _lanes(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
 
 
 def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
-    """The bits of each element as uint32; 64-bit elements become two words on a new last axis."""
+    """Returns the bits of each element as uint32; 64-bit elements become two words on a new last axis."""
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         x = jnp.stack([x.real, x.imag], axis=-1)
     if x.dtype == jnp.bool_:
@@ -151,7 +151,7 @@ def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
 
 def _mix(words: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
     shape = words.shape
-    # Row-major and column-major position, modulo 2^32. In an array of more than 2^32 elements two places
+    # Row-major and column-major position, modulo 2^32. In an array of more than 2^32 elements two elements
     # may share one of them, hardly both.
     rows = _position(shape, tuple(range(len(shape))))
     columns = _position(shape, tuple(reversed(range(len(shape)))))

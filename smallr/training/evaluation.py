@@ -1,4 +1,4 @@
-"""Values of every example of a set."""
+"""Computes values of every example of a set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what a user names to a folder for the Hugging Face ecosystem: a run, one of its checkpoints, or any model."""
+"""Exports what a user names (a run, one of its checkpoints, or any model) to a folder for the Hugging Face ecosystem."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _write_adapter(run: SavedRun, target: Path, dtype: str) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 5GB or 500MiB.
+    """Reads a number of bytes such as 5GB or 500MiB.
 
     Raises:
       UserError: it is not one.

@@ -1,4 +1,4 @@
-"""Peak speed of a device, to say what share of it a run uses (model FLOPs utilisation, MFU).
+"""Gives the peak speed of a device, and the share of it that a run uses (model FLOPs utilisation, MFU).
 
 The figures are the vendors' own, dense (without structured sparsity), products in 16 bits with 32-bit sums:
 NVIDIA's data sheets of each product, Google Cloud's pages on TPU versions. They are for one `jax.Device`:
@@ -53,7 +53,7 @@ _MEASURE_SECONDS = 0.2
 
 
 def peak_flops(dtype: str, device: jax.Device | None = None) -> float | None:
-    """Peak FLOP/s of one device for products in `dtype`, or None (and a note in the log) where it is not known.
+    """Returns the peak FLOP/s of one device for products in `dtype`, or None (and a note in the log) where it is not known.
 
     On a CPU it is measured: the best of matrix products over about 0.2 s, with all cores, shared out among
     the simulated devices. Elsewhere only bfloat16 and float16 have a figure: what a float32 product costs
@@ -73,7 +73,7 @@ def peak_flops(dtype: str, device: jax.Device | None = None) -> float | None:
 
 
 def mfu(flops: float, seconds: float, devices: int, peak: float | None) -> float | None:
-    """Share of the peak: `flops` in `seconds` on `devices` of `peak` FLOP/s each; None when the peak is not known."""
+    """Returns the share of the peak: `flops` in `seconds` on `devices` of `peak` FLOP/s each; None when the peak is not known."""
     return None if peak is None else flops / (seconds * devices * peak)
 
 
@@ -89,7 +89,7 @@ def _from_data_sheet(kind: str, dtype: str) -> float | None:
 
 @functools.cache
 def _measured(dtype: str, size: int = 1024) -> float:
-    """FLOP/s of square matrix products on the CPU, float32 sums."""
+    """Measures FLOP/s of square matrix products on the CPU, float32 sums."""
     device = jax.local_devices(backend="cpu")[0]
     a = jax.device_put(jnp.full((size, size), 0.5, dtype), device)
     product = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))

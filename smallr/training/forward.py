@@ -1,4 +1,4 @@
-"""From a decoder and a batch to the log-probs of the scored positions."""
+"""Computes the log-probs of the scored positions of a batch with a decoder."""
 
 from __future__ import annotations
 

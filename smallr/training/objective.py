@@ -1,4 +1,4 @@
-"""What a step minimises: from per-token log-probs and columns to one number.
+"""Makes the objective that a step minimises: from per-token log-probs and columns to one number.
 
 An objective says which columns it needs (checked on the host before training), how its losses are
 averaged, and what it reports of each example. Averages over pairs, gaps and windows are taken on the host from
@@ -42,7 +42,7 @@ OBJECTIVES: Mapping[str, Callable[[ConfigDict], Objective]] = {
 
 
 def make_objective(config: ConfigDict) -> Objective:
-    """The objective that `config.objective` describes.
+    """Returns the objective that `config.objective` describes.
 
     Raises:
       UserError: an unknown name, a field out of its range, a field that nothing would read, or a loss that

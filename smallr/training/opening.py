@@ -1,4 +1,4 @@
-"""Any model by its name: what `open_model` finds, and what training left: runs, their checkpoints, adapters."""
+"""Opens any model by its name: what `open_model` finds, and what training left (runs, their checkpoints, adapters)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from smallr.training.saved import SavedRun, find_run
 
 
 def open_trained(name: str, tokenizer: str = "", *, allow_nonfinite: bool = False) -> ModelSource:
-    """The source of a model, or of what training made of one; adapters are merged into their base.
+    """Returns the source of a model, or of what training made of one; adapters are merged into their base.
 
     Args:
       name: a run's workdir (its newest intact checkpoint), one of its checkpoints' folders, an adapter in PEFT's format,
@@ -46,7 +46,7 @@ def open_trained(name: str, tokenizer: str = "", *, allow_nonfinite: bool = Fals
 
 
 def source_of(run: SavedRun, name: str, tokenizer: str = "", *, allow_nonfinite: bool = False) -> ModelSource:
-    """The source of a run that was found; see `open_trained`.
+    """Returns the source of a run that was found; see `open_trained`.
 
     Raises:
       UserError: see `open_trained`.
@@ -61,7 +61,7 @@ def source_of(run: SavedRun, name: str, tokenizer: str = "", *, allow_nonfinite:
 
 
 def base_source(run: SavedRun, tokenizer: str = "", *, allow_nonfinite: bool = False) -> ModelSource:
-    """The source of the model that a run began from.
+    """Returns the source of the model that a run began from.
 
     Raises:
       UserError: it is not there.
@@ -100,13 +100,13 @@ def run_params(run: SavedRun, source: ModelSource) -> ReadParameter:
 
 
 def quantised_params(base: ReadParameter, source: ModelSource, format: str) -> ReadParameter:
-    """The parameters that a run with a quantised base computes with."""
+    """Returns the parameters that a run with a quantised base computes with."""
     rows = projections(source.config)
     return lambda path: rounded(base(path), format, rows[path].inputs) if path in rows else base(path)
 
 
 def saved_pair(run: SavedRun, path: str) -> tuple[np.ndarray, np.ndarray]:
-    """a and b of a projection's adapter from a run's checkpoint."""
+    """Returns a and b of a projection's adapter from a run's checkpoint."""
     owner, _, name = path.rpartition(".")
     folder = f"params/{owner.replace('.', '/')}/{adapter_name(name)}"
     return run.checkpoint.read(f"{folder}/a"), run.checkpoint.read(f"{folder}/b")
@@ -122,13 +122,13 @@ def adapted_params(folder: Path, source: ModelSource) -> ReadParameter:
 def merge(
     base: ReadParameter, source: ModelSource, lora: LoRA, pair: Callable[[str], tuple[np.ndarray, np.ndarray]]
 ) -> ReadParameter:
-    """The base's parameters with what the adapters add."""
+    """Returns the base's parameters with what the adapters add."""
     adapted = targets(source.config, lora)
     return lambda path: merged(base(path), *pair(path), lora.scale) if path in adapted else base(path)
 
 
 def load(source: ModelSource) -> dict[tuple[str, ...], nnx.Variable]:
-    """The parameters of a model by their paths, over all devices."""
+    """Returns the parameters of a model by their paths, over all devices."""
     mesh = make_mesh(1, -1, 1)
     with jax.set_mesh(mesh):
         return dict(nnx.to_flat_state(nnx.state(load_decoder(source, mesh))))

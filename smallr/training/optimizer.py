@@ -1,4 +1,4 @@
-"""AdamW with clipping and a schedule, from the config; the schedule of a run that goes on beyond its planned end."""
+"""Makes AdamW with clipping and a schedule from the config, also for a run that goes on beyond its planned end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the rows of a config become tokens."""
+"""Makes the options of tokenisation from a config."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smallr.data.tokenize import TokenizeOptions
 
 
 def tokenize_options(config: ConfigDict) -> TokenizeOptions:
-    """How `config.data` becomes tokens.
+    """Says how `config.data` is tokenised.
 
     Raises:
       UserError: a choice that is none.

@@ -1,4 +1,4 @@
-"""Which parameters are trained, and how decoders are made of those that are and those that are not."""
+"""Decides which parameters are trained, and makes decoders of the trained and the frozen ones."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ModelFunctions:
     target_mixing: float = 0.0
 
     def decoder(self, params: nnx.State, frozen: nnx.State, key: Array | None = None) -> Decoder:
-        """The policy; it drops where it has dropout and gets a key (typed, of this step)."""
+        """Makes the policy; it drops where it has dropout and gets a key (typed, of this step)."""
         if self.training is None or key is None:
             return nnx.merge(self.graphdef, params, frozen)
         leaves = [
@@ -198,7 +198,7 @@ def frozen_paths(decoder: Decoder, pattern: str, leave_some: bool = True) -> set
 
 
 def lora_of(fields: Any) -> LoRA:
-    """`config.lora`, as a config or as the dict of a saved one."""
+    """Returns `config.lora`, as a config or as the dict of a saved one."""
     return LoRA(**{field.name: fields[field.name] for field in dataclasses.fields(LoRA)})
 
 
@@ -211,7 +211,7 @@ def _with_soft_prompts(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Para
 
 
 def check_soft(config: ConfigDict, reference: str) -> None:
-    """Whether `config.soft` goes with the rest; `reference` is the objective's.
+    """Checks that `config.soft` goes with the rest; `reference` is the objective's.
 
     Raises:
       UserError: it does not.

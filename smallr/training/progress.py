@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a bar on a terminal, plain lines in a log file. Process 0 speaks alone."""
+"""Shows the progress of a run: a bar on a terminal, plain lines in a log file. Process 0 alone writes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Progress:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Aligned columns as plain text, the same on a terminal and in a file; columns of numbers are right-aligned.
+    """Writes aligned columns as plain text, the same on a terminal and in a file; columns of numbers are right-aligned.
 
     Args:
       headers: one name a column; when all are empty there is no header line.

@@ -1,4 +1,4 @@
-"""The reference of an objective: where its log-probs come from, what it keeps, and how it scores a batch."""
+"""Defines the reference of an objective: where its log-probs come from, what it keeps, and how it scores a batch."""
 
 from __future__ import annotations
 
@@ -84,32 +84,32 @@ class Reference:
 
     @classmethod
     def none(cls) -> Reference:
-        """No reference."""
+        """Makes a reference without log-probs."""
         return cls("none")
 
     @classmethod
     def columns(cls) -> Reference:
-        """Log-probs that stand in the rows, as `ref_<side>`."""
+        """Takes the log-probs that the rows bring, as `ref_<completion>`."""
         return cls("columns", "columns")
 
     @classmethod
     def cached(cls, digest: str) -> Reference:
-        """Log-probs under the weights of that digest, computed once for each set of rows."""
+        """Takes log-probs under the weights of that digest, which are computed once for each set of rows."""
         return cls("cached", digest)
 
     @classmethod
     def live(cls, params: nnx.State, digest: str = "") -> Reference:
-        """The model with the parameters `params`, which runs in every step."""
+        """Runs the model with the parameters `params` in every step."""
         return cls("live", digest, params)
 
     @classmethod
     def base(cls, digest: str = "") -> Reference:
-        """The model under the adapters that are trained, which runs in every step; it needs no copy."""
+        """Runs the model under the trained adapters in every step; it needs no copy."""
         return cls("base", digest)
 
     @classmethod
     def moving(cls, every: int, mixing: float) -> Reference:
-        """A copy of the policy that moves towards it every so many steps.
+        """Keeps a copy of the policy, and moves it towards the policy every so many steps.
 
         TR-DPO: Gorbatovski et al., arXiv 2404.09656: mixing < 1 is its soft update, mixing = 1 its hard update.
         """
@@ -117,7 +117,7 @@ class Reference:
 
     @property
     def runs_in_step(self) -> bool:
-        """Whether every step needs a forward pass of the reference."""
+        """Returns whether every step needs a forward pass of the reference."""
         return self.kind in ("live", "base", "moving")
 
     def initial_state(self, params: nnx.State) -> nnx.State:
@@ -182,18 +182,18 @@ def make_reference(options: ReferenceOptions, partition: ParameterPartition, par
 
 
 def stored_columns(split: Split) -> Split:
-    """Adds the columns `ref_<side>` that stand in the rows.
+    """Adds the columns `ref_<completion>` that the rows bring.
 
     Raises:
       UserError: a column is missing, or some rows have no number in it.
     """
     given, found = split.examples.columns, {}
-    for side in split.sides:
-        name = f"ref_{side}"
+    names = [f"ref_{completion}" for completion in split.completion_names]
+    for name in names:
         if name not in given:
             raise UserError(
-                f"config.objective.reference=columns needs the columns {', '.join(f'ref_{s}' for s in split.sides)} in every "
-                f"row; {name} is missing. `smallr score` makes them; or set config.objective.reference=cached"
+                f"config.objective.reference=columns needs the columns {', '.join(names)} in every row; "
+                f"{name} is missing. `smallr score` makes them; or set config.objective.reference=cached"
             )
         values = np.asarray(given[name], np.float32)
         without = np.flatnonzero(~np.isfinite(values))

@@ -1,4 +1,4 @@
-"""The start-up summary of a run, and its final report on the screen and in the workdir."""
+"""Writes the start-up summary of a run, and its final report on the screen and in the workdir."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
 
 
 def _comparison(before: dict[str, float], after: dict[str, float]) -> str:
-    """One line a metric; metrics that exist per gap have a column for each."""
+    """Makes a table with one line for each metric; metrics that exist per gap have a column for each."""
     gaps = [gap for gap in GAPS if any(name.endswith(f"/{gap}") for name in after)]
     rows = []
     for name in (name for name in after if "/" not in name):

@@ -44,7 +44,7 @@ FREE = (
     "compute.remat",
     "compute.attention",
     "compute.logp_chunk",
-    "labels.slots",
+    "labels.decode_slots",
 )
 
 

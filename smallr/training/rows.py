@@ -1,4 +1,4 @@
-"""The rows of a run: which are trained on, and which are held out.
+"""Reads the rows of a run: those that are trained on, and those that are held out.
 
 Defaults of the built-in data belong to it: with other data a run trains on the whole split and holds out nothing, unless
 `data.eval`, `data.eval_split` or `data.eval_fraction` say so. No held-out row is trained on.
@@ -39,14 +39,14 @@ class SplitRows:
 
 
 def training_part(config: ConfigDict) -> Part:
-    """The part of `data.train` that is trained on, held-out rows not yet taken out."""
+    """Returns the part of `data.train` that is trained on, held-out rows not yet taken out."""
     data = config.data
     default = data.builtin.train if is_builtin(data.train) else "train"
     return Part(data.train, data.train_split or default)
 
 
 def heldout_part(config: ConfigDict) -> Part | None:
-    """The part that is held out; None if there is none, or if it is a fraction of the training rows.
+    """Returns the part that is held out; None if there is none, or if it is a fraction of the training rows.
 
     Raises:
       UserError: fields that contradict each other.
@@ -70,7 +70,7 @@ def heldout_part(config: ConfigDict) -> Part | None:
 
 
 def has_heldout(config: ConfigDict) -> bool:
-    """Whether the run has held-out rows."""
+    """Returns whether the run has held-out rows."""
     return bool(config.data.eval_fraction) or heldout_part(config) is not None
 
 
@@ -95,7 +95,7 @@ def read_rows(config: ConfigDict, name: str) -> SplitRows | None:
 
 
 def _drawn(count: int, fraction: float, seed: int) -> set[int]:
-    """The rows that a fraction holds out, drawn by the seed."""
+    """Returns the rows that a fraction holds out, drawn by the seed."""
     size = round(fraction * count)
     if size in (0, count):
         raise UserError(f"config.data.eval_fraction={fraction}: of {count} rows it leaves one of the parts empty")

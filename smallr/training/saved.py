@@ -1,4 +1,4 @@
-"""What a run has left on disk, opened to be read: its configuration, a checkpoint, its report. Nothing is changed."""
+"""Opens what a run has left on disk for reading: its configuration, a checkpoint, its report. It changes nothing."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ class SavedCheckpoint:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the run saved beside the state."""
+        """Returns what the run saved beside the state."""
         return self._envelope["user"]
 
     @property
     def digest(self) -> str:
-        """The digest of all arrays, as they were saved."""
+        """Returns the digest of all arrays, as they were saved."""
         return self._envelope["digest"]
 
     @property
     def leaves(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """dtype and shape of every array, by name."""
+        """Returns dtype and shape of every array, by name."""
         return {name: (dtype, tuple(shape)) for name, (dtype, shape) in self._envelope["leaves"].items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One whole array.
+        """Returns one whole array.
 
         Raises:
           DamagedError: its bytes cannot be read.
@@ -88,14 +88,14 @@ class SavedRun:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """`report.json` if it is of this checkpoint's step, else empty."""
+        """Returns `report.json` if it is of this checkpoint's step, else empty."""
         path = self.workdir / "report.json"
         report = json.loads(path.read_text()) if path.exists() else {}
         return report if report.get("steps") == self.checkpoint.step else {}
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """The last training metrics logged up to this checkpoint."""
+        """Returns the last training metrics logged up to this checkpoint."""
         path = self.workdir / "metrics.jsonl"
         lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
         logged = [line for line in lines if line["split"] == "train" and line["step"] <= self.checkpoint.step]
@@ -103,7 +103,7 @@ class SavedRun:
 
 
 def find_run(path: Path) -> SavedRun | None:
-    """The run at `path`: a workdir, whose newest intact checkpoint is taken, or one checkpoint's folder.
+    """Returns the run at `path`: a workdir, whose newest intact checkpoint is taken, or one checkpoint's folder.
 
     Returns:
       None if `path` is neither.

@@ -1,4 +1,4 @@
-"""Stopping a run on request: SIGTERM (a scheduler wants the machine) and SIGINT (Ctrl-C)."""
+"""Stops a run on request: SIGTERM (a scheduler wants the machine) and SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StopSignal:
         return self
 
     def should_stop(self, step: int) -> bool:
-        """Whether to save and stop after this step; the same answer in all processes.
+        """Returns whether to save and stop after this step; the same answer in all processes.
 
         Args:
           step: finished steps. With several processes every one of them must ask after each of its steps.

@@ -1,4 +1,4 @@
-"""A set of examples, packed: what training and evaluation read."""
+"""Packs sets of examples for training and evaluation."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from smallr.training.rows import read_rows
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data axes."""
+    """Returns the sharding of a batch: rows over the data axes."""
     return named_sharding(mesh, ("batch",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples, their plan, and the columns that batches carry.
+    """Holds examples, their plan, and the columns that batches carry.
 
     Attributes:
       name: train | eval.
       examples: the tokenised set.
       plan: the packing schedule, which says which examples go to which row of which step.
       columns: float32 [examples] each.
-      sides: what the completions of an example are called.
+      completion_names: of the completions of an example, as its objective calls them.
       available: rows of the whole split of the source; 0: not known.
       reference: digest of the weights whose log-probs are among the columns; empty if they are of no known weights.
     """
@@ -51,19 +51,19 @@ class Split:
     examples: TokenSet
     plan: PackingPlan
     columns: Mapping[str, Float[np.ndarray, "examples"]]
-    sides: tuple[str, ...]
+    completion_names: tuple[str, ...]
     reference: str = ""
     available: int = 0
 
     def with_columns(self, **columns: Float[np.ndarray, "examples"]) -> Split:
-        """The same split with more columns."""
+        """Returns the same split with more columns."""
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
     def static_columns(self) -> dict[str, np.ndarray]:
         """Returns what is known of each example before any model sees it, for summaries."""
         scored = self.examples.num_scored
-        sides = {f"scored_{side}": scored[:, i] for i, side in enumerate(self.sides)}
-        return {**self.examples.columns, **sides}
+        lengths = {f"scored_{name}": scored[:, i] for i, name in enumerate(self.completion_names)}
+        return {**self.examples.columns, **lengths}
 
     def batches(self, mesh: Mesh, start: int, count: int) -> Iterator[Batch]:
         """Yields steps `start … start + count - 1` on the devices; each process assembles the rows that its devices hold."""
@@ -123,17 +123,17 @@ def make_split(
       available: rows of the whole split of the source; 0: as many as were given.
 
     Raises:
-      UserError: rows that cannot be used; the message names their place.
+      UserError: rows that cannot be used; the message names them.
     """
     batch = config.batch
     examples = tokenize(rows, tokenizer, tokenize_options(config), source=source)
     if jax.process_index() == 0:
         log(str(examples.report))
-    sides = examples.num_scored.shape[1]
-    if sides != len(objective.sides) and not objective.any_completions:
+    completions = examples.num_scored.shape[1]
+    if completions != len(objective.completion_names) and not objective.any_completions:
         raise UserError(
-            f"config.data.kind={config.data.kind} gives {sides} completion(s) an example, but objective "
-            f"{config.objective.name} is of {', '.join(objective.sides)}: set config.data.kind to its own kind"
+            f"config.data.kind={config.data.kind} gives {completions} completion(s) an example, but objective "
+            f"{config.objective.name} is of {', '.join(objective.completion_names)}: set config.data.kind to its own kind"
         )
     sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
     plan = PackingPlan(
@@ -148,11 +148,11 @@ def make_split(
         shape=row_shape(config, sizes, shape),
     )
     columns, available = objective.columns(examples.columns), available or len(rows)
-    return Split(name, examples, plan, columns, objective.sides, available=available)
+    return Split(name, examples, plan, columns, objective.completion_names, available=available)
 
 
 def name_shared(training: Split, heldout: Split | None) -> None:
-    """Says how many of the held-out examples are trained on too."""
+    """Warns if held-out examples are trained on too, with their number."""
     if heldout is None or jax.process_index() > 0:
         return
     if count := shared_examples(training.examples, heldout.examples):
@@ -185,7 +185,7 @@ def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowSha
 
 
 def attended_pairs(split: Split) -> float:
-    """Visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
+    """Counts the visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
     prefix, completions = (
         split.examples.prefix_lengths.astype(float)[:, None],
         split.examples.completion_lengths.astype(float),

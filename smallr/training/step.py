@@ -1,4 +1,4 @@
-"""The training state, the one jitted step and the one jitted evaluation."""
+"""Defines the training state, the one jitted step and the one jitted evaluation."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation
 
 
 def _is_masked(leaf: Any) -> bool:
-    """Returns whether the optimizer's state of a group has nothing at the place of a parameter of another group."""
+    """Returns whether the optimizer's state of a group has nothing for the parameters of the other groups."""
     return isinstance(leaf, optax.MaskedNode)
 
 

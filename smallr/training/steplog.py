@@ -1,4 +1,4 @@
-"""Metrics of steps, read from the device one step behind and written as log lines."""
+"""Reads the metrics of steps from the device one step behind, and writes them as log lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the seconds of a run went."""
+"""Measures where the seconds of a run go."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clock:
         return time.perf_counter() - self._start
 
     def line(self) -> str:
-        """E.g. `data 1.2 s, model 3.4 s; 4.6 s in all`."""
+        """Returns a line such as `data 1.2 s, model 3.4 s; 4.6 s in all`."""
         return (
             ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.laps.items())
             + f"; {self.total():.1f} s in all"

@@ -1,4 +1,4 @@
-"""One model in training: a whole run, or a method's rounds of generate, score and train."""
+"""Trains one model: in a whole run, or in a method's rounds of generate, score and train."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Renewal:
-    """What begins anew with the next round."""
+    """Names what begins anew with the next round."""
 
     optimizer: bool = False
     reference: bool = False
@@ -348,7 +348,7 @@ class Trainer:
 
     @property
     def params(self) -> nnx.State:
-        """The trained parameters as they are now; the next step donates them."""
+        """Returns the trained parameters as they are now; the next step donates them."""
         return self.state.params
 
     # Rounds -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, configuration, checkpoints and metrics."""
+"""Manages the folder of a run: its lock, configuration, checkpoints and metrics."""
 
 from __future__ import annotations
 

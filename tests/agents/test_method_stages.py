@@ -64,7 +64,9 @@ def test_a_method_of_two_rounds_goes_on_to_the_same_end(tmp_path):
     config.data.columns.prompt, config.data.columns.completion = "prompt", "completion"
 
     def method(rounds: int) -> list:
-        stages = MethodStages(tmp_path, compute={"dtype": "float32", "slots": 2, "max_length": 64, "cache": False})
+        stages = MethodStages(
+            tmp_path, compute={"dtype": "float32", "decode_slots": 2, "max_length": 64, "cache": False}
+        )
         student, drafts = config.model, []
         for round in range(rounds):
             drafts.append(stages.generate(f"drafts_{round}", student, PROMPTS[:2], {"max_tokens": 3}, round=round))

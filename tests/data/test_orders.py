@@ -148,10 +148,10 @@ def test_roles_survive_packing_and_truncation(run):
     found = {}
     for step in range(plan.num_steps(1)):
         batch = assemble(plan.step(step), tokens, plan.shape, {})
-        places = batch.example.shape[1]
+        per_row = batch.example.shape[1]
         for r, p in zip(*np.nonzero(batch.example >= 0), strict=True):
             member = (batch.completion[r] == p) & (batch.role[r] > 0)
-            assert places > p
+            assert per_row > p
             found[int(batch.example[r, p])] = {
                 role: TOY.decode(batch.target[r][member & (batch.role[r] == role)])
                 for role in (ROLE_ANSWER, ROLE_RATIONALE)
@@ -167,7 +167,7 @@ def test_formats_are_part_of_what_tokens_are_filed_under(run):
         run(Dataset.from_list([ROW]), formats=formats) for formats in ({}, {"answer_first": MARKED["answer_first"]})
     ]
     assert tokens[0].fingerprint != tokens[1].fingerprint
-    with pytest.raises(DataError, match="'answer' is none of answer_first, rationale_first"):
+    with pytest.raises(DataError, match="'answer' must be one of: answer_first, rationale_first"):
         TokenizeOptions("rationale", 9, formats={"answer": "{question}"})
 
 

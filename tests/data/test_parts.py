@@ -16,7 +16,7 @@ from smallr.data.tokenize import TokenizeOptions, tokenize
 from tests.data.conftest import TOY
 from tests.data.toy_tokenizer import CHATML, build
 
-# The template refuses the question "odd", and strips what it is given: two sides may come to be equal.
+# The template refuses the question "odd", and strips what it is given: two completions may come to be equal.
 TEMPLATE = "{% if messages[0]['content'] == 'odd' %}{{ raise_exception('odd') }}{% endif %}" + CHATML.replace(
     "message['content']", "message['content'] | trim"
 )

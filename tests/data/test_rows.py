@@ -59,7 +59,17 @@ def test_preference_without_beta_and_gap():
             "rejected": [BAD],
         },
     ],
-    ids=["lists", "single", "prompt-text", "sides-text", "implicit", "repeated", "repeated-list", "from", "columns"],
+    ids=[
+        "lists",
+        "single",
+        "prompt-text",
+        "completions-text",
+        "implicit",
+        "repeated",
+        "repeated-list",
+        "from",
+        "columns",
+    ],
 )
 def test_preference_chats(row):
     assert one(row, "preference") == TextRow(0, (USER,), ((GOOD,), (BAD,)), one(row, "preference").columns)

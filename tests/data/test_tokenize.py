@@ -340,10 +340,13 @@ def test_own_format(run):
 
 def test_wrong_options():
     with pytest.raises(
-        DataError, match="kind 'rationales' is none of preference, unpaired, sft, completions, rationale, choice; did"
+        DataError,
+        match="kind 'rationales' must be one of: preference, unpaired, sft, completions, rationale, choice; did",
     ):
         TokenizeOptions("rationales", 10)
-    with pytest.raises(DataError, match="order 'answer-first' is none of answer_first, rationale_first, both; did you"):
+    with pytest.raises(
+        DataError, match="order 'answer-first' must be one of: answer_first, rationale_first, both; did you"
+    ):
         TokenizeOptions("rationale", 10, order="answer-first")
     with pytest.raises(DataError, match="max_length 1 leaves no room"):
         TokenizeOptions("sft", 1)

@@ -99,7 +99,7 @@ def test_several_samples_by_the_command(tmp_path):
         "sampling.n": 4,
         "sampling.temperature": 1.0,
     }
-    fields |= {"model": "tiny-random", "sampling.max_tokens": 6, "compute.slots": 4, "compute.dtype": "float32"}
+    fields |= {"model": "tiny-random", "sampling.max_tokens": 6, "compute.decode_slots": 4, "compute.dtype": "float32"}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     command = [
         sys.executable,
@@ -374,7 +374,7 @@ def test_every_field_reaches_the_model_or_the_grader(tmp_path, monkeypatch):
         "model": "m",
         "compute__dtype": "float32",
         "compute__max_length": 77,
-        "compute__slots": 3,
+        "compute__decode_slots": 3,
         "cache": False,
         "server__concurrency": 5,
         "server__max_retries": 4,
@@ -390,7 +390,7 @@ def test_every_field_reaches_the_model_or_the_grader(tmp_path, monkeypatch):
         "name": "m",
         "dtype": "float32",
         "max_length": 77,
-        "slots": 3,
+        "decode_slots": 3,
         "cache": False,
         "concurrency": 5,
         "max_retries": 4,

@@ -60,13 +60,13 @@ def test_answers_and_likelihoods_are_those_of_the_checkpoint_and_training_is_as_
     plain = [line["loss"] for line in metrics(tmp_path / "plain")]
     for name, content, field in (("gsm8k", SUMS, "sampling"), ("commonsense_qa", COLOURS, "")):
         data, workdir = rows(tmp_path / f"{name}.jsonl", content), tmp_path / name
-        lines = run(workdir, name=name, data=data, every=2, **({"max_tokens": 12, "slots": 4} if field else {}))
+        lines = run(workdir, name=name, data=data, every=2, **({"max_tokens": 12, "decode_slots": 4} if field else {}))
         assert [line["step"] for line in lines] == [0, 2, 4]
         assert [line["loss"] for line in metrics(workdir)] == plain
         config = base(name)
         config.model, config.data, config.compute.dtype = str(workdir), data, "float32"
         if field:
-            config.sampling.max_tokens, config.compute.slots, config.cache = 12, 4, False
+            config.sampling.max_tokens, config.compute.decode_slots, config.cache = 12, 4, False
         results = evaluate(config, tmp_path / f"{name}-out")
         assert results["questions"] == len(content)
         for metric, estimate in results["metrics"].items():

@@ -148,7 +148,7 @@ def test_readers_of_small_files(published):
     assert all(r.question.count("flip the coin") + r.question.count("flips the coin") == 3 for r in made)
     with pytest.raises(UserError, match="no last_letter_concatenation"):
         read("last_letter_concatenation", published)
-    with pytest.raises(UserError, match="none of palm_cqa"):
+    with pytest.raises(UserError, match="must be one of: palm_cqa"):
         read("cqa", published)
 
 

@@ -27,7 +27,7 @@ def data(tmp_path):
 
 
 def test_every_arm_is_run_once_and_reported(tmp_path, data):
-    recipe = Recipe("scratch", chat=False, steps=2, rows=2, row_length=128, max_tokens=8, slots=4)
+    recipe = Recipe("scratch", chat=False, steps=2, rows=2, row_length=128, max_tokens=8, decode_slots=4)
     experiment = Experiment({"coin_flip": 0}, 6, recipe, (1, 32, 2, 300), (0.0, 0.5), 1, 4, adaptive=(2, 2))
     runs, mesh = runs_of(experiment), make_mesh(1, -1, 1)
     assert [run.settings["arm"] for run in runs] == ["post", "pre", "both", "router", "prompts", "post", "pre"]

@@ -123,7 +123,7 @@ def plan(model="tiny-random", **changes):
             "pairs": 0,
             "data": "",
         },
-        "exam": {"limit": 3, "max_tokens": 8, "slots": 3, **batch, "dtype": "float32"},
+        "exam": {"limit": 3, "max_tokens": 8, "decode_slots": 3, **batch, "dtype": "float32"},
         "sft": TrainSettings(0, 2, 1e-3, **batch),
         "preference": TrainSettings(0, 2, 1e-3, **batch),
         "dtype": "float32",
@@ -176,11 +176,11 @@ def test_preference_metrics_are_relative_to_the_reference(tmp_path):
     # h: (1 - -1), 0, (-2 - -1), 0
     assert against(tmp_path / "a.npz", tmp_path / "b.npz") == {
         "accuracy": 0.5,
-        "h": 0.25,
+        "log_ratio_margin": 0.25,
         "accuracy/small": 0.75,
-        "h/small": 1.0,
+        "log_ratio_margin/small": 1.0,
         "accuracy/large": 0.25,
-        "h/large": -0.5,
+        "log_ratio_margin/large": -0.5,
     }
     np.savez(tmp_path / "c.npz", chosen=[0.0], rejected=[0.0], gap=[0], row=[7])
     with pytest.raises(ValueError, match="other pairs"):
@@ -239,10 +239,10 @@ def test_the_whole_ablation_with_a_tiny_model(tmp_path, student):
         assert 0 < row["nll"] < 20
         assert 0 <= row["correct"] <= 1
         assert row["tokens"] == 8
-        assert row["cut"] == 1
+        assert row["truncated"] == 1
     assert "accuracy" not in rows[2]
     assert 0 <= rows[4]["accuracy"] <= 1
-    assert rows[3]["h"] != rows[4]["h"] != 0
+    assert rows[3]["log_ratio_margin"] != rows[4]["log_ratio_margin"] != 0
     # DPO and CogPO start from the exported SFT model, whose log-probs are those of the run.
     assert not (grid.folder(groups["arms"][-1]) / "checkpoints").exists()
 

@@ -39,8 +39,10 @@ def scored(tmp_path_factory):
 def test_scores_are_those_of_every_row_and_sum_up(scored):
     rows, source = datasets.load_from_disk(str(scored)), load_rows(PAIRS, "train[:32]")
     assert rows["prompt"][:] == source["prompt"][:]
-    for side in ("chosen", "rejected"):
-        for total, tokens, text in zip(rows[f"ref_{side}"], rows[f"token_logps_{side}"], rows[side], strict=True):
+    for completion in ("chosen", "rejected"):
+        for total, tokens, text in zip(
+            rows[f"ref_{completion}"], rows[f"token_logps_{completion}"], rows[completion], strict=True
+        ):
             assert total == pytest.approx(sum(tokens), rel=1e-5)
             assert len(tokens) > len(text) / 8
             assert max(tokens) < 0

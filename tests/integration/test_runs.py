@@ -86,7 +86,7 @@ def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch
             assert f"margin/{gap}" in report["after"]
         assert {"reward_chosen", "reward_rejected", "margin", "accuracy", "kl"} <= lines[0].keys()
     if name.endswith("first"):
-        assert {"nll_answer", "nll_rationale", "hardest_quarter", "spearman"} <= lines[-1].keys()
+        assert {"nll_answer", "nll_rationale", "hardest_quarter_share", "spearman"} <= lines[-1].keys()
 
 
 def test_live_reference_gives_the_losses_of_the_cached_one(tmp_path):

@@ -9,5 +9,5 @@ from smallr.language.loading import Loaded, load_engine
 
 @pytest.fixture(scope="session")
 def loaded() -> Loaded:
-    """tiny-random in float32, with as many slots and as much room as the served one of `test_serve`."""
-    return load_engine("tiny-random", dtype="float32", slots=4, max_length=192)
+    """tiny-random in float32, with as many decode slots and as long a context as the served one of `test_serve`."""
+    return load_engine("tiny-random", dtype="float32", decode_slots=4, max_length=192)

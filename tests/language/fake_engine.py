@@ -48,8 +48,8 @@ class FakeEngine:
       fails: number of the next steps that raise.
     """
 
-    def __init__(self, slots: int = 4):
-        self.slots = slots
+    def __init__(self, decode_slots: int = 4):
+        self.decode_slots = decode_slots
         self.handles: list[FakeHandle] = []
         self.cancelled: list[str] = []
         self.most = 0
@@ -80,7 +80,7 @@ class FakeEngine:
             raise RuntimeError("out of memory")
         if not self.may_step.is_set():
             return
-        running = self.handles[: self.slots]
+        running = self.handles[: self.decode_slots]
         self.most = max(self.most, len(running))
         for handle in running:
             try:
@@ -90,7 +90,7 @@ class FakeEngine:
         self.handles = [handle for handle in self.handles if handle.result is None]
 
     def restart(self, error: Exception) -> None:
-        for handle in self.handles[: self.slots]:
+        for handle in self.handles[: self.decode_slots]:
             handle.result, handle.exception = Result(error=str(error)), error
         self.handles = [handle for handle in self.handles if handle.result is None]
 

@@ -142,7 +142,9 @@ class Service:
         tokenizer = letters().__class__(tokenizer_object=letters().backend_tokenizer, eos_token="<end>")
         tokenizer.chat_template = TEMPLATE
         decoder = from_torch(tiny(transformers.LlamaConfig, vocab_size=len(tokenizer)), remat="none")
-        engine = Engine(decoder, tokenizer, make_mesh(1, 1, 1), slots=8, max_length=64, prefill_chunk=32, steps=8)
+        engine = Engine(
+            decoder, tokenizer, make_mesh(1, 1, 1), decode_slots=8, max_length=64, prefill_chunk=32, steps=8
+        )
         self.thread = EngineThread(engine)
         app = make_app("tiny", self.thread, max_length=64, max_queue=10_000, allowed_hosts=["localhost"])
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

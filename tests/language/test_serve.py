@@ -18,7 +18,7 @@ from smallr.sampling.requests import Request, Result, SamplingParams
 from tests.runs import ROOT, environment
 
 QUESTION = [{"role": "user", "content": "What is 12 + 30?"}]
-PROCESS = ["--model=tiny-random", "--port=0", "--dtype=float32", "--slots=4", "--max_length=192"]
+PROCESS = ["--model=tiny-random", "--port=0", "--dtype=float32", "--decode_slots=4", "--max_length=192"]
 
 
 def start(*flags: str, **extra: str) -> subprocess.Popen:

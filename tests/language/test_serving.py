@@ -394,7 +394,7 @@ def test_an_engine_that_fails_again_and_again_has_failed():
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failed_step_ends_the_requests_that_had_begun_and_no_others(stream):
     with serve() as small:
-        small.engine.slots = 1
+        small.engine.decode_slots = 1
         small.engine.may_step.clear()
         begun, waiting = [], []
         for name, results in (("first", begun), ("second", waiting)):
@@ -473,7 +473,7 @@ def test_a_prompt_that_takes_long_to_tokenise_holds_up_nobody():
 
 
 def test_callers_of_a_local_model_share_its_batch():
-    engine = FakeEngine(slots=4)
+    engine = FakeEngine(decode_slots=4)
     engine.may_step.clear()
     with LocalModel("fake", engine) as model:
         threads = [

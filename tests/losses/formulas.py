@@ -22,15 +22,15 @@ def cross_entropy(z, eps):
 
 
 def sorted_against(values, others):
-    """Each value minus the one of `others` at its place in the order."""
+    """Each value minus the one of `others` of the same rank."""
     result = np.empty_like(values)
-    for place, index in enumerate(np.argsort(values)):
-        result[index] = values[index] - np.sort(others)[place]
+    for rank, index in enumerate(np.argsort(values)):
+        result[index] = values[index] - np.sort(others)[rank]
     return result
 
 
 def formula(name: str, p: Pairs, label_smoothing=0.0, discopop_tau=0.05, simpo_gamma=1.0) -> np.ndarray:
-    """One loss a pair; all fields of `p` are float64 [pairs] and no place is unused."""
+    """One loss a pair; all fields of `p` are float64 [pairs] and no example index is unused."""
     pw, pl, rw, rl, nw, nl, b, _ = p
     a, c = pw - rw, pl - rl
     h, eps = a - c, label_smoothing
@@ -72,19 +72,19 @@ def random_pairs(count: int = 6, seed: int = 0, scale: float = 8.0) -> Pairs:
     reference = np.minimum(policy + rng.normal(0, scale, (2, count)), -0.1)
     beta = np.linspace(0.05, 0.5, count)
     pairs = Pairs(*policy, *reference, *lengths, beta, np.ones(count))
-    # Both sides see the same numbers, so nothing but arithmetic can differ.
+    # Both implementations get the same numbers, so nothing but arithmetic can differ.
     return Pairs(*(np.float32(x).astype(np.float64) for x in pairs))
 
 
 def gradient(function: Callable[[Pairs], np.ndarray], p: Pairs) -> dict[str, np.ndarray]:
     """d sum(losses) / d chosen and rejected, by central differences in float64."""
     found = {}
-    for side in ("chosen", "rejected"):
-        values = getattr(p, side)
-        found[side] = np.empty_like(values)
+    for name in ("chosen", "rejected"):
+        values = getattr(p, name)
+        found[name] = np.empty_like(values)
         for i in range(len(values)):
             step = np.zeros_like(values)
             step[i] = 1e-5
-            up, down = (function(p._replace(**{side: values + sign * step})).sum() for sign in (1, -1))
-            found[side][i] = (up - down) / 2e-5
+            up, down = (function(p._replace(**{name: values + sign * step})).sum() for sign in (1, -1))
+            found[name][i] = (up - down) / 2e-5
     return found

@@ -53,7 +53,7 @@ class Case:
         self.squares = (-rng.exponential(0.5, self.mask.shape) * self.mask).astype(np.float32)[:, 1:]
 
     def sums(self, values, alpha=1.0):
-        """[2, pairs]; tokens behind the length of the shorter side count alpha."""
+        """[2, pairs]; tokens behind the length of the shorter completion count alpha."""
         index = np.cumsum(self.mask[:, 1:], axis=1) - 1
         shared = np.tile(self.lengths.min(0), 2)[:, None]
         return (values * np.where(index < shared, 1.0, alpha)).sum(1).reshape(2, COUNT)
@@ -222,8 +222,8 @@ def test_the_same_cpo_and_simpo(name, loss_type, smoothing):
         label_smoothing=smoothing,
         accelerator=SimpleNamespace(device="cpu"),
     )
-    sides = (pairs.per_token() if name == "simpo" else pairs)[:2]
-    theirs = CPOTrainer.cpo_loss(trainer, *(torch.tensor(np.asarray(side)) for side in sides))[0]
+    both = (pairs.per_token() if name == "simpo" else pairs)[:2]
+    theirs = CPOTrainer.cpo_loss(trainer, *(torch.tensor(np.asarray(each)) for each in both))[0]
     given = {"label_smoothing": smoothing} | ({"simpo_gamma": 0.7} if name == "simpo" else {})
     np.testing.assert_allclose(ours(name, pairs, **given), theirs, rtol=2e-5)
 
@@ -233,8 +233,8 @@ def test_the_same_odds_ratio():
 
     pairs = Case().pairs(0.1)
     trainer = SimpleNamespace(beta=0.1, accelerator=SimpleNamespace(device="cpu"))
-    sides = [torch.tensor(np.asarray(side)) for side in pairs.per_token()[:2]]
-    theirs = ORPOTrainer.odds_ratio_loss(trainer, *sides)[0]
+    both = [torch.tensor(np.asarray(each)) for each in pairs.per_token()[:2]]
+    theirs = ORPOTrainer.odds_ratio_loss(trainer, *both)[0]
     np.testing.assert_allclose(-0.1 * ours("odds_ratio", pairs), theirs, rtol=2e-5)
 
 

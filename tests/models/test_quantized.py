@@ -80,7 +80,7 @@ def test_hidden_states_and_gradients_are_those_of_the_dequantised_base(format, r
 
 def test_what_cannot_be_done_is_said(monkeypatch):
     mesh, decoder = make_mesh(1, 1, 1), Decoder(TINY, rngs=nnx.Rngs(0))
-    with pytest.raises(UserError, match=r"config\.lora\.base: 'int3' is none of float32, int8"):
+    with pytest.raises(UserError, match=r"config\.lora\.base: 'int3' must be one of: float32, int8"):
         quantize_projections(decoder, "int3", mesh)
     with pytest.raises(UserError, match="even number of inputs"):
         quantize(jnp.ones((2, 15, 4)), "nf4", 1)

@@ -58,7 +58,7 @@ def test_what_cannot_be_made_is_refused(tmp_path):
     tokenizer = train_tokenizer(TEXTS, 260)
     with pytest.raises(UserError, match="width an even multiple of heads"):
         write_scratch(tmp_path / "x", tokenizer, Size(width=30, heads=4))
-    with pytest.raises(UserError, match="'bert' is none of gpt2, llama"):
+    with pytest.raises(UserError, match="'bert' must be one of: gpt2, llama"):
         write_scratch(tmp_path / "x", tokenizer, Size(family="bert"))
     with pytest.raises(UserError, match="at least 258"):
         train_tokenizer(TEXTS, 100)

@@ -81,7 +81,10 @@ def letters() -> transformers.PreTrainedTokenizerFast:
 def engine(family: str = "llama", **options) -> Engine:
     """An engine on one device."""
     return Engine(
-        decoder(family), letters(), make_mesh(1, 1, 1), **({"slots": 4, "prefill_chunk": 16, "steps": 5} | options)
+        decoder(family),
+        letters(),
+        make_mesh(1, 1, 1),
+        **({"decode_slots": 4, "prefill_chunk": 16, "steps": 5} | options),
     )
 
 

@@ -29,7 +29,7 @@ def test_greedy_tokens_with_adapters(base):
         shape = adapter.b.get_value().shape
         adapter.b.set_value(0.3 * jax.random.normal(jax.random.key(number), shape))
     quantize_projections(adapted, base, mesh)
-    engine = Engine(adapted, letters(), mesh, slots=2, prefill_chunk=16, steps=4)
+    engine = Engine(adapted, letters(), mesh, decode_slots=2, prefill_chunk=16, steps=4)
     (result,) = engine.generate([ask(max_tokens=LENGTH)], progress=False)
     (written,) = tokens(result)
     logits = np.asarray(logits_of(adapted, jnp.asarray([[*PROMPT, *written]])))[0, len(PROMPT) - 1 : -1]

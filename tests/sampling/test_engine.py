@@ -69,7 +69,7 @@ def test_results_are_in_order_and_slots_are_used_again(shared):
 
 
 def test_bytes_of_a_step():
-    small = engine(slots=3)
+    small = engine(decode_slots=3)
     config = small.config
     cache = config.num_layers * 2 * 3 * config.num_kv_heads * config.head_dim * 128
     square, wide = config.d_model * config.head_dim, config.d_model * config.d_ff
@@ -100,7 +100,7 @@ def test_seeds_and_rounds(shared):
     prompts = [PROMPT, *OTHERS[:4]]
     first = sampled(prompts, seed=1)
     assert first == sampled(prompts, seed=1) == sampled(prompts[::-1], seed=1)  # the same round, in other slots too
-    assert first == sampled(prompts, engine(slots=2), seed=1)
+    assert first == sampled(prompts, engine(decode_slots=2), seed=1)
     for other in (sampled(prompts, seed=1, round=1), sampled(prompts, seed=2), sampled(prompts)):
         assert not any(first[prompt][i] == other[prompt][j] for prompt in prompts for i in (0, 1) for j in (0, 1))
     assert sampled(prompts) == sampled(prompts)
@@ -122,7 +122,9 @@ def test_two_prompts_with_one_seed_share_no_stream():
 
 @pytest.mark.parametrize("fault", ["callback", "hook", "text", "tokenizer", "stop tokens"])
 def test_what_goes_wrong_with_one_request_is_its_own(fault, monkeypatch):
-    small = engine(hook=lambda inputs: inputs.logits + inputs.slots[:, :1], hook_slot=np.zeros(1, np.float32), slots=3)
+    small = engine(
+        hook=lambda inputs: inputs.logits + inputs.slots[:, :1], hook_slot=np.zeros(1, np.float32), decode_slots=3
+    )
     others = [ask(other, max_tokens=9) for other in OTHERS[:3]]
     alone = small.generate(others, progress=False)
     request, options = ask(n=3, temperature=1.0, max_tokens=15), {}
@@ -152,7 +154,7 @@ def test_what_goes_wrong_with_one_request_is_its_own(fault, monkeypatch):
 def test_a_failed_step_ends_what_had_begun_and_the_rest_is_served(shared):
     wanted = [shared.generate([ask(other)], progress=False)[0] for other in OTHERS[:3]]
     for program in ("prefill", "decode"):
-        small = engine(slots=1)
+        small = engine(decode_slots=1)
         handles = [small.submit(ask(other, n=n)) for other, n in zip(OTHERS[:3], (2, 1, 1), strict=True)]
         whole, calls = getattr(small._programs, program), itertools.count()
 
@@ -236,7 +238,7 @@ def test_stop_tokens_and_strings(shared):
 def test_the_end_token_ends_unless_ignored():
     model = decoder("llama")
     first = greedy("llama", PROMPT, 1)[0]
-    ending = Engine(model, letters(), make_mesh(1, 1, 1), slots=1, prefill_chunk=16, steps=5, end_ids=(first,))
+    ending = Engine(model, letters(), make_mesh(1, 1, 1), decode_slots=1, prefill_chunk=16, steps=5, end_ids=(first,))
     done, going = ending.generate([ask(ignore_eos=False), ask()], progress=False)
     assert (tokens(done), done.samples[0].finish_reason, done.samples[0].text) == ([[first]], "stop", "")
     assert len(tokens(going)[0]) == 12
@@ -261,7 +263,7 @@ def test_streams_and_cancels(shared):
 
 
 def test_requests_that_cannot_be_served_say_why():
-    small = engine(max_length=30, slots=1)
+    small = engine(max_length=30, decode_slots=1)
     long, wrong, cut, fits = small.generate(
         [ask(OTHERS[1]), ask((5, 101)), ask(max_tokens=50), ask(max_tokens=9)], progress=False
     )
@@ -284,7 +286,7 @@ def test_a_hook_changes_what_is_drawn_with_arrays_of_its_own():
 
     model = decoder("llama")
     nothing = np.zeros((model.config.d_model, model.config.vocab_size), np.float32)
-    hooked = engine(hook=hook, hook_shared=nothing, hook_slot=np.int32(-1), slots=2)
+    hooked = engine(hook=hook, hook_shared=nothing, hook_slot=np.int32(-1), decode_slots=2)
     written = greedy("llama", PROMPT, 1)[0]
     (plain,) = hooked.generate([ask(max_tokens=1)], progress=False)
     handle = hooked.submit(ask(max_tokens=1, logprobs=0), hook_slot=np.int32(written))

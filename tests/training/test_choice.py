@@ -29,9 +29,9 @@ def case(objective: Choice):
     logps = np.where(batch.role > 0, rng.uniform(-6, -1, batch.role.shape), 0).astype(np.float32)
     both = np.zeros((5, 2))
     for r, n in zip(*np.nonzero(batch.role > 0), strict=True):
-        side, place = divmod(int(batch.completion[r, n]), batch.example.shape[1])
-        both[batch.example[r, place], side] = logps[r, n]
-        assert batch.target[r, n] == (3, 9)[side]
+        choice, p = divmod(int(batch.completion[r, n]), batch.example.shape[1])
+        both[batch.example[r, p], choice] = logps[r, n]
+        assert batch.target[r, n] == (3, 9)[choice]
     return jax.tree.map(jnp.asarray, batch), jnp.asarray(logps), both
 
 
@@ -71,8 +71,8 @@ def test_metrics_against_scikit_learn():
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(label, logit))
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(label, logit > 0))
     assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(label, logit > 0))
-    assert found["second"] == np.mean(logit > 0)
-    assert found["second_label"] == label.mean()
+    assert found["second_share"] == np.mean(logit > 0)
+    assert found["second_label_share"] == label.mean()
     assert "auc" not in choice_summary({"logit": logit, "label": np.ones(40)})
 
 

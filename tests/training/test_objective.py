@@ -33,10 +33,10 @@ def random_scores(batch, seed=0) -> TokenScores:
     return TokenScores(jnp.float32(logps), jnp.float32(log_sum_p2))
 
 
-def tokens_of(batch, values, side, example):
+def tokens_of(batch, values, completion, example):
     """Values of the scored tokens of one completion, in order, float64."""
-    r, place = (int(x[0]) for x in np.nonzero(batch.example == example))
-    member = (batch.completion[r] == side * batch.example.shape[1] + place) & (batch.role[r] > 0)
+    r, p = (int(x[0]) for x in np.nonzero(batch.example == example))
+    member = (batch.completion[r] == completion * batch.example.shape[1] + p) & (batch.role[r] > 0)
     return np.asarray(values, np.float64)[r][member]
 
 
@@ -63,14 +63,14 @@ def test_ld_dpo_weighs_tokens_behind_the_shared_length(case, alpha):
     objective = Preference("sigmoid", BETAS, "live", ld_alpha=alpha)
     losses = by_example(batch, objective(policy, batch, reference)[1]["loss"])
 
-    def summed(scores, side, example):
+    def summed(scores, completion, example):
         shared = min(len(tokens_of(batch, scores.logps, s, example)) for s in (0, 1))
-        values = tokens_of(batch, scores.logps, side, example)
+        values = tokens_of(batch, scores.logps, completion, example)
         return values[:shared].sum() + alpha * values[shared:].sum()
 
     for example in range(8):
-        sides = [summed(policy, side, example) - summed(reference, side, example) for side in (0, 1)]
-        expected = logistic(columns["beta"][example] * (sides[0] - sides[1]))
+        ratios = [summed(policy, completion, example) - summed(reference, completion, example) for completion in (0, 1)]
+        expected = logistic(columns["beta"][example] * (ratios[0] - ratios[1]))
         assert losses[example] == pytest.approx(expected, rel=1e-5)
 
 
@@ -81,9 +81,11 @@ def test_wpo_weighs_pairs_by_the_likelihood_of_both_sides_and_not_in_the_gradien
     losses = by_example(batch, objective(policy, batch, None)[1]["loss"])
     weights = {}
     for example in range(8):
-        sums = [tokens_of(batch, policy.logps, side, example).sum() for side in (0, 1)]
+        sums = [tokens_of(batch, policy.logps, completion, example).sum() for completion in (0, 1)]
         ratios = [sums[0] - columns["ref_chosen"][example], sums[1] - columns["ref_rejected"][example]]
-        means = [tokens_of(batch, policy.logps - policy.log_sum_p2, side, example).mean() for side in (0, 1)]
+        means = [
+            tokens_of(batch, policy.logps - policy.log_sum_p2, completion, example).mean() for completion in (0, 1)
+        ]
         weights[example] = np.exp(means[0]) * np.exp(means[1])
         margin = max(0, 1 - columns["beta"][example] * (ratios[0] - ratios[1]))
         assert losses[example] == pytest.approx(weights[example] * margin, rel=1e-5)
@@ -102,7 +104,7 @@ def test_every_loss_is_one_of_packed_rows(case, name):
     results = []
     for rows in (ROWS, [[i] for i in (4, 2, 7, 0, 1, 3, 6, 5)]):
         batch = batch_of(rows, examples, {**columns, "beta": np.full(8, 0.2, np.float32)})
-        assert rows != ROWS or not batch.columns["beta"].all(), "some places are unused"
+        assert rows != ROWS or not batch.columns["beta"].all(), "some example indices are unused"
         objective = Preference(name, 0.2 if LOSSES[name].beta else None)
         # The same number for a token wherever it stands.
         logps = -((batch.target * 7919 % 101) / 50.0) * (batch.role > 0)
@@ -129,7 +131,7 @@ def test_dpo_without_reference_compares_log_probs(case):
     scores = random_scores(batch)
     losses = by_example(batch, Preference("sigmoid", BETAS, "none")(scores, batch, None)[1]["loss"])
     for example in range(8):
-        h = np.subtract(*(tokens_of(batch, scores.logps, side, example).sum() for side in (0, 1)))
+        h = np.subtract(*(tokens_of(batch, scores.logps, completion, example).sum() for completion in (0, 1)))
         assert losses[example] == pytest.approx(logistic(columns["beta"][example] * h), rel=1e-5)
 
 
@@ -145,7 +147,7 @@ def test_kto_by_the_formula(case):
         objective = Unpaired(0.1, 1.5, 0.5)
         values = objective(scores, batch, None)[1]
         losses = by_example(batch, values["loss"])
-        ratios = {i: [tokens_of(batch, scores.logps, side, i).sum() for side in (0, 1)] for i in range(8)}
+        ratios = {i: [tokens_of(batch, scores.logps, completion, i).sum() for completion in (0, 1)] for i in range(8)}
         kl = max(0.0, np.mean([ratios[i][1] - given["ref_mismatched"][i] for i in range(8)]))
         np.testing.assert_allclose(np.unique(values["kl_estimate"]), kl, rtol=1e-5)
         assert (kl > 0) == (shift > 0)
@@ -238,7 +240,7 @@ def test_a_beta_per_gap_reaches_every_loss_that_has_a_beta(name):
 def test_stored_references_must_be_there_in_every_row():
     given = {}
     split = Split("train", SimpleNamespace(columns=given), None, {}, ("chosen", "rejected"))
-    with pytest.raises(UserError, match=r"ref_chosen is missing.*smallr\.cli\.score"):
+    with pytest.raises(UserError, match=r"ref_chosen is missing.*`smallr score`"):
         stored_columns(split)
     given |= {"ref_chosen": np.array([-1.0, np.nan, -2.0]), "ref_rejected": np.array([-3.0, -4.0, -5.0])}
     with pytest.raises(UserError, match=r"ref_chosen: 1 examples have no number, e\.g\. \[1\]"):

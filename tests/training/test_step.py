@@ -82,7 +82,7 @@ def test_live_reference_equals_the_same_values_as_columns(case):
     logps = run_step(batch, preference(), params=reference).examples
     real = logps["example"] >= 0
     order = np.argsort(logps["example"][real])
-    cached = {f"ref_{side}": logps[f"logp_{side}"][real][order] for side in ("chosen", "rejected")}
+    cached = {f"ref_{name}": logps[f"logp_{name}"][real][order] for name in ("chosen", "rejected")}
     batch = batch_of(rows, examples, {**columns, **cached})
     stored = run_step(batch, preference())
     np.testing.assert_allclose(stored.metrics["loss"], live.metrics["loss"], rtol=1e-6)

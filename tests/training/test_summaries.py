@@ -21,9 +21,9 @@ def test_preference_summary_by_hand():
     }
     lengths = {"scored_chosen": np.array([4, 4, 4, 2]), "scored_rejected": np.array([4, 2, 10, 2])}
     summary = preference_summary(values, {"gap": np.array([0, 0, 2, 2]), **lengths})
-    assert summary["likelier"] == 0.5
-    assert summary["likelier/small"] == 1.0
-    assert summary["likelier/large"] == 0.0
+    assert summary["per_token_accuracy"] == 0.5
+    assert summary["per_token_accuracy/small"] == 1.0
+    assert summary["per_token_accuracy/large"] == 0.0
     assert summary["margin"] == pytest.approx((1 - 1 + 1.5 + 0) / 4)
     assert summary["accuracy"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
     assert summary["kl"] == pytest.approx(-17 / 8)
@@ -43,7 +43,7 @@ def test_likelihood_summary_by_hand():
             "nll_rationale_tokens": np.array([0.0, 10.0, 0.0, 2.0]),
         }
     )
-    assert summary["hardest_quarter"] == 0.5
+    assert summary["hardest_quarter_share"] == 0.5
     assert summary["nll_answer"] == 1.0
     assert summary["nll_answer_token"] == 0.8
     assert summary["nll_rationale_token"] == 0.5

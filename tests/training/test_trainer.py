@@ -134,9 +134,9 @@ def choices(count: int) -> list[dict]:
 
 def labelled(count: int) -> list[dict]:
     return [
-        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
         for row in pairs(f":{count}")
-        for side in ("chosen", "rejected")
+        for name in ("chosen", "rejected")
     ]
 
 

@@ -1,4 +1,4 @@
-"""The built-in teacher data: arithmetic word problems with right, unfitting and wrong rationales.
+"""Makes the built-in teacher data: arithmetic word problems with right, unfitting and wrong rationales.
 
 Preference rows cover the three gaps of CogPO, one pair each per question:
 

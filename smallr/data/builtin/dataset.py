@@ -1,4 +1,4 @@
-"""Questions of disjoint splits, the rows made of them, and data sets on disk."""
+"""Makes questions of disjoint splits, rows of them, and data sets on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ATTEMPTS = 1000
 
 
 def make_questions(seed: int, train: int, test: int) -> dict[str, list[Rationales]]:
-    """Questions with their rationales; no question of `test` shares its text or its numbers with one of `train`.
+    """Returns questions with their rationales; no question of `test` shares its text or its numbers with one of `train`.
 
     The first questions of a split do not depend on how many follow, and those of `test` not on `train`.
 
@@ -39,7 +39,7 @@ def make_questions(seed: int, train: int, test: int) -> dict[str, list[Rationale
 
 
 def _distinct(rng: random.Random, count: int, forbidden: frozenset[tuple[int, ...]]) -> list[Rationales]:
-    """`count` questions of different texts, none with `forbidden` numbers."""
+    """Draws `count` questions of different texts, none with `forbidden` numbers."""
     found: dict[str, Rationales] = {}
     misses = 0
     while len(found) < count:
@@ -55,7 +55,7 @@ def _distinct(rng: random.Random, count: int, forbidden: frozenset[tuple[int, ..
 
 
 def normalise(text: str) -> str:
-    """Text without case, punctuation and spacing."""
+    """Returns the text without case, punctuation and spacing."""
     return " ".join("".join(char if char.isalnum() else " " for char in text.lower()).split())
 
 
@@ -64,7 +64,7 @@ def _numbers(problem: Problem) -> tuple[int, ...]:
 
 
 def preference_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dict[str, Any]]:
-    """Three rows per question, one per gap; `question_id` is `prefix` and a number."""
+    """Makes three rows per question, one per gap; `question_id` is `prefix` and a number."""
     for i, q in enumerate(questions):
         medium, large = q.incorrect
         shared = {
@@ -93,7 +93,7 @@ def preference_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[di
 
 
 def rationale_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dict[str, Any]]:
-    """One row per question: question, fitted rationale, answer."""
+    """Yields one row per question: question, fitted rationale, answer."""
     for i, q in enumerate(questions):
         yield {
             "question": q.problem.question,
@@ -105,7 +105,7 @@ def rationale_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dic
 
 
 def teacher_rows(questions: Sequence[Rationales], prefix: str) -> Iterator[dict[str, Any]]:
-    """One row per question, as a teacher who does not know the reader writes it.
+    """Yields one row per question, as a teacher who does not know the reader writes it.
 
     Two in ten rationales fit, seven do not, one has a slip; which is which stands in `fits` (a critic's verdict; empty
     with a slip) and `slip` (its kind; empty without).

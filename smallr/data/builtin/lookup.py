@@ -1,4 +1,4 @@
-"""From a question back to its problem, whatever seed it was drawn with.
+"""Finds the problem of a question, whatever seed it was drawn with.
 
 A template is run again with its draws steered by the text: a word that is drawn must stand in it, and so must a number.
 What comes out is the problem whose question is that text.
@@ -39,35 +39,35 @@ class _Steered(random.Random):
         raise _Undecided(options)
 
     def choice(self, options: Sequence[Any]) -> Any:
-        """One of the options, in the order in which they stand in the text; numbers may stand there as words."""
+        """Returns one of the options, in the order in which they stand in the text; numbers may stand there as words."""
         return self._next(iter(self._present(options)))
 
     def sample(self, options: Sequence[Any], k: int) -> list[Any]:
-        """`k` of the options."""
+        """Returns `k` of the options."""
         return self._next(map(list, permutations(self._present(options), k)))
 
     def randrange(self, start: int, stop: int, step: int = 1) -> int:
-        """A number of the text."""
+        """Returns a number of the text."""
         numbers = dict.fromkeys(map(int, re.findall(r"\d+", self._text)))
         return self._next(number for number in numbers if number in range(start, stop, step))
 
     def randint(self, low: int, high: int) -> int:
-        """A number of the text."""
+        """Returns a number of the text."""
         return self.randrange(low, high + 1)
 
     def _present(self, options: Sequence[Any]) -> list[Any]:
         words = [option[0] if isinstance(option, tuple) else option for option in options]
         found = [
-            (self._text.find(word) if isinstance(word, str) else 0, place)
-            for place, word in enumerate(words)
+            (self._text.find(word) if isinstance(word, str) else 0, index)
+            for index, word in enumerate(words)
             if not isinstance(word, str) or re.search(rf"\b{re.escape(word)}\b", self._text)
         ]
-        return [options[place] for _, place in sorted(found)]
+        return [options[index] for _, index in sorted(found)]
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def find_problem(question: str) -> Problem | None:
-    """The problem that a question was written from; None if it is none of the generator's."""
+    """Returns the problem that a question was written from; None if the generator did not write it."""
     text = " ".join(question.split())
     for template in sorted(TEMPLATES, key=lambda template: -_likeness(template, text))[:2]:
         problem = _search(template, text, [], iter(range(_MOST_RUNS)))
@@ -89,13 +89,13 @@ def _search(template: Template, text: str, decided: list[Any], runs: Iterator[in
 
 
 def _likeness(template: Template, text: str) -> float:
-    """The share of a template's words that the text has."""
+    """Returns the share of a template's words that the text has."""
     words = _words(template)
     return len(words & set(text.split())) / len(words)
 
 
 @functools.cache
 def _words(template: Template) -> frozenset[str]:
-    """The words that all questions of a template have."""
+    """Returns the words that all questions of a template have."""
     questions = (template(random.Random(seed)).question.split() for seed in range(20))
     return frozenset.intersection(*map(frozenset, questions))

@@ -1,4 +1,4 @@
-"""Arithmetic word problems as lists of steps, and their solution.
+"""Defines arithmetic word problems as lists of steps, and solves them.
 
 A problem is numbers and steps; its rationales are written from the steps, and a slip is made on them, never on text.
 """
@@ -63,17 +63,17 @@ class Line:
 
     @property
     def expression(self) -> str:
-        """The left side of the equation."""
+        """Returns the left side of the equation."""
         return f"{self.left}% of {self.right}" if self.step.op == "%" else f"{self.left} {self.step.op} {self.right}"
 
     @property
     def equation(self) -> str:
-        """The step as a reader sees it."""
+        """Returns the step as a reader sees it."""
         return f"{self.expression} = {self.value}"
 
 
 def solve(problem: Problem) -> tuple[Line, ...] | None:
-    """The numbers of every step; None where one is not whole or not between `SMALLEST` and `LARGEST`."""
+    """Returns the numbers of every step; None where one is not whole or not between `SMALLEST` and `LARGEST`."""
     values = dict(problem.givens)
     lines = []
     for step in problem.steps:
@@ -87,7 +87,7 @@ def solve(problem: Problem) -> tuple[Line, ...] | None:
 
 
 def calculate(left: int, op: str, right: int) -> Fraction:
-    """The exact value of `left op right`."""
+    """Returns the exact value of `left op right`."""
     match op:
         case "+":
             return Fraction(left + right)

@@ -1,4 +1,4 @@
-r"""Rationales written from solved steps: fitted to a small reader, too terse, or too involved.
+r"""Writes rationales from solved steps: fitted to a small reader, too terse, or too involved.
 
 All end in the answer in `\boxed{}`. Wrong rationales are written in the same three ways as right ones, so that neither
 length nor style tells right from wrong.
@@ -30,7 +30,7 @@ class Incorrect:
 
 @dataclasses.dataclass(frozen=True)
 class Rationales:
-    """What a teacher might write for one question.
+    """Holds what a teacher might write for one question.
 
     Attributes:
       fitted: right, step by step, with its reasons.
@@ -48,7 +48,7 @@ class Rationales:
 
 
 def write_rationales(problem: Problem, rng: random.Random, wrong: int = 2) -> Rationales | None:
-    """All rationales of a problem; None where it does not allow `wrong` slips."""
+    """Returns all rationales of a problem; None where it does not allow `wrong` slips."""
     lines = solve(problem)
     slips = make_slips(problem, wrong, rng)
     if not lines or not slips:
@@ -71,7 +71,7 @@ def write_rationales(problem: Problem, rng: random.Random, wrong: int = 2) -> Ra
 
 
 def write(style: str, problem: Problem, lines: Sequence[Line], rng: random.Random, right: bool) -> str:
-    """One rationale in a style of `STYLES`.
+    """Returns one rationale in a style of `STYLES`.
 
     Args:
       style: how.
@@ -98,7 +98,7 @@ def _fitted(problem: Problem, lines: Sequence[Line], rng: random.Random) -> str:
 
 
 def _terse(lines: Sequence[Line], rng: random.Random, right: bool) -> str:
-    """Bare equations; a right one may be shorter still: one expression, or the last step alone."""
+    """Writes bare equations; a right one may be shorter still: one expression, or the last step alone."""
     answer = f"\\boxed{{{lines[-1].value}}}"
     ways = [rng.choice((", ", "; ", "\n")).join(line.equation for line in lines)]
     if right:
@@ -107,7 +107,7 @@ def _terse(lines: Sequence[Line], rng: random.Random, right: bool) -> str:
 
 
 def _nested(lines: Sequence[Line], line: Line) -> str:
-    """The whole calculation in one expression."""
+    """Returns the whole calculation in one expression."""
     by_name = {earlier.step.name: earlier for earlier in lines}
 
     def operand(side: str | int, value: int) -> str:
@@ -119,7 +119,7 @@ def _nested(lines: Sequence[Line], line: Line) -> str:
 
 
 def _involved(problem: Problem, lines: Sequence[Line], rng: random.Random) -> str:
-    """An unknown nobody needs, and a detour on a step that is right in itself."""
+    """Returns an unknown nobody needs, and a detour on a step that is right in itself."""
     unknown = rng.choice("xyzn")
     opening = rng.choice(
         (

@@ -1,4 +1,4 @@
-"""What a rationale says, judged against the problem that it is for."""
+"""Reads a rationale and judges it against its problem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.
 
 
 def style(problem: Problem, text: str) -> str:
-    """The one of `rationales.STYLES` that a text is written in.
+    """Returns the one of `rationales.STYLES` that a text is written in.
 
     A text that names an unknown is involved; one that leaves out the sentences of more than half of the steps is terse.
     """
@@ -28,7 +28,7 @@ def style(problem: Problem, text: str) -> str:
 
 
 def mistake(problem: Problem, text: str) -> str:
-    """The first thing that is wrong in a rationale, as a sentence; empty if it is right.
+    """Returns the first thing that is wrong in a rationale, as a sentence; empty if it is right.
 
     Right means: every equation holds, each comes to a number of the solution or of the question, and the box at the end
     holds the answer.
@@ -49,7 +49,7 @@ def mistake(problem: Problem, text: str) -> str:
 
 
 def _value(expression: str) -> Fraction | None:
-    """The exact value of numbers, `+ - * /`, brackets and `p% of n`; None for anything else."""
+    """Returns the exact value of numbers, `+ - * /`, brackets and `p% of n`; None for anything else."""
 
     def value(node: ast.expr) -> Fraction:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:

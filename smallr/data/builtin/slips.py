@@ -1,4 +1,4 @@
-"""Slips: one step of a solution goes wrong, and the mistake is carried through to the answer."""
+"""Makes slips: one step of a solution goes wrong, and the mistake is carried through to the answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _MISTAKEN = {"+": "-*", "-": "+", "*": "+", "/": "-*", "%": "-/"}
 
 
 def arithmetic(problem: Problem, at: int, rng: random.Random) -> Problem:
-    """Step `at` is miscalculated by a little."""
+    """Miscalculates step `at` by a little."""
     return _with_step(
         problem, at, dataclasses.replace(problem.steps[at], error=rng.choice((-20, -10, -2, -1, 1, 2, 10, 20)))
     )
 
 
 def operation(problem: Problem, at: int, rng: random.Random) -> Problem:
-    """Step `at` combines the right numbers in a wrong way."""
+    """Combines the right numbers of step `at` in a wrong way."""
     step = problem.steps[at]
     op = rng.choice(_MISTAKEN[step.op])
     left, right = (step.right, step.left) if step.op == "%" else (step.left, step.right)
@@ -27,7 +27,7 @@ def operation(problem: Problem, at: int, rng: random.Random) -> Problem:
 
 
 def quantity(problem: Problem, at: int, rng: random.Random) -> Problem:
-    """Step `at` takes another number that is at hand."""
+    """Takes another number that is at hand in step `at`."""
     step = problem.steps[at]
     known = [*problem.givens, *(earlier.name for earlier in problem.steps[:at])]
     others = [name for name in known if name not in (step.left, step.right)]
@@ -36,7 +36,7 @@ def quantity(problem: Problem, at: int, rng: random.Random) -> Problem:
 
 
 def dropped(problem: Problem, at: int, rng: random.Random) -> Problem:
-    """Step `at` is left out: what follows goes on with one of its operands, or it was the last one."""
+    """Leaves out step `at`: what follows goes on with one of its operands, or it was the last one."""
     step = problem.steps[at]
     operands = [side for side in (step.left, step.right) if isinstance(side, str)]
     stand_in = rng.choice(operands)
@@ -53,7 +53,7 @@ _ATTEMPTS = 200
 
 
 def make_slips(problem: Problem, count: int, rng: random.Random) -> list[tuple[str, Problem]] | None:
-    """`count` slips of different kinds with different wrong answers; None where that is not to be had.
+    """Makes `count` slips of different kinds with different wrong answers; None where that is not to be had.
 
     Returns:
       (kind, problem with the slip in its steps) each.

@@ -1,4 +1,4 @@
-"""The questions: each template draws names and numbers, and says how its numbers are combined.
+"""Draws questions: each template draws names and numbers, and says how its numbers are combined.
 
 Sentences hold no numbers besides their equation, so that they stay true to a slip. Numbers are drawn without care for
 whether divisions come out: `draw_problem` draws again until the solution is whole.
@@ -21,7 +21,7 @@ Template = Callable[[random.Random], Problem]
 
 
 def draw_problem(rng: random.Random, templates: Sequence[Template] | None = None) -> Problem:
-    """A problem of a random template, of all by default, whose numbers differ and come out whole."""
+    """Returns a problem of a random template, of all by default, whose numbers differ and come out whole."""
     template = rng.choice(templates or TEMPLATES)
     while True:
         problem = template(rng)

@@ -1,4 +1,4 @@
-"""Benchmarks by name. A new one is one entry in the module of its kind; see docs/evaluation.md."""
+"""Finds benchmarks by name. A new one is one entry in the module of its kind; see docs/evaluation.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def find(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """Returns the benchmark of that name.
 
     Raises:
       UserError: there is none; the message lists all.

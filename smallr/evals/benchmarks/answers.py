@@ -1,4 +1,4 @@
-"""Benchmarks answered in text: mathematics, options, words."""
+"""Defines benchmarks that are answered in text: mathematics, options, words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _numbers(_: GraderOptions) -> Grader:
 
 
 def _first(row: Row, *names: str) -> object:
-    """The first of these columns that the row has."""
+    """Returns the first of these columns that the row has."""
     for name in names:
         if row.get(name) not in (None, ""):
             return row[name]
@@ -39,7 +39,7 @@ def _text(value: object) -> str:
 
 
 def _number(value: object) -> str:
-    """A gold number as text."""
+    """Returns a gold number as text."""
     text = str(value)
     if matching.to_decimal(text) is None:
         raise ValueError(f"the gold answer {text[:40]!r} is no number")
@@ -77,13 +77,13 @@ def _aqua(row: Row) -> Question:
 
 
 def _aqua_texts(row: Row) -> dict[str, str]:
-    """Letter -> text of AQuA's options."""
+    """Maps letters to the texts of AQuA's options."""
     found = (str(option).partition(")") for option in row.get("options") or ())
     return {letter.strip(" ("): text.strip() for letter, mark, text in found if mark}
 
 
 def _listed_texts(row: Row) -> dict[str, str]:
-    """Letter -> text of options that the question lists."""
+    """Maps letters to the texts of options that the question lists."""
     listed = re.findall(r"\(([A-G])\)\s*([^\n(]+)", str(row.get("question") or ""))
     return {letter: text.strip(" ,.") for letter, text in listed}
 
@@ -91,17 +91,17 @@ def _listed_texts(row: Row) -> dict[str, str]:
 def _letter(value: object, letters: str) -> str:
     letter = _text(value).strip("()").upper()
     if letter not in tuple(letters):
-        raise ValueError(f"the gold answer {value!r} is none of {letters}")
+        raise ValueError(f"the gold answer {value!r} must be one of: {letters}")
     return letter
 
 
 def _lettered(row: Row) -> Question:
-    """A question that lists its options itself."""
+    """Returns a question that lists its options itself."""
     return Question(f"{_text(row['question'])}\n{_LETTER}", _letter(row["answer"], "ABCDEFG"))
 
 
 def _gpqa_texts(row: Row) -> dict[str, str]:
-    """Letter -> text, in an order that depends on the question alone, so that every model sees the same one."""
+    """Maps letters to texts in an order that depends on the question alone, so that every model sees the same one."""
     question, right = _text(row["Question"]), _text(row["Correct Answer"])
     options = [right, *(_text(row[f"Incorrect Answer {number}"]) for number in (1, 2, 3))]
     seed = int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big")
@@ -123,7 +123,7 @@ def _one_of(words: Sequence[str]) -> Callable[[Row], Question]:
         gold = _first(row, "answer", "targets")
         gold = {True: "yes", False: "no"}.get(gold, gold) if isinstance(gold, bool) else _text(gold).lower()
         if gold not in words:
-            raise ValueError(f"the gold answer {gold!r} is none of {words}")
+            raise ValueError(f"the gold answer {gold!r} must be one of: {words}")
         question = _text(_first(row, "question", "inputs"))
         return Question(f'{question}\nThink step by step, then end with "The answer is" and {listed}.', gold)
 

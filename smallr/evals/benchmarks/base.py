@@ -1,4 +1,4 @@
-"""What a benchmark is: where its rows are, how a row becomes a question, and who judges."""
+"""Defines what a benchmark is: where its rows are, how a row becomes a question, and who judges."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class GraderOptions:
-    """What a user may set of any grader.
+    """Holds what a user may set of any grader.
 
     Attributes:
       workers: processes at once.

@@ -1,4 +1,4 @@
-"""Benchmarks by likelihood. Contexts and continuations are those of lm-evaluation-harness where it has the task.
+"""Defines benchmarks by likelihood. Contexts and continuations are those of lm-evaluation-harness where it has the task.
 
 Each reads the hub's columns and the plain ones `question`, `choices` (texts) and `gold` (an index).
 """
@@ -12,7 +12,7 @@ from smallr.evals.benchmarks.base import Choice, Likelihood, Row, Source
 
 
 def _choice(context: str, texts: Sequence[str], gold: int) -> Choice:
-    """One context; a space between it and each option."""
+    """Makes a question of one context, with a space between it and each option."""
     texts = tuple(texts)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("an option is no text")
@@ -29,7 +29,7 @@ def _labelled(choices: object, answer: str) -> tuple[list[str], int]:
 
 
 def _plain(row: Row) -> tuple[str, list[str], int] | None:
-    """Question, options and index of a row in plain columns; None for one in the hub's."""
+    """Returns question, options and index of a row in plain columns; None for one in the hub's."""
     return (row["question"], list(row["choices"]), int(row["gold"])) if "gold" in row else None
 
 
@@ -58,7 +58,7 @@ def _piqa(row: Row) -> Choice:
 
 
 def _winogrande(row: Row) -> Choice:
-    """Partial evaluation (arXiv 1806.02847): the options stand in the context, the rest of the sentence is scored."""
+    """Makes a partial evaluation (arXiv 1806.02847): the options stand in the context, the rest of the sentence is scored."""
     sentence, options, gold = _plain(row) or (row["sentence"], [row["option1"], row["option2"]], int(row["answer"]) - 1)
     before, mark, after = sentence.partition("_")
     if not mark:
@@ -75,7 +75,7 @@ def _hellaswag(row: Row) -> Choice:
 
 
 def _cleaned(text: str) -> str:
-    """HellaSwag's texts without the marks of WikiHow."""
+    """Returns HellaSwag's texts without the marks of WikiHow."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -103,7 +103,7 @@ def _strategyqa(row: Row) -> Choice:
 
 
 def _nli(row: Row) -> Choice:
-    """Entailment, neutral, contradiction, as lm-evaluation-harness asks ANLI."""
+    """Asks for entailment, neutral or contradiction as lm-evaluation-harness asks ANLI."""
     label = row["label"]
     gold = ("entailment", "neutral", "contradiction").index(label) if isinstance(label, str) else int(label)
     context = f"{row['premise']}\nQuestion: {row['hypothesis']} True, False, or Neither?\nAnswer:"

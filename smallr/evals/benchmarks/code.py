@@ -1,4 +1,4 @@
-"""Benchmarks whose answers are programs, run in the sandbox."""
+"""Defines benchmarks whose answers are programs, run in the sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _programs(seconds: float):
 
 
 def _humaneval(row: Row) -> Question:
-    """The prompt is a function's head; the model writes the function again, or its body alone."""
+    """Makes a question whose prompt is a function's head; the model writes the function again, or its body alone."""
     prompt, entry = row["prompt"], row["entry_point"]
     head, definition, _ = prompt.partition(f"def {entry}(")
     if not definition:
@@ -61,7 +61,7 @@ def _mbpp(row: Row) -> Question:
 
 
 def _names(code: str) -> tuple[set[str], str]:
-    """What the reference solution defines at its top level, and its imports, which tests may use."""
+    """Returns what the reference solution defines at its top level, and its imports, which tests may use."""
     tree = ast.parse(code)
     defined: set[str] = set()
     for node in tree.body:
@@ -118,7 +118,7 @@ def _live_code_bench(row: Row) -> Question:
 
 
 def _cases(data: str) -> list[dict[str, Any]]:
-    """Test cases: JSON, or JSON in a pickled string, compressed, in base 64. Nothing is unpickled."""
+    """Reads test cases: JSON, or JSON in a pickled string, compressed, in base 64. Nothing is unpickled."""
     try:
         cases = json.loads(data)
     except ValueError:
@@ -133,7 +133,7 @@ _FRAME = {"PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"}
 
 
 def _pickled_text(data: bytes) -> str:
-    """The string in a pickle that holds a string and nothing else."""
+    """Returns the string in a pickle that holds a string and nothing else."""
     found = []
     for operation, argument, _ in pickletools.genops(data):
         if operation.name in _TEXT:

@@ -1,4 +1,4 @@
-"""The final answer of a model's text: each function gives a part of the text, or None if it has no answer.
+"""Extracts the final answer of a text: each function gives a part of the text, or None if it has no answer.
 
 Each takes time linear in the text. Where an answer is stated but is not of the kind that was asked for, is denied, or is
 one of several, there is none: nothing is guessed from the rest of the text then.

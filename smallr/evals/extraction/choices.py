@@ -1,4 +1,4 @@
-"""The option, or the word of a few, that a text decides for."""
+"""Extracts the option, or the word of a few, that a text decides for."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Options:
         self.values = {letter: numerals.value(text) for letter, text in texts.items() if letter in letters}
 
     def of_text(self, segment: str) -> str | None:
-        """The only option whose text this is."""
+        """Returns the only option whose text this is."""
         segment = segment.strip().rstrip(".!").strip()
         if not segment or len(segment) > _LINE:
             return None
@@ -110,7 +110,7 @@ def option(letters: str = "ABCDE", texts: Mapping[str, str] | None = None) -> Ca
 
 
 def _stated_letter(place: str, options: _Options) -> tuple[str | None, bool]:
-    """The letter at the beginning of a box or a statement, and whether the place decides; it does by a denial as well."""
+    """Returns the letter at the beginning of a box or a statement, and whether the place decides; it does by a denial as well."""
     place = _plain(place)
     if _DENIED.match(place):
         return None, True
@@ -128,7 +128,7 @@ def _stated_letter(place: str, options: _Options) -> tuple[str | None, bool]:
 
 
 def _called_right(text: str, options: _Options) -> str | None:
-    """The option that the last sentence which judges one calls right or picks."""
+    """Returns the option that the last sentence which judges one calls right or picks."""
     found = []
     for pattern in (options.right, options.picked):
         for match in pattern.finditer(text):
@@ -146,13 +146,13 @@ def _called_right(text: str, options: _Options) -> str | None:
 
 
 def _lists_options(lines: Sequence[str], options: _Options) -> bool:
-    """Whether the last lines repeat the question's options."""
+    """Returns whether the last lines repeat the question's options."""
     found = [match for line in lines[-10:] if (match := options.line.match(line)) and match["mark"] and match["rest"]]
     return len({match["letter"].upper() for match in found}) > 1
 
 
 def _on_a_line(lines: Sequence[str], options: _Options) -> str | None:
-    """The letter that the last line or the first begins with."""
+    """Returns the letter that the last line or the first begins with."""
     for line in [*lines[-1:], *lines[:1]]:
         match = options.line.match(line)
         if match and (match["mark"] or not match["rest"]) and "?" not in line and not _IS_WRONG.match(match["rest"]):
@@ -166,21 +166,21 @@ def _on_a_line(lines: Sequence[str], options: _Options) -> str | None:
 
 
 def _in_last_clause(text: str, options: _Options) -> str | None:
-    """The only letter in brackets of the last clause."""
+    """Returns the only letter in brackets of the last clause."""
     clauses = [clause for clause in re.split(r"[.;!?\n]", text[-_LINE:]) if clause.strip()]
     found = set(options.bracketed.findall(clauses[-1])) if clauses else set()
     return found.pop() if len(found) == 1 and not _WRONG.search(clauses[-1]) else None
 
 
 def _plain(text: str) -> str:
-    """A text without LaTeX's and Markdown's marks."""
+    """Returns a text without LaTeX's and Markdown's marks."""
     for _ in range(2):
         text = _MARKUP.sub(r"\1", text)
     return _DECORATION.sub("", text).strip()
 
 
 def _normal(text: str) -> str:
-    """Small letters without articles, punctuation at the ends and LaTeX spaces."""
+    """Lowers case, and drops articles, punctuation at the ends and LaTeX spaces."""
     text = (
         re.sub(r"\\[,;:! ]|\s+", " ", _plain(text))
         .lower()
@@ -231,7 +231,7 @@ def word(words: Sequence[str]) -> Callable[[str], str | None]:
 
 
 def _stated_word(place: str, patterns: _Words) -> tuple[str | None, bool]:
-    """The word in a box or a statement, and whether the place decides; it does by a denial as well."""
+    """Returns the word in a box or a statement, and whether the place decides; it does by a denial as well."""
     match = patterns.alone.search(place)
     if not match:
         return None, False
@@ -240,7 +240,7 @@ def _stated_word(place: str, patterns: _Words) -> tuple[str | None, bool]:
 
 
 def _said_word(text: str, patterns: _Words) -> str | None:
-    """The word that is all of the last sentence, its conclusion, the text's beginning, or the sentence's last word."""
+    """Returns the word that is all of the last sentence, its conclusion, the text's beginning, or the sentence's last word."""
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text[-_LINE:]) if part.strip()]
     end = _plain(sentences[-1][-MAX_SENTENCE:]) if sentences else ""
     for pattern, place in ((patterns.whole, end), (patterns.final, end), (patterns.opening, text[:MAX_SENTENCE])):

@@ -1,4 +1,4 @@
-"""The number that a text comes to."""
+"""Extracts the number that a text comes to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smallr.evals.extraction.places import MARK, answer_part, boxed, statements
 
 
 def number(text: str) -> str | None:
-    """A number: behind `####`, in the last box, in what is stated to be the answer, else the last of the text."""
+    """Returns a number: behind `####`, in the last box, in what is stated to be the answer, else the last of the text."""
     text = answer_part(text)
     box = boxed(text)
     mark = next((mark[1] for mark in MARK.finditer(text) if _is_answer_mark(mark[1])), None)
@@ -25,5 +25,5 @@ def number(text: str) -> str | None:
 
 
 def _is_answer_mark(line: str) -> bool:
-    """Whether `####` gives a number; it may also begin a heading ("#### Step 1", "#### 2. Total")."""
+    """Returns whether `####` gives a number; it may also begin a heading ("#### Step 1", "#### 2. Total")."""
     return bool(re.match(r"[\s*$\\({+−-]*\d|\s*\\[dt]?frac", line)) and not re.match(r"\s*\d+\s*[.):]\s*[^\d\s]", line)

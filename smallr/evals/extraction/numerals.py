@@ -1,4 +1,4 @@
-r"""Numbers as people and models write them: an exact grammar, evaluated with fractions.
+r"""Parses numbers as people and models write them: an exact grammar, evaluated with fractions.
 
     sum     = product (("+" | "-") product)*
     product = power (("*" | "/") power)*          with one "/" at most
@@ -107,7 +107,7 @@ class _Parser:
         self.text, self.position, self._depth = text, position, 0
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Returns the next character that is no space; empty at the end."""
         self.position = _SPACE.match(self.text, self.position).end()
         return self.text[self.position : self.position + 1]
 
@@ -169,7 +169,7 @@ class _Parser:
             raise NotANumber
 
     def _operand_follows(self) -> bool:
-        """Whether an operator is one: it stands before a number, not before a word."""
+        """Returns whether an operator is one: it stands before a number, not before a word."""
         rest = self.text[self.position + 1 : self.position + 12].lstrip()
         return bool(re.match(r"[-+]?\s*(?:[\d({]|\.\d|\\frac)", rest))
 
@@ -184,7 +184,7 @@ class _Parser:
         return value
 
     def _part(self) -> Fraction:
-        """Numerator or denominator: in braces, or one digit."""
+        """Reads a numerator or denominator: in braces, or one digit."""
         digit = self.peek()
         if digit == "{":
             return self._group("}")
@@ -212,7 +212,7 @@ class _Parser:
         return value + self._fraction() if literal.isdigit() else value
 
     def _fraction(self) -> Fraction:
-        """The fraction of a mixed number, 0 if there is none."""
+        """Returns the fraction of a mixed number, 0 if there is none."""
         match = _MIXED.match(self.text, self.position)
         if not match:
             return Fraction(0)
@@ -290,7 +290,7 @@ def value(text: str) -> Decimal | None:
 
 
 def mentions_number(segment: str) -> bool:
-    """Whether a segment has digits, or begins with a number in words."""
+    """Returns whether a segment has digits, or begins with a number in words."""
     return any(char.isdecimal() for char in segment) or bool(_VULGAR.search(segment)) or _in_words(segment) is not None
 
 
@@ -350,7 +350,7 @@ def _check_rest(rest: str) -> None:
 
 
 def _is_left_side(text: str) -> bool:
-    """Whether the left side of an equation is a name, or numbers to be reckoned with."""
+    """Returns whether the left side of an equation is a name, or numbers to be reckoned with."""
     if "≠" in text or _UNSURE.search(text) or _SEVERAL.search(text):
         return False
     return bool(_NAME.fullmatch(text)) or (bool(_TERMS.fullmatch(text)) and not _VARIABLE.search(text))
@@ -441,7 +441,7 @@ def last(text: str) -> str | None:
 
 
 def _numbers(line: str) -> list[str | None]:
-    """The numbers of a line in order; None for a malformed one, empty for digits that are part of a name."""
+    """Returns the numbers of a line in order; None for a malformed one, empty for digits that are part of a name."""
     found: list[str | None] = []
     position = 0
     while start := _ANY_START.search(line, position):
@@ -451,7 +451,7 @@ def _numbers(line: str) -> list[str | None]:
 
 
 def _number_at(line: str, start: int) -> tuple[str | None, int]:
-    """What `_numbers` says of the number at `start`, and where to go on."""
+    """Returns what `_numbers` says of the number at `start`, and where to go on."""
     parser = _Parser(line, start)
     try:
         parser.literal()

@@ -1,4 +1,4 @@
-"""Where an answer stands in a text: boxes, statements, the part before a model runs on. Every search is one pass."""
+"""Finds where an answer stands in a text: boxes, statements, the part before a model runs on. Every search is one pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SENTENCE_END = re.compile(r"</answer>|[.!?;](?=[\s\"')*]|\Z)|\n")
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{…}` or `\fbox{…}`, however its braces are nested."""
+    r"""Returns the content of the last complete `\boxed{…}` or `\fbox{…}`, however its braces are nested."""
     boxes = list(_boxes(text))
     if boxes:
         start, end = max(boxes)
@@ -41,7 +41,7 @@ def boxed(text: str) -> str | None:
 
 
 def last_boxes(text: str) -> list[str]:
-    """The contents of the last complete box and of those that stand right before it, joined by a comma or "and"."""
+    """Returns the contents of the last complete box and of those that stand right before it, joined by a comma or "and"."""
     outer = [(start, end) for start, end in sorted(_boxes(text))]
     found = outer[-1:]
     for start, end in reversed(outer[:-1]):
@@ -57,7 +57,7 @@ def last_boxes(text: str) -> list[str]:
 
 
 def _boxes(text: str) -> Iterator[tuple[int, int]]:
-    """Beginning and end of the content of each complete box."""
+    """Finds beginning and end of the content of each complete box."""
     opened: list[int | None] = []
     for match in _BRACES.finditer(text, max(0, len(text) - MAX_CHARACTERS)):
         if match["box"]:
@@ -69,12 +69,12 @@ def _boxes(text: str) -> Iterator[tuple[int, int]]:
 
 
 def after_reasoning(text: str) -> str:
-    """What follows a `</think>`; all of a text without one."""
+    """Returns what follows a `</think>`; all of a text without one."""
     return text.rpartition("</think>")[2]
 
 
 def answer_part(text: str) -> str:
-    """The text behind the reasoning, up to the question that a model asks itself after its answer."""
+    """Returns the text behind the reasoning, up to the question that a model asks itself after its answer."""
     text = after_reasoning(text)[-MAX_CHARACTERS:]
     for match in _RUN_ON.finditer(text):
         before = text[: match.start()]
@@ -85,13 +85,13 @@ def answer_part(text: str) -> str:
 
 
 def statements(text: str) -> list[str]:
-    """What follows each of the last "the answer is", "Answer:" and the like: the rest of its sentence."""
+    """Returns what follows each of the last "the answer is", "Answer:" and the like: the rest of its sentence."""
     last = collections.deque(STATED.finditer(text), maxlen=MAX_STATEMENTS)
     return [sentence_at(text, match.end()) for match in last]
 
 
 def sentence_at(text: str, start: int) -> str:
-    """A sentence from `start` on, without the line breaks and the signs of displayed mathematics before it."""
+    """Returns a sentence from `start` on, without the line breaks and the signs of displayed mathematics before it."""
     start = re.compile(r"(?:\s|\*\*|\$\$|\\\[)*+").match(text, start).end()
     limit = start + MAX_SENTENCE
     end = _SENTENCE_END.search(text, start, limit)

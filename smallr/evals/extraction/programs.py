@@ -1,4 +1,4 @@
-"""The Python program of a text: the block that does what was asked, without the prose around it."""
+"""Extracts the Python program of a text: the block that does what was asked, without the prose around it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def code(text: str, names: Sequence[str] = ()) -> str | None:
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether code binds a name at its top level by def, class or an assignment."""
+    """Returns whether code binds a name at its top level by def, class or an assignment."""
     return bool(
         re.search(
             rf"^(?:(?:async\s+)?def\s+|class\s+){re.escape(name)}\b|^{re.escape(name)}\s*(?::[^=\n]+)?=(?!=)",
@@ -62,21 +62,21 @@ def defines(code: str, name: str) -> bool:
 
 
 def _dedented(block: _Block, names: Sequence[str]) -> _Block:
-    """The block without a common indentation, unless it is the body of the function that was asked for."""
+    """Returns the block without a common indentation, unless it is the body of the function that was asked for."""
     code = textwrap.dedent(block.code)
     keep = bool(names) and not any(defines(code, name) for name in names)
     return block if keep else _Block(block.language, code)
 
 
 def _score(block: _Block, names: Sequence[str]) -> tuple[int, bool, bool]:
-    """How well a block does what was asked; the body of a function comes before other code."""
+    """Scores how well a block does what was asked; the body of a function comes before other code."""
     done = sum(defines(block.code, name) for name in names) if names else int(bool(_READS.search(block.code)))
     indented = block.code.lstrip("\n")[:1] in (" ", "\t")
     return done, bool(names) and indented, block.language != ""
 
 
 def _blocks(text: str) -> list[_Block]:
-    """All fenced blocks, in a list's indentation or not; the last may be without an end."""
+    """Returns all fenced blocks, in a list's indentation or not; the last may be without an end."""
     blocks: list[_Block] = []
     lines: list[str] | None = None
     fence, language, indent = "", "", 0
@@ -112,7 +112,7 @@ def _unindented(line: str, indent: int) -> str:
 
 
 def _without_prose(text: str, names: Sequence[str]) -> str:
-    """The code in a text without fences: from its first line on, up to prose."""
+    """Returns the code in a text without fences: from its first line on, up to prose."""
     lines = text.splitlines()
     start = next((index for index, line in enumerate(lines) if _STARTS.match(line)), None)
     first = next(line for line in lines if line.strip())

@@ -1,4 +1,4 @@
-"""The SQL query of a text."""
+"""Extracts the SQL query of a text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _is_query(text: str) -> bool:
 
 
 def _skip_comments(text: str) -> int:
-    """Where the first statement begins."""
+    """Returns where the first statement begins."""
     position = 0
     while comment := re.compile(r"\s*(?:--[^\n]*|/\*.*?(?:\*/|\Z))", re.DOTALL).match(text, position):
         position = comment.end()
@@ -61,7 +61,7 @@ def _skip_comments(text: str) -> int:
 
 
 def _in_prose(text: str) -> str:
-    """The query in a text without fences."""
+    """Returns the query in a text without fences."""
     starts = [0] if _STATEMENT.match(text) else [match.end() for match in _STARTS_LINE.finditer(text)]
     if starts:
         start, end = _last_passage(text, starts)
@@ -73,7 +73,7 @@ def _in_prose(text: str) -> str:
 
 
 def _last_passage(text: str, starts: Sequence[int]) -> tuple[int, int]:
-    """The first beginning of a query in the last paragraph that has one, and where the paragraph ends."""
+    """Returns the first beginning of a query in the last paragraph that has one, and where the paragraph ends."""
     edges = [0, *(match.end() for match in _EMPTY_LINE.finditer(text)), len(text)]
     passages: list[tuple[int, int]] = []
     for begin, end in itertools.pairwise(edges):
@@ -89,7 +89,7 @@ def _last_passage(text: str, starts: Sequence[int]) -> tuple[int, int]:
 
 
 def _first_statement(text: str, end: int | None = None, *, within_ticks: bool = False) -> str:
-    """The text up to `end` or its first semicolon outside quotes, or all of it if another statement follows that."""
+    """Returns the text up to `end` or its first semicolon outside quotes, or all of it if another statement follows that."""
     end = len(text) if end is None else end
     for match in _QUOTED.finditer(text):
         if match.start() >= end:

@@ -1,4 +1,4 @@
-"""The short text that a text comes to."""
+"""Extracts the short text that a text comes to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FULL_STOP = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\b[A
 
 
 def text(text: str) -> str | None:
-    """A short text: boxed, stated to be the answer, else the last line; in quotes, or up to the end of its sentence."""
+    """Returns a short text: boxed, stated to be the answer, else the last line; in quotes, or up to the end of its sentence."""
     text = answer_part(text).strip()
     if box := boxed(text):
         return box

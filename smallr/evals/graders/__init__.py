@@ -1,1 +1,1 @@
-"""Graders: whether an output is right. They never raise for an output, however strange; a verdict says why."""
+"""Decides whether an output is right. Graders never raise for an output, however strange; a verdict says why."""

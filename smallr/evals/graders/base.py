@@ -1,4 +1,4 @@
-"""What a grader is given and what it says."""
+"""Defines what a grader is given and what it returns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Grader(Protocol):
     """Judges outputs."""
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job, in order."""
+        """Returns one verdict for each job, in order."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Graders that compare an extracted answer with the gold one: numbers, options, texts."""
+"""Compares an extracted answer with the gold one: numbers, options, texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Match:
         self._extract, self._normalise, self._same = extract, normalise, same
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job."""
+        """Returns one verdict for each job."""
         return [self._grade(job) for job in jobs]
 
     def _grade(self, job: Job) -> Verdict:
@@ -52,7 +52,7 @@ class Options:
         self._letters, self._texts = letters, texts
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job; gold is a letter."""
+        """Returns one verdict for each job; gold is a letter."""
         return [self._grade(job) for job in jobs]
 
     def _grade(self, job: Job) -> Verdict:
@@ -87,12 +87,12 @@ def texts() -> Match:
 
 
 def to_decimal(text: str) -> Decimal | None:
-    """The number that a text is, a sum or a fraction included; None if it is none."""
+    """Returns the number that a text is, a sum or a fraction included; None if it is none."""
     return numerals.value(text)
 
 
 def close(answer: Decimal, gold: Decimal | None) -> bool:
-    """Whether two numbers are equal within the tolerance."""
+    """Returns whether two numbers are equal within the tolerance."""
     return gold is not None and abs(answer - gold) <= TOLERANCE * max(abs(gold), 1)
 
 

@@ -1,4 +1,4 @@
-"""Code judged by running it in the sandbox: against a benchmark's tests, or from standard input to standard output.
+"""Judges code by running it in the sandbox: against a benchmark's tests, or from standard input to standard output.
 
 The model's code runs in a process that never sees the tests. A second process, which runs the benchmark's code alone,
 calls it over a socket, gets values of builtin types, and decides. So leaving early, printing what a test would print, or
@@ -48,7 +48,7 @@ class Streams:
 
 @dataclass(frozen=True)
 class Check:
-    """What is run.
+    """Describes what is run.
 
     Attributes:
       tests: of the program.
@@ -80,7 +80,7 @@ class Programs:
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="programs")
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job; gold is a `Check`."""
+        """Returns one verdict for each job; gold is a `Check`."""
         return list(self._threads.map(self._grade, jobs))
 
     def _grade(self, job: Job) -> Verdict:
@@ -156,7 +156,7 @@ def _is_ready(connection: socket.socket) -> bool:
 
 
 def _verdict(outcome: sandbox.Outcome) -> Verdict:
-    """What the tester has written: passed, failed, or something that is no verdict."""
+    """Returns what the tester has written: passed, failed, or something that is no verdict."""
     try:
         result = json.loads(outcome.stdout)
         passed, failure = result["ok"], result["failure"]
@@ -166,7 +166,7 @@ def _verdict(outcome: sandbox.Outcome) -> Verdict:
 
 
 def same_output(found: str, expected: str) -> bool:
-    """Whether outputs are equal line by line, up to white space and the notation of numbers."""
+    """Returns whether outputs are equal line by line, up to white space and the notation of numbers."""
     lines = [[line.split() for line in text.strip().splitlines()] for text in (found, expected)]
     if len(lines[0]) != len(lines[1]):
         return False

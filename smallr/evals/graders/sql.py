@@ -1,4 +1,4 @@
-"""SQL judged by what it returns: executed on a SQLite file, read-only, in a process that can be killed."""
+"""Judges SQL by what it returns: executed on a SQLite file, read-only, in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExecutionMatch:
         self._pool = Pool(f"{__name__}:judge", workers, seconds, memory_bytes=1 << 30)
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job; gold is a query."""
+        """Returns one verdict for each job; gold is a query."""
         found = [query(job.output) for job in jobs]
         answers = self._pool.map(
             [
@@ -59,7 +59,7 @@ class ExecutionMatch:
 
 
 def judge(database: str, predicted: str, gold: str) -> dict[str, Any]:
-    """Whether the results are equal; runs in a worker."""
+    """Returns whether the results are equal; runs in a worker."""
     try:
         wanted = execute(database, gold)
     except sqlite3.Error as error:
@@ -78,7 +78,7 @@ def judge(database: str, predicted: str, gold: str) -> dict[str, Any]:
 
 
 def execute(database: str, sql: str) -> Rows:
-    """What a query returns, at most MAX_ROWS + 1 rows.
+    """Returns what a query returns, at most MAX_ROWS + 1 rows.
 
     Raises:
       sqlite3.Error: it is no single query, or does more than read.
@@ -95,7 +95,7 @@ def execute(database: str, sql: str) -> Rows:
 
 
 def same_result(found: Rows, wanted: Rows, ordered: bool) -> bool:
-    """Whether two results are equal up to the order of columns, and of rows unless `ordered`."""
+    """Returns whether two results are equal up to the order of columns, and of rows unless `ordered`."""
     if len(found) != len(wanted):
         return False
     if not wanted:
@@ -132,5 +132,5 @@ def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> i
 
 
 def _canonical(value: Any) -> Any:
-    """A value by which equal ones are found; 1, 1.0 and 1.0000000001 are the same."""
+    """Returns a value by which equal ones are found; 1, 1.0 and 1.0000000001 are the same."""
     return round(value, 6) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Mathematical answers compared as expressions, by `math-verify` in processes whose time-outs hold.
+"""Compares mathematical answers as expressions, by `math-verify` in processes whose time-outs hold.
 
 math-verify's own time-outs are signals, which do not interrupt a computation inside C code and do not work in threads;
 here they are switched off.
@@ -25,7 +25,7 @@ class Symbolic:
         self._pool = Pool(f"{__name__}:judge", workers, seconds)
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """One verdict for each job; gold is LaTeX without dollars, or text with a box."""
+        """Returns one verdict for each job; gold is LaTeX without dollars, or text with a box."""
         answers = self._pool.map([{"output": job.output[-MAX_CHARACTERS:], "gold": str(job.gold)} for job in jobs])
         return [
             Verdict(False, boxed(job.output), answer.problem) if answer.problem else Verdict(**answer.value)
@@ -43,7 +43,7 @@ def prepare() -> None:
 
 
 def judge(output: str, gold: str) -> dict[str, Any]:
-    """The fields of a verdict; runs in a worker."""
+    """Returns the fields of a verdict; runs in a worker."""
     from math_verify import parse, verify  # half a second, in the worker alone
 
     output = answer_part(output)
@@ -71,12 +71,12 @@ _RELATIVE = 2e-6  # and those with a decimal point
 
 
 def _bases(text: str) -> list[tuple[str, str]]:
-    """The numerals with a base in a text, e.g. 33 with 5."""
+    """Returns the numerals with a base in a text, e.g. 33 with 5."""
     return [(digits.lower(), base) for digits, base in _BASE.findall(text) if digits.isdigit()]
 
 
 def _differ(wanted: Any, found: Any, gold: str, answer: str) -> bool:
-    """Whether two expressions that math-verify takes for equal differ.
+    """Returns whether two expressions that math-verify takes for equal differ.
 
     Its comparison rounds to six decimals, which makes all tiny numbers one, and it holds a pair in brackets and a set of the
     same numbers for the same.
@@ -110,7 +110,7 @@ _WORDS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
 def plain_latex(text: str) -> str:
-    r"""LaTeX without what does not change the meaning: spaces, `\left`, `\text{}`, `\dfrac`, degrees, dollars."""
+    r"""Returns LaTeX without what does not change the meaning: spaces, `\left`, `\text{}`, `\dfrac`, degrees, dollars."""
     text = _WORDS.sub(r"\1", text)
     text = _SPACES.sub("", text)
     for old, new in ((r"\left", ""), (r"\right", ""), (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), ("$", "")):

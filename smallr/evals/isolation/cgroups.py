@@ -1,4 +1,4 @@
-"""A memory limit on a whole process tree, where this user may set one: cgroups(7), version 1 or 2.
+"""Sets a memory limit on a whole process tree, where this user may: cgroups(7), version 1 or 2.
 
 It counts what limits of single processes do not: shared memory, files in memory, and many processes together.
 """
@@ -53,7 +53,7 @@ def remove(group: Path) -> None:
 
 @functools.cache
 def _parent() -> Path | None:
-    """The folder of this process' own group, if groups with a memory limit can be made in it."""
+    """Returns the folder of this process' own group, if groups with a memory limit can be made in it."""
     for folder in _own_groups():
         with contextlib.suppress(OSError):  # refused where processes are in the group itself, unless it was done before
             (folder / "cgroup.subtree_control").write_text("+memory")
@@ -71,7 +71,7 @@ def _parent() -> Path | None:
 
 
 def _own_groups() -> list[Path]:
-    """Where this process' groups may be: below the mounts of version 1 and 2, or those themselves in a container."""
+    """Returns where this process' groups may be: below the mounts of version 1 and 2, or those themselves in a container."""
     found = []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():

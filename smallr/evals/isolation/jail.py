@@ -72,13 +72,13 @@ def check(result: int, what: str) -> None:
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    """The system call; None is a null pointer."""
+    """Makes the system call; None is a null pointer."""
     args = [None if text is None else text.encode() for text in (source, target, kind)]
     check(libc.mount(*args, ctypes.c_ulong(flags), None if data is None else data.encode()), f"mount {target}")
 
 
 def prctl(option: int, value: int) -> None:
-    """The system call, of one argument."""
+    """Makes the system call with one argument."""
     check(libc.prctl(option, value, 0, 0, 0), f"prctl {option}")
 
 
@@ -127,7 +127,7 @@ def refuse_system_calls() -> None:
 
 
 def set_ids(pid: int) -> None:
-    """From outside: which ids a process in a new user namespace has."""
+    """Sets from outside which ids a process in a new user namespace has."""
     uid, gid = os.geteuid(), os.getegid()
     # Root keeps itself as the namespace's root, so that it can reach an interpreter in its home; the program is nobody.
     users = f"0 0 1\n{INSIDE} {OUTSIDE} 1" if uid == 0 else f"{INSIDE} {uid} 1"
@@ -155,7 +155,7 @@ def bind(source: str, root: str, target: str | None = None) -> None:
 
 
 def build_root(spec: dict) -> None:
-    """An empty root with what Python needs; the old one is gone afterwards."""
+    """Makes an empty root with what Python needs; the old one is gone afterwards."""
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = ROOT
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
@@ -190,7 +190,7 @@ def build_root(spec: dict) -> None:
 
 
 def limit(limits: dict) -> None:
-    """Resource limits of the program and all it starts; see getrlimit(2)."""
+    """Sets resource limits of the program and all it starts; see getrlimit(2)."""
     for name, value in limits.items():
         # A hard limit one above, so that the soft one's signal tells a CPU time-out apart.
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value + 1 if name == "CPU" else value))
@@ -283,7 +283,7 @@ def set_up(spec: dict, report: int, mapped: int, ready: int, launcher: int) -> N
 
 
 def children(pid: int) -> list[int]:
-    """Direct children of a process."""
+    """Returns the direct children of a process."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             return [int(child) for child in file.read().split()]
@@ -301,7 +301,7 @@ def kill_descendants() -> None:
 
 
 def without_isolation(spec: dict, report: int) -> None:
-    """The program in a folder of the host, with limits and nothing else."""
+    """Runs the program in a folder of the host, with limits and nothing else."""
 
     def stop(*_) -> None:
         kill_descendants()
@@ -319,7 +319,7 @@ def without_isolation(spec: dict, report: int) -> None:
 
 
 def launch(spec: dict, report: int) -> None:
-    """The first process: gives ids to the second, or runs the program at once where nothing is isolated."""
+    """Runs as the first process: gives ids to the second, or runs the program at once where nothing is isolated."""
     die_with_parent(signal.SIGKILL, spec["parent"])
     leave_keyring()
     if spec["group"] is not None:

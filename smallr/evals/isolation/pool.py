@@ -1,4 +1,4 @@
-"""A pool of processes whose time-outs hold whatever the work does: a worker that hangs is killed and replaced."""
+"""Keeps a pool of processes whose time-outs hold whatever the work does: a worker that hangs is killed and replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STARTING_SECONDS = 120.0  # importing the function's module on a busy machine i
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one call: `value`, or `problem` in words; `timed_out` is one of these."""
+    """Holds the outcome of one call: `value`, or `problem` in words; `timed_out` is one of these."""
 
     value: Any = None
     problem: str | None = None
@@ -83,7 +83,7 @@ class Pool:
                 worker.kill()
 
     def __enter__(self) -> Pool:
-        """The pool."""
+        """Returns the pool."""
         return self
 
     def __exit__(self, *_) -> None:
@@ -107,7 +107,7 @@ class _Worker:
         self._fresh = True
 
     def ask(self, arguments: Mapping[str, Any], seconds: float) -> tuple[Answer, bool]:
-        """The answer to one call, and whether the worker can go on."""
+        """Returns the answer to one call, and whether the worker can go on."""
         if self._fresh and self._line(_STARTING_SECONDS) != b'"ready"\n':
             return Answer(problem="the worker did not start"), False
         self._fresh = False
@@ -137,7 +137,7 @@ class _Worker:
         return True
 
     def _line(self, seconds: float) -> bytes | None:
-        """One line; None if it does not come in time; a part of one if the process ends or does not end the line."""
+        """Returns one line; None if it does not come in time; a part of one if the process ends or does not end the line."""
         deadline, parts = time.monotonic() + seconds, bytearray()
         descriptor = self._process.stdout.fileno()
         while not parts.endswith(b"\n") and len(parts) < MAX_REPLY:
@@ -160,7 +160,7 @@ class _Worker:
 
 
 def _read_reply(line: bytes) -> tuple[Answer, bool]:
-    """The answer in a line, and whether it is one."""
+    """Returns the answer in a line, and whether it is one."""
     try:
         reply = json.loads(line)
     except (ValueError, RecursionError):

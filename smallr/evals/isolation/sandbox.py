@@ -1,4 +1,4 @@
-"""Programs that are not trusted, in a process tree of their own: limited, killed on time, with nothing of the host.
+"""Runs programs that are not trusted in a process tree of their own: limited, killed on time, with nothing of the host.
 
 Isolated (Linux user namespaces, see `jail.py`): no network, a root of its own with the interpreter, its standard library
 and the system's shared libraries read-only, no packages, a writable folder in memory that vanishes, no privileges.
@@ -33,7 +33,7 @@ _OWN_MEMORY = 64 * MiB  # of the processes that set the sandbox up
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Limits what a program may use.
 
     Attributes:
       wall_seconds: until the whole tree is killed.
@@ -221,7 +221,7 @@ class Process:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Process:
-        """The process."""
+        """Returns the process."""
         return self
 
     def __exit__(self, *_) -> None:
@@ -230,7 +230,7 @@ class Process:
 
 
 def _read_report(data: bytes) -> dict:
-    """The launcher's report; empty where it was killed before it wrote one, or wrote something else."""
+    """Returns the launcher's report; empty where it was killed before it wrote one, or wrote something else."""
     try:
         report = json.loads(data)
     except (ValueError, RecursionError):
@@ -252,7 +252,7 @@ def run(
 
 @functools.cache
 def why_not_isolated() -> str | None:
-    """None where programs can be isolated on this host, else the reason."""
+    """Returns why programs cannot be isolated on this host; None if they can."""
     if sys.platform != "linux":
         return f"namespaces are Linux's; this is {sys.platform}"
     try:
@@ -267,7 +267,7 @@ def why_not_isolated() -> str | None:
 
 
 def require_isolation(unsafe: bool) -> bool:
-    """Whether code is isolated.
+    """Returns whether code is isolated.
 
     Args:
       unsafe: the user accepts that it is not.

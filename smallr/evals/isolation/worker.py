@@ -1,4 +1,4 @@
-"""A worker of `pool.Pool`: answers lines of JSON.
+"""Answers lines of JSON as a worker of `pool.Pool`.
 
 Arguments: `module:function`, its address space in bytes, processor seconds of one call, the pool's process.
 """
@@ -33,7 +33,7 @@ def limit_processor(seconds: float) -> None:
 
 
 def answer(function, line: str) -> str:
-    """The reply to one line."""
+    """Returns the reply to one line."""
     try:
         return json.dumps({"value": function(**json.loads(line))})
     except (Exception, RecursionError, MemoryError) as error:

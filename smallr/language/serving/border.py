@@ -44,7 +44,7 @@ class HostGuard:
             host = _host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
             if host not in self._allowed:
                 error = BadRequest(
-                    f"Host: {host!r} is none of this server's names; --allowed_hosts={host} would allow it",
+                    f"Host: {host!r} is not a name of this server; --allowed_hosts={host} would allow it",
                     status=403,
                     code="host_not_allowed",
                 )

@@ -1,4 +1,4 @@
-"""The preference family: each loss a pure function of log-probs, found by name.
+"""Holds the preference family: each loss is a pure function of log-probs, found by name.
 
 Names are imported when they are asked for: configs read what losses declare, and shall not wait for JAX.
 """

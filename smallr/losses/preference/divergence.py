@@ -1,4 +1,4 @@
-"""Other divergences from the reference than the reverse KL.
+"""Replaces the reverse KL to the reference by other divergences.
 
 f-DPO: Wang et al., arXiv 2309.16240, theorem 1 and table 1: with the penalty D_f(pi || ref) the implicit reward is
 beta f'(pi / ref), and a loss of the difference of two rewards needs nothing else. With u = pi / ref, and constants, which
@@ -56,7 +56,7 @@ class Divergence:
 
     @property
     def is_default(self) -> bool:
-        """Whether rewards are plain log-ratios."""
+        """Returns whether rewards are plain log-ratios."""
         return self.name == "reverse_kl"
 
     def score(self, ratio: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:

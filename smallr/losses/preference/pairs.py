@@ -1,4 +1,4 @@
-"""What a preference loss sees of a pair."""
+"""Defines what a preference loss is given of a pair."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Pairs(NamedTuple):
     weight: Float[Array, "*pairs"]
 
     def float32(self) -> Pairs:
-        """All fields as float32 of one shape."""
+        """Returns all fields as float32 of one shape."""
         return Pairs(*jnp.broadcast_arrays(*(jnp.asarray(x, jnp.float32) for x in self)))
 
     @property
@@ -59,7 +59,7 @@ class Pairs(NamedTuple):
         return self.beta * self.ratio_rejected
 
     def per_token(self) -> Pairs:
-        """The same pairs with mean log-probs of a token in place of sums."""
+        """Returns the same pairs with mean log-probs of a token in place of sums."""
         # An unused example index has no tokens.
         tokens_chosen, tokens_rejected = jnp.maximum(self.chosen_tokens, 1.0), jnp.maximum(self.rejected_tokens, 1.0)
         return self._replace(
@@ -70,7 +70,7 @@ class Pairs(NamedTuple):
         )
 
     def mean(self, values: Float[Array, "*pairs"]) -> Float[Array, ""]:
-        """Average over the pairs, unused example indices left out."""
+        """Averages over the pairs, unused example indices left out."""
         return jnp.sum(jnp.where(self.weight > 0, values, 0.0)) / jnp.maximum(jnp.sum(self.weight), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Losses of one pair at a time, relative to a reference.
+"""Defines losses of one pair at a time, relative to a reference.
 
 r_w and r_l are the log-ratios log pi - log ref of the two completions, h = r_w - r_l, z = beta h.
 """

@@ -1,4 +1,4 @@
-"""Losses that know the policy alone."""
+"""Defines losses that need no reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses by name: what each needs, which fields it has, and weighted mixes of several.
+"""Finds losses by name: what each needs, which fields it has, and weighted sums of several.
 
 Nothing outside this package knows a loss by its name: the columns of a batch, the reference, and the fields of a config
 follow from what a loss declares here. Declarations are plain data, read without JAX; the functions stand in `pairwise`,
@@ -82,7 +82,7 @@ class Loss:
 
     @property
     def function(self) -> LossFn:
-        """The function, imported when it is asked for."""
+        """Returns the function, imported when it is asked for."""
         return getattr(importlib.import_module(self.module), self.name)
 
 
@@ -144,7 +144,7 @@ class WeightedLoss:
 
     @functools.cached_property
     def fields(self) -> dict[str, Field]:
-        """Fields of all terms; a name means the same in each, the default is that of the first."""
+        """Returns fields of all terms; a name means the same in each, the default is that of the first."""
         fields: dict[str, Field] = {}
         for _, loss in self.terms:
             fields = {**loss.fields, **fields}
@@ -152,37 +152,37 @@ class WeightedLoss:
 
     @property
     def reference(self) -> bool:
-        """Whether any term needs a reference."""
+        """Returns whether any term needs a reference."""
         return any(loss.reference for _, loss in self.terms)
 
     @property
     def beta(self) -> bool:
-        """Whether any term has a beta."""
+        """Returns whether any term has a beta."""
         return any(loss.beta for _, loss in self.terms)
 
     @property
     def positive_beta(self) -> bool:
-        """Whether any term divides by beta."""
+        """Returns whether any term divides by beta."""
         return any(loss.positive_beta for _, loss in self.terms)
 
     @property
     def no_beta_per_pair(self) -> str:
-        """Why a beta of each pair has no meaning in some term, or empty."""
+        """Says why a beta of each pair has no meaning in some term; empty if it has one."""
         return next((f"{loss.name} {loss.no_beta_per_pair}" for _, loss in self.terms if loss.no_beta_per_pair), "")
 
     @property
     def per_token(self) -> bool:
-        """Whether the implicit reward is a mean over tokens: that of the first term."""
+        """Returns whether the implicit reward is a mean over tokens: that of the first term."""
         return self.terms[0][1].per_token
 
     @property
     def no_divergence(self) -> str:
-        """Name of a term that allows no other divergence than the reverse KL, or empty."""
+        """Returns the name of a term that allows no other divergence than the reverse KL, or empty."""
         return next((loss.name for _, loss in self.terms if loss.reference and not loss.divergence), "")
 
     @property
     def whole_step(self) -> str:
-        """Name of a term that needs all pairs of a step at once, or empty."""
+        """Returns the name of a term that needs all pairs of a step at once, or empty."""
         return next((loss.name for _, loss in self.terms if loss.whole_step), "")
 
     def check(self, values: Mapping[str, float]) -> None:
@@ -194,7 +194,7 @@ class WeightedLoss:
     def __call__(
         self, pairs: Pairs, values: Mapping[str, float], scores: Pairs | None = None
     ) -> Float[Array, "*pairs"]:
-        """The losses in float32.
+        """Returns the losses in float32.
 
         Args:
           pairs: log-probs.

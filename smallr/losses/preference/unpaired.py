@@ -1,4 +1,4 @@
-"""KTO: completions with a label, good or bad, in place of pairs."""
+"""Defines KTO: the loss of completions that are labelled good or bad, without pairs."""
 
 from __future__ import annotations
 

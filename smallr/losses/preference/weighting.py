@@ -1,4 +1,4 @@
-"""Weights of tokens and of pairs, from per-token values of packed rows."""
+"""Computes weights of tokens and of pairs from per-token values of packed rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses in which a pair meets the other pairs of its step.
+"""Defines losses that compare a pair with the other pairs of its step.
 
 They see all pairs of a step at once: over any number of devices and processes, but not over micro-batches.
 """
@@ -13,7 +13,7 @@ from smallr.losses.preference.pairs import Pairs, smoothed
 
 
 def _partners(values: Float[Array, "*pairs"], others: Float[Array, "*pairs"], weight: Float[Array, "*pairs"]) -> Array:
-    """For each value the one of `others` with its rank; ranks count pairs only, unused example indices come last."""
+    """Returns for each value the one of `others` with its rank; ranks count pairs only, unused example indices come last."""
 
     def flat(x: Array) -> Array:
         return jnp.where(weight > 0, x, jnp.finfo(jnp.float32).max).ravel()

@@ -1,4 +1,4 @@
-"""Questions through a module, in a mode of one's choice, and the results as lines of JSON."""
+"""Asks questions through a module, in a given mode, and writes the results as lines of JSON."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ask(
 
 
 def write_answers(questions: Sequence[str], decided: Decisions, answers: Sequence[Answer], out: TextIO) -> None:
-    """A line for each question: the fields of its `Answer`, with `score` and `decision_tokens` of the decision."""
+    """Writes a line for each question: the fields of its `Answer`, with `score` and `decision_tokens` of the decision."""
     for question, score, tokens, answer in zip(questions, decided.scores, decided.tokens, answers, strict=True):
         fields = dataclasses.asdict(answer)
         fields |= {"score": None if math.isnan(score) else score, "decision_tokens": tokens}

@@ -1,4 +1,4 @@
-"""What an adaptive module is: it decides for each question whether the student answers first or thinks first.
+"""Defines what an adaptive module is: it decides for each question whether the student answers first or thinks first.
 
     module = open_adaptive("adapters/router")                         # smallr.methods.adaptive.opening
     decided = module.decide(questions)                                # "answer" or "think" for each, with scores
@@ -26,7 +26,7 @@ MODES: tuple[Mode, ...] = ("answer", "think")
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """What was decided for some questions, in their order.
+    """Holds what was decided for some questions, in their order.
 
     Attributes:
       modes: "answer" (post-thinking: the answer comes first) or "think" (pre-thinking).
@@ -48,7 +48,7 @@ class Decisions:
 
     @property
     def share(self) -> float:
-        """Of questions that are thought about first."""
+        """Returns the share of questions that are thought about first."""
         return sum(mode == "think" for mode in self.modes) / max(len(self.modes), 1)
 
 
@@ -86,7 +86,7 @@ class Answers:
 
     @property
     def tokens_per_answer(self) -> float:
-        """Mean of the tokens written."""
+        """Returns the mean of the tokens written."""
         return sum(item.tokens for item in self.items) / max(len(self.items), 1)
 
 
@@ -119,7 +119,7 @@ class Answering(Protocol):
     def answer_nll(
         self, questions: Sequence[str], answers: Sequence[str], rationales: Sequence[str] | None = None
     ) -> list[float]:
-        """NLL in nats a token of given answers: their log-perplexity. NaN where a row is longer than the context.
+        """Computes the NLL in nats a token of given answers: their log-perplexity. NaN where a row is longer than the context.
 
         Args:
           questions: texts.
@@ -148,7 +148,7 @@ class Adaptive(Answering, Protocol):
 
 
 def always(questions: Sequence[str], mode: Mode) -> Decisions:
-    """The same mode for all."""
+    """Returns the same mode for all."""
     return _unasked([mode] * len(questions))
 
 

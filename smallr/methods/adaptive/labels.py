@@ -140,12 +140,12 @@ def _opened(config: ConfigDict) -> Student:
         formats=dict(config.student.formats.items()),
         chat=config.data.chat,
         prompts=config.student.prompts,
-        slots=config.labels.slots,
+        decode_slots=config.labels.decode_slots,
     )
 
 
 def _student_key(config: ConfigDict) -> str:
-    """Names all that the labels depend on but the rows; the number of slots is not among it."""
+    """Names all that the labels depend on but the rows; the number of decode slots is not among it."""
     tokenizer = open_trained(config.model, config.tokenizer).tokenizer()
     prompts = _content(sorted(Path(config.student.prompts).rglob("*"))) if config.student.prompts else ""
     parts = [_weights_key(config.model), prompts, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template or ""]

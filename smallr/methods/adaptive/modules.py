@@ -1,4 +1,4 @@
-"""The two adaptive modules, `smallr.methods.adaptive.interface.Adaptive`: a router, and two mode prompts. Both are smallr's own."""
+"""Defines the two adaptive modules: a router, and two mode prompts. Both are smallr's own."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from smallr.methods.adaptive.student import Student
 
 
 class _Over:
-    """What a module leaves to its student."""
+    """Implements what a module leaves to its student."""
 
     def __init__(self, student: Student, threshold: float):
         self.student, self.threshold = student, threshold
 
     def answer(self, questions: Sequence[str], modes: Sequence[Mode], **options) -> Answers:
-        """See `Answering.answer`."""
+        """Answers as `Answering.answer` says."""
         return self.student.answer(questions, modes, **options)
 
     def answer_nll(
         self, questions: Sequence[str], answers: Sequence[str], rationales: Sequence[str] | None = None
     ) -> list[float]:
-        """See `Answering.answer_nll`."""
+        """Computes `Answering.answer_nll`."""
         return self.student.answer_nll(questions, answers, rationales)
 
     def _modes(self, scores: Sequence[float]) -> tuple[Mode, ...]:
@@ -36,7 +36,7 @@ class _Over:
 
 
 class Router(_Over):
-    """Soft tokens, the question, and one token that is read: the likelier of two says who goes first.
+    """Soft tokens, the question, and one token that is read: the more probable of two decides which part comes first.
 
     Args:
       student: whose decoder has the soft tokens.
@@ -60,7 +60,7 @@ class Router(_Over):
         self._renderer = Renderer(student.tokenizer, chat=student.chat, prompt=prompt)
 
     def decide(self, questions: Sequence[str]) -> Decisions:
-        """One pass over soft tokens and question; nothing is written."""
+        """Decides in one pass over soft tokens and question; nothing is written."""
         start = time.perf_counter()
         try:
             texts = [self._renderer.choice_prompt(question.strip()) for question in questions]
@@ -114,7 +114,7 @@ class ModePrompts(_Over):
 
 
 def _lost(attempts: Sequence[Answer], values: Sequence[float]) -> list[float]:
-    """NLL of each attempt's answer; infinite where it did not come to one, or was cut off in it."""
+    """Returns the NLL of each attempt's answer; infinite where it did not come to one, or was cut off in it."""
     return [
         value if attempt.complete and not math.isnan(value) else math.inf
         for attempt, value in zip(attempts, values, strict=True)

@@ -1,4 +1,4 @@
-"""From the names of folders to students and modules that are ready to be asked."""
+"""Opens students and modules by the names of their folders."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from smallr.training.saved import find_run
 
 
 def open_adaptive(
-    name: str, *, model: str = "", dtype: str = "float32", slots: int = 32, max_length: int | None = None
+    name: str, *, model: str = "", dtype: str = "float32", decode_slots: int = 32, max_length: int | None = None
 ) -> Router | ModePrompts:
-    """A module over its student.
+    """Returns a module over its student.
 
     Args:
       name: the run that trained it, one of that run's checkpoints, or a folder that `smallr convert
         --adapter_only` made of it.
       model: the student, where it is no longer where it was in training.
       dtype: of the computation.
-      slots: decode slots, the completions that grow at once.
+      decode_slots: the completions that grow at once.
       max_length: tokens of prompt and completion together; None as `Engine` has it.
 
     Raises:
@@ -54,7 +54,12 @@ def open_adaptive(
         else:
             vectors = read_vectors(path, description.kind, decoder.config, digest)
         ids = _attach(decoder, vectors, mesh)
-        options = {"formats": description.formats, "chat": description.chat, "slots": slots, "max_length": max_length}
+        options = {
+            "formats": description.formats,
+            "chat": description.chat,
+            "decode_slots": decode_slots,
+            "max_length": max_length,
+        }
         student = _student(source, decoder, mesh, ids, **options)
     if description.kind == "mode_prompts":
         return ModePrompts(student, threshold=description.threshold)
@@ -70,10 +75,10 @@ def open_student(
     chat: bool | None = None,
     prompts: str = "",
     dtype: str = "float32",
-    slots: int = 32,
+    decode_slots: int = 32,
     max_length: int | None = None,
 ) -> Student:
-    """A student without a module.
+    """Returns a student without a module.
 
     Args:
       name: a run on rationale rows, or any model that `smallr generate` takes.
@@ -82,7 +87,7 @@ def open_student(
       chat: whether questions are messages of a user; by default as in the run, else if there is a chat template.
       prompts: a folder of mode prompts, which then tell it the mode.
       dtype: of the computation.
-      slots: decode slots, the completions that grow at once.
+      decode_slots: the completions that grow at once.
       max_length: tokens of prompt and completion together.
 
     Raises:
@@ -100,7 +105,9 @@ def open_student(
         if chat is None:
             chat = data.get("chat", bool(source.tokenizer().chat_template))
         formats = data.get("formats", FORMATS) if formats is None else formats
-        return _student(source, decoder, mesh, ids, formats=formats, chat=chat, slots=slots, max_length=max_length)
+        return _student(
+            source, decoder, mesh, ids, formats=formats, chat=chat, decode_slots=decode_slots, max_length=max_length
+        )
 
 
 def _attach(decoder: Decoder, vectors: Vectors, mesh: Mesh) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Adaptive modules on disk: `adaptive.json` beside soft prompts in PEFT's format, written from a run and read back.
+"""Keeps adaptive modules on disk: `adaptive.json` beside soft prompts in PEFT's format, written from a run and read back.
 
 `adaptive.json` says what kind of module it is, of which model, its formats and choices. Beside it lies the soft prompt
 of a router; those of the modes, where the student has them, are in the folders `answer` and `think`.
@@ -33,7 +33,7 @@ Vectors = dict[str, Float[np.ndarray, "vectors D"]]  # by "router" and the modes
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What `adaptive.json` says.
+    """Holds what `adaptive.json` says.
 
     Attributes:
       kind: router or mode_prompts.
@@ -58,7 +58,7 @@ class Description:
 
 
 def described(run: SavedRun) -> Description:
-    """Of the module that a run trained.
+    """Describes the module that a run trained.
 
     Raises:
       UserError: it trained none.
@@ -81,7 +81,7 @@ def described(run: SavedRun) -> Description:
 
 
 def run_vectors(run: SavedRun, kind: Kind, config: DecoderConfig, digest: str) -> Vectors:
-    """The soft prompts of a run, and those of the modes of its student.
+    """Returns the soft prompts of a run, and those of the modes of its student.
 
     Raises:
       UserError: the model is not the one that they were trained on.
@@ -99,7 +99,7 @@ def run_vectors(run: SavedRun, kind: Kind, config: DecoderConfig, digest: str) -
 
 
 def read_description(folder: Path) -> Description:
-    """`adaptive.json` of a folder.
+    """Reads `adaptive.json` of a folder.
 
     Raises:
       UserError: it is missing or damaged.
@@ -113,12 +113,12 @@ def read_description(folder: Path) -> Description:
             f"{path} cannot be read ({error}); is {folder} an adaptive module, or the run of one?"
         ) from error
     if description.kind not in ("router", "mode_prompts"):
-        raise UserError(f"{path}: kind {description.kind!r} is none of router, mode_prompts")
+        raise UserError(f"{path}: kind {description.kind!r} must be one of: router, mode_prompts")
     return description
 
 
 def read_vectors(folder: Path, kind: Kind, config: DecoderConfig, digest: str) -> Vectors:
-    """The soft prompts of a folder.
+    """Returns the soft prompts of a folder.
 
     Raises:
       UserError: a damaged file, or one of another model.
@@ -130,7 +130,7 @@ def read_vectors(folder: Path, kind: Kind, config: DecoderConfig, digest: str) -
 
 
 def mode_vectors(folder: Path, config: DecoderConfig, digest: str) -> Vectors:
-    """A soft prompt for each mode from the subfolders of one."""
+    """Returns a soft prompt for each mode from the subfolders of one."""
     return {mode: read_soft_prompt(folder / mode, config, digest) for mode in MODES}
 
 

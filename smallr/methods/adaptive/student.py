@@ -1,4 +1,4 @@
-"""A frozen student that can be asked in either order: its prompts, what it writes read back, and its likelihoods."""
+"""Asks a frozen student in either order: its prompts, what it writes read back, and its likelihoods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Student:
       formats: of the two orders, as the student was trained with.
       chat: whether questions are messages of a user.
       prompts: soft tokens in front of the prompts of each mode; none: the formats alone tell the modes apart.
-      slots: decode slots, the completions that grow at once.
+      decode_slots: the completions that grow at once.
       max_length: tokens of prompt and completion together.
       end_ids: tokens that end a completion besides the tokenizer's own.
 
@@ -58,7 +58,7 @@ class Student:
         formats: Mapping[str, str] = FORMATS,
         chat: bool = False,
         prompts: Mapping[Mode, Sequence[int]] | None = None,
-        slots: int = 32,
+        decode_slots: int = 32,
         max_length: int | None = None,
         end_ids: Sequence[int] = (),
     ):
@@ -71,14 +71,16 @@ class Student:
                     f"format {self.formats[ORDER_OF[mode]]!r}: nothing stands between the answer and the rationale, so that "
                     "they cannot be told apart in what the student writes"
                 )
-        self.engine = Engine(decoder, tokenizer, mesh, slots=slots, max_length=max_length, end_ids=end_ids)
+        self.engine = Engine(
+            decoder, tokenizer, mesh, decode_slots=decode_slots, max_length=max_length, end_ids=end_ids
+        )
         self.scorer = LikelihoodScorer(decoder, tokenizer, mesh, max_length=self.engine.max_length)
         self._renderer = Renderer(tokenizer, chat=chat, formats=self.formats)
         self._encoder = Encoder(tokenizer)
         self._prompts = {mode: tuple(map(int, (prompts or {}).get(mode, ()))) for mode in MODES}
 
     def encoded(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of prompts that a renderer of this student wrote."""
+        """Returns tokens of prompts that a renderer of this student wrote."""
         return self._encoder.prompts(texts, is_chat=self.chat)
 
     def answer(
@@ -91,29 +93,29 @@ class Student:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Answers:
-        """See `Answering.answer`."""
+        """Answers as `Answering.answer` says."""
         start = time.perf_counter()
         params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-        requests, places = [], []
+        requests, indices = [], []
         items = [Answer(mode, "", "", "", 0, 0, False) for mode in modes]
-        for place, (question, mode) in enumerate(zip(questions, modes, strict=True)):
+        for index, (question, mode) in enumerate(zip(questions, modes, strict=True)):
             try:
                 ids = self._prompt(question, mode)
             except Unrenderable as error:
-                items[place] = dataclasses.replace(items[place], error=str(error))
+                items[index] = dataclasses.replace(items[index], error=str(error))
                 continue
             stop = (self._separators[mode],) if early_stop and mode == "answer" else ()
             requests.append(Request(prompt=ids, params=dataclasses.replace(params, stop=stop)))
-            places.append(place)
+            indices.append(index)
         results = self.engine.generate(requests, progress=False)
-        for place, result in zip(places, results, strict=True):
-            items[place] = self._read(modes[place], result)
+        for index, result in zip(indices, results, strict=True):
+            items[index] = self._read(modes[index], result)
         return Answers(tuple(items), time.perf_counter() - start)
 
     def answer_nll(
         self, questions: Sequence[str], answers: Sequence[str], rationales: Sequence[str] | None = None
     ) -> list[float]:
-        """See `Answering.answer_nll`."""
+        """Computes `Answering.answer_nll`."""
         mode: Mode = "answer" if rationales is None else "think"
         rationales = [""] * len(questions) if rationales is None else rationales
         rows = [
@@ -122,18 +124,18 @@ class Student:
         ]
         marked = {row.row: text for row in rows if row.answer and (text := self._marked(row, mode)) is not None}
         values = [math.nan] * len(rows)
-        places, pairs = [], []
-        for place, completion in zip(marked, self._encoder(list(marked.values())), strict=True):
+        indices, pairs = [], []
+        for index, completion in zip(marked, self._encoder(list(marked.values())), strict=True):
             scored = completion.roles == ROLE_ANSWER
             if not self.chat:
                 scored[-1] = ROLE_NONE  # EOS, which has the last span's role
             (where,) = np.nonzero(scored)
             pair = [*self._prompts[mode], *completion.tokens[: where[0]].tolist()], completion.tokens[where].tolist()
             if sum(map(len, pair)) <= self.scorer.max_length:
-                places.append(place)
+                indices.append(index)
                 pairs.append(pair)
-        for place, pair, (logp, _) in zip(places, pairs, self.scorer.score_tokens(pairs), strict=True):
-            values[place] = -logp / len(pair[1])
+        for index, pair, (logp, _) in zip(indices, pairs, self.scorer.score_tokens(pairs), strict=True):
+            values[index] = -logp / len(pair[1])
         return values
 
     def _prompt(self, question: str, mode: Mode) -> Prompt:
@@ -163,7 +165,7 @@ class Student:
         )
 
     def _marked(self, row: RationaleRow, mode: Mode) -> Marked | None:
-        """The row's text with the answer's own characters alone as a span; None where it cannot be written."""
+        """Returns the row's text with the answer's own characters alone as a span; None where it cannot be written."""
         try:
             (marked,) = self._renderer.rationale_row(row, ORDER_OF[mode])
         except Unrenderable:

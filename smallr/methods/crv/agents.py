@@ -1,4 +1,4 @@
-"""The five agents as the config describes them."""
+"""Makes the five agents as the config describes them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _open(spec: str, role: str, config: ConfigDict) -> LanguageModel:
         spec,
         cache=config.cache,
         dtype=config.compute.dtype,
-        slots=config.compute.slots,
+        decode_slots=config.compute.decode_slots,
         max_length=config.compute.max_length or None,
         **{**config.server, "api_key_env": config.server.api_key_env or None},
     )

@@ -1,4 +1,4 @@
-"""The rule check: is the answer that a rationale comes to the gold answer?"""
+"""Checks by rule whether the answer that a rationale comes to is the gold answer."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class RuleCheck:
 
     @property
     def is_used(self) -> bool:
-        """Whether there is a rule check at all."""
+        """Returns whether there is a rule check at all."""
         return self._kind != "none"
 
     async def check(self, rationale: str, gold: str) -> Verdict | None:
-        """The verdict; None if there is nothing to compare with. `extracted` is then fit to stand in a box."""
+        """Returns the verdict; None if there is nothing to compare with. `extracted` is then fit to stand in a box."""
         if not gold or self._kind == "none":
             return None
         solution = formats.parts(rationale)[1]
@@ -56,7 +56,7 @@ class RuleCheck:
         return verdict
 
     def kind_of(self, gold: str, solution: str = "") -> str:
-        """The grader for a gold answer."""
+        """Returns the grader for a gold answer."""
         if self._kind != "auto":
             return self._kind
         if matching.to_decimal(gold) is not None:

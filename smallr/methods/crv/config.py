@@ -1,4 +1,4 @@
-"""The config tree of a CRV run: every field, its default and its meaning.
+"""Defines the config tree of a CRV run: every field, its default and its meaning.
 
 A file in `configs/` starts from `base()`. Configs are locked: a field that does not exist is an error that names the
 nearest one.
@@ -28,7 +28,7 @@ _AGENTS: Mapping[str, tuple[float, int]] = {  # temperature, max_tokens
 
 
 def base() -> ConfigDict:
-    """All fields, not locked."""
+    """Returns all fields, not locked."""
     config = ConfigDict()
     config.seed = 0  # of draws
     config.data = ConfigDict()
@@ -78,7 +78,7 @@ def base() -> ConfigDict:
     config.cache = True  # keep replies in smallr's cache, and take from there what was asked before
     config.compute = ConfigDict()  # of local models
     config.compute.dtype = "bfloat16"  # float32 | bfloat16
-    config.compute.slots = 16  # sequences decoded at once
+    config.compute.decode_slots = 16  # sequences decoded at once
     config.compute.max_length = 0  # tokens of prompt and completion together; 0: the model's context, within reason
     config.server = ConfigDict()  # of servers
     config.server.api_key_env = ""  # the environment variable that holds the key; empty: see docs/language_models.md
@@ -126,12 +126,12 @@ def check(config: ConfigDict) -> None:
 
 
 def sources(config: ConfigDict) -> list[str]:
-    """Where incorrect rationales come from, in order."""
+    """Returns where incorrect rationales come from, in order."""
     return [name.strip() for name in config.incorrect.sources.split(",") if name.strip()]
 
 
 def spec_of(config: ConfigDict, role: str) -> str:
-    """The model that plays a role."""
+    """Returns the model that plays a role."""
     return config.agents[role].model or config.model
 
 

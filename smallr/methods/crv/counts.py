@@ -1,4 +1,4 @@
-"""What a run counts while it goes, for its progress table."""
+"""Counts what a run has done, for its progress table."""
 
 from __future__ import annotations
 

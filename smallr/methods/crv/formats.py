@@ -1,4 +1,4 @@
-r"""Rationales in which thoughts and solution are separate parts, or plain ones; the final answer in `\boxed{}`.
+r"""Writes rationales with thoughts and solution in separate parts, or plain ones; the final answer is in `\boxed{}`.
 
 plain    no markers
 think    <think> thoughts </think> solution
@@ -33,7 +33,7 @@ _HASHES = re.compile(r"\s*####\s*(.+?)\s*\Z")
 
 
 def detect(text: str) -> str:
-    """The format that a text's markers say it is in."""
+    """Returns the format that a text's markers say it is in."""
     return next((name for name, pattern in _MARKED.items() if pattern.fullmatch(text)), "plain")
 
 
@@ -47,7 +47,7 @@ def parts(text: str) -> tuple[str, str]:
 
 
 def compose(thoughts: str, solution: str, form: str) -> str:
-    """A text in a format."""
+    """Returns a text in a format."""
     match form:
         case "think":
             return f"<think>\n{thoughts}\n</think>\n\n{solution}"
@@ -60,7 +60,7 @@ def compose(thoughts: str, solution: str, form: str) -> str:
 
 
 def misfit(text: str, form: str) -> str:
-    """What keeps a text from being in a format; empty if it is in it."""
+    """Returns what keeps a text from being in a format; empty if it is in it."""
     if form == "plain":
         return f"the marker {found[0]} does not belong there" if (found := _MARKER.search(text)) else ""
     if detect(text) != form:
@@ -70,7 +70,7 @@ def misfit(text: str, form: str) -> str:
 
 
 def convert(text: str, form: str, answer: str) -> str:
-    r"""A text in another format, its solution with the answer in a box.
+    r"""Returns a text in another format, its solution with the answer in a box.
 
     Args:
       text: in any format.

@@ -1,4 +1,4 @@
-"""Questions of evaluation sets, which must not be trained on."""
+"""Reads questions of evaluation sets, which must not be trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PUNCTUATION = re.compile(r"[\s.,;:!?\"'`“”‘’«»$*_]+")  # signs of ope
 
 
 def normalise(question: str) -> str:
-    """A question without case, spacing and the signs of sentences; equal questions are one question."""
+    """Returns a question without case, spacing and the signs of sentences; equal questions are one question."""
     return _PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", question).casefold()).strip()
 
 
@@ -28,7 +28,7 @@ class Holdout:
         self._known = {text for question in questions if (text := normalise(question))}
 
     def __contains__(self, normalised: str) -> bool:
-        """Whether a question that went through `normalise` is one of them."""
+        """Returns whether a question that went through `normalise` is one of them."""
         return normalised in self._known
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Names that a CRV run's rows, agents and reports have in common."""
+"""Defines the names that a CRV run's rows, agents and reports share."""
 
 LABELS = ("easy", "medium", "hard")  # too terse for the student, fitting, too involved
 ROLES = ("critic", "rethinker", "verifier", "student", "injector")

@@ -1,4 +1,4 @@
-"""Agents that know the true steps of the built-in problems, with errors at chosen rates.
+"""Plays agents that know the true steps of the built-in problems, with errors at chosen rates.
 
 They are asked by the same prompts as any model and find question and rationale in them, between `<question>` and
 `<rationale>` tags. So the whole pipeline runs, exactly and at no cost, and an experiment can vary how good an agent is.

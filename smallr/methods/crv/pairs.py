@@ -1,4 +1,4 @@
-"""Preference pairs of the three gaps from a CRV run.
+"""Makes preference pairs of the three gaps from a CRV run.
 
     smallr pairs --crv=FOLDER --out=FOLDER [--mix=natural|balanced|1:1:2] \
         [--holdout=SOURCE[@SPLIT] …] [--exempt=test]
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def row_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The pairs of a verified row, at most one of each gap; medium and large take different incorrect rationales."""
+    """Yields the pairs of a verified row, at most one of each gap; medium and large take different incorrect rationales."""
     shared = {name: row[name] for name in ("prompt", "id", "question", "answer", "label")}
     fits, original, incorrect = row["rationale"], row["original"], row["incorrect"]
     unfitting = row["label"] != "medium" and row["original_correct"] and fits != original
@@ -133,7 +133,7 @@ def make_pairs(
 
 
 def _kept(natural: Mapping[str, int], mix: str) -> dict[str, int]:
-    """How many pairs of each gap a mix takes."""
+    """Returns how many pairs of each gap a mix takes."""
     if mix == "natural":
         return dict(natural)
     try:

@@ -1,4 +1,4 @@
-"""CRV on one page: rows in, agents at work on many at a time, two data sets and a report out."""
+"""Runs CRV, on one page: rows in, agents at work on many at a time, two data sets and a report out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FILES = ("verified", "failed", "report.md", "report.json", "lengths.png")
 
 
 def default_folder(config: ConfigDict) -> Path:
-    """Where results go if no folder is named: the same for the same run, so that a second start goes on."""
+    """Returns where results go if no folder is named: the same for the same run, so that a second start goes on."""
     source = config.data.source
     readable = "".join(c if c.isalnum() or c in "-._" else "-" for c in source.rpartition("/")[2]).strip("-.")
     run = {**fields.identity(config, load_prompts(config.prompts).digest), "data": config.data.to_dict()}

@@ -1,4 +1,4 @@
-"""The prompts of the agents, and the fields of each."""
+"""Holds the prompts of the agents, and the fields of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict readings of what verifiers and writing agents reply: a value, or None and why there is none."""
+"""Reads the replies of verifiers and writing agents strictly: a value, or None and the reason."""
 
 from __future__ import annotations
 

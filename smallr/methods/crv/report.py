@@ -116,10 +116,10 @@ def _lengths(rows: Sequence[Row]) -> dict[str, Any] | None:
     return {
         "rows": len(rows),
         **{
-            side: [
+            name: [
                 round(float(value), 1) for value in np.percentile([len(text.split()) for text in texts], (10, 50, 90))
             ]
-            for side, texts in both.items()
+            for name, texts in both.items()
         },
     }
 
@@ -287,9 +287,9 @@ def _plot(path: Path, rows: Sequence[Row]) -> bool:
     figure = Figure(figsize=(4 * len(labels), 3), layout="constrained")
     for axes, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels, strict=True):
         chosen = [row for row in verified if row["label"] == label]
-        sides = [[len(row[side].split()) for row in chosen] for side in ("original", "rationale")]
-        bins = np.linspace(0, max(map(max, sides)) + 1, 1 + math.ceil(math.sqrt(len(chosen)) + 4))
-        axes.hist(sides, bins, label=("before", "after"))
+        lengths = [[len(row[column].split()) for row in chosen] for column in ("original", "rationale")]
+        bins = np.linspace(0, max(map(max, lengths)) + 1, 1 + math.ceil(math.sqrt(len(chosen)) + 4))
+        axes.hist(lengths, bins, label=("before", "after"))
         axes.set(title=f"{label} ({len(chosen)})", xlabel="words", ylabel="rationales")
         axes.legend()
     with whole_file(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""The rows that CRV reads, and the columns of the data sets that it writes.
+"""Defines the rows that CRV reads, and the columns of the data sets that it writes.
 
 A finished run has two data sets with the splits of the source, both with `FEATURES`: `verified`, to train on, and `failed`.
 """
@@ -79,19 +79,19 @@ class TeacherRow:
     rationale: str
 
     def encodable(self) -> TeacherRow:
-        """The row with a question mark for each half of a character, which no data set can hold."""
+        """Returns the row with a question mark for each half of a character, which no data set can hold."""
         texts = {name: encodable(getattr(self, name)) for name in ("source", "question", "answer", "rationale")}
         return dataclasses.replace(self, **texts)
 
     @property
     def id(self) -> str:
-        """Digest of what the row says, so that other rows of the same file do not matter."""
+        """Returns the digest of what the row says, so that other rows of the same file do not matter."""
         content = json.dumps([self.split, self.question, self.answer, self.rationale])
         return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
 def blank(row: TeacherRow, prompt: str, agents: Mapping[str, str]) -> dict[str, Any]:
-    """The output row as far as it is known before anything was asked."""
+    """Returns the output row as far as it is known before anything was asked."""
     return {
         "id": row.id,
         "source": row.source,

@@ -1,4 +1,4 @@
-"""The teacher's rows, read and sorted: what is worked on, and what is not and why."""
+"""Reads and sorts the teacher's rows: what is worked on, and what is not and why."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Teacher:
 
     @property
     def without_gold(self) -> int:
-        """Rows to be worked on that have no gold answer."""
+        """Returns rows to be worked on that have no gold answer."""
         return sum(not row.answer for row in self.rows)
 
 
@@ -115,7 +115,7 @@ def _rows(config: ConfigDict, name: str, part: str, teacher: Teacher) -> list[Te
 
 
 def _columns(mapped: Mapping[str, str], rows: datasets.Dataset, source: str) -> dict[str, str]:
-    """Our name -> the source's; empty for a column that need not be there and is not."""
+    """Maps our names to those of the source; empty for a column that need not be there and is not."""
     present: Sequence[str] = rows.column_names
     columns = {**mapped, "source": "source" if "source" in present else ""}
     if columns["answer"] == "answer" and "answer" not in present:
@@ -130,7 +130,7 @@ def _columns(mapped: Mapping[str, str], rows: datasets.Dataset, source: str) -> 
 
 
 def _text(value: Any, where: str) -> str:
-    """Text of a cell; a gold answer may be a number."""
+    """Returns the text of a cell; a gold answer may be a number."""
     text = as_text(value)
     if text is not None and not isinstance(text, str):
         raise DataError(f"{where}: expected text or a number, found {shorten(value)}")

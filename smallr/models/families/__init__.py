@@ -1,4 +1,4 @@
-"""One table per family for names and layouts. A new family is one file here, one entry below, and one test."""
+"""Holds one table per family for names and layouts. A new family is one file here, one entry below, and one test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAMILIES: Mapping[str, Family] = {module.FAMILY.name: module.FAMILY for module i
 
 
 def family_of(hf: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`, by its `model_type`.
+    """Returns the family of a `config.json`, by its `model_type`.
 
     Raises:
       UserError: the type is missing or not supported; the supported ones are named.

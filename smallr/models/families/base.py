@@ -1,4 +1,4 @@
-"""What a family of models is: its names for things. The mathematics is in one `Decoder` for all."""
+"""Defines a family of models: its names for things. The mathematics is in one `Decoder` for all."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Tensor:
     when: str = ""
 
     def exists(self, config: DecoderConfig) -> bool:
-        """Whether a model of this config has the tensor."""
+        """Returns whether a model of this config has the tensor."""
         return not self.when or bool(getattr(config, self.when.lstrip("!"))) != self.when.startswith("!")
 
     @property
     def stacked(self) -> bool:
-        """Whether there is one per layer."""
+        """Returns whether there is one per layer."""
         return "{layer}" in self.name
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in the checkpoint of a parameter (one layer's) of `shape`; of its part if it is fused with others."""
+        """Returns the shape in the checkpoint of a parameter (one layer's) of `shape`; of its part if it is fused with others."""
         return tuple(math.prod(shape[axes]) for axes in self._stored_axes(len(shape)))
 
     def stored_slices(self, shape: tuple[int, ...], index: tuple[slice, ...], offset: int = 0) -> tuple[slice, ...]:
-        """The part of the stored tensor that holds `param[index]`, for a parameter (one layer's) of `shape`.
+        """Returns the part of the stored tensor that holds `param[index]`, for a parameter (one layer's) of `shape`.
 
         Args:
           shape: the parameter's.
@@ -70,7 +70,7 @@ class Tensor:
         return tuple(slices)
 
     def to_param(self, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The stored block as a block of the parameter, of `shape`; a view where numpy can give one."""
+        """Returns the stored block as a block of the parameter, of `shape`; a view where numpy can give one."""
         if self.layout != "linear":
             return stored.reshape(shape)
         outputs = shape[self.inputs :]
@@ -78,13 +78,13 @@ class Tensor:
         return np.moveaxis(view, range(len(outputs)), range(self.inputs, len(shape)))
 
     def to_stored(self, param: np.ndarray) -> np.ndarray:
-        """Inverse of `to_param` for a whole parameter (one layer's); `join` puts the parts of a fused one together."""
+        """Inverts `to_param` for a whole parameter (one layer's); `join` puts the parts of a fused one together."""
         if self.layout != "linear":
             return param.reshape(self.stored_shape(param.shape))
         return param.reshape(math.prod(param.shape[: self.inputs]), -1).T
 
     def _stored_axes(self, ndim: int) -> list[slice]:
-        """For each axis of the stored tensor, the axes of the parameter that are merged in it."""
+        """Returns for each axis of the stored tensor the axes of the parameter that are merged in it."""
         if self.layout == "same":
             return [slice(axis, axis + 1) for axis in range(ndim)]
         if self.layout == "flat":
@@ -95,7 +95,7 @@ class Tensor:
 
 
 def fused_shape(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of the stored tensor that holds these parts, from the parameters' (one layer's) shapes."""
+    """Returns the shape of the stored tensor that holds these parts, from the parameters' (one layer's) shapes."""
     stored = [part.stored_shape(shape) for part, shape in zip(parts, shapes, strict=True)]
     axis = parts[0].fused
     if axis is None:
@@ -104,13 +104,13 @@ def fused_shape(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> t
 
 
 def join(parts: Sequence[Tensor], params: Sequence[np.ndarray]) -> np.ndarray:
-    """The stored tensor of its parts' parameters (one layer's), whole."""
+    """Returns the stored tensor of its parts' parameters (one layer's), whole."""
     stored = [part.to_stored(param) for part, param in zip(parts, params, strict=True)]
     return stored[0] if parts[0].fused is None else np.concatenate(stored, parts[0].fused)
 
 
 def _merged(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
-    """The index of several axes as the index of their merged axis."""
+    """Returns the index of several axes as the index of their merged axis."""
     inner = math.prod(shape[1:])
     if any(part.indices(size) != (0, size, 1) for part, size in zip(index[1:], shape[1:], strict=True)):
         raise ValueError(f"only the first of the merged axes {shape} may be split over devices, got {index}")
@@ -150,7 +150,7 @@ class Family:
     gguf_config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda hf: hf
 
     def stored(self, config: DecoderConfig) -> dict[str, tuple[Tensor, ...]]:
-        """The tensors of a checkpoint of this config: name, `{layer}` in it, and parts; several if fused."""
+        """Returns the tensors of a checkpoint of this config: name, `{layer}` in it, and parts; several if fused."""
         parts: dict[str, tuple[Tensor, ...]] = {}
         for tensor in self.tensors:
             if tensor.exists(config):
@@ -219,7 +219,7 @@ _PLAIN = (
 
 
 def beyond_llama(hf: Mapping[str, Any], most: int = 6) -> str:
-    """What a `config.json` says that a plain Llama's does not, for the refusal of an unknown family."""
+    """Returns what a `config.json` says that a plain Llama's does not, for the refusal of an unknown family."""
     entries = [
         f"{key} = {str(value)[:40]}"
         for key, value in hf.items()
@@ -230,14 +230,14 @@ def beyond_llama(hf: Mapping[str, Any], most: int = 6) -> str:
 
 
 def required(hf: Mapping[str, Any], key: str) -> Any:
-    """`hf[key]`, or an error that names the key."""
+    """Returns `hf[key]`, or an error that names the key."""
     if hf.get(key) is None:
         raise UserError(f"config.json of model_type {hf.get('model_type')!r} has no {key!r}")
     return hf[key]
 
 
 def windows_of(hf: Mapping[str, Any], kinds: Sequence[str], window: int | None) -> dict[str, Any]:
-    """The fields `window` and `full_layers`.
+    """Returns the fields `window` and `full_layers`.
 
     Args:
       hf: the dict; its `layer_types`, if it has them, come before `kinds`.
@@ -260,7 +260,7 @@ def windows_of(hf: Mapping[str, Any], kinds: Sequence[str], window: int | None) 
 
 
 def activation_of(hf: Mapping[str, Any], key: str, default: str) -> str:
-    """`DecoderConfig.activation` under transformers' name for it in `hf[key]`."""
+    """Returns `DecoderConfig.activation` under transformers' name for it in `hf[key]`."""
     names = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     name = hf.get(key) or default
     if name not in names:
@@ -365,7 +365,7 @@ def _scaling(kind: str, rope: Mapping[str, Any], max_positions: int) -> RopeScal
 
 
 def _longrope(rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
-    """LongRoPE (arXiv 2402.13753): one set of divisors up to the original length, another beyond."""
+    """Reads LongRoPE (arXiv 2402.13753): one set of divisors up to the original length, another beyond."""
     original = int(rope["original_max_position_embeddings"])
     factor = float(rope.get("factor") or max_positions / original)
     attention_factor = rope.get("attention_factor")
@@ -382,7 +382,7 @@ def _longrope(rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """0.1 ln(s) + 1 (arXiv 2309.00071, eq. 22), or the ratio that DeepSeek's two mscale keys ask for."""
+    """Returns 0.1 ln(s) + 1 (arXiv 2309.00071, eq. 22), or the ratio that DeepSeek's two mscale keys ask for."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
 

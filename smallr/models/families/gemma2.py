@@ -32,7 +32,7 @@ HANDLED = (
 
 
 def gemma_fields(hf: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """Fields that the Gemmas spell alike."""
+    """Returns fields that the Gemmas spell alike."""
     required(hf, "head_dim")  # it is not hidden_size / num_attention_heads
     return {
         "norm_place": "both",
@@ -45,7 +45,7 @@ def gemma_fields(hf: Mapping[str, Any], theta: float) -> dict[str, Any]:
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: gemma2` describes."""
+    """Returns the decoder that a `config.json` with `model_type: gemma2` describes."""
     check_neutral(hf, handled=HANDLED)
     layers = int(required(hf, "num_hidden_layers"))
     kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]

@@ -25,7 +25,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that `model_type: gemma3_text` describes, or the `text_config` of `model_type: gemma3`."""
+    """Returns the decoder that `model_type: gemma3_text` describes, or the `text_config` of `model_type: gemma3`."""
     hf = text_of(hf)
     check_neutral(hf, handled=gemma2.HANDLED)
     if hf.get("use_bidirectional_attention"):
@@ -45,7 +45,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def text_of(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `config.json` of the language model in a multimodal one; another as it is."""
+    """Returns the `config.json` of the language model in a multimodal one; another as it is."""
     if hf.get("model_type") != "gemma3":
         return hf
     text = _DEFAULTS | {"tie_word_embeddings": hf.get("tie_word_embeddings", True)} | required(hf, "text_config")

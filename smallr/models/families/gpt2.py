@@ -42,7 +42,7 @@ _NEUTRAL: Mapping[str, Any] = {
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: gpt2` describes. Its dropout is not applied."""
+    """Returns the decoder that a `config.json` with `model_type: gpt2` describes. Its dropout is not applied."""
     for key, value in _NEUTRAL.items():
         if hf.get(key, value) != value:
             raise UserError(
@@ -82,7 +82,7 @@ _SIZES = {
 
 
 def gguf_config(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The dict in GPT-2's words."""
+    """Returns the dict in GPT-2's words."""
     keep = ("model_type", "vocab_size", "layer_norm_epsilon", "tie_word_embeddings")
     return {key: hf[key] for key in keep} | {key: hf[name] for key, name in _SIZES.items()}
 

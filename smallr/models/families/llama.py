@@ -37,7 +37,7 @@ MLP_BIASES = (
 
 
 def base_fields(hf: Mapping[str, Any], theta: float = 10000.0, tied: bool = False) -> dict[str, Any]:
-    """Fields that Llama and its descendants spell alike; a family without the biases has `check_neutral` refuse them.
+    """Returns fields that Llama and its descendants spell alike; a family without the biases has `check_neutral` refuse them.
 
     Args:
       hf: the dict.
@@ -66,7 +66,7 @@ def base_fields(hf: Mapping[str, Any], theta: float = 10000.0, tied: bool = Fals
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: llama` describes."""
+    """Returns the decoder that a `config.json` with `model_type: llama` describes."""
     check_neutral(hf, handled=("attention_bias", "mlp_bias"))
     return DecoderConfig(family="llama", **base_fields(hf))
 

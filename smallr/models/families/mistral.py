@@ -11,7 +11,7 @@ from smallr.models.families.base import Family, check_neutral
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: mistral` describes."""
+    """Returns the decoder that a `config.json` with `model_type: mistral` describes."""
     check_neutral(hf, handled=("sliding_window",))
     return DecoderConfig(family="mistral", window=hf.get("sliding_window"), **llama.base_fields(hf))
 

@@ -21,7 +21,7 @@ TENSORS = (
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: olmo2` describes."""
+    """Returns the decoder that a `config.json` with `model_type: olmo2` describes."""
     check_neutral(hf, handled=("attention_bias",))
     return DecoderConfig(family="olmo2", norm_place="after", qk_norm="all", **llama.base_fields(hf))
 

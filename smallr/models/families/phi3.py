@@ -22,7 +22,7 @@ TENSORS = (
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: phi3` describes."""
+    """Returns the decoder that a `config.json` with `model_type: phi3` describes."""
     check_neutral(hf, handled=("sliding_window", "partial_rotary_factor"))
     rope = rope_dict(hf)
     partial = rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0
@@ -33,7 +33,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 
 def gguf_config(hf: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The dict in Phi-3's words: no window is none, not 0, and the original length stands outside the scaling too."""
+    """Returns the dict in Phi-3's words: no window is none, not 0, and the original length stands outside the scaling too."""
     original = (hf.get("rope_scaling") or {}).get("original_max_position_embeddings")
     own = {"original_max_position_embeddings": original} if original else {}
     return {**hf, **own, "sliding_window": hf.get("sliding_window") or None}

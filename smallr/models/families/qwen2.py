@@ -11,13 +11,13 @@ from smallr.models.families.base import Family, check_neutral, required, windows
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: qwen2` describes."""
+    """Returns the decoder that a `config.json` with `model_type: qwen2` describes."""
     check_neutral(hf, handled=("use_sliding_window", "sliding_window"))
     return DecoderConfig(family="qwen2", **windows(hf), **llama.base_fields(hf) | {"qkv_bias": True})
 
 
 def windows(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The window of the layers from `max_window_layers` on, if the file switches it on."""
+    """Returns the window of the layers from `max_window_layers` on, if the file switches it on."""
     layers, first = int(required(hf, "num_hidden_layers")), int(hf.get("max_window_layers", 28))
     kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
     return windows_of(hf, kinds, hf.get("sliding_window") if hf.get("use_sliding_window") else None)

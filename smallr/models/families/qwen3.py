@@ -16,7 +16,7 @@ QK_NORMS = (
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: qwen3` describes."""
+    """Returns the decoder that a `config.json` with `model_type: qwen3` describes."""
     check_neutral(hf, handled=("attention_bias", "use_sliding_window", "sliding_window"))
     required(hf, "head_dim")  # it is not hidden_size / num_attention_heads
     return DecoderConfig(family="qwen3", qk_norm="head", **qwen2.windows(hf), **llama.base_fields(hf))

@@ -20,7 +20,7 @@ _HANDLED = (
 
 
 def config(hf: Mapping[str, Any]) -> DecoderConfig:
-    """The decoder that a `config.json` with `model_type: smollm3` describes."""
+    """Returns the decoder that a `config.json` with `model_type: smollm3` describes."""
     check_neutral(hf, handled=_HANDLED)
     fields = llama.base_fields(hf, theta=2e6, tied=True)
     rotates = hf.get("no_rope_layers")  # 1 where a layer does rotate

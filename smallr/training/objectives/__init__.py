@@ -1,1 +1,1 @@
-"""The kinds of objective; `smallr.training.objective` finds them by name."""
+"""Holds the kinds of objective; `smallr.training.objective` finds them by name."""

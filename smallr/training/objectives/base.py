@@ -1,4 +1,4 @@
-"""What an objective is, and the fields of a config that it is made from."""
+"""Defines what an objective is, and reads the fields of a config that it is made from."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Summariser = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], dict
 
 
 class Objective:
-    """Base class of objectives: what a step minimises. A subclass defines `__call__` and what differs from here.
+    """Defines what a step minimises; the base class of objectives. A subclass defines `__call__` and what differs from here.
 
     Attributes:
       reference: where reference log-probs come from, one of `references.SOURCES`.
-      sides: the names of an example's completions. A batch of a cached or stored reference has a column
-        `ref_<side>` for each, which is the value `score_<side>` of an example under the reference.
-      any_completions: whether an example may have any number of completions, in place of one for each of `sides`.
+      completion_names: of the completions of an example. A batch of a cached or stored reference has a column
+        `ref_<name>` for each, which is the value `score_<name>` of an example under the reference.
+      any_completions: whether an example may have any number of completions, instead of one for each of `completion_names`.
       log_sum_p2: whether the loss needs `TokenScores.log_sum_p2`.
       whole_step: why the loss has to see all examples of a step at once; empty if it need not.
       normalise: what the gradient of a step's summed loss is divided by. "step": the denominator of its own examples.
@@ -39,7 +39,7 @@ class Objective:
     """
 
     reference: str = "none"
-    sides: tuple[str, ...] = ("completion",)
+    completion_names: tuple[str, ...] = ("completion",)
     any_completions: bool = False
     log_sum_p2: bool = False
     whole_step: str = ""
@@ -83,15 +83,15 @@ class Objective:
 
 
 class Fields:
-    """Fields of `config.objective`; what nobody takes is an error, so that no field is silently without effect."""
+    """Hands out the fields of `config.objective`; one that nobody takes is an error, so that no field is silently ignored."""
 
     def __init__(self, node: ConfigDict, about: str):
-        """`about` names the objective in messages."""
+        """Takes the fields of `node`; `about` names the objective in messages."""
         self._node, self._about = node, about
         self._left = set(node.keys())
 
     def take(self, name: str) -> Any:
-        """The value of a field that must be there."""
+        """Returns the value of a field that must be there."""
         if name not in self._node:
             raise UserError(
                 f"config.objective has no field {name!r}, which {self._about} needs. Fields differ between losses: use "

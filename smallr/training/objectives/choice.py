@@ -1,4 +1,4 @@
-"""Which of two tokens comes next: cross-entropy between the two alone."""
+"""Learns which of two tokens comes next: cross-entropy between the two alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smallr.training.summaries import choice_summary
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Objective):
-    """-log of the right choice's share of the probability of both.
+    """Minimises -log of the right choice's share of the probability of both.
 
     With log-probs l0 and l1 of the two tokens after the same prompt it is log(1 + exp(∓(l1 - l0))): what the vocabulary's
     other tokens have cancels.
@@ -31,11 +31,11 @@ class Choice(Objective):
     """
 
     balanced: bool = True
-    sides: ClassVar[tuple[str, ...]] = ("first", "second")
+    completion_names: ClassVar[tuple[str, ...]] = ("first", "second")
 
     @classmethod
     def from_fields(cls, node: ConfigDict) -> Choice:
-        """From `config.objective`."""
+        """Makes the objective from `config.objective`."""
         fields = Fields(node, "objective choice")
         fields.take("name")
         objective = cls(balanced=bool(fields.take("balanced")))
@@ -43,7 +43,7 @@ class Choice(Objective):
         return objective
 
     def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`label`, and `choice_weight` by how often it occurs in this set."""
+        """Makes the columns `label`, and `choice_weight`, which follows from how often the label occurs in this set."""
         label = np.asarray(given["label"], np.float32)
         share = np.where(label > 0, label.mean(), 1 - label.mean())
         is_mixed = 0 < label.mean() < 1
@@ -51,11 +51,11 @@ class Choice(Objective):
         return {"label": label, "choice_weight": weight.astype(np.float32)}
 
     def denominator(self, batch: Batch) -> Float[Array, ""]:
-        """Sum of the weights."""
+        """Returns the sum of the weights."""
         return jnp.sum(batch.columns["choice_weight"])
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
-        """Weighted sum; of each example its `logit`, l1 - l0."""
+        """Returns the weighted sum of losses, and of each example its `logit`, l1 - l0."""
         sums = completion_sums(scores.logps, batch.completion, batch.role > 0, 2, batch.example.shape[1])
         logit, weight = sums[:, 1] - sums[:, 0], batch.columns["choice_weight"]
         loss = weight * jax.nn.softplus(jnp.where(batch.columns["label"] > 0, -logit, logit))
@@ -63,5 +63,5 @@ class Choice(Objective):
         return jnp.sum(loss), values
 
     def summariser(self) -> Summariser:
-        """Accuracy, overall and balanced, the area under the ROC curve, and shares."""
+        """Computes accuracy, overall and balanced, the area under the ROC curve, and shares."""
         return lambda values, columns: choice_summary(values)

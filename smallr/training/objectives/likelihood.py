@@ -1,4 +1,4 @@
-"""Likelihood of completions, answers and rationales."""
+"""Maximises the likelihood of completions, answers and rationales."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smallr.training.summaries import RankCorrelation, likelihood_summary, summa
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood(Objective):
-    """Weighted likelihood of answers and rationales; plain SFT has answers only.
+    """Maximises the weighted likelihood of answers and rationales; plain SFT has answers only.
 
     Attributes as in `losses.rationale.rationale_loss`; `amplify` is the clip of the weight by rationale
     NLL, 0 for no weighting; `window` the number of examples for the rank correlation, 0 for none. The tokens of an example
@@ -37,7 +37,7 @@ class Likelihood(Objective):
 
     @classmethod
     def from_fields(cls, node: Mapping) -> Likelihood:
-        """From `config.objective`; plain SFT has no other field than the normalisation."""
+        """Makes the objective from `config.objective`; plain SFT has no other field than the normalisation."""
         fields = Fields(node, f"objective {node['name']}")
         fields.take("name")
         names = [field.name for field in dataclasses.fields(cls) if field.name in node]
@@ -47,7 +47,7 @@ class Likelihood(Objective):
 
     @property
     def whole_step(self) -> str:
-        """Amplification compares samples."""
+        """Says that amplification compares samples, if it is on."""
         return "config.objective.amplify compares the samples of a whole step" if self.amplify else ""
 
     def __post_init__(self) -> None:
@@ -75,11 +75,11 @@ class Likelihood(Objective):
         return nll, *terms
 
     def denominator(self, batch: Batch) -> Float[Array, ""]:
-        """Scored tokens (weighted) or examples, as the normalisation says."""
+        """Counts scored tokens (weighted) or examples, as the normalisation says."""
         return jnp.sum(self._terms(jnp.zeros(batch.role.shape, jnp.float32), batch)[2])
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
-        """Sum of the numerators; NLL and tokens of each example by role."""
+        """Returns the sum of the numerators, and the NLL and tokens of each example by role."""
         nll, numerator, denominator = self._terms(scores.logps, batch)
         if self.amplify:
             numerator = numerator * amplification(nll, self.amplify)
@@ -87,7 +87,7 @@ class Likelihood(Objective):
         return jnp.sum(numerator), per_example | {f"nll_{name}": value for name, value in nll._asdict().items()}
 
     def summariser(self) -> Summariser:
-        """NLL by role, share of the hardest quarter, and the rank correlation of the two NLLs over the window."""
+        """Computes the NLL by role, the share of the hardest quarter, and the rank correlation of the two NLLs over the window."""
         correlation = RankCorrelation(self.window) if self.window else None
 
         def summarise(values: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Pairs: any loss of the preference family, with one beta, or a beta per pair (CogPO)."""
+"""Trains on pairs with any loss of the preference family, with one beta, or a beta per pair (CogPO)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTINGS = ("none", "wpo")
 
 @dataclasses.dataclass(frozen=True)
 class Preference(Objective):
-    """A loss of pairs.
+    """Minimises a loss of pairs.
 
     Attributes:
       loss: a name in `losses.preference.LOSSES`, or a weighted sum of some.
@@ -34,7 +34,7 @@ class Preference(Objective):
         log-ratios are then log-probs. A loss that needs none may have one: the KL to it is reported.
       values: of the loss's own fields; those left out have their defaults.
       divergence: from the reference, see `losses.preference.divergence`.
-      ld_alpha: weight of tokens behind the length of the shorter side (LD-DPO); 1: all count alike.
+      ld_alpha: weight of tokens behind the length of the shorter completion (LD-DPO); 1: all count alike.
       weighting: wpo multiplies each pair's loss by how likely the policy is to write it; none.
       normalise: as in `Objective`.
     """
@@ -47,11 +47,11 @@ class Preference(Objective):
     ld_alpha: float = 1.0
     weighting: str = "none"
     normalise: str = "step"
-    sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    completion_names: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
     @classmethod
     def from_fields(cls, node: Mapping) -> Preference:
-        """From `config.objective`."""
+        """Makes the objective from `config.objective`."""
         loss = node["loss"]
         mix, fields = parse(loss), Fields(node, f"loss {loss}")
         for name in ("name", "loss"):
@@ -133,12 +133,12 @@ class Preference(Objective):
 
     @property
     def log_sum_p2(self) -> bool:
-        """WPO compares with the average probability of a sampled token."""
+        """Is true for WPO, which compares with the average probability of a sampled token."""
         return self.weighting == "wpo"
 
     @property
     def whole_step(self) -> str:
-        """As the loss says."""
+        """Says why the loss needs a whole step, if it does."""
         name = self._weighted_loss.whole_step
         return name and f"the loss {name} compares the pairs of a whole step"
 
@@ -165,11 +165,11 @@ class Preference(Objective):
         return {"beta": beta}
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
-        """Sum of the pairs' losses; log-probs, log-ratios to the reference and rewards of both sides."""
-        weight, places, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
+        """Returns the sum of the pairs' losses, and of each pair log-probs, log-ratios and rewards of both completions."""
+        weight, examples, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
 
         def sums(values: Float[Array, "B N"]) -> Float[Array, "B 2 P"]:
-            return completion_sums(values, batch.completion, scored, 2, places)
+            return completion_sums(values, batch.completion, scored, 2, examples)
 
         lengths = sums(jnp.ones_like(scores.logps))
         counts = 1.0
@@ -180,7 +180,7 @@ class Preference(Objective):
         # An unused example index has beta 0, by which some losses divide.
         beta = jnp.where(weight > 0, batch.columns["beta"], 1.0) if self.betas is not None else jnp.ones_like(weight)
         base = known if known is not None and self._weighted_loss.reference else jnp.zeros_like(policy)
-        pairs = Pairs(*_sides(policy), *_sides(base), *_sides(lengths), beta, weight)
+        pairs = Pairs(*_pair(policy), *_pair(base), *_pair(lengths), beta, weight)
         transformed = None if self._divergence.is_default else self._divergence.scored(pairs)
         losses = self._weighted_loss(pairs, self._values, transformed)
         if self.weighting == "wpo":
@@ -203,15 +203,18 @@ class Preference(Objective):
             return sums(reference.logps)
         if self.reference == "none":
             return None
-        return jnp.stack([batch.columns[f"ref_{side}"] for side in self.sides], axis=1)
+        return jnp.stack([batch.columns[f"ref_{name}"] for name in self.completion_names], axis=1)
 
     def _named(self, name: str, values: Float[Array, "B 2 P"]) -> dict[str, Float[Array, "B P"]]:
-        return {f"{name}_{side}": value for side, value in zip(self.sides, _sides(values), strict=True)}
+        return {
+            f"{name}_{completion}": value
+            for completion, value in zip(self.completion_names, _pair(values), strict=True)
+        }
 
     def summariser(self) -> Summariser:
-        """Rewards, margin, accuracy and KL, overall and per gap."""
+        """Computes rewards, margin, accuracy and KL, overall and per gap."""
         return lambda values, columns: preference_summary(values, columns)
 
 
-def _sides(values: Float[Array, "B 2 P"]) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
+def _pair(values: Float[Array, "B 2 P"]) -> tuple[Float[Array, "B P"], Float[Array, "B P"]]:
     return values[:, 0], values[:, 1]

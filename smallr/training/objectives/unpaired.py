@@ -36,12 +36,12 @@ class Unpaired(Objective):
     undesirable_weight: float = 1.0
     reference: str = "cached"
     normalise: str = "step"
-    sides: ClassVar[tuple[str, ...]] = ("completion", "mismatched")
+    completion_names: ClassVar[tuple[str, ...]] = ("completion", "mismatched")
     whole_step: ClassVar[str] = "KTO estimates the KL from all rows of a step"
 
     @classmethod
     def from_fields(cls, node: Mapping) -> Unpaired:
-        """From `config.objective`."""
+        """Makes the objective from `config.objective`."""
         fields = Fields(node, "objective unpaired")
         fields.take("name")
         objective = cls(**{field.name: fields.take(field.name) for field in dataclasses.fields(cls)})
@@ -66,7 +66,7 @@ class Unpaired(Objective):
                 raise UserError(f"config.objective.{name}: {getattr(self, name)} must be a finite number >= 0")
 
     def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`label` and `beta` of each row.
+        """Makes the columns `label` and `beta`.
 
         Raises:
           UserError: rows of another kind.
@@ -80,13 +80,13 @@ class Unpaired(Objective):
         }
 
     def __call__(self, scores: TokenScores, batch: Batch, reference: TokenScores | None):
-        """Sum of the rows' losses; log-ratios and rewards."""
-        weight, places, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
-        policy = completion_sums(scores.logps, batch.completion, scored, 2, places)
+        """Returns the sum of the rows' losses, and the log-ratio and reward of each."""
+        weight, examples, scored = batch.columns["weight"], batch.example.shape[1], batch.role > 0
+        policy = completion_sums(scores.logps, batch.completion, scored, 2, examples)
         if reference is None:
-            base = jnp.stack([batch.columns[f"ref_{side}"] for side in self.sides], axis=1)
+            base = jnp.stack([batch.columns[f"ref_{name}"] for name in self.completion_names], axis=1)
         else:
-            base = completion_sums(reference.logps, batch.completion, scored, 2, places)
+            base = completion_sums(reference.logps, batch.completion, scored, 2, examples)
         ratio = policy - base
         kl = kl_estimate(ratio[:, 1], weight)
         label, beta = batch.columns["label"], batch.columns["beta"]
@@ -98,10 +98,10 @@ class Unpaired(Objective):
             "ratio": ratio[:, 0],
             "reward": beta * ratio[:, 0],
             "kl_estimate": jnp.broadcast_to(kl, losses.shape),
-            **{f"score_{side}": policy[:, i] for i, side in enumerate(self.sides)},
+            **{f"score_{name}": policy[:, i] for i, name in enumerate(self.completion_names)},
         }
         return jnp.sum(losses * weight), values
 
     def summariser(self) -> Summariser:
-        """Rewards of both classes, accuracy and KL."""
+        """Computes the rewards of both classes, accuracy and KL."""
         return lambda values, columns: unpaired_summary(values, columns)

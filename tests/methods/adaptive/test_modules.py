@@ -70,7 +70,7 @@ def case():
     decoder, mesh = from_torch(model("llama"), remat="none"), make_mesh(1, 1, 1)
     attach_soft_prompts(decoder, vectors.numpy(), mesh)
     prompts = {mode: SOFT[mode] for mode in MODES}
-    student = Student(decoder, letters(), mesh, formats=formats, prompts=prompts, slots=4, max_length=128)
+    student = Student(decoder, letters(), mesh, formats=formats, prompts=prompts, decode_slots=4, max_length=128)
     return SimpleNamespace(vectors=vectors, texts=texts, letter=letter, student=student)
 
 
@@ -220,4 +220,4 @@ def test_labels_are_by_likelihood_and_margin(case, answers):
 def test_parts_that_cannot_be_told_apart_are_refused(case):
     formats = {"answer_first": "{question}?{answer}{rationale}"}
     with pytest.raises(UserError, match="cannot be told apart"):
-        Student(case.student.decoder, letters(), make_mesh(1, 1, 1), formats=formats, slots=1, max_length=64)
+        Student(case.student.decoder, letters(), make_mesh(1, 1, 1), formats=formats, decode_slots=1, max_length=64)

@@ -1,1 +1,1 @@
-"""Programs that run inside the sandbox, and what they say to each other. They import the standard library alone."""
+"""Holds the programs that run inside the sandbox, and their protocol. They import the standard library alone."""

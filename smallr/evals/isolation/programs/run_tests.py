@@ -32,7 +32,7 @@ class Remote:
         self._ask, self._number = ask, number
 
     def __call__(self, *args, **kwargs):
-        """The value that the solution gives."""
+        """Returns the value that the solution gives."""
         return self._ask(operation="call", of=self, args=list(args), kwargs=kwargs)
 
     def __getattr__(self, name):
@@ -59,7 +59,7 @@ UNUSUAL = (UnicodeError, StopIteration, StopAsyncIteration, ExceptionGroup)
 
 
 def error_of(name, message):
-    """The builtin exception of that name, else a SolutionError."""
+    """Returns the builtin exception of that name, else a SolutionError."""
     known = vars(builtins).get(name)
     usual = isinstance(known, type) and issubclass(known, Exception) and not issubclass(known, UNUSUAL)
     return (known if usual else SolutionError)(f"{name}: {message}")

@@ -1,4 +1,4 @@
-"""Values between two processes that do not trust each other: lines of JSON, builtin types only.
+"""Carries values between two processes that do not trust each other: lines of JSON, builtin types only.
 
 What arrives is made of exact builtin types, so that a value's own `__eq__`, `__hash__` or `__reduce__` never runs at the
 receiver. Anything else stays where it is, and a handle to it is sent.
@@ -15,7 +15,7 @@ KINDS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class ProtocolError(Exception):
-    """What arrived is no message."""
+    """Reports that what arrived is no message."""
 
 
 class Wire:
@@ -54,7 +54,7 @@ class Wire:
             raise ProtocolError(f"{type(error).__name__}: {error}"[:200]) from None
 
     def encode(self, value):
-        """A value as JSON has it."""
+        """Returns a value as JSON has it."""
         if isinstance(value, PLAIN):
             return value if value is None or isinstance(value, bool) else str(value)
         if isinstance(value, int):
@@ -79,7 +79,7 @@ class Wire:
         return {"handle": self.export(value)}
 
     def decode(self, data):
-        """The value that was encoded; any exception means that none was."""
+        """Returns the value that was encoded; any exception means that none was."""
         if not isinstance(data, dict):
             if not isinstance(data, PLAIN):  # a bare number or list is never sent
                 raise ValueError(f"a bare {type(data).__name__}")
