@@ -16,6 +16,16 @@ from smallr.data.errors import DataError
 from smallr.data.templates import Marked
 
 
+def longest_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> int:
+    """Returns a number of characters that no text of so many tokens exceeds.
+
+    A text that is longer need not be tokenised to know that it does not fit: a row of 10 MB takes minutes.
+    """
+    longest = max(map(len, tokenizer.get_vocab()))
+    composed = 4 if tokenizer.backend_tokenizer.normalizer is not None else 1  # four characters may become one
+    return tokens * longest * composed
+
+
 class Encoder:
     """Tokenises texts in one pass each and finds roles by offsets of characters.
 
@@ -38,9 +48,6 @@ class Encoder:
         self.definition = backend_definition(tokenizer)
         self._eos_text = str(tokenizer.eos_token)
         self._bos = tokenizer.bos_token_id
-        self._most_characters = max(map(len, tokenizer.get_vocab()))
-        # A normalizer may compose characters: four of them become one.
-        self._composed = 4 if self.definition.get("normalizer") is not None else 1
         self._backend = Tokenizer.from_str(json.dumps(self.definition))
 
     def __call__(self, texts: Sequence[Marked]) -> list[Completion]:
@@ -52,10 +59,6 @@ class Encoder:
             for i, encoding in zip(chosen, batch, strict=True):
                 encodings[i] = encoding
         return [self._roles(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
-
-    def longest_text(self, tokens: int) -> int:
-        """Returns a number of characters that no text of so many tokens exceeds."""
-        return tokens * self._most_characters * self._composed
 
     def prompts(self, texts: Sequence[str], *, is_chat: bool) -> list[list[int]]:
         """Tokens of texts that are to be continued: as above, but nothing is added behind a text."""
