@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Int, UInt32
 
-from smallr.core.errors import UserError
+from smallr.core.errors import UserError, panics_as_errors
 from smallr.data.templates import with_date
 from smallr.models.hf import read_generation_config
 from smallr.sampling.requests import Request
@@ -52,11 +52,14 @@ def prompt_ids(
             for field, text in message.items():
                 _check_text(text, f"messages[{number}].{field}")
         _check_length("messages", sum(len(message["content"]) for message in request.messages), most)
-        ids = tokenizer(_rendered(request, tokenizer, date), add_special_tokens=False)["input_ids"]
+        text = _rendered(request, tokenizer, date)
+        with panics_as_errors("messages"):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(request.prompt, str):
         _check_text(request.prompt, "prompt")
         _check_length("prompt", len(request.prompt), most)
-        ids = tokenizer(request.prompt)["input_ids"]
+        with panics_as_errors("prompt"):
+            ids = tokenizer(request.prompt)["input_ids"]
     else:
         ids = list(request.prompt)
         if wrong := [token for token in ids if not -soft <= token < vocab_size]:

@@ -20,6 +20,8 @@ from smallr.models.hf import folder_tokenizer, read_config, read_generation_conf
 from smallr.models.peft import base_of, read_adapter_config
 from smallr.models.safetensors import INDEX, SafetensorsFolder
 from smallr.models.scratch import train_tokenizer
+from smallr.sampling.prompts import prompt_ids
+from smallr.sampling.requests import Request
 
 LLAMA = {
     "model_type": "llama",
@@ -195,6 +197,26 @@ def test_mutated_files_of_a_folder(folder, tmp_path, name):
             changed = mutated(content, rng)
         (copy / name).write_bytes(changed)
         refused += not survives(READERS[name], copy)
+    assert refused > COUNT / 10
+
+
+def test_mutated_chat_templates(folder, tmp_path, monkeypatch):
+    """Those that are tried in a process of their own, one in thirty here, and those that are rendered in this one."""
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    request = Request(messages=({"role": "user", "content": "a text"},))
+
+    def read(folder, *, tried):
+        tokenizer = folder_tokenizer(folder)
+        if tried:
+            check_template(tokenizer.chat_template, "model")
+        prompt_ids(request, tokenizer, 300)
+
+    read(copy, tried=True)  # without the clock: it imports what renders templates
+    rng, refused = random.Random(0), 0
+    for number in range(COUNT):
+        (copy / "chat_template.jinja").write_bytes(mutated(TEMPLATE.encode(), rng))
+        refused += not survives(lambda folder, n=number: read(folder, tried=n % 30 == 0), copy)
     assert refused > COUNT / 10
 
 

@@ -8,10 +8,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
 from smallr.cli.generate import flags, run
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
+from smallr.data.encode import Encoder
 from smallr.data.templates import DATE
 from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
@@ -147,3 +149,17 @@ def test_a_template_that_writes_todays_date_writes_a_fixed_one():
     parser = Parser("generate", "")
     flags(parser)
     assert parser.parse([]).date == DATE
+
+
+def test_a_regular_expression_that_backtracks_forever_fails_its_request_alone():
+    writer = engine()
+    writer.tokenizer = copy.deepcopy(writer.tokenizer)
+    slow = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    backend = writer.tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([slow, backend.pre_tokenizer])
+    results = writer.generate([Request(prompt=text, params=PARAMS) for text in ("a" * 40 + "X", "aaX")])
+    assert results[0].error.startswith("prompt: the tokenizer fails: ")
+    assert len(results[1].samples) == 1
+    encode = Encoder(writer.tokenizer)
+    with pytest.raises(UserError, match=r"1 texts, of which the first begins with 'aaa.*: the tokenizer fails: "):
+        encode.prompts(["a" * 40 + "X"], is_chat=False)
