@@ -26,7 +26,7 @@ setup(
     package_data={"smallr": ["py.typed"], "smallr.methods.crv": ["prompts/*.txt"]},
     install_requires=[
         "absl-py",
-        "datasets>=3",
+        "datasets>=5",
         "flax>=0.12",
         "gguf>=0.17",
         "grain>=0.2.12",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 import smallr
 from smallr.core.errors import UserError
+from smallr.core.files import FileError, read_json
 from smallr.data.errors import nearest
 
 _PACKAGE = Path(smallr.__file__).parent
@@ -81,9 +81,9 @@ def of_run(workdir: str) -> ConfigDict:
     """
     path = Path(workdir) / "config.json"
     try:
-        config = ConfigDict(json.loads(path.read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or name the config of the run") from error
+        config = ConfigDict(read_json(path, fields={"config": dict})["config"])
+    except FileError as error:
+        raise UserError(f"{error}: restore it, or name the config of the run") from error
     config.lock()
     return config
 

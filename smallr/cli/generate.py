@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def flags(parser: Parser) -> None:
     parser.flag("chat", None, "prompts are messages of a user; by default if there is a chat template", type=bool)
     parser.flag("decode_slots", 32, "completions written at once", low=1)
     parser.flag("max_length", None, "tokens of prompt and completion; the model's context, at most 4096", type=int)
+    parser.flag("date", "2024-07-26", "that a chat template writes where it writes today's")
     parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
     parser.flag("stop", [], "a completion ends before this text; may be repeated", many=True)
     parser.flag("max_tokens", 256, "longest completion")
@@ -91,18 +93,24 @@ def run(options: Namespace) -> None:
     from smallr.language.loading import load_engine
 
     engine = load_engine(
-        options.model, dtype=options.dtype, decode_slots=decode_slots, max_length=options.max_length
+        options.model,
+        dtype=options.dtype,
+        decode_slots=decode_slots,
+        max_length=options.max_length,
+        date=options.date,
     ).engine
     chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
     if options.interactive:
         return converse(engine, params, chat=chat)
-    return _write(as_requests(prompts, params, chat=chat), engine, options)
+    places, texts = [place for place, _ in prompts], [prompt for _, prompt in prompts]
+    return _write(places, as_requests(texts, params, chat=chat), engine, options)
 
 
-def _prompts(options: Namespace) -> list[Prompt]:
+def _prompts(options: Namespace) -> list[tuple[str, Prompt]]:
+    """Reads (where it stands, prompt) of each."""
     from smallr.sampling.files import read_prompts
 
-    prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts)
+    prompts = [("", options.prompt)] if options.prompt is not None else read_prompts(options.prompts)
     _check_out(options)
     return prompts
 
@@ -112,17 +120,20 @@ def _check_out(options: Namespace) -> None:
         raise UserError(f"--out: there is no folder {Path(options.out).absolute().parent}")
 
 
-def _write(requests: list, engine, options: Namespace) -> None:
+def _write(places: list[str], requests: list, engine, options: Namespace) -> None:
+    """Writes the results; the error of one says where its prompt stands."""
     from smallr.sampling.files import write_results, write_texts
 
     as_text = options.format == "text" or (options.format == "auto" and not options.out and sys.stdout.isatty())
-    results = engine.generate(requests)
+    results = [
+        replace(result, error=f"{place}: {result.error}") if result.error and place else result
+        for place, result in zip(places, engine.generate(requests), strict=True)
+    ]
     with _output(options) as out:
         (write_texts if as_text else write_results)(requests, results, out)
-    if failed := [(number, result.error) for number, result in enumerate(results, 1) if result.error]:
-        number, error = failed[0]
+    if failed := [result.error for result in results if result.error]:
         count = f"{len(failed)} of {len(results)} prompts have an error instead of a completion"
-        logging.warning("%s: %s; the first is prompt %d: %s", options.prompts or "generate", count, number, error)
+        logging.warning("%s; the first: %s", count, failed[0])
 
 
 def _output(options: Namespace):

@@ -32,15 +32,16 @@ def run(options: Namespace) -> None:
     if out.exists():
         raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
 
+    from smallr.core.files import whole_folder
     from smallr.core.programs import keep_programs
     from smallr.data.sources import load_rows
-    from smallr.methods.adaptive.labels import label_rows, report, save
+    from smallr.methods.adaptive.labels import label_rows, report
     from smallr.methods.adaptive.opening import open_student
 
     keep_programs()
     rows = load_rows(options.data, options.split)
     student = open_student(options.model, prompts=options.prompts, decode_slots=options.decode_slots)
     found = label_rows(student, rows, margin=options.margin, max_tokens=options.max_tokens)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save(found, out)
+    with whole_folder(out) as folder:
+        found.save_to_disk(str(folder))
     print(report(found, len(rows)))

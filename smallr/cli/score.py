@@ -24,6 +24,7 @@ def flags(parser: Parser) -> None:
     parser.flag("out", None, "folder to write; must not exist", required=True)
     parser.flag("split", "train", "split, or a part of it as in train[:50%]")
     parser.flag("kind", "preference", "of the rows: preference | sft | completions | rationale")
+    parser.flag("format", "", "how the columns are read, as config.data.format; empty: found out from them")
     parser.flag("columns", "", "our name=the source's name, comma-separated, e.g. prompt=question")
     parser.flag("chat", True, "wrap plain strings in the chat template")
     parser.flag("order", "answer_first", "of rationale rows: answer_first | rationale_first")
@@ -44,7 +45,7 @@ def run(options: Namespace) -> None:
     keep_programs()
 
     columns = dict(pair.split("=", 1) for pair in pairs)
-    names = ("model", "tokenizer", "data", "split", "kind", "chat", "order", "rows", "row_length", "dtype")
+    names = ("model", "tokenizer", "data", "split", "kind", "format", "chat", "order", "rows", "row_length", "dtype")
     scored = write_scores(
         ScoreOptions(columns=columns, **{name: getattr(options, name) for name in names}), Path(options.out)
     )

@@ -31,6 +31,7 @@ def flags(parser: Parser) -> None:
         "allowed_hosts", [], f"{hosts} machine alone, others are refused, so that a web page cannot post", many=True
     )
     parser.flag("max_body_mb", 4, "largest body of a request, in MiB", low=1)
+    parser.flag("date", "2024-07-26", "that a chat template writes where it writes today's")
     parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
 
 
@@ -51,7 +52,11 @@ def run(options: Namespace) -> None:
     keep_programs()
     sock = bind(options.host, options.port)
     loaded = load_engine(
-        options.model, dtype=options.dtype, decode_slots=options.decode_slots, max_length=options.max_length
+        options.model,
+        dtype=options.dtype,
+        decode_slots=options.decode_slots,
+        max_length=options.max_length,
+        date=options.date,
     )
     engine = EngineThread(loaded.engine)
     name = options.name or options.model

@@ -14,11 +14,7 @@ import hashlib
 import io
 import json
 import os
-import re
-import shutil
-import socket
 import tempfile
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,10 +23,10 @@ import numpy as np
 from absl import logging
 
 from smallr.core.errors import UserError
+from smallr.core.files import remove_leftovers, temporary_path, whole_file
 
 _MAGIC = b"smallr-entry-1\n"
 _SEAL = "digests.json"  # of a folder: size and SHA-256 of its files
-_SCRATCH = ".scratch"  # prefix of what is being written
 # Errors that say that nothing can be stored there, as opposed to errors of what was to be stored.
 _NO_STORAGE = (
     errno.ENOSPC,
@@ -95,9 +91,11 @@ class Cache:
     def put(self, identity: str, content: bytes) -> None:
         """Stores an entry, in place of one that is there; where that is impossible, a warning says so."""
         try:
-            write_atomically(self.path(identity), sealed(content, identity))
+            with whole_file(self.path(identity), "wb") as file:
+                file.write(sealed(content, identity))
         except OSError as error:
-            _warn_once(f"the cache of kind {self._kind} cannot be written ({error}); the work goes on without it")
+            reason = error.__cause__ or error  # without the name of the entry: one warning is enough for all
+            _warn_once(f"the cache of kind {self._kind} cannot be written ({reason}); the work goes on without it")
 
     def get_json(self, identity: str) -> Any | None:
         """Returns a value that `put_json` stored, or None."""
@@ -138,24 +136,6 @@ def _digest(content: bytes, identity: str) -> bytes:
     return digest.digest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole, on disk, or not at all; its permissions follow the umask.
-
-    Raises:
-      OSError: it cannot be written; nothing is left behind.
-    """
-    scratch = path.parent / _scratch_name()
-    try:
-        with open(scratch, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-
-
 def cached_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
     """Returns an intact folder of the cache, built if it is missing or damaged.
 
@@ -191,14 +171,11 @@ def cached_folder(folder: Path, build: Callable[[Path], Any]) -> Path:
 
 
 def _build(folder: Path, build: Callable[[Path], Any]) -> Path:
-    scratch = folder.parent / _scratch_name()
-    scratch.mkdir(parents=True)
-    try:
+    with temporary_path(folder) as scratch:
+        scratch.mkdir()
         build(scratch / "new")
         seal(scratch / "new")
         replace_folder(scratch / "new", folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
@@ -208,11 +185,11 @@ def replace_folder(new: Path, folder: Path) -> None:
     Raises:
       OSError: something else is in its place and cannot be moved away.
     """
-    for _ in range(3):  # others may move theirs at the same time
+    for number in range(3):  # others may move theirs at the same time
         if is_intact(folder, quiet=True):
             return
         with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, new.parent / f"{_scratch_name()}-old")
+            os.rename(folder, new.parent / f"before-{number}")
         try:
             os.rename(new, folder)
             return
@@ -225,7 +202,8 @@ def replace_folder(new: Path, folder: Path) -> None:
 def seal(folder: Path) -> None:
     """Brings a folder's files to the disk and writes their digests beside them."""
     text = json.dumps(_digests(folder, sync=True), sort_keys=True)
-    write_atomically(folder / _SEAL, sealed(text.encode(), _SEAL))
+    with whole_file(folder / _SEAL, "wb") as file:
+        file.write(sealed(text.encode(), _SEAL))
 
 
 def is_intact(folder: Path, *, quiet: bool = False) -> bool:
@@ -257,30 +235,7 @@ def _digests(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
     return found
 
 
-def _scratch_name() -> str:
-    """A name that no other process or thread uses, and that says whose it is."""
-    return f"{_SCRATCH}-{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
-
-
-@functools.cache
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())
-
-
-@functools.cache
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes of this machine were writing."""
-    for path in folder.glob(f"{_SCRATCH}-{_host()}-*"):
-        pid = int(path.name.split("-")[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        except OSError:  # another user's
-            continue
+_remove_leftovers = functools.cache(remove_leftovers)  # once a process looks at a folder
 
 
 # The folder is removed when the process ends.

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,7 +59,7 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
       FileError: the file cannot be written, for instance because the disk is full or a folder stands in its place.
     """
     encoding = None if "b" in mode else "utf-8"
-    with _readable_errors(path), _temporary(path) as temporary:
+    with _readable_errors(path), temporary_path(path) as temporary:
         with open(temporary, mode, encoding=encoding) as file:
             yield file
             file.flush()
@@ -77,7 +77,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
       FileError: the folder cannot be written, or a file stands in its place.
     """
-    with _readable_errors(path), _temporary(path) as temporary:
+    with _readable_errors(path), temporary_path(path) as temporary:
         temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
@@ -94,7 +94,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def _swap(new: Path, path: Path) -> None:
     """Puts a folder in the place of another one; another process may be doing the same."""
     while True:
-        with _temporary(path) as before:
+        with temporary_path(path) as before:
             if path.is_dir():
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, before)
@@ -127,8 +127,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other process uses; what has it at the end is removed."""
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path` that no other process or thread uses; what has it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f".{path.name}-{host_name()}-{os.getpid()}-{secrets.token_hex(4)}"
     _live.add(name)
@@ -151,32 +151,59 @@ def _readable_errors(path: Path) -> Iterator[None]:
             raise FileError(f"{path} is a folder where a file should be: move it away") from error
         if path.is_file() and isinstance(error, NotADirectoryError):
             raise FileError(f"{path} is a file where a folder should be: move it away") from error
-        raise FileError(f"{path} cannot be written: {error}") from error  # which names the file inside it
+        unwritable = FileError(f"{path} cannot be written: {error}")  # which names the file inside it
+        unwritable.errno = error.errno
+        raise unwritable from error
 
 
 # Reading
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
+def read_json(path: Path, kind: type = dict, fields: Mapping[str, type] = {}) -> Any:
     """Reads a JSON file whose top is of a given type.
 
+    Args:
+      path: of the file.
+      kind: of the top.
+      fields: names that a dict must have, and the type of each.
+
     Raises:
-      FileError: it cannot be read, is no JSON, or its top is of another type; the message names line and column.
+      FileError: it cannot be read, is no JSON, or something in it is of another type; the message names the place.
     """
+    return _parsed(_content(path), str(path), kind, fields)
+
+
+def read_json_lines(path: Path, fields: Mapping[str, type] = {}) -> list[dict[str, Any]]:
+    """Reads a file with a JSON object on each line; arguments and errors as of `read_json`."""
+    lines = enumerate(_content(path).split(b"\n"), 1)
+    return [_parsed(line, f"{path}, line {number}", dict, fields) for number, line in lines if line.strip()]
+
+
+def _content(path: Path) -> bytes:
     if path.is_dir():
         raise FileError(f"{path} is a folder where a file should be: move it away")
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _parsed(content: bytes, place: str, kind: type, fields: Mapping[str, type]) -> Any:
+    try:
+        value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise FileError(f"{path} is damaged: byte {error.start} is not UTF-8") from error
+        raise FileError(f"{place} is damaged: byte {error.start} is not UTF-8") from error
     except RecursionError as error:
-        raise FileError(f"{path} is damaged: nested too deep") from error
+        raise FileError(f"{place} is damaged: nested too deep") from error
     except ValueError as error:
-        raise FileError(f"{path} is damaged: not valid JSON ({error})") from error
+        raise FileError(f"{place} is damaged: not valid JSON ({error})") from error
     if not isinstance(value, kind):
-        raise FileError(f"{path} is damaged: expected a JSON {kind.__name__}, found {type(value).__name__}")
+        raise FileError(f"{place} is damaged: expected a JSON {kind.__name__}, found {type(value).__name__}")
+    for name, wanted in fields.items():
+        if name not in value:
+            raise FileError(f"{place} is damaged: it has no {name!r}")
+        if not isinstance(value[name], wanted):
+            raise FileError(f"{place} is damaged: {name!r} is no {wanted.__name__} but {type(value[name]).__name__}")
     return value
 
 

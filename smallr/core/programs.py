@@ -12,7 +12,8 @@ import jax
 from absl import logging
 from etils import epath
 
-from smallr.core.cache import cache_dir, sealed, unsealed, write_atomically
+from smallr.core.cache import cache_dir, sealed, unsealed
+from smallr.core.files import whole_file
 
 _SCHEME = "smallr-programs://"
 # Below the folder that the user names, so that plain JAX processes that use the same one do not meet sealed files.
@@ -50,7 +51,8 @@ class _SealedPath(type(epath.Path("."))):
     def write_bytes(self, data: bytes) -> int:
         """Stores the content with its digest; where that is impossible, the program is not kept."""
         try:
-            write_atomically(Path(self), sealed(data, self.name))
+            with whole_file(Path(self), "wb") as file:
+                file.write(sealed(data, self.name))
         except OSError as error:
             logging.log_first_n(
                 logging.WARNING, "cache: compiled programs cannot be kept in %s (%s)", 1, self.parent, error

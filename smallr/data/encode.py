@@ -11,9 +11,20 @@ from jaxtyping import Int
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from smallr.core.errors import panics_as_errors
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Completion, Example, soft_ids
 from smallr.data.errors import DataError
 from smallr.data.templates import Marked
+
+
+def longest_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> int:
+    """Returns a number of characters that no text of so many tokens exceeds.
+
+    A text that is longer need not be tokenised to know that it does not fit: a row of 10 MB takes minutes.
+    """
+    longest = max(map(len, tokenizer.get_vocab()))
+    composed = 4 if tokenizer.backend_tokenizer.normalizer is not None else 1  # four characters may become one
+    return tokens * longest * composed
 
 
 class Encoder:
@@ -38,9 +49,6 @@ class Encoder:
         self.definition = backend_definition(tokenizer)
         self._eos_text = str(tokenizer.eos_token)
         self._bos = tokenizer.bos_token_id
-        self._most_characters = max(map(len, tokenizer.get_vocab()))
-        # A normalizer may compose characters: four of them become one.
-        self._composed = 4 if self.definition.get("normalizer") is not None else 1
         self._backend = Tokenizer.from_str(json.dumps(self.definition))
 
     def __call__(self, texts: Sequence[Marked]) -> list[Completion]:
@@ -48,19 +56,19 @@ class Encoder:
         encodings: list[Encoding | None] = [None] * len(texts)
         for is_chat in (False, True):
             chosen = [i for i, text in enumerate(texts) if text.is_chat == is_chat]
-            batch = self._backend.encode_batch([texts[i].text for i in chosen], add_special_tokens=not is_chat)
+            batch = self._encode([texts[i].text for i in chosen], add_special_tokens=not is_chat)
             for i, encoding in zip(chosen, batch, strict=True):
                 encodings[i] = encoding
         return [self._roles(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def longest_text(self, tokens: int) -> int:
-        """Returns a number of characters that no text of so many tokens exceeds."""
-        return tokens * self._most_characters * self._composed
-
     def prompts(self, texts: Sequence[str], *, is_chat: bool) -> list[list[int]]:
         """Returns tokens of texts that are to be continued: as above, but nothing is added behind a text."""
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=not is_chat)
+        encodings = self._encode(list(texts), add_special_tokens=not is_chat)
         return [_before_end(encoding)[self._doubled(encoding) :] for encoding in encodings]
+
+    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[Encoding]:
+        with panics_as_errors(f"{len(texts)} texts, of which the first begins with {texts[0][:40]!r}" if texts else ""):
+            return self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
 
     def _doubled(self, encoding: Encoding) -> int:
         """Returns 1 where the tokenizer puts a beginning before a text that begins with its own, else 0."""

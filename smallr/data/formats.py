@@ -267,8 +267,11 @@ def recognise(kind: str, present: Sequence[str], source: str, name: str = "") ->
     ours = [each for each in fitting if each.is_ours or each.name == "prompt_input_completion"]
     left = ours or [each for each in fitting if each.name != "text"] or fitting
     if len(left) > 1:
-        choices = "; ".join(f"--config.data.format={each.name} reads {', '.join(each.needs)}" for each in left)
-        raise DataError(f"{source}: {kind} rows with these columns can be read in {len(left)} ways: {choices}")
+        choices = "; ".join(f"{each.name} reads {', '.join(each.needs)}" for each in left)
+        raise DataError(
+            f"{source}: {kind} rows with these columns can be read in {len(left)} ways: {choices}. Choose one with "
+            "--config.data.format=NAME (of smallr score: --format=NAME)"
+        )
     return left[0]
 
 
@@ -282,7 +285,7 @@ def _missing(kind: str, present: Sequence[str], source: str) -> DataError:
     return DataError(
         f"{source}: {kind} rows need the columns {wanted}; missing {', '.join(map(repr, missing))}, "
         f"present {', '.join(present)}{nearest(missing[0], present)} "
-        f"Map a column with --config.data.columns.{missing[0]}=NAME.{also}"
+        f"Map a column with --config.data.columns.{missing[0]}=NAME (of smallr score: --columns={missing[0]}=NAME).{also}"
     )
 
 

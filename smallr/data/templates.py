@@ -93,11 +93,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, date: str = DATE) -> None:
-        self._tokenizer = tokenizer
-        try:
-            self._date = datetime.date.fromisoformat(date)
-        except ValueError as error:
-            raise DataError(f"date {date!r}: expected year-month-day, like {DATE}") from error
+        self._tokenizer, self._date = tokenizer, parse_date(date)
         specials = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         specials |= {tokenizer.eos_token} if tokenizer.eos_token else set()
         self._special = _any_of(specials)
@@ -373,6 +369,18 @@ class ChatTemplate:
         begin = content.removeprefix("<think>")
         whole = opening + (begin.removeprefix("\n") if header.endswith("\n") else begin) + self._end_token
         return Marked(whole, (*spans, Span(len(opening), len(whole), ROLE_ANSWER)), True, tuple(notes))
+
+
+def parse_date(text: str) -> datetime.date:
+    """Reads a date.
+
+    Raises:
+      DataError: it is none.
+    """
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise DataError(f"date {text!r}: expected year-month-day, like {DATE}") from error
 
 
 def with_date(template: str, date: datetime.date) -> str:

@@ -28,7 +28,15 @@ from smallr.data.batch import Example
 from smallr.data.chat import Renderer, choice_pieces, rationale_pieces
 from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
-from smallr.data.encode import Encoder, choice_example, choice_ids, to_example, with_soft_tokens, without_first
+from smallr.data.encode import (
+    Encoder,
+    choice_example,
+    choice_ids,
+    longest_text,
+    to_example,
+    with_soft_tokens,
+    without_first,
+)
 from smallr.data.errors import DataError, nearest
 from smallr.data.formats import KINDS, Reading, read_as
 from smallr.data.orders import BOTH, FORMATS, ORDERS, PROMPT
@@ -206,7 +214,7 @@ class ExampleMaker:
     ) -> None:
         self._encoder = encoder
         self._reading = reading
-        self._longest = encoder.longest_text(options.max_length)
+        self._longest = longest_text(tokenizer, options.max_length)
         formats = {order: options.all_formats[order] for order in options.orders}
         self._renderer = Renderer(
             tokenizer, chat=options.chat, formats=formats, prompt=options.prompt, date=options.date

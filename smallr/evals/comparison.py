@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from smallr.core.errors import UserError
+from smallr.core.files import FileError, read_json
 from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Difference, paired_difference
 from smallr.evals.store import read_samples
@@ -50,8 +50,8 @@ def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 
     if names[0] != names[1]:
         raise UserError(f"{a} is of {names[0]}, {b} of {names[1]}: only evaluations of one benchmark are compared")
     metric = results[0]["metric"]
-    records = [_by_question(read_samples(folder)) for folder in (a, b)]
     field = FIELDS.get(metric, "correct")
+    records = [_by_question(read_samples(folder, field)) for folder in (a, b)]
     known = [scores([r for group in each.values() for r in group], field) for each in records]
     shared = [name for name in known[0] if name in known[1]]
     only = [len(each) - len(shared) for each in known]
@@ -73,11 +73,9 @@ def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 
 def _results(folder: Path) -> dict:
     path = folder / "results.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: give folders of finished evaluations (smallr evaluate)") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        return read_json(path, fields={"benchmark": str, "metric": str, "model": str})
+    except FileError as error:
+        raise UserError(f"{error}: give folders of finished evaluations (smallr evaluate)") from error
 
 
 def _by_question(samples: list[Record]) -> dict[str, list[Record]]:

@@ -13,6 +13,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from smallr.core.errors import UserError
+from smallr.data.templates import DATE, parse_date, with_date
 from smallr.evals.likelihood import TOKENS_PER_BATCH, LikelihoodScorer
 from smallr.sampling.requests import Request, SamplingParams
 
@@ -89,9 +90,10 @@ class SmallrLM(TemplateLM):
         return self._path.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Returns a chat as text."""
+        """Returns a chat as text, which is the same on every day."""
         return self.tokenizer.apply_chat_template(
             chat_history,
+            chat_template=with_date(self.tokenizer.get_chat_template(), parse_date(DATE)),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,

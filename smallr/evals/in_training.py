@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
+from smallr.data.templates import DATE
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
 from smallr.evals.likelihood import LikelihoodScorer
@@ -51,6 +52,7 @@ class TrainingBenchmark:
             raise UserError(f"config.benchmark.name={wanted.name} runs code: use smallr evaluate on checkpoints")
         self._mesh, self._decode_slots = mesh, wanted.decode_slots
         self._max_tokens = wanted.max_tokens or getattr(self._benchmark, "max_tokens", 1)
+        self._date = config.data.get("date", DATE)
         self._source = open_trained(config.model, config.tokenizer)
         self._tokenizer = self._source.tokenizer()
         self._engine: Engine | None = None
@@ -71,7 +73,12 @@ class TrainingBenchmark:
     def _answered(self, decoder: Decoder) -> list[dict[str, Any]]:
         if self._engine is None:
             self._engine = Engine(
-                decoder, self._tokenizer, self._mesh, decode_slots=self._decode_slots, end_ids=end_ids(self._source)
+                decoder,
+                self._tokenizer,
+                self._mesh,
+                decode_slots=self._decode_slots,
+                end_ids=end_ids(self._source),
+                date=self._date,
             )
         else:
             self._engine.update(decoder)

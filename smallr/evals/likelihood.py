@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from smallr.core.errors import panics_as_errors
 from smallr.models.decoder import Decoder
 from smallr.models.linear import precision
 
@@ -101,7 +102,8 @@ class LikelihoodScorer:
         """Returns the tokens of a text, with those that the tokenizer adds."""
         # A text that begins with BOS, as chat templates make it, does not get a second one.
         begins = text.startswith(self.tokenizer.decode([self.prefix_token]))
-        return list(self.tokenizer.encode(text, **({"add_special_tokens": False} if begins else {})))
+        with panics_as_errors(f"the text that begins with {text[:40]!r}"):
+            return list(self.tokenizer.encode(text, **({"add_special_tokens": False} if begins else {})))
 
     def score_tokens(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         """Computes `loglikelihood` of tokens; contexts have at least one.

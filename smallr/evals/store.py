@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smallr.core.errors import UserError
-from smallr.core.files import write_json, write_text
+from smallr.core.files import read_json_lines, write_json, write_text
 from smallr.core.stages import StageFolder
 
 ANSWERS, SAMPLES, RESULTS = "answers.jsonl", "samples.jsonl", "results.json"
@@ -38,15 +38,15 @@ def question_key(identity: str, text: str) -> str:
     return f"{identity}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
-def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """Reads the samples of a finished evaluation.
+def read_samples(folder: Path, field: str = "correct") -> list[dict[str, Any]]:
+    """Reads the samples of a finished evaluation, each with a verdict in `field`.
 
     Raises:
-      UserError: there are none.
+      UserError: there are none, or a line is damaged.
     """
     path = folder / SAMPLES
     if not path.is_file():
         unfinished = (folder / ANSWERS).exists()
         hint = "the evaluation was not finished; run it again" if unfinished else "no evaluation is there"
         raise UserError(f"{path} does not exist: {hint}")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return read_json_lines(path, {"id": str, "sample": int, "reason": str, field: bool})

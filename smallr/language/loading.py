@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from smallr.core.programs import keep_programs
 from smallr.core.sharding import make_mesh
+from smallr.data.templates import DATE, parse_date, with_date
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, load_decoder
 from smallr.sampling.engine import Engine
@@ -36,7 +37,14 @@ class Loaded:
     identity: str
 
 
-def load_engine(name: str, *, dtype: str = "bfloat16", decode_slots: int = 32, max_length: int | None = None) -> Loaded:
+def load_engine(
+    name: str,
+    *,
+    dtype: str = "bfloat16",
+    decode_slots: int = 32,
+    max_length: int | None = None,
+    date: str = DATE,
+) -> Loaded:
     """Loads a model over all devices.
 
     Args:
@@ -45,6 +53,7 @@ def load_engine(name: str, *, dtype: str = "bfloat16", decode_slots: int = 32, m
       dtype: of the computation, float32 or bfloat16.
       decode_slots: the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None as `Engine` has it.
+      date: that the chat template writes where it writes today's.
 
     Raises:
       UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`.
@@ -54,19 +63,22 @@ def load_engine(name: str, *, dtype: str = "bfloat16", decode_slots: int = 32, m
     with jax.set_mesh(mesh):
         source, decoder = load_trained(name, mesh, dtype=dtype)
         tokenizer = source.tokenizer()
+        ends = end_ids(source)
         engine = Engine(
-            decoder, tokenizer, mesh, decode_slots=decode_slots, max_length=max_length, end_ids=end_ids(source)
+            decoder, tokenizer, mesh, decode_slots=decode_slots, max_length=max_length, end_ids=ends, date=date
         )
-        return Loaded(engine, identity(decoder, tokenizer, engine.end_ids, engine.max_length))
+        return Loaded(engine, identity(decoder, tokenizer, engine.end_ids, engine.max_length, date))
 
 
-def identity(decoder: Decoder, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...], max_length: int) -> str:
+def identity(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...], max_length: int, date: str = DATE
+) -> str:
     """Returns what a local model's results are filed under: all that changes them, but for the request.
 
     The number of decode slots and the devices do too, in the last bits of a log-prob; a result is not computed again for that.
     """
-    written = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
-    texts = hashlib.sha256(written.encode()).hexdigest()
+    template = with_date(tokenizer.get_chat_template(), parse_date(date)) if tokenizer.chat_template else ""
+    texts = hashlib.sha256((tokenizer.backend_tokenizer.to_str() + template).encode()).hexdigest()
     return f"local {tree_digest(nnx.state(decoder))} {decoder.config.dtype} {texts} {ends} {max_length}"
 
 

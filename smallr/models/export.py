@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from smallr.core.errors import UserError
+from smallr.core.files import remove_leftovers, whole_folder
 from smallr.models.chat_template import end_of_turn
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
@@ -75,24 +74,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder: choose another --to, or remove it first")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error})") from error
-    try:
+    remove_leftovers(target.parent)
+    with whole_folder(target) as folder:
         yield folder
-        folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        os.rename(folder, target)  # replaces an empty folder
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

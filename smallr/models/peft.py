@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from smallr.models.export import new_folder, parameter_shapes, write_json
 from smallr.models.families import Tensor
 from smallr.models.lora import LoRA, projections, targets
 from smallr.models.safetensors_writer import DTYPES
+from smallr.models.schema import ADAPTER, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -151,13 +151,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """Reads the adapter_config.json of a folder.
 
     Raises:
-      UserError: it is missing, not JSON, or not of a LoRA adapter.
+      UserError: it is missing, malformed, or not of a LoRA adapter.
     """
-    try:
-        content = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} cannot be read ({error}); is this an adapter in PEFT's format?") from error
-    if content.get("peft_type") != "LORA" or not {"r", "lora_alpha"} <= content.keys():
+    content = read_json(folder / CONFIG, ADAPTER)
+    if content.get("peft_type") != "LORA" or None in (content.get("r"), content.get("lora_alpha")):
         raise UserError(f"{folder / CONFIG}: peft_type {content.get('peft_type')!r} is not supported here (LORA is)")
     return content
 

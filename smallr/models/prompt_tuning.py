@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from smallr.models.config import DecoderConfig
 from smallr.models.export import new_folder, write_json
 from smallr.models.peft import CONFIG, DIGEST, WEIGHTS, read_tensors
 from smallr.models.safetensors_writer import DTYPES
+from smallr.models.schema import ADAPTER, read_json
 
 TYPE, TENSOR = "PROMPT_TUNING", "prompt_embeddings"
 
@@ -88,11 +88,8 @@ def read_soft_prompt(folder: Path, config: DecoderConfig, digest: str) -> Float[
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); is this a soft prompt in PEFT's format?") from error
-    if content.get("peft_type") != TYPE or "num_virtual_tokens" not in content:
+    content = read_json(path, ADAPTER)
+    if content.get("peft_type") != TYPE or content.get("num_virtual_tokens") is None:
         raise UserError(f"{path}: peft_type {content.get('peft_type')!r} is no soft prompt ({TYPE} is)")
     if content.get("num_transformer_submodules") not in (1, None):
         raise UserError(f"{path}: num_transformer_submodules must be 1, as of a decoder")

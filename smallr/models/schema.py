@@ -150,6 +150,17 @@ TOKENIZER: Mapping[str, Field] = {
     "model": Field("dict", null=False),
     "added_tokens": Field("list", high=2**26, items=Field("dict", null=False)),
 }
+# adapter_config.json of PEFT, of LoRA and of prompt tuning
+ADAPTER: Mapping[str, Field] = {
+    "peft_type": _TEXT,
+    "base_model_name_or_path": _TEXT,
+    "r": _COUNT,
+    "lora_alpha": _POSITIVE,
+    "lora_dropout": Field("number", low=0, high=1),
+    "use_rslora": _BOOL,
+    "num_virtual_tokens": _WIDTH,
+    "num_transformer_submodules": Field("int", low=1, high=2),
+}
 WEIGHT_INDEX: Mapping[str, Field] = {"weight_map": Field("dict", null=False)}
 # Values of GGUF metadata; those of `smallr.models.gguf` that become a config are checked as one.
 _IDS, _WORDS = Field("int", low=0, high=2**31 - 1), Field("list", low=1, high=2**26, items=Field("str", null=False))

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import RULES, named_sharding
+from smallr.data.encode import longest_text
+from smallr.data.templates import DATE, parse_date
 from smallr.models.cached_attention import TILE
 from smallr.models.chat_template import end_of_turn
 from smallr.models.decoder import Decoder
@@ -23,7 +25,7 @@ from smallr.models.soft import soft_tokens
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
 from smallr.sampling.programs import Decoded, Hook, PrefillChunk, Programs
-from smallr.sampling.prompts import longest_text, prompt_ids, sample_key, stop_ids
+from smallr.sampling.prompts import prompt_ids, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
 from smallr.sampling.table import SlotTable
 from smallr.sampling.weights import Packer
@@ -89,6 +91,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         prefill_chunk: int | None = None,
         steps: int = 8,
+        date: str = DATE,
         hook: Hook | None = None,
         hook_shared: Any = (),
         hook_slot: Any = (),
@@ -98,6 +101,7 @@ class Engine:
         if not 1 < self.max_length <= config.max_positions:
             raise UserError(f"max_length {self.max_length} is not between 2 and the model's {config.max_positions}")
         self.tokenizer, self.mesh, self.config = tokenizer, mesh, config
+        self._date = parse_date(date)
         self._soft, self._most_characters = soft_tokens(decoder), longest_text(tokenizer, self.max_length)
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_of_turn(tokenizer), *end_ids)))
@@ -180,7 +184,9 @@ class Engine:
         """
         vocab_size, length = self.config.vocab_size, self.max_length
         stop_ids(request, self.tokenizer, self.end_ids, vocab_size)
-        ids = prompt_ids(request, self.tokenizer, vocab_size, soft=self._soft, most=self._most_characters)
+        ids = prompt_ids(
+            request, self.tokenizer, vocab_size, soft=self._soft, most=self._most_characters, date=self._date
+        )
         if len(ids) >= length:
             raise UserError(
                 f"the prompt has {len(ids)} tokens, which with one of a completion is over the {length} of "

@@ -19,8 +19,8 @@ from smallr.sampling.requests import Request, Result, SamplingParams
 Prompt = str | list[int] | tuple[dict[str, str], ...]  # text, token ids or messages
 
 
-def read_prompts(name: str) -> list[Prompt]:
-    """Reads the prompts of a file.
+def read_prompts(name: str) -> list[tuple[str, Prompt]]:
+    """Reads the prompts of a file, each with the place where it stands: the file and its line or row.
 
     Args:
       name: `-` for standard input; a file of rows (JSON, JSON lines, Parquet, CSV; packed or not) has a `prompt` (string
@@ -29,7 +29,12 @@ def read_prompts(name: str) -> list[Prompt]:
     Raises:
       UserError: no such file, or a row without a prompt, by its place.
     """
-    return [prompt for _, prompt in _prompts(name)]
+    if name != "-" and not Path(name).is_file():
+        raise UserError(f"--prompts: there is no file {name}")
+    prompts = [(place, _parsed(row, place)) for place, row in _rows(name)]
+    if not prompts:
+        raise UserError(f"--prompts: {name} has no prompt")
+    return prompts
 
 
 def as_requests(prompts: Sequence[Prompt], params: SamplingParams, *, chat: bool) -> list[Request]:
@@ -43,20 +48,10 @@ def read_questions(name: str) -> list[str]:
     Raises:
       UserError: as `read_prompts`, or a prompt that is no text.
     """
-    prompts = _prompts(name)
+    prompts = read_prompts(name)
     if wrong := [place for place, prompt in prompts if not isinstance(prompt, str)]:
         raise UserError(f"{wrong[0]}: `prompt` must be a string here, a question without anything around it")
     return [prompt for _, prompt in prompts]
-
-
-def _prompts(name: str) -> list[tuple[str, Prompt]]:
-    """Reads (where it stands, prompt) of each."""
-    if name != "-" and not Path(name).is_file():
-        raise UserError(f"--prompts: there is no file {name}")
-    prompts = [(place, _parsed(row, place)) for place, row in _rows(name)]
-    if not prompts:
-        raise UserError(f"--prompts: {name} has no prompt")
-    return prompts
 
 
 def _rows(name: str) -> Iterator[tuple[str, Any]]:

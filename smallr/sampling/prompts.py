@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, UInt32
 
-from smallr.core.errors import UserError
+from smallr.core.errors import UserError, panics_as_errors
+from smallr.data.templates import with_date
 from smallr.models.hf import read_generation_config
 from smallr.sampling.requests import Request
 
@@ -18,18 +20,14 @@ if TYPE_CHECKING:
     from smallr.models.loading import ModelSource
 
 
-def longest_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> int:
-    """Returns a number of characters that no text of so many tokens exceeds.
-
-    A text that is longer need not be tokenised to know that it does not fit: a prompt of 10 MB takes minutes.
-    """
-    longest = max(map(len, tokenizer.get_vocab()))
-    normalized = 4 if tokenizer.backend_tokenizer.normalizer is not None else 1  # which may compose characters
-    return tokens * longest * normalized
-
-
 def prompt_ids(
-    request: Request, tokenizer: PreTrainedTokenizerFast, vocab_size: int, *, soft: int = 0, most: int | None = None
+    request: Request,
+    tokenizer: PreTrainedTokenizerFast,
+    vocab_size: int,
+    *,
+    soft: int = 0,
+    most: int | None = None,
+    date: datetime.date | None = None,
 ) -> list[int]:
     """Encodes the prompt of a request to one token or more.
 
@@ -43,6 +41,7 @@ def prompt_ids(
       vocab_size: number of rows of the model's embedding.
       soft: number of its soft tokens.
       most: characters of a text beyond which it is refused without being tokenised.
+      date: that the chat template writes where it writes today's; None leaves it today's.
 
     Raises:
       UserError: a text that is no Unicode, no chat template, one that refuses the messages, an id without an
@@ -53,11 +52,14 @@ def prompt_ids(
             for field, text in message.items():
                 _check_text(text, f"messages[{number}].{field}")
         _check_length("messages", sum(len(message["content"]) for message in request.messages), most)
-        ids = tokenizer(_rendered(request, tokenizer), add_special_tokens=False)["input_ids"]
+        text = _rendered(request, tokenizer, date)
+        with panics_as_errors("messages"):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     elif isinstance(request.prompt, str):
         _check_text(request.prompt, "prompt")
         _check_length("prompt", len(request.prompt), most)
-        ids = tokenizer(request.prompt)["input_ids"]
+        with panics_as_errors("prompt"):
+            ids = tokenizer(request.prompt)["input_ids"]
     else:
         ids = list(request.prompt)
         if wrong := [token for token in ids if not -soft <= token < vocab_size]:
@@ -84,15 +86,20 @@ def _check_length(field: str, count: int, most: int | None) -> None:
         raise UserError(f"{field}: {count} characters are more than the tokens of max_length can hold ({most})")
 
 
-def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast) -> str:
+def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast, date: datetime.date | None) -> str:
     if not tokenizer.chat_template:
         name = tokenizer.name_or_path or "this model"
         raise UserError(f"messages: the tokenizer of {name} has no chat template; give a plain prompt")
     messages = [dict(message) for message in request.messages]
     continued = messages[-1]["role"] == "assistant"
     try:
+        template = tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=not continued, continue_final_message=continued
+            messages,
+            chat_template=template if date is None else with_date(template, date),
+            tokenize=False,
+            add_generation_prompt=not continued,
+            continue_final_message=continued,
         )
     except ImportError:
         raise

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float
 from tqdm import tqdm
 
-from smallr.core.cache import cache_dir
-from smallr.core.files import whole_file
+from smallr.core.cache import Cache
 from smallr.training.evaluation import collect
 from smallr.training.progress import log
 from smallr.training.splits import Split
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from smallr.training.step import Evaluation
 
 Scores = Float[np.ndarray, "completions examples"]
-_DIGEST = hashlib.sha256().digest_size
+KIND = "reference"  # of cache entries
 
 
 def cached_columns(
@@ -38,7 +36,7 @@ def cached_columns(
 
     They are computed with the program that evaluates the policy and on the rows of the first epoch. The position of
     an example in a row decides in which order its sums are rounded; in bfloat16 that moves a log-prob by tenths of a nat. So
-    policy and reference round alike, and the first loss is ln 2. For the same reason the key of the cache has the
+    policy and reference round alike, and the first loss is ln 2. For the same reason an entry of the cache is known by the
     layout of the rows and the program itself: what a run computes depends on its inputs alone, never on which run has
     filled the cache.
 
@@ -53,19 +51,19 @@ def cached_columns(
     names = [f"ref_{name}" for name in split.completion_names]
     # The evaluation subtracts the reference, but reports the policy's own scores too: any reference will do.
     blank = split.with_columns(**{name: np.zeros(len(split.examples), np.float32) for name in names})
-    key = scores_key(blank, evaluation, abstract, digest, mesh)
-    values = _read(key, (len(names), len(split.examples)))
+    identity = scores_identity(blank, evaluation, abstract, digest, mesh)
+    values = _read(identity, (len(names), len(split.examples)))
     if values is not None:
         log(f"reference log-probs, {split.name}: from the cache; weights, rows and program are those of an earlier run")
     else:
         values = _computed(blank, evaluation, weights(), mesh)
         if jax.process_index() == 0:
-            _write(key, values)
+            Cache(KIND).put_array(identity, values)
     return dataclasses.replace(split.with_columns(**dict(zip(names, values, strict=True))), reference=digest)
 
 
-def scores_key(split: Split, evaluation: Evaluation, params: nnx.State, digest: str, mesh: Mesh) -> str:
-    """Hashes weights, tokens, the layout of rows, the program and what compiles and runs it."""
+def scores_identity(split: Split, evaluation: Evaluation, params: nnx.State, digest: str, mesh: Mesh) -> str:
+    """Names weights, tokens, the layout of rows, the program and what compiles and runs it."""
     batch = next(split.batches(mesh, 0, 1))
     parts = {
         "weights": digest,
@@ -75,7 +73,7 @@ def scores_key(split: Split, evaluation: Evaluation, params: nnx.State, digest: 
         "mesh": [list(mesh.shape.items()), jax.process_count()],
         "platform": [jax.default_backend(), jax.devices()[0].device_kind, jax.__version__],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return json.dumps(parts, sort_keys=True)
 
 
 def _computed(split: Split, evaluation: Evaluation, params: nnx.State, mesh: Mesh) -> Scores:
@@ -91,37 +89,11 @@ def _computed(split: Split, evaluation: Evaluation, params: nnx.State, mesh: Mes
     return np.stack([found[f"score_{name}"] for name in split.completion_names]).astype(np.float32)
 
 
-def _read(key: str, shape: tuple[int, ...]) -> Scores | None:
+def _read(identity: str, shape: tuple[int, ...]) -> Scores | None:
     """Returns the cached values, on all processes or on none: process 0 decides, since the others may not see its disk."""
-    values = _stored(key, shape) if jax.process_index() == 0 else None
+    values = Cache(KIND).get_array(identity) if jax.process_index() == 0 else None
     if jax.process_count() == 1:
         return values
     if not bool(multihost_utils.broadcast_one_to_all(np.asarray(values is not None))):
         return None
     return np.asarray(multihost_utils.broadcast_one_to_all(np.zeros(shape, np.float32) if values is None else values))
-
-
-def _stored(key: str, shape: tuple[int, ...]) -> Scores | None:
-    try:
-        path = cache_dir("reference") / f"{key}.scores"
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        logging.warning("the cache of reference log-probs cannot be read (%s): computing them", error)
-        return None
-    data = content[_DIGEST:]
-    if hashlib.sha256(data).digest() != content[:_DIGEST] or len(data) != 4 * int(np.prod(shape)):
-        logging.warning("%s is damaged: computing the reference again", path)
-        return None
-    return np.frombuffer(data, "<f4").reshape(shape)
-
-
-def _write(key: str, values: Scores) -> None:
-    """Writes a digest and the values; a cache that cannot be written is only warned of."""
-    data = np.ascontiguousarray(values, "<f4").tobytes()
-    try:
-        with whole_file(cache_dir("reference") / f"{key}.scores", "wb") as file:
-            file.write(hashlib.sha256(data).digest() + data)
-    except OSError as error:
-        logging.warning("the reference log-probs cannot be kept (%s): the next run computes them again", error)

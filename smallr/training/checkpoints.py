@@ -336,9 +336,10 @@ def unseal(path: epath.Path, step: int) -> dict[str, Any]:
     try:
         envelope = json.loads(path.read_text())
         checksum = envelope.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        newer = envelope.get("format", _FORMAT) > _FORMAT
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"metadata is not what was saved ({type(error).__name__}: {error})") from error
-    if envelope.get("format", _FORMAT) > _FORMAT:
+    if newer:
         raise CheckpointError(f"{path.parent.parent} was written by a newer smallr (format {envelope['format']})")
     if _seal(envelope)["checksum"] != checksum:
         raise DamagedError("metadata is not what was saved (checksum)")

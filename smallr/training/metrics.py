@@ -28,6 +28,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from smallr.core.files import whole_file
+
 _RESERVED = ("step", "time", "split")
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")
 
@@ -142,12 +144,8 @@ def _rewrite(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     content = b"".join(_encode(line) for line in lines)
     if path.exists() and path.read_bytes() == content:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:

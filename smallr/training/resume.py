@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from smallr.core.errors import UserError
-from smallr.core.files import write_text
+from smallr.core.files import FileError, read_json, write_text
 from smallr.training.optimizer import Horizon
 from smallr.training.progress import table
 
@@ -91,13 +91,13 @@ def earlier_run(workdir: str | Path) -> Earlier | None:
         return None
     path = workdir / "config.json"
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path, fields={"config": dict, "data_fingerprint": str, "horizons": list})
         horizons = tuple(Horizon(**fields) for fields in saved["horizons"])
         return Earlier(saved["config"], saved["data_fingerprint"], horizons)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileError, TypeError) as error:
         raise UserError(
-            f"{workdir} has checkpoints, but {path.name} cannot be read ({type(error).__name__}: {error}), so it is not "
-            "known which configuration made them; restore the file or use another workdir"
+            f"{workdir} has checkpoints, but {path.name} cannot be used ({error}), so it is not known which configuration "
+            "made them; restore the file or use another workdir"
         ) from error
 
 

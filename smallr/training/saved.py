@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from absl import logging
 from etils import epath
 
 from smallr.core.errors import UserError
+from smallr.core.files import FileError, read_json
 from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
 from smallr.training.digest import read_digest
+from smallr.training.metrics import read_metrics
 
 
 class SavedCheckpoint:
@@ -88,16 +89,19 @@ class SavedRun:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """Returns `report.json` if it is of this checkpoint's step, else empty."""
+        """Returns `report.json` if it is of this checkpoint's step, else empty; a damaged one is warned of."""
         path = self.workdir / "report.json"
-        report = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            report = read_json(path) if path.exists() else {}
+        except FileError as error:
+            logging.warning("%s; the run's report is left out", error)
+            return {}
         return report if report.get("steps") == self.checkpoint.step else {}
 
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Returns the last training metrics logged up to this checkpoint."""
-        path = self.workdir / "metrics.jsonl"
-        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        lines = read_metrics(self.workdir)
         logged = [line for line in lines if line["split"] == "train" and line["step"] <= self.checkpoint.step]
         return logged[-1] if logged else {}
 
@@ -143,8 +147,6 @@ def _intact(folder: Path) -> SavedCheckpoint:
 def _configuration(workdir: Path) -> tuple[Path, dict[str, Any]]:
     path = workdir / "config.json"
     try:
-        return workdir, json.loads(path.read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error}), so it is not known which model was trained"
-        ) from error
+        return workdir, read_json(path, fields={"config": dict})["config"]
+    except FileError as error:
+        raise UserError(f"{error}; so it is not known which model was trained: restore the file") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from smallr.core.errors import UserError
+from smallr.core.files import whole_folder
 from smallr.core.sharding import make_mesh
 from smallr.data import completion_columns
 from smallr.data.packing import PackingPlan, Sizes
@@ -38,7 +37,7 @@ NAMES = {**completion_columns.NAMES, "rationale": ("completion",)}
 
 @dataclasses.dataclass(frozen=True)
 class ScoreOptions:
-    """What is scored and how; `kind`, `chat`, `order` as in a training config.
+    """What is scored and how; `kind`, `format`, `chat`, `order` as in a training config.
 
     Attributes:
       model: any name that training takes.
@@ -54,6 +53,7 @@ class ScoreOptions:
     data: str
     split: str = "train"
     kind: str = "preference"
+    format: str = ""
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chat: bool = True
     order: str = "answer_first"
@@ -73,10 +73,8 @@ def write_scores(options: ScoreOptions, out: Path) -> datasets.Dataset:
     if out.exists():
         raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
     scored = score_rows(options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        scored.save_to_disk(Path(scratch) / "rows")
-        os.replace(Path(scratch) / "rows", out)
+    with whole_folder(out) as folder:
+        scored.save_to_disk(folder)
     return scored
 
 
@@ -97,7 +95,7 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
     renamed = {ours: theirs for ours, theirs in options.columns.items() if ours != theirs}
     rows = load_rows(options.data, options.split, columns=renamed)
     order = {"order": options.order} if options.kind == "rationale" else {}
-    how = TokenizeOptions(options.kind, options.row_length, chat=options.chat, **order)
+    how = TokenizeOptions(options.kind, options.row_length, chat=options.chat, format=options.format, **order)
     examples = tokenize(rows, source.tokenizer(), how, source=options.data)
     if examples.report.dropped:
         log(str(examples.report))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from smallr.core import cache as module
-from smallr.core.cache import Cache, cache_dir, cached_folder, is_intact, seal, write_atomically
+from smallr.core.cache import Cache, cache_dir, cached_folder, is_intact, seal
 from smallr.core.errors import UserError
+from smallr.core.files import host_name
 
 
 @pytest.fixture(autouse=True)
@@ -142,11 +143,11 @@ def test_processes_that_store_the_same_do_not_meet():
 def test_what_killed_processes_left_is_removed():
     folder = cache_dir("sets")
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead, host = int(process.stdout), module._host()
-    (folder / f".scratch-{host}-{dead}-1" / "new").mkdir(parents=True)
-    (folder / f".scratch-{host}-{dead}-2").touch()
-    alive = folder / f".scratch-{host}-{os.getpid()}-3"
-    foreign = folder / f".scratch-elsewhere-{dead}-4"
+    dead, host = int(process.stdout), host_name()
+    (folder / f".entry-{host}-{dead}-00000001" / "new").mkdir(parents=True)
+    (folder / f".entry-{host}-{dead}-00000002").touch()
+    alive = folder / f".entry-{host}-{os.getppid()}-00000003"
+    foreign = folder / f".entry-elsewhere-{dead}-00000004"
     alive.touch()
     foreign.touch()
     module._remove_leftovers.cache_clear()
@@ -171,7 +172,7 @@ def test_a_full_disk_is_done_without(monkeypatch, caplog):
         if "cache" in os.readlink(f"/proc/self/fd/{descriptor}").split("/")[-3:]:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     store.put("a", b"content")
     store.put("b", b"content")
     assert store.get("a") is None
@@ -210,13 +211,17 @@ def test_errors_of_the_work_are_its_own():
     assert list(cache_dir("sets").iterdir()) == []
 
 
-def test_permissions_follow_the_umask(tmp_path):
-    before = os.umask(0o027)
+@pytest.mark.parametrize(("umask", "of_file", "of_folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_permissions_follow_the_umask(umask, of_file, of_folder):
+    before = os.umask(umask)
     try:
-        write_atomically(tmp_path / "file", b"x")
+        Cache("kind").put("a", b"content")
+        folder = cached_folder(cache_dir("sets") / "entry", fill)
     finally:
         os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    found = {path.stat().st_mode & 0o777 for path in [Cache("kind").path("a"), *folder.rglob("*")] if path.is_file()}
+    assert found == {of_file}
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder / "part")} == {of_folder}
 
 
 def test_sealing_is_of_every_file(tmp_path):

@@ -73,6 +73,19 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch):
     assert names(tmp_path) == ["data"]
 
 
+@pytest.mark.parametrize(("umask", "of_file", "of_folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_permissions_follow_the_umask(umask, of_file, of_folder, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        with whole_folder(tmp_path / "b") as folder:
+            (folder / "c").write_text("")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "b/c", "b")]
+    assert modes == [of_file, of_file, of_folder]
+
+
 def test_what_stands_in_the_place_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")

@@ -48,7 +48,7 @@ def test_every_reader_reads_every_encoding(tmp_path, encoding, end, packed):
     path = tmp_path / ("rows.jsonl.gz" if packed else "rows.jsonl")
     path.write_bytes(gzip.compress(data) if packed else data)
     assert load_rows(str(path)).to_list() == ROWS
-    assert read_prompts(str(path)) == [row["question"] for row in ROWS]
+    assert [prompt for _, prompt in read_prompts(str(path))] == [row["question"] for row in ROWS]
     items, report = load_items(find("gsm8k"), str(path))
     assert [item.row for item in items] == ROWS
     assert not report.dropped
@@ -58,7 +58,11 @@ def test_every_reader_reads_every_encoding(tmp_path, encoding, end, packed):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_lines_of_text_end_at_line_feeds_alone(tmp_path, encoding):
     (tmp_path / "a.txt").write_bytes("one\x0ctwo\u2028three\x85\r\n\n  four\rfive\n".encode(encoding))
-    assert read_prompts(str(tmp_path / "a.txt")) == ["one\x0ctwo\u2028three\x85", "  four\rfive"]
+    path = tmp_path / "a.txt"
+    assert read_prompts(str(path)) == [
+        (f"{path}, line 1", "one\x0ctwo\u2028three\x85"),
+        (f"{path}, line 3", "  four\rfive"),
+    ]
     assert list(read_lines(str(tmp_path / "a.txt")))[1] == (2, "")
 
 
@@ -68,7 +72,7 @@ def test_standard_input(monkeypatch):
         ('\n{"prompt": "a\u2028b"}\n{"prompt": [3]}', ["a\u2028b", [3]]),
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        assert read_prompts("-") == prompts
+        assert [prompt for _, prompt in read_prompts("-")] == prompts
 
 
 @pytest.mark.parametrize(
@@ -96,9 +100,10 @@ def test_half_of_a_surrogate_pair_costs_its_row_alone(tmp_path, run):
     assert sum(tally.count for tally in report.dropped.values()) == 1
     assert len(Holdout.load(path)) == 1
     # Prompts are given on: the engine fails that request, and all lines are written.
-    assert read_prompts(path) == ["cut \ud83d", "whole 😀"]
+    prompts = [prompt for _, prompt in read_prompts(path)]
+    assert prompts == ["cut \ud83d", "whole 😀"]
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    requests = [Request(prompt=prompt) for prompt in read_prompts(path)]
+    requests = [Request(prompt=prompt) for prompt in prompts]
     write_results(requests, [Result((), Usage(0, 0), "no text"), Result((), Usage(0, 0))], out)
     out.seek(0)
     assert [json.loads(line)["prompt"] for line in out] == ["cut \ud83d", "whole 😀"]

@@ -107,10 +107,10 @@ def test_several_readings_are_an_error_that_lists_them():
     with pytest.raises(DataError) as error:
         recognise("sft", ["messages", "prompt", "completion"], "rows.jsonl")
     assert "rows.jsonl: sft rows with these columns can be read in 2 ways" in str(error.value)
-    assert "--config.data.format=messages reads messages; " in str(error.value)
-    assert "--config.data.format=prompt_completion reads prompt, completion" in str(error.value)
+    assert "messages reads messages; prompt_completion reads prompt, completion" in str(error.value)
+    assert "--config.data.format=NAME (of smallr score: --format=NAME)" in str(error.value)
     assert recognise("sft", ["messages", "prompt", "completion"], "x", "messages").name == "messages"
-    with pytest.raises(DataError, match=r"conversations; --config\.data\.format=alpaca reads instruction, output"):
+    with pytest.raises(DataError, match=r"conversations; alpaca reads instruction, output"):
         recognise("sft", ["conversations", "instruction", "output"], "x")
     with pytest.raises(DataError, match=r"format 'alpace' of sft rows must be one of: .*did you mean 'alpaca'"):
         recognise("sft", [], "x", "alpace")

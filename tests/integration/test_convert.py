@@ -101,14 +101,14 @@ def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     line = [sys.executable, "-m", "smallr", "convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
     process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 120
-    while not list(tmp_path.glob(".out.partial-*/model.safetensors")):  # the weights are being written
+    while not list(tmp_path.glob(".out-*/model.safetensors")):  # the weights are being written
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not target.exists(), "the export was complete before it was killed"
-    assert list(tmp_path.glob(".out.partial-*"))
+    assert list(tmp_path.glob(".out-*"))
     done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (target / "config.json").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from smallr.core import cache
 from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
 from smallr.training import cached_scores
@@ -156,11 +157,29 @@ def test_a_damaged_or_unwritable_cache_is_warned_of(cached, tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cached_scores, "whole_file", full)
+        patch.setattr(cache, "whole_file", full)
         assert cached(fill=True)
     assert "No space left on device" in caplog.text
     assert cached(fill=True)
     assert cached()
+
+
+def test_a_run_ends_in_the_same_bits_whichever_run_filled_the_cache(small_model, tmp_path, monkeypatch):
+    """In bfloat16 the order of a sum shows in the weights at once."""
+
+    def run(cache: str, seed: int):
+        monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / cache))
+        changes = {"model": small_model, "data.eval": "", "eval_every": 0, "steps": 2, "seed": seed, "data.chat": False}
+        return train(smoke("cogpo", **changes), tmp_path / f"{cache}-{seed}")
+
+    run("alone", 1)
+    run("shared", 2)
+    run("shared", 1)
+    alone, after = final_arrays(tmp_path / "alone-1"), final_arrays(tmp_path / "shared-1")
+    assert alone.keys() == after.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    assert len(list((tmp_path / "shared" / "reference").iterdir())) == 2
 
 
 def test_a_run_with_a_moving_reference_resumes_bit_for_bit(tmp_path):

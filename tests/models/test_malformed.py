@@ -17,8 +17,11 @@ from smallr.models.config import DecoderConfig
 from smallr.models.gguf import GGUFFile
 from smallr.models.gguf_tokenizer import gguf_tokenizer
 from smallr.models.hf import folder_tokenizer, read_config, read_generation_config
+from smallr.models.peft import base_of, read_adapter_config
 from smallr.models.safetensors import INDEX, SafetensorsFolder
 from smallr.models.scratch import train_tokenizer
+from smallr.sampling.prompts import prompt_ids
+from smallr.sampling.requests import Request
 
 LLAMA = {
     "model_type": "llama",
@@ -34,6 +37,11 @@ LLAMA = {
     "layer_types": ["full_attention", "full_attention"],
     "eos_token_id": [1, 2],
 }
+ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "base_model_name_or_path": "m"}
+TEMPLATE = (
+    "{% for message in messages %}{{ '[' + message.role + '] ' }}{{ message.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 VALUES = (
     None,
     True,
@@ -61,6 +69,10 @@ def folder(tmp_path_factory):
     """A whole model folder with two weight files."""
     folder = tmp_path_factory.mktemp("model")
     train_tokenizer(["a small text"], 300).save_pretrained(folder)
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|endoftext|>"}}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|endoftext|>": 0}))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "adapter_config.json").write_text(json.dumps(ADAPTER))
     (folder / "config.json").write_text(json.dumps(LLAMA))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], "pad_token_id": 0}))
     names = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
@@ -105,7 +117,24 @@ def read_weights(folder):
         weights.read(name, tuple(slice(None) for _ in shape))
 
 
+def read_older_tokenizer(folder):
+    """Files that transformers reads beside tokenizer.json, and then writes with."""
+    tokenizer = folder_tokenizer(folder)
+    assert tokenizer.decode(tokenizer("a text")["input_ids"]) == "a text"
+
+
+def read_adapter_files(folder):
+    content = read_adapter_config(folder)
+    assert 0 < content["r"] < 2**20
+    assert float(content["lora_alpha"]) > 0
+    assert 0 <= float(content.get("lora_dropout") or 0) <= 1
+    base_of(folder)
+
+
 READERS = {
+    "special_tokens_map.json": read_older_tokenizer,
+    "added_tokens.json": read_older_tokenizer,
+    "adapter_config.json": read_adapter_files,
     "config.json": read_folder_config,
     "generation_config.json": read_generation_config,
     "tokenizer.json": folder_tokenizer,
@@ -168,6 +197,26 @@ def test_mutated_files_of_a_folder(folder, tmp_path, name):
             changed = mutated(content, rng)
         (copy / name).write_bytes(changed)
         refused += not survives(READERS[name], copy)
+    assert refused > COUNT / 10
+
+
+def test_mutated_chat_templates(folder, tmp_path, monkeypatch):
+    """Those that are tried in a process of their own, one in thirty here, and those that are rendered in this one."""
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    request = Request(messages=({"role": "user", "content": "a text"},))
+
+    def read(folder, *, tried):
+        tokenizer = folder_tokenizer(folder)
+        if tried:
+            check_template(tokenizer.chat_template, "model")
+        prompt_ids(request, tokenizer, 300)
+
+    read(copy, tried=True)  # without the clock: it imports what renders templates
+    rng, refused = random.Random(0), 0
+    for number in range(COUNT):
+        (copy / "chat_template.jinja").write_bytes(mutated(TEMPLATE.encode(), rng))
+        refused += not survives(lambda folder, n=number: read(folder, tried=n % 30 == 0), copy)
     assert refused > COUNT / 10
 
 

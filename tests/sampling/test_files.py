@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from types import SimpleNamespace
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
 from smallr.cli.generate import flags, run
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
+from smallr.data.encode import Encoder
+from smallr.data.templates import DATE
 from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
 from smallr.sampling.files import as_requests, read_prompts, write_results
-from smallr.sampling.requests import Result, Sample, SamplingParams, TokenLogprob, Usage
+from smallr.sampling.requests import Request, Result, Sample, SamplingParams, TokenLogprob, Usage
 from tests.sampling.models import engine
 
 PARAMS = SamplingParams(max_tokens=3)
 
 
+def prompts(path) -> list:
+    return [prompt for _, prompt in read_prompts(str(path))]
+
+
 def test_prompts_of_every_form(tmp_path):
     text = tmp_path / "a.txt"
     text.write_text("one\n\n two\n")
-    assert [request.prompt for request in as_requests(read_prompts(str(text)), PARAMS, chat=False)] == ["one", " two"]
-    (first, _) = as_requests(read_prompts(str(text)), PARAMS, chat=True)
+    assert [request.prompt for request in as_requests(prompts(text), PARAMS, chat=False)] == ["one", " two"]
+    (first, _) = as_requests(prompts(text), PARAMS, chat=True)
     assert first.messages == ({"role": "user", "content": "one"},)
     rows = [{"prompt": "p"}, {"prompt": [1, 2]}, {"messages": [{"role": "system", "content": "s"}]}]
     lines = tmp_path / "a.jsonl"
     lines.write_text("\n".join(map(json.dumps, rows)))
-    plain, ids, chat = as_requests(read_prompts(str(lines)), PARAMS, chat=False)
+    plain, ids, chat = as_requests(prompts(lines), PARAMS, chat=False)
     assert (plain.prompt, ids.prompt, chat.messages) == ("p", (1, 2), ({"role": "system", "content": "s"},))
     assert plain.params == PARAMS
 
@@ -90,6 +98,7 @@ def test_generate_writes_a_line_a_prompt_and_an_error_where_there_is_none(tmp_pa
     assert [line["prompt"] for line in lines] == [row["prompt"] for row in rows]
     assert [[len(sample["token_ids"]) for sample in line["samples"]] for line in lines] == [[3, 3], [], [], [], [3, 3]]
     for number, said in ((1, "surrogate pair"), (2, "400 tokens"), (3, "token id 101")):
+        assert lines[number]["error"].startswith(f"{tmp_path}/prompts.jsonl, line {number + 1}: ")
         assert said in lines[number]["error"]
     assert "3 of 5 prompts have an error" in caplog.text
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
@@ -98,7 +107,7 @@ def test_generate_writes_a_line_a_prompt_and_an_error_where_there_is_none(tmp_pa
 def test_results_are_lines_of_json(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo")
-    requests = as_requests(read_prompts(str(path)), PARAMS, chat=False)
+    requests = as_requests(prompts(path), PARAMS, chat=False)
     sample = Sample("ü", "stop", (7,), (TokenLogprob(7, "ü", -0.5, (("ü", -0.5),)),))
     out = io.StringIO()
     write_results(requests, [Result((sample,), Usage(4, 1)), Result(error="too long")], out)
@@ -123,3 +132,34 @@ def test_a_conversation_has_a_history_until_it_is_reset(capsys):
     converse(SimpleNamespace(submit=submit), PARAMS, chat=True, read=lambda prompt: next(lines))
     assert asked == [["a"], ["a", "answer", "b"], ["c"]]
     assert capsys.readouterr().out == "answer\n" * 3
+
+
+def test_a_template_that_writes_todays_date_writes_a_fixed_one():
+    template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
+    request = Request(messages=({"role": "user", "content": "hi"},), params=PARAMS)
+    texts = []
+    for options in ({}, {"date": "2025-01-31"}):
+        writer = engine(**options)
+        writer.tokenizer = copy.deepcopy(writer.tokenizer)
+        writer.tokenizer.chat_template = template
+        texts.append(writer.tokenizer.decode(writer.encode(request)))
+    assert texts == ["26 July 2024: hi", "31 January 2025: hi"]
+    with pytest.raises(UserError, match="date 'today': expected year-month-day, like 2024-07-26"):
+        engine(date="today")
+    parser = Parser("generate", "")
+    flags(parser)
+    assert parser.parse([]).date == DATE
+
+
+def test_a_regular_expression_that_backtracks_forever_fails_its_request_alone():
+    writer = engine()
+    writer.tokenizer = copy.deepcopy(writer.tokenizer)
+    slow = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    backend = writer.tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([slow, backend.pre_tokenizer])
+    results = writer.generate([Request(prompt=text, params=PARAMS) for text in ("a" * 40 + "X", "aaX")])
+    assert results[0].error.startswith("prompt: the tokenizer fails: ")
+    assert len(results[1].samples) == 1
+    encode = Encoder(writer.tokenizer)
+    with pytest.raises(UserError, match=r"1 texts, of which the first begins with 'aaa.*: the tokenizer fails: "):
+        encode.prompts(["a" * 40 + "X"], is_chat=False)

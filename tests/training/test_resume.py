@@ -147,7 +147,7 @@ def test_checkpoints_without_a_readable_config_are_an_error(tmp_path, content):
     (tmp_path / "config.json").unlink()
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"has checkpoints, but config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"has checkpoints, but config\.json cannot be used"):
         earlier_run(tmp_path)
 
 

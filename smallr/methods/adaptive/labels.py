@@ -10,12 +10,9 @@ writes them as a data set; in a run of configs/adaptive/router.py `labelled_rows
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,11 +174,3 @@ def _content(files: Iterable[Path]) -> str:
             with path.open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def save(rows: datasets.Dataset, folder: Path) -> None:
-    """Writes a data set at once or not at all; another process that was faster has written the same."""
-    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as scratch:
-        rows.save_to_disk(str(Path(scratch) / "rows"))
-        with contextlib.suppress(OSError):
-            os.replace(Path(scratch) / "rows", folder)

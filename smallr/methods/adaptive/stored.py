@@ -7,15 +7,15 @@ of a router; those of the modes, where the student has them, are in the folders 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from smallr.core.errors import UserError
+from smallr.core.files import FileError, read_json
 from smallr.data.encode import Encoder, choice_ids
 from smallr.data.orders import FORMATS, PROMPT
 from smallr.methods.adaptive.interface import MODES
@@ -106,9 +106,8 @@ def read_description(folder: Path) -> Description:
     """
     path = folder / FILE
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        description = Description(**content)
-    except (OSError, ValueError, TypeError) as error:
+        description = Description(**read_json(path))
+    except (FileError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); is {folder} an adaptive module, or the run of one?"
         ) from error

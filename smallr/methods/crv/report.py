@@ -224,6 +224,10 @@ def _remarks(report: Mapping[str, Any]) -> list[str]:
             f"{report['open']} rows got no reply and are in neither data set; the same command asks them again. "
             f"Errors: {'; '.join(report['open_errors'])}"
         )
+    if counts["unreadable"]:
+        found.append(
+            f"{counts['unreadable']} rows hold text that cannot be written (half a character) and were left out."
+        )
     if counts["duplicates"]:
         found.append(f"{counts['duplicates']} rows repeat the question of an earlier row and were left out.")
     if counts["contaminated"]:
