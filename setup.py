@@ -23,7 +23,7 @@ setup(
     packages=[*find_packages(include=["smallr", "smallr.*"]), *(f"smallr.{name}" for name in CONFIGS)],
     package_dir={f"smallr.{name}": name.replace(".", "/") for name in CONFIGS},
     entry_points={"console_scripts": ["smallr=smallr.cli.main:main"]},
-    package_data={"smallr": ["py.typed"], "smallr.methods.crv": ["prompts/*.txt"]},
+    package_data={"smallr": ["py.typed"], "smallr.methods.crv": ["prompts/*.txt"], "smallr.models": ["tiny_random/*"]},
     install_requires=[
         "absl-py",
         "datasets>=5",

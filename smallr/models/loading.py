@@ -186,13 +186,10 @@ def _folder_source(name: str, folder: Path) -> ModelSource:
 
 
 def _tiny_source() -> ModelSource:
-    """Makes two layers of random weights with SmolLM2's tokenizer: for smoke runs and tests."""
-    from smallr.models.gguf import GGUFFile
-    from smallr.models.gguf_tokenizer import gguf_tokenizer
-
+    """Makes two layers of random weights with SmolLM2's tokenizer, reduced to 1,280 tokens: for smoke runs and tests."""
     hf = {
         "model_type": "llama",
-        "vocab_size": 49152,
+        "vocab_size": 1280,
         "num_hidden_layers": 2,
         "hidden_size": 64,
         "num_attention_heads": 4,
@@ -202,8 +199,10 @@ def _tiny_source() -> ModelSource:
         "tie_word_embeddings": True,
         "max_position_embeddings": 8192,
     }
-    path = _smollm2_file()
-    return ModelSource(TINY, DecoderConfig.from_hf(hf), lambda: gguf_tokenizer(GGUFFile(path)), None, hf)
+    folder = Path(__file__).parent / "tiny_random"
+    return ModelSource(
+        TINY, DecoderConfig.from_hf(hf), lambda: folder_tokenizer(folder), None, hf, tokenizer_folder=folder
+    )
 
 
 def _smollm2_file() -> Path:

@@ -153,7 +153,7 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.3)
     model.save_pretrained(tmp_path / "adapter")
-    tokens = np.random.default_rng(0).integers(0, 49152, (2, 40))
+    tokens = np.random.default_rng(0).integers(0, 1280, (2, 40))
     with torch.no_grad():
         expected = model.eval()(torch.from_numpy(tokens)).logits.numpy()
         with model.disable_adapter():
@@ -174,7 +174,7 @@ def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_
     convert(str(lora_run), tmp_path / "merged", **OPTIONS)
     convert(str(lora_run), tmp_path / "adapter", adapter_only=True, **OPTIONS)
     convert("tiny-random", tmp_path / "base", **OPTIONS)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 49152, (2, 40)))
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 1280, (2, 40)))
     with torch.no_grad():
         merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(tokens).logits.numpy()
         base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -266,7 +266,7 @@ def test_a_quantised_base_is_what_is_trained_on_and_what_is_exported(tmp_path):
             for path, leaf in nnx.to_flat_state(trained.params)
         ]
     )
-    tokens = np.random.default_rng(0).integers(0, 49152, (2, 40))
+    tokens = np.random.default_rng(0).integers(0, 1280, (2, 40))
     decoder = trained.policy.decoder(params, trained.frozen)
     ours = decoder(jnp.asarray(tokens), *whole(40, 2)) @ decoder.unembedding().T
     with torch.no_grad():

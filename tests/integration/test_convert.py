@@ -49,7 +49,7 @@ def test_a_run_gives_the_same_logits_in_transformers(run, tmp_path):
     assert "step 4" in convert(str(run), out, **OPTIONS)
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert model.dtype == torch.float32
-    tokens = np.random.default_rng(0).integers(0, 49152, (2, 50))
+    tokens = np.random.default_rng(0).integers(0, 1280, (2, 50))
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.numpy()
     ours = our_logits(run, tokens)

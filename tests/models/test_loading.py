@@ -108,14 +108,13 @@ def test_built_in_smollm2(smollm2, smollm2_decoder):
     assert sum(leaf.size for leaf in _leaves(smollm2_decoder).values()) == config.num_params
 
 
-def test_tiny_random_is_small_seeded_and_speaks_smollm2(smollm2_tokenizer):
+def test_tiny_random_is_small_and_seeded():
     source = open_model("tiny-random")
     config = source.config
     assert (config.num_layers, config.d_model, config.num_heads, config.num_kv_heads, config.d_ff) == (2, 64, 4, 2, 128)
     first, second = (load_decoder(source, make_mesh()) for _ in range(2))
     _assert_same(first, second)
     assert 0.019 < np.std(_leaves(first)["embed.table"]) < 0.021
-    assert source.tokenizer().get_vocab() == smollm2_tokenizer.get_vocab()
 
 
 def _folder(tmp_path, change=None):

@@ -163,7 +163,7 @@ def test_what_a_run_leaves_is_trained_on(crv, tmp_path):
     changes = {"steps": 1, "eval_every": 0, "data.eval": "", "batch.row_length": 320, "batch.rows": 1}
     train(smoke("crv.sft", **{**changes, "data.train": str(crv / "verified")}), tmp_path / "sft")
     (sft,) = metrics(tmp_path / "sft")
-    assert 5 < sft["loss"] < 15, "a random model's nats a token, of 49152"
+    assert 5 < sft["loss"] < 15, "a random model's nats a token, of 1280"
     train(smoke("cogpo", **{**changes, "data.train": str(tmp_path / "pairs")}), tmp_path / "cogpo")
     (cogpo,) = metrics(tmp_path / "cogpo")
     assert cogpo["loss"] == pytest.approx(0.693147, abs=1e-4)
