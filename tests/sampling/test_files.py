@@ -80,6 +80,7 @@ def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypa
         generate(model="no-such-model", prompts=str(good), out=f"{tmp_path}/nowhere/a.jsonl")
 
 
+@pytest.mark.parity
 def test_generate_writes_a_line_a_prompt_and_an_error_where_there_is_none(tmp_path, monkeypatch, caplog):
     loaded = SimpleNamespace(engine=engine())
     monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: loaded)
