@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def _marks_of_import(module: str, name: str) -> set[str]:
     return marks
 
 
+@functools.cache
 def reached(path: Path) -> dict[str, set[str]]:
     """The marks that each function, class and imported name of a module asks for, through the names it uses."""
     body = ast.parse(path.read_text()).body

@@ -135,6 +135,7 @@ def test_a_conversation_has_a_history_until_it_is_reset(capsys):
     assert capsys.readouterr().out == "answer\n" * 3
 
 
+@pytest.mark.parity
 def test_a_template_that_writes_todays_date_writes_a_fixed_one():
     template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
     request = Request(messages=({"role": "user", "content": "hi"},), params=PARAMS)
@@ -152,6 +153,7 @@ def test_a_template_that_writes_todays_date_writes_a_fixed_one():
     assert parser.parse([]).date == DATE
 
 
+@pytest.mark.parity
 def test_a_regular_expression_that_backtracks_forever_fails_its_request_alone():
     writer = engine()
     writer.tokenizer = copy.deepcopy(writer.tokenizer)
