@@ -8,10 +8,10 @@ JOBS ?= 2
 PEERS ?= trl
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint bench clean
+.PHONY: help install train test test-fast lint bench clean
 
 help:  ## List the targets.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 
 # What training needs, and the built-in model. The stamp makes a second call instant.
 $(VENV)/.installed: setup.py constraints.txt
@@ -32,6 +32,9 @@ train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=dpo ARGS="--c
 
 test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-fast: $(VENV)/.installed-test  ## Run the tests that take a moment: without parity, process, notebook and slow.
+	$(BIN)/python -m pytest -n $(JOBS) -m "not parity and not process and not notebook and not slow" $(ARGS)
 
 # An environment for each peer of the benchmarks, from the peer's own list of versions.
 .venv-%/.installed: benchmarks/peers/%.txt

@@ -59,6 +59,7 @@ def pairs_of(drafts: list[dict]) -> list[dict]:
     return [{"prompt": row["prompt"], "completion": f"It is {len(row['completions'][0])}."} for row in drafts]
 
 
+@pytest.mark.slow
 def test_a_method_of_two_rounds_goes_on_to_the_same_end(tmp_path):
     config = smoke("sft", **{"steps": 1, "epochs": 0, "eval_every": 0, "data.eval": ""})
     config.data.columns.prompt, config.data.columns.completion = "prompt", "completion"

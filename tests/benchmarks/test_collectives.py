@@ -14,6 +14,8 @@ import pytest
 from benchmarks.abstract_step import SHAPES
 from tests.runs import ROOT
 
+pytestmark = pytest.mark.process
+
 TINY = SHAPES["tiny"]
 ROWS, LENGTH = 8, 160
 SMALL = 16 * 4  # values per example; token ids are ints

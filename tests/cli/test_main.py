@@ -85,6 +85,7 @@ def test_errors_are_one_line(capsys, argv, code, message):
     assert re.search(message, err), err
 
 
+@pytest.mark.process
 def test_what_is_checked_first_loads_nothing_heavy():
     """Importing the package, all commands, all configs and a wrong field, in a fresh process."""
     program = """
@@ -105,6 +106,7 @@ assert not loaded, loaded
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 def test_the_front_is_fast():
     """Processor time, best of three: a busy machine says little by the clock."""
 

@@ -13,6 +13,8 @@ import pytest
 from smallr.cli import config_files
 from tests.runs import ROOT
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:

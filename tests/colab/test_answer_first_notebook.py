@@ -15,6 +15,8 @@ def test_cells_are_plain_python_without_outputs():
     check_plain(NOTEBOOK)
 
 
+@pytest.mark.notebook
+@pytest.mark.process
 @pytest.mark.slow
 def test_runs_from_top_to_bottom(tmp_path):
     pytest.importorskip("matplotlib", reason="plots need the extra `experiments`")

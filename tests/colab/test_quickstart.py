@@ -23,6 +23,8 @@ def test_files_that_it_names_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.notebook
+@pytest.mark.process
 @pytest.mark.slow
 def test_runs_from_top_to_bottom(tmp_path):
     pytest.importorskip("matplotlib", reason="curves need the extra `experiments`")

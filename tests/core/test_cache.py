@@ -124,6 +124,7 @@ def _compete(folder, start):
         cached_folder(folder / f"{number % 5}", fill)
 
 
+@pytest.mark.process
 def test_processes_that_store_the_same_do_not_meet():
     folder = cache_dir("sets")
     context = multiprocessing.get_context("fork")
@@ -140,6 +141,7 @@ def test_processes_that_store_the_same_do_not_meet():
     assert len(list(cache_dir("kind").iterdir())) == 20
 
 
+@pytest.mark.process
 def test_what_killed_processes_left_is_removed():
     folder = cache_dir("sets")
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)

@@ -124,6 +124,7 @@ def test_json_is_read_as_written_and_other_faults_are_named(tmp_path):
         read_json(tmp_path / "b.json")
 
 
+@pytest.mark.process
 def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path):
     host, gone, alive = files.host_name(), dead(), os.getppid()
     left = [f".a.json-{host}-{gone}-0123abcd", f".rows-x-{host}-{gone}-0123abcd", f".a-{host}-{os.getpid()}-0123abcd"]
@@ -156,6 +157,7 @@ with whole_folder(Path(sys.argv[1])) as folder:
 """
 
 
+@pytest.mark.process
 def test_a_kill_leaves_a_name_that_is_recognised(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "data")], check=False, timeout=60)
     (left,) = tmp_path.iterdir()

@@ -47,6 +47,7 @@ def holder(folder: Path, *more: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.process
 def test_a_second_process_is_refused_and_told_who_is_first_and_a_kill_frees(tmp_path):
     process = holder(tmp_path / "out", "fork")
     child = next(int(line.split()[1]) for line in process.said if "child" in line)
@@ -66,6 +67,7 @@ def test_a_second_process_is_refused_and_told_who_is_first_and_a_kill_frees(tmp_
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.process
 def test_waiting_for_a_lock(tmp_path):
     process = holder(tmp_path)
     threading.Timer(0.2, process.stdin.close).start()

@@ -5,6 +5,10 @@ import random
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 PROGRAM = """
 import jax, jax.numpy as jnp
 from smallr.core.programs import keep_programs

@@ -179,6 +179,7 @@ print(Stages(out).run(plan, work))
 """
 
 
+@pytest.mark.process
 def test_a_killed_grid_goes_on_and_a_second_process_is_refused(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -250,6 +250,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_row_of_real_data_is_read(name):
     file, count = FILES[name]
@@ -262,6 +263,7 @@ def test_files_are_known_for_all_but_what_no_copy_is_of():
     assert set(BENCHMARKS) - set(FILES) == {"gpqa_diamond", "livecodebench", "anli_r1", "anli_r2", "anli_r3"}
 
 
+@pytest.mark.slow
 def test_math500_gold_solutions_are_right_and_permuted_answers_wrong():
     items, _ = load_items(find("math500"), shared("math/math500/test.jsonl.gz"))
     grader = Symbolic(workers=2)
@@ -276,6 +278,7 @@ def test_math500_gold_solutions_are_right_and_permuted_answers_wrong():
     grader.close()
 
 
+@pytest.mark.slow
 def test_gsm8k_solutions_are_judged_as_their_labels_say():
     rows, _ = load_items(find("gsm8k"), shared("math/gsm8k/test.jsonl.gz"))
     golds = {item.row["question"]: item.task.gold for item in rows}
@@ -311,6 +314,7 @@ def test_listed_options_are_known_by_their_texts():
             assert grader.grade([Job(f"So the answer is {text}.", item.task.gold, item.row)])[0].correct
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(REASON is not None, reason=f"no isolation on this host: {REASON}")
 def test_reference_programs_pass_and_another_problems_fail():
     for name, file, field in (
@@ -342,6 +346,7 @@ def test_execution_labels_of_spider_are_reproduced():
     assert agree / checked >= 0.99
 
 
+@pytest.mark.slow
 def test_the_shortcut_of_equal_latex_hides_nothing(monkeypatch):
     """Of gold answers as they are, math-verify alone finds nearly all equal to themselves."""
     from smallr.evals.graders import symbolic

@@ -90,6 +90,7 @@ def test_several_samples(tmp_path):
     assert metrics["maj@4"]["value"] == 0.5  # the first by its earlier answer, the second outvoted
 
 
+@pytest.mark.process
 def test_several_samples_by_the_command(tmp_path):
     """All the way: the engine draws, the grader judges, the files hold every sample."""
     fields = {
@@ -194,6 +195,7 @@ def test_likelihoods(tmp_path):
 # --- resuming
 
 
+@pytest.mark.process
 def test_a_killed_evaluation_pays_for_no_answer_twice(tmp_path):
     config = gsm8k(tmp_path, count=8)
     log = tmp_path / "asked.txt"
@@ -438,6 +440,7 @@ def test_code_is_refused_without_isolation_before_the_model_is_asked(tmp_path, m
 # --- comparison
 
 
+@pytest.mark.process
 def test_two_runs_are_compared_question_by_question(tmp_path):
     rights = {"a": range(4), "b": range(2, 10)}
     for name, right in rights.items():

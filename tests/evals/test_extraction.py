@@ -499,6 +499,7 @@ def test_queries():
 # --- hostile texts
 
 
+@pytest.mark.slow
 def test_every_search_is_linear():
     """Texts that make careless patterns quadratic; each extractor takes them in a moment."""
     pieces = [

@@ -117,6 +117,7 @@ def test_expressions(symbolic):
     assert [verdict.correct for verdict in verdicts] == [right for *_, right in cases]
 
 
+@pytest.mark.slow
 def test_hostile_mathematics_ends_and_the_pool_goes_on(symbolic):
     deep = r"\frac{" * 400 + "1" + "}{2}" * 400
     hostile = [
@@ -419,6 +420,7 @@ def log(n):
     assert not judged(programs, code, SAY).correct
 
 
+@pytest.mark.slow
 def test_loops_and_floods_end(programs):
     start = time.monotonic()
     loops = [

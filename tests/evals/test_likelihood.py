@@ -24,6 +24,8 @@ from smallr.evals.questions import Item  # noqa: E402
 from smallr.evals.running import run_likelihood  # noqa: E402
 from smallr.models.loading import open_model  # noqa: E402
 
+pytestmark = pytest.mark.parity
+
 OPTIONS = ("blue", "green as grass in June", "B", "7")
 PAIRS = [
     (f"Question: what is number {i}?{' so' * (i * 7 % 60)}\nAnswer:", f" {option}")

@@ -51,6 +51,7 @@ def dialogue(*lines: bytes) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
+@pytest.mark.process
 def test_the_valid_dialogue_passes():
     assert judged(dialogue(*VALID)) == {"ok": True, "passed": 1, "total": 1, "failure": None}
     error = b'{"error": "KeyError", "message": "x"}'
@@ -79,12 +80,14 @@ BROKEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("test", [VALUE, ERROR], ids=["value", "error"])
 def test_broken_messages_never_pass_and_cannot_be_caught(test):
     passed = [line[:60] for line in BROKEN if judged(dialogue(*VALID[:2], line), test)["ok"] is not False]
     assert passed == []
 
 
+@pytest.mark.process
 def test_errors_that_would_end_a_loop_of_the_tests_silently_are_failures():
     test = "assert list(map(f, [1, 2])) == []"
     for name in (
@@ -99,6 +102,7 @@ def test_errors_that_would_end_a_loop_of_the_tests_silently_are_failures():
         assert judged(dialogue(*VALID[:2], error), test)["ok"] is False, name
 
 
+@pytest.mark.process
 def test_random_and_cut_messages_never_pass():
     random_bytes = random.Random(0)
     whole = dialogue(*VALID)
@@ -108,6 +112,7 @@ def test_random_and_cut_messages_never_pass():
     assert [case for case in cases if judged(case)["ok"] is not False] == []
 
 
+@pytest.mark.process
 def test_a_message_without_an_end_is_refused():
     start = time.monotonic()
     endless = dialogue(*VALID[:2]) + b'{"value": "' + b"x" * (66 << 20)

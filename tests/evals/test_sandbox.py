@@ -224,6 +224,7 @@ os._exit(9)
     assert python(code).returncode == 9
 
 
+@pytest.mark.process
 def test_killing_the_caller_kills_the_program():
     """It is a process of its own, which ends by SIGKILL and can do nothing more."""
     mark = f"orphan-{os.getpid()}"
@@ -283,6 +284,7 @@ def alive(pid: int, mark: str) -> bool:
         return False
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("isolate", BOTH)
 def test_a_launcher_does_not_outlive_an_evaluation_that_is_killed_at_once(isolate):
     """Also where the evaluation ends before the launcher has asked for a signal at its death."""
@@ -312,6 +314,7 @@ def spin(seconds: float) -> None:
     sum(range(10**15))
 
 
+@pytest.mark.process
 def test_a_worker_at_full_speed_does_not_outlive_its_pool():
     code = f"""
 import os, threading, time
@@ -326,6 +329,7 @@ os.kill(os.getpid(), 9)
     assert wait_until_gone(mark) == []
 
 
+@pytest.mark.process
 def test_a_worker_has_its_processor_time_and_no_more():
     command = [
         sys.executable,
@@ -400,6 +404,7 @@ def test_new_namespaces_and_shared_memory_are_counted_without_the_filter_too(mon
         assert not {"shmget", "msgget", "semget"} & set(made)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("isolate", BOTH)
 def test_the_users_keys_are_out_of_reach(isolate, monkeypatch, tmp_path):
     """Even without the filter: the program has a session keyring of its own."""

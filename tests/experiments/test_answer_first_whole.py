@@ -26,6 +26,7 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_every_arm_is_run_once_and_reported(tmp_path, data):
     recipe = Recipe("scratch", chat=False, steps=2, rows=2, row_length=128, max_tokens=8, decode_slots=4)
     experiment = Experiment({"coin_flip": 0}, 6, recipe, (1, 32, 2, 300), (0.0, 0.5), 1, 4, adaptive=(2, 2))

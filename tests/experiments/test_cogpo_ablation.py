@@ -221,6 +221,7 @@ def test_a_base_has_seen_every_style_and_no_held_out_question(student):
     assert base.run().digest != Base(**{**vars(base), "questions": 31}).run().digest
 
 
+@pytest.mark.slow
 def test_the_whole_ablation_with_a_tiny_model(tmp_path, student):
     pytest.importorskip("matplotlib", reason="plots need the extra `experiments`")
     model = str(student[1])

@@ -35,6 +35,7 @@ def test_no_field_is_left_open(kind):
     assert set(DEFAULTS) == set(KINDS)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["slurm", "xpk"])
 @pytest.mark.parametrize("command", [COMMAND, TRAIN])
 def test_bash_accepts_the_scripts(kind, command):
@@ -45,6 +46,7 @@ def test_bash_accepts_the_scripts(kind, command):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.process
 def test_a_slurm_task_runs_its_part(tmp_path):
     project = tmp_path / "project"
     (project / ".venv/bin").mkdir(parents=True)
@@ -59,6 +61,7 @@ def test_a_slurm_task_runs_its_part(tmp_path):
     assert "#SBATCH --array=0-2\n" in script
 
 
+@pytest.mark.process
 def test_skypilot_yaml_says_what_the_task_needs():
     task = yaml.safe_load(render("skypilot", COMMAND, VALUES["skypilot"]))
     assert (task["name"], task["num_nodes"]) == ("cogpo", 3)
@@ -69,6 +72,7 @@ def test_skypilot_yaml_says_what_the_task_needs():
         assert subprocess.run(["bash", "-n"], input=task[part], text=True, check=False).returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_training_run_over_nodes_of_slurm(tmp_path, nodes):
     project = tmp_path / "project"
@@ -84,6 +88,7 @@ def test_a_training_run_over_nodes_of_slurm(tmp_path, nodes):
     assert "#SBATCH --array=0-0\n" in script
 
 
+@pytest.mark.process
 def test_a_training_run_over_nodes_of_skypilot(tmp_path):
     task = yaml.safe_load(render("skypilot", TRAIN, {"bucket": "s3://b", "nodes": "2"}))
     assert task["num_nodes"] == 2
@@ -97,6 +102,7 @@ def test_a_training_run_over_nodes_of_skypilot(tmp_path):
     assert asked[-4:] == ["--distributed", "--coordinator=10.0.0.1:8476", "--num_processes=2", "--process_id=1"]
 
 
+@pytest.mark.process
 def test_xpk_creates_a_workload_a_share(tmp_path):
     stand_in(tmp_path / "xpk", f'printf "%s\\n" "$@" >> {tmp_path}/asked')
     script = render("xpk", COMMAND, VALUES["xpk"] | {"shares": "2"})
@@ -129,6 +135,7 @@ def test_what_would_not_run_is_refused(kind, command, values, message):
         render(kind, command, values)
 
 
+@pytest.mark.process
 def test_the_command_prints_the_launcher():
     arguments = [f"--set={name}={value}" for name, value in VALUES["slurm"].items()]
     command = [sys.executable, "-m", "experiments.launch", "--kind=slurm", f"--command={COMMAND}", *arguments]

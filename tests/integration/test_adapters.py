@@ -47,6 +47,7 @@ def lora_run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.process
 def test_adapters_alone_are_trained_and_stored(lora_run):
     arrays = final_arrays(lora_run)
     held = [name for name in arrays if name.endswith(("/a", "/b"))]
@@ -62,6 +63,7 @@ def test_adapters_alone_are_trained_and_stored(lora_run):
     assert all(np.abs(arrays[name]).max() > 0 for name in held if name.startswith("params"))
 
 
+@pytest.mark.process
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run):
     process = subprocess.Popen(
         command(CONFIG, tmp_path, *OVERRIDES),
@@ -84,6 +86,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.process
 def test_eight_devices_equal_one(tmp_path, lora_run):
     del lora_run
     more = ("--config.batch.rows=8", "--config.steps=3")
@@ -142,6 +145,7 @@ def test_a_live_reference_has_no_parameters_and_dropout_is_off_beside_the_step(t
     assert abs(losses[0.5] - losses[0.0]) > 1e-3, "the step did not drop"
 
 
+@pytest.mark.parity
 def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
     """Not merged: the low-rank products beside the base's."""
     convert("tiny-random", tmp_path / "base", **OPTIONS)
@@ -170,6 +174,8 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parity
+@pytest.mark.process
 def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_path, lora_run):
     convert(str(lora_run), tmp_path / "merged", **OPTIONS)
     convert(str(lora_run), tmp_path / "adapter", adapter_only=True, **OPTIONS)
@@ -245,6 +251,7 @@ def test_bad_fields_are_named(config, changes, words, tmp_path):
         train(smoke(config, **changes, **{"data.eval": "", "data.train_split": "train[:8]"}), tmp_path)
 
 
+@pytest.mark.process
 def test_resuming_with_another_rank_stops(lora_run):
     changes = dict(line.removeprefix("--config.").split("=") for line in OVERRIDES)
     typed = {name: json.loads(value) if value else value for name, value in changes.items()}
@@ -252,6 +259,7 @@ def test_resuming_with_another_rank_stops(lora_run):
         train(smoke("cogpo_lora", **typed, **{"lora.rank": 8}), lora_run)
 
 
+@pytest.mark.parity
 def test_a_quantised_base_is_what_is_trained_on_and_what_is_exported(tmp_path):
     config = smoke("cogpo_qlora", **{"data.eval": "", "steps": 2, "optimizer.learning_rate": 0.01})
     train(config, tmp_path / "run")

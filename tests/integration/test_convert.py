@@ -44,6 +44,7 @@ def our_logits(workdir, tokens) -> np.ndarray:
     return np.asarray(decoder(jnp.asarray(tokens), *whole(tokens.shape[1])) @ decoder.unembedding().T)
 
 
+@pytest.mark.parity
 def test_a_run_gives_the_same_logits_in_transformers(run, tmp_path):
     out = tmp_path / "model"
     assert "step 4" in convert(str(run), out, **OPTIONS)
@@ -96,6 +97,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_in_the_run_chang
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.process
 def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     target = tmp_path / "out"
     line = [sys.executable, "-m", "smallr", "convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
@@ -118,6 +120,7 @@ def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     assert "Traceback" not in again.stderr
 
 
+@pytest.mark.process
 def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
     """By the command line, and by the configuration of a run."""
     convert("tiny-random", tmp_path / "model", **OPTIONS)

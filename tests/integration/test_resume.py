@@ -66,6 +66,7 @@ def assert_same_end(workdir, uninterrupted):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.process
 def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterrupted, fields):
     for inside_a_save in (False, True):
         process = start(tmp_path, fields)
@@ -81,6 +82,7 @@ def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterr
     assert_same_end(tmp_path, uninterrupted)
 
 
+@pytest.mark.process
 def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields):
     process = start(tmp_path, fields, "--config.checkpoint.every=1000")
     wait_for(process, lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 3)
@@ -93,6 +95,7 @@ def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields):
     assert_same_end(tmp_path, uninterrupted)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seconds", [1.5, 5.0])
 def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_path, seconds, fields):
     process = start(tmp_path, fields)
@@ -169,6 +172,7 @@ def test_epochs_added_to_a_finished_run_are_taken(tmp_path, fields):
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
+@pytest.mark.process
 def test_a_second_run_in_a_workdir_is_refused(tmp_path, fields):
     program = (
         "import sys; from pathlib import Path; from smallr.core.locks import FolderLock\n"
@@ -190,6 +194,7 @@ def test_a_second_run_in_a_workdir_is_refused(tmp_path, fields):
         pass
 
 
+@pytest.mark.process
 def test_bad_input_ends_with_one_line_and_failure(tmp_path):
     done = run(CONFIG, tmp_path, "--config.data.train=nowhere.jsonl", check=False)
     assert done.returncode == 1

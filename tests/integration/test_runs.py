@@ -54,6 +54,7 @@ def leaves(node: ConfigDict, prefix: str = "") -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("smallr.training.resume._as_dict", lambda config: config._node.to_dict())
@@ -89,6 +90,7 @@ def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch
         assert {"nll_answer", "nll_rationale", "hardest_quarter_share", "spearman"} <= lines[-1].keys()
 
 
+@pytest.mark.slow
 def test_live_reference_gives_the_losses_of_the_cached_one(tmp_path):
     losses = {}
     for reference in ("cached", "live"):
@@ -99,6 +101,7 @@ def test_live_reference_gives_the_losses_of_the_cached_one(tmp_path):
     np.testing.assert_allclose(losses["live"], losses["cached"], rtol=5e-5)
 
 
+@pytest.mark.slow
 def test_an_epoch_ends_the_run_and_a_set_smaller_than_a_batch_trains(tmp_path):
     changes = {"data.train_split": "train[:3]", "data.eval": "", "epochs": 2, "steps": 0, "batch.rows": 8}
     report = train(smoke("dpo", **changes), tmp_path)
@@ -106,6 +109,7 @@ def test_an_epoch_ends_the_run_and_a_set_smaller_than_a_batch_trains(tmp_path):
     assert report["after"] == {}
 
 
+@pytest.mark.slow
 def test_nan_stops_the_run_and_names_step_rows_and_checkpoint(tmp_path):
     changes = {"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0.0, "checkpoint.every": 1, "data.eval": ""}
     with pytest.raises(NonFiniteError) as error:
@@ -138,6 +142,7 @@ BAD_CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "words"), BAD_CONFIGS, ids=[" ".join(changes) for changes, _ in BAD_CONFIGS])
 def test_bad_configs_stop_before_the_first_step(changes, words, tmp_path):
     with pytest.raises(UserError, match=words.replace(".", r"\.")):

@@ -12,6 +12,8 @@ import pytest
 from tests.runs import ROOT, command, environment, final_arrays, metrics, run
 from tests.tiny import batch_of, columns_of, pairs, preference, run_step
 
+pytestmark = pytest.mark.process
+
 CONFIG = "configs/cogpo.py:smoke"
 OVERRIDES = ("--config.batch.rows=8", "--config.steps=3", "--config.eval_every=0", "--config.checkpoint.every=3")
 

@@ -14,6 +14,8 @@ from smallr.training.exporting import convert
 from smallr.training.opening import open_trained
 from tests.runs import final_arrays, metrics, smoke, train
 
+pytestmark = pytest.mark.slow
+
 FIRST = {"data.eval": "", "data.train_split": "train[:48]", "steps": 2, "optimizer.learning_rate": 0.01}
 NEXT = {**FIRST, "steps": 3}
 

@@ -148,6 +148,7 @@ def test_a_full_disk_does_not_lose_the_result(tmp_path, caplog):
     assert cache.get("k") is None
 
 
+@pytest.mark.process
 def test_several_processes_write_at_once(tmp_path):
     path = tmp_path / "results.db"
     code = (
@@ -242,6 +243,7 @@ print(*[result.samples[0].text for result in results], sep="|")
 """
 
 
+@pytest.mark.process
 def test_a_job_killed_in_the_middle_pays_for_each_request_once(tmp_path):
     paid, lock, rest = [], threading.Lock(), threading.Event()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,10 @@ from tests.models.families.checks import tiny
 from tests.models.helpers import from_torch
 from tests.sampling.models import letters
 
-EXAMPLES, AT_ONCE = 250, 8  # requests: 2,000
+pytestmark = pytest.mark.parity
+
+AT_ONCE = 8
+EXAMPLES = int(os.environ.get("SMALLR_FUZZ_REQUESTS", "304")) // AT_ONCE
 KINDS = {"/v1/chat/completions": ChatBody, "/v1/completions": TextBody}
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"

@@ -135,6 +135,7 @@ def test_the_parameters_of_a_run_find_their_places(monkeypatch):
         assert leaf.get_value().sharding == named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
 
 
+@pytest.mark.process
 def test_clients_of_servers_need_no_jax():
     code = (
         "import sys, smallr.language.opening, smallr.language.server\n"

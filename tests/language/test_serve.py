@@ -17,6 +17,8 @@ from smallr.language.server import ServerModel
 from smallr.sampling.requests import Request, Result, SamplingParams
 from tests.runs import ROOT, environment
 
+pytestmark = pytest.mark.process
+
 QUESTION = [{"role": "user", "content": "What is 12 + 30?"}]
 PROCESS = ["--model=tiny-random", "--port=0", "--dtype=float32", "--decode_slots=4", "--max_length=192"]
 

@@ -13,6 +13,8 @@ import pytest
 
 from smallr.losses.preference import LOSSES, Divergence, Pairs, kl_estimate, kto, parse
 
+pytestmark = pytest.mark.parity
+
 pytest.importorskip("trl", reason="TRL is not installed: pip install smallr[test]")
 torch = pytest.importorskip("torch")
 

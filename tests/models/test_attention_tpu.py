@@ -53,6 +53,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'smallr[tpu]'")
 def test_the_kernels_compile_for_tpus_and_each_chip_computes_its_own_rows_and_heads():

@@ -62,6 +62,7 @@ def tokenizer():
     return toy_tokenizer.build()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_a_folder_comes_back_bit_for_bit(tmp_path, name, dtype, tokenizer):
@@ -86,6 +87,7 @@ def test_a_folder_comes_back_bit_for_bit(tmp_path, name, dtype, tokenizer):
     assert after == {**before, "eos_token_id": expected if len(expected) > 1 else expected[0]}
 
 
+@pytest.mark.parity
 def test_shards_hold_whole_layers_and_have_an_index_that_transformers_reads(tmp_path, tokenizer):
     original = save_folder(llama3_model(vocab_size=VOCAB), tmp_path / "in", tokenizer)
     out = export(original, tmp_path / "out", shard_bytes=250_000)
@@ -102,6 +104,7 @@ def test_shards_hold_whole_layers_and_have_an_index_that_transformers_reads(tmp_
     assert_same_bits(tensors(export(out, tmp_path / "again")), tensors(original))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("make", [llama3_model, qwen2_model])
 def test_gguf_becomes_a_folder_with_the_same_logits(tmp_path, make, monkeypatch, tokenizer):
     # Llama 3.1's own scaling, so that its divisors in the file can be named in config.json.
@@ -124,6 +127,7 @@ def test_gguf_becomes_a_folder_with_the_same_logits(tmp_path, make, monkeypatch,
     assert loaded("a b").input_ids == tokenizer("a b").input_ids
 
 
+@pytest.mark.parity
 def test_divisors_that_config_json_cannot_name_are_refused(tmp_path, monkeypatch, tokenizer):
     path = save_gguf(llama3_model(vocab_size=VOCAB), tmp_path / "model.gguf")
     monkeypatch.setattr("smallr.models.gguf_tokenizer.gguf_tokenizer", lambda file: tokenizer)
@@ -158,6 +162,7 @@ def test_an_error_leaves_nothing_and_an_empty_folder_is_filled(tmp_path):
     assert [path.name for path in target.iterdir()] == ["whole"]
 
 
+@pytest.mark.parity
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, tokenizer):
     original = save_folder(qwen2_model(vocab_size=VOCAB), tmp_path / "in", tokenizer)
     values = tensors(original)
@@ -195,6 +200,7 @@ def test_sizes():
             parse_size(text)
 
 
+@pytest.mark.parity
 def test_the_end_of_turn_ends_generation_beside_the_bases_own_ends(tmp_path, tokenizer):
     original = save_folder(llama3_model(vocab_size=VOCAB), tmp_path / "in", tokenizer)
     (original / "generation_config.json").write_text(json.dumps({"eos_token_id": [1], "temperature": 0.6}))
@@ -203,6 +209,7 @@ def test_the_end_of_turn_ends_generation_beside_the_bases_own_ends(tmp_path, tok
     assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": [1, end], "temperature": 0.6}
 
 
+@pytest.mark.parity
 def test_permissions_follow_the_umask(tmp_path, tokenizer):
     original = save_folder(llama3_model(vocab_size=VOCAB), tmp_path / "in", tokenizer)
     out = export(original, tmp_path / "out")

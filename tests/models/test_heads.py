@@ -129,6 +129,7 @@ def compare_eight_devices() -> None:
         np.testing.assert_allclose(a.get_value(), b.get_value(), atol=1e-4, rtol=1e-4, err_msg=".".join(path))
 
 
+@pytest.mark.process
 def test_eight_devices_equal_one():
     code = "from tests.models import test_heads; test_heads.compare_eight_devices()"
     done = subprocess.run(

@@ -36,6 +36,7 @@ def _assert_same(got, want) -> None:
         assert got[path].dtype == np.float32
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", list(MAKERS))
 def test_a_saved_folder_single_and_sharded(tmp_path, family, smollm2_tokenizer):
     model = MAKERS[family]()
@@ -53,6 +54,7 @@ def test_a_saved_folder_single_and_sharded(tmp_path, family, smollm2_tokenizer):
     np.testing.assert_allclose(hidden, expected, atol=2e-5)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", list(MAKERS))
 def test_gguf_and_folder_are_the_same_model(tmp_path, family):
     model = MAKERS[family]()
@@ -64,6 +66,7 @@ def test_gguf_and_folder_are_the_same_model(tmp_path, family):
     np.testing.assert_allclose(ours(tokens, *whole(100)), theirs(tokens, *whole(100)), atol=2e-5)
 
 
+@pytest.mark.parity
 def test_quantised_gguf_is_dequantised_row_by_row(tmp_path):
     """Q8_0 rounds to 127 steps of the largest of 32 numbers; norms stay float32."""
     model = llama3_model(hidden_size=96, intermediate_size=64, head_dim=16)
@@ -76,6 +79,7 @@ def test_quantised_gguf_is_dequantised_row_by_row(tmp_path):
     assert any(not np.array_equal(got[name], exact[name]) for name in exact)
 
 
+@pytest.mark.parity
 def test_bfloat16_files_become_float32_masters(tmp_path):
     model = qwen2_model().to(torch.bfloat16)
     decoder = load_decoder(open_model(str(save_folder(model, tmp_path))), make_mesh(), dtype="bfloat16", remat="dots")
@@ -84,6 +88,7 @@ def test_bfloat16_files_become_float32_masters(tmp_path):
     assert load_file(tmp_path / "model.safetensors")["model.norm.weight"].dtype == ml_dtypes.bfloat16
 
 
+@pytest.mark.parity
 def test_padded_vocabulary(tmp_path, smollm2_tokenizer):
     """Rows beyond the tokenizer's ids are parameters like others; ids beyond the rows are an error."""
     model = qwen2_model(vocab_size=49152 + 64, hidden_size=32, num_attention_heads=2)
@@ -127,6 +132,7 @@ def _folder(tmp_path, change=None):
     return open_model(str(folder))
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -147,6 +153,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, change, message):
         load_decoder(_folder(tmp_path, change), make_mesh())
 
 
+@pytest.mark.parity
 def test_derived_buffers_of_old_files_are_passed_over(tmp_path):
     def change(tensors):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(7, np.float32)
@@ -154,6 +161,7 @@ def test_derived_buffers_of_old_files_are_passed_over(tmp_path):
     _assert_same(load_decoder(_folder(tmp_path, change), make_mesh()), from_torch(llama3_model()))
 
 
+@pytest.mark.parity
 def test_a_stored_head_beside_tied_embeddings(tmp_path):
     folder = save_folder(qwen2_model(), tmp_path)
     tensors = load_file(folder / "model.safetensors")
@@ -166,6 +174,7 @@ def test_a_stored_head_beside_tied_embeddings(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+@pytest.mark.parity
 def test_a_folder_of_pickles_is_refused_with_the_reason(tmp_path):
     folder = save_folder(llama3_model(), tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -173,6 +182,7 @@ def test_a_folder_of_pickles_is_refused_with_the_reason(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+@pytest.mark.parity
 def test_an_incomplete_download_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     next(folder.glob("model-00002*")).unlink()
@@ -180,6 +190,7 @@ def test_an_incomplete_download_is_named(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+@pytest.mark.parity
 def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
     def change(tensors):
         tensors["model.layers.2.mlp.up_proj.weight"][5, 7] = np.nan
@@ -195,6 +206,7 @@ def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
     assert np.argwhere(np.isnan(taken)).tolist() == [[2, 7, 5]]
 
 
+@pytest.mark.parity
 def test_a_truncated_file_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     shard = next(folder.glob("model-00002*"))
@@ -205,6 +217,7 @@ def test_a_truncated_file_is_named(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+@pytest.mark.parity
 def test_an_index_that_lies_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -215,6 +228,7 @@ def test_an_index_that_lies_is_named(tmp_path):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
+@pytest.mark.parity
 def test_folders_without_config_or_tokenizer(tmp_path):
     with pytest.raises(UserError, match=r"no config.json"):
         open_model(str(tmp_path))
@@ -286,6 +300,7 @@ def test_broken_and_foreign_gguf_files(tmp_path):
         open_model(str(tmp_path / "bert.gguf"))
 
 
+@pytest.mark.parity
 def test_the_family_table_leads_back_to_the_file(tmp_path):
     """Export will read the same table the other way."""
     from smallr.models.families import FAMILIES
@@ -303,6 +318,7 @@ def test_the_family_table_leads_back_to_the_file(tmp_path):
                     np.testing.assert_array_equal(tensor.to_stored(part), stored[name], err_msg=name)
 
 
+@pytest.mark.parity
 def test_parameters_carry_their_names_after_loading(tmp_path):
     source = open_model(str(save_folder(qwen2_model(), tmp_path)))
     loaded, built = load_decoder(source, make_mesh()), from_torch(qwen2_model())

@@ -12,6 +12,8 @@ from flax import nnx
 
 from tests.models.helpers import by_param, from_torch, llama3_model, qwen2_model, whole
 
+pytestmark = pytest.mark.parity
+
 TEXT = """The quick brown fox jumps over the lazy dog. In 1969, three people flew to the Moon; two of them walked on it.
 
 Question: A baker makes 24 rolls in the morning and sells 15 of them before noon. In the afternoon she bakes twice as many

@@ -22,6 +22,8 @@ from tests.data import toy_tokenizer
 from tests.models.files import save_folder
 from tests.models.helpers import llama3_model, qwen2_model
 
+pytestmark = pytest.mark.parity
+
 LORAS = {
     "all": LoRA(5, 10.0, dropout=0.1),
     "some, rsLoRA": LoRA(3, 6.0, rslora=True, target=r"attention\.(q|o)|down"),

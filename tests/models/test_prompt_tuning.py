@@ -22,6 +22,8 @@ from tests.data import toy_tokenizer
 from tests.models.files import save_folder
 from tests.models.helpers import qwen2_model
 
+pytestmark = pytest.mark.parity
+
 OPTIONS = {"digest": "d" * 64, "dtype": "float32", "card": "card"}
 
 

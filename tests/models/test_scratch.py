@@ -17,6 +17,7 @@ from smallr.models.scratch import Size, train_tokenizer, write_scratch
 TEXTS = [f"Anna has {i} apples and buys {i + 13} more. How many has she now? {2 * i + 13}" for i in range(50)]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_transformers_reads_it_with_equal_logits(tmp_path, family):
     tokenizer = train_tokenizer(TEXTS, 300)

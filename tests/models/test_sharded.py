@@ -6,8 +6,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.models.files import save_folder, save_gguf
 from tests.models.helpers import llama3_model
+
+pytestmark = [pytest.mark.parity, pytest.mark.process]
 
 CHILD = """
 import sys

@@ -21,6 +21,8 @@ from tests.models.helpers import from_torch
 from tests.sampling.models import model
 from tests.tiny import batch_of
 
+pytestmark = pytest.mark.parity
+
 LENGTH = 3  # vectors of a soft prompt
 
 

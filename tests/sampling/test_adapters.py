@@ -15,6 +15,8 @@ from tests.models.helpers import from_torch
 from tests.sampling.models import decoder, letters, model
 from tests.sampling.test_engine import PROMPT, ask, tokens
 
+pytestmark = pytest.mark.parity
+
 LENGTH = 12
 
 

@@ -41,6 +41,7 @@ def logprobs(result) -> list[float]:
     return [each.logprob for each in result.samples[0].logprobs]
 
 
+@pytest.mark.parity
 def test_what_a_request_gives_does_not_depend_on_its_company(shared):
     """Alone; last of many; beside long ones, for which the cache grows; after its prompt's beginning was already there."""
     request = ask(temperature=1.0, top_p=0.9, logprobs=3, seed=11, max_tokens=20)
@@ -59,6 +60,7 @@ def test_what_a_request_gives_does_not_depend_on_its_company(shared):
     assert max(capacities) > before
 
 
+@pytest.mark.parity
 def test_results_are_in_order_and_slots_are_used_again(shared):
     requests = [ask(other, max_tokens=4 + n) for n, other in enumerate(OTHERS)]
     results = shared.generate(requests, progress=False)
@@ -68,6 +70,7 @@ def test_results_are_in_order_and_slots_are_used_again(shared):
     assert not shared.busy
 
 
+@pytest.mark.parity
 def test_bytes_of_a_step():
     small = engine(decode_slots=3)
     config = small.config
@@ -77,6 +80,7 @@ def test_bytes_of_a_step():
     assert small.bytes_of_a_step == 4 * (cache + config.num_layers * layer + config.vocab_size * config.d_model)
 
 
+@pytest.mark.parity
 def test_a_prompt_of_many_samples_is_read_once(shared):
     chunks, prefill = [], shared._programs.prefill
     shared._programs.prefill = lambda *args: chunks.append(args[-1]) or prefill(*args)
@@ -91,6 +95,7 @@ def test_a_prompt_of_many_samples_is_read_once(shared):
     assert len({tuple(sample) for sample in tokens(result)}) == 4
 
 
+@pytest.mark.parity
 def test_seeds_and_rounds(shared):
     def sampled(prompts, engine=shared, **params):
         requests = [ask(prompt, **({"temperature": 1.0, "n": 2} | params)) for prompt in prompts]
@@ -107,6 +112,7 @@ def test_seeds_and_rounds(shared):
     assert sampled([PROMPT], seed=1, n=1)[PROMPT] == first[PROMPT][:1]
 
 
+@pytest.mark.parity
 def test_two_prompts_with_one_seed_share_no_stream():
     """A hook makes all logits equal, so that a draw shows its random number and nothing of the prompt."""
     level = engine(hook=lambda inputs: inputs.logits * 0, steps=8)
@@ -120,6 +126,7 @@ def test_two_prompts_with_one_seed_share_no_stream():
     assert tuple(tokens(again[0])[0]) == drawn[0]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("fault", ["callback", "hook", "text", "tokenizer", "stop tokens"])
 def test_what_goes_wrong_with_one_request_is_its_own(fault, monkeypatch):
     small = engine(
@@ -151,6 +158,7 @@ def test_what_goes_wrong_with_one_request_is_its_own(fault, monkeypatch):
     assert small.generate(others, progress=False) == alone
 
 
+@pytest.mark.parity
 def test_a_failed_step_ends_what_had_begun_and_the_rest_is_served(shared):
     wanted = [shared.generate([ask(other)], progress=False)[0] for other in OTHERS[:3]]
     for program in ("prefill", "decode"):
@@ -174,6 +182,7 @@ def test_a_failed_step_ends_what_had_begun_and_the_rest_is_served(shared):
         assert [tokens(handle.result) for handle in handles[1:]] == [tokens(result) for result in wanted[1:]]
 
 
+@pytest.mark.parity
 def test_long_texts_are_refused_without_being_tokenised(monkeypatch):
     small = engine(max_length=64)
     monkeypatch.setattr(type(small.tokenizer), "__call__", lambda *_: pytest.fail("tokenised"))
@@ -181,6 +190,7 @@ def test_long_texts_are_refused_without_being_tokenised(monkeypatch):
     assert "10000000 characters" in result.error
 
 
+@pytest.mark.parity
 def test_numbers_at_their_limits_give_tokens(shared):
     limits = [
         {"temperature": 5e-324}, {"temperature": 1e-30}, {"temperature": 100.0}, {"top_p": 5e-324, "temperature": 1.0},
@@ -207,6 +217,7 @@ def test_parameters_beyond_their_limits_are_named():
                 SamplingParams(**{name: value})
 
 
+@pytest.mark.parity
 def test_log_probs_are_those_of_the_whole_text_at_temperature_1(shared):
     (result,) = shared.generate([ask(temperature=2.5, top_k=40, logprobs=5, seed=4)], progress=False)
     (sample,) = result.samples
@@ -222,6 +233,7 @@ def test_log_probs_are_those_of_the_whole_text_at_temperature_1(shared):
     assert silent.samples[0].logprobs is None
 
 
+@pytest.mark.parity
 def test_stop_tokens_and_strings(shared):
     written = greedy("llama", PROMPT, 12)
     text = letters().decode(written)
@@ -235,6 +247,7 @@ def test_stop_tokens_and_strings(shared):
     assert by_string.samples[0].finish_reason == "stop"
 
 
+@pytest.mark.parity
 def test_the_end_token_ends_unless_ignored():
     model = decoder("llama")
     first = greedy("llama", PROMPT, 1)[0]
@@ -244,6 +257,7 @@ def test_the_end_token_ends_unless_ignored():
     assert len(tokens(going)[0]) == 12
 
 
+@pytest.mark.parity
 def test_streams_and_cancels(shared):
     deltas, other = [], []
     handle = shared.submit(ask(n=2, temperature=1.0, logprobs=0, stop=("\n\n",)), on_delta=deltas.append)
@@ -262,6 +276,7 @@ def test_streams_and_cancels(shared):
         assert [delta.finish_reason for delta in mine][-2:] == [None, "length"]
 
 
+@pytest.mark.parity
 def test_requests_that_cannot_be_served_say_why():
     small = engine(max_length=30, decode_slots=1)
     long, wrong, cut, fits = small.generate(
@@ -278,6 +293,7 @@ def test_requests_that_cannot_be_served_say_why():
         engine(max_length=300)
 
 
+@pytest.mark.parity
 def test_a_hook_changes_what_is_drawn_with_arrays_of_its_own():
     def hook(inputs: HookInputs) -> jax.Array:
         """Bans each request's token, and adds a head's opinion of the hidden states."""
@@ -310,6 +326,7 @@ def test_a_hook_changes_what_is_drawn_with_arrays_of_its_own():
     assert len(drawn) == 2
 
 
+@pytest.mark.parity
 def test_weights_are_swapped_without_compiling(shared):
     from flax import nnx
 

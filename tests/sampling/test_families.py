@@ -15,6 +15,8 @@ from smallr.sampling.weights import Packer
 from tests.models.families.checks import logits_of
 from tests.sampling.models import FAMILIES, decoder, engine, greedy
 
+pytestmark = pytest.mark.parity
+
 PROMPTS = [np.random.default_rng(n).integers(1, 101, length).tolist() for n, length in enumerate((1, 7, 40))]
 
 

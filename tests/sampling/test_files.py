@@ -80,6 +80,7 @@ def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypa
         generate(model="no-such-model", prompts=str(good), out=f"{tmp_path}/nowhere/a.jsonl")
 
 
+@pytest.mark.parity
 def test_generate_writes_a_line_a_prompt_and_an_error_where_there_is_none(tmp_path, monkeypatch, caplog):
     loaded = SimpleNamespace(engine=engine())
     monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: loaded)
@@ -134,6 +135,7 @@ def test_a_conversation_has_a_history_until_it_is_reset(capsys):
     assert capsys.readouterr().out == "answer\n" * 3
 
 
+@pytest.mark.parity
 def test_a_template_that_writes_todays_date_writes_a_fixed_one():
     template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
     request = Request(messages=({"role": "user", "content": "hi"},), params=PARAMS)
@@ -151,6 +153,7 @@ def test_a_template_that_writes_todays_date_writes_a_fixed_one():
     assert parser.parse([]).date == DATE
 
 
+@pytest.mark.parity
 def test_a_regular_expression_that_backtracks_forever_fails_its_request_alone():
     writer = engine()
     writer.tokenizer = copy.deepcopy(writer.tokenizer)

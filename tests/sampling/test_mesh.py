@@ -6,9 +6,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.runs import ROOT, environment
 from tests.sampling.models import engine
 from tests.sampling.test_engine import OTHERS, ask, logprobs, tokens
+
+pytestmark = [pytest.mark.parity, pytest.mark.process]
 
 PROGRAM = """
 import json, sys

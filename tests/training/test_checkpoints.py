@@ -249,6 +249,7 @@ def test_whatever_file_is_damaged_the_state_is_right(tmp_path):
     assert set(seen) == {6, 9}  # some files, such as Orbax's own notes, are not needed
 
 
+@pytest.mark.process
 def test_data_that_reads_well_but_differs_is_caught_by_the_digest(tmp_path, warnings):
     # The arrays of step 6 under the name of step 9: every file is in order, only the digest can tell.
     _saved(tmp_path, 6, 9).close()
@@ -362,6 +363,7 @@ while True:
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_sigkill_at_any_moment_leaves_a_consistent_newest_checkpoint(tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -439,6 +441,7 @@ print(tree_digest(state))
 """
 
 
+@pytest.mark.process
 def test_one_device_to_eight_and_back_is_bit_exact(tmp_path):
     state = {
         "w": jax.random.normal(jax.random.key(1), (16, 8)),
@@ -496,6 +499,7 @@ checkpointer.close()
 """
 
 
+@pytest.mark.process
 def test_two_processes_save_fall_back_and_agree(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -215,6 +215,7 @@ if jax.device_count() == 8:
 """
 
 
+@pytest.mark.process
 def test_the_digest_is_the_same_on_any_mesh():
     digests = []
     for devices in (1, 8):

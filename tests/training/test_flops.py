@@ -85,6 +85,7 @@ assert peak_flops("float32") * 4 == _measured("float32")
 """
 
 
+@pytest.mark.process
 def test_simulated_devices_share_the_cpu():
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     subprocess.run([sys.executable, "-c", _SHARE], env=env, check=True, timeout=60)

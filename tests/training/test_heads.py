@@ -200,6 +200,7 @@ def train_on_eight(model: str, workdir: str) -> None:
     )
 
 
+@pytest.mark.process
 def test_eight_devices_equal_one(model, tmp_path, with_q):
     code = f"from tests.training import test_heads; test_heads.train_on_eight({model!r}, {str(tmp_path)!r})"
     done = subprocess.run(

@@ -151,6 +151,7 @@ while True:
 """
 
 
+@pytest.mark.process
 def test_sigkill_loses_at_most_the_last_line(tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(

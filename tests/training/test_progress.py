@@ -67,6 +67,7 @@ with Progress(5, 20) as progress:
 """
 
 
+@pytest.mark.process
 def test_on_a_terminal_one_line_renews_itself_and_files_stay_clean(tmp_path):
     ours, theirs = os.openpty()
     env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120", "JAX_PLATFORMS": "cpu"}

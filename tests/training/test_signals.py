@@ -84,6 +84,7 @@ print("stopped at", step, flush=True)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_two_processes_stop_at_the_same_step_when_one_is_asked(name):
     with socket.socket() as free:

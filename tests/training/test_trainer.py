@@ -65,6 +65,7 @@ def losses(*workdirs) -> list[float]:
     return [line["loss"] for workdir in workdirs for line in metrics(workdir)]
 
 
+@pytest.mark.slow
 def test_two_rounds_are_two_runs_one_after_the_other(small_model, rounds, tmp_path):
     for name, start, part in (("first", small_model, ":16"), ("second", str(tmp_path / "first"), "16:32")):
         with Trainer(config_of(start, steps=3), tmp_path / name) as trainer:
@@ -77,6 +78,7 @@ def test_two_rounds_are_two_runs_one_after_the_other(small_model, rounds, tmp_pa
     assert losses(rounds)[3] == pytest.approx(np.log(2), abs=2e-6), "the reference is renewed"
 
 
+@pytest.mark.slow
 def test_rounds_that_were_stopped_inside_the_second_end_the_same(small_model, rounds, tmp_path):
     two_rounds(Trainer(config_of(small_model), tmp_path), until=(3, 5), **NEW)
     two_rounds(Trainer(config_of(small_model), tmp_path), **NEW)
@@ -84,6 +86,7 @@ def test_rounds_that_were_stopped_inside_the_second_end_the_same(small_model, ro
     assert losses(tmp_path) == losses(rounds)
 
 
+@pytest.mark.slow
 def test_a_round_goes_on_with_optimizer_and_reference_and_keeps_its_programs(small_model, rounds, tmp_path, capsys):
     trainer = two_rounds(Trainer(config_of(small_model), tmp_path))
     said = capsys.readouterr().out
@@ -102,6 +105,7 @@ def _counts(state):
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state) if "count" in str(path[-1])]
 
 
+@pytest.mark.slow
 def test_rows_of_another_shape_are_compiled_for_and_that_is_said(small_model, tmp_path, capsys):
     with Trainer(config_of(small_model, **{"batch.scored": 0, "batch.examples": 0, "steps": 2}), tmp_path) as trainer:
         trainer.set_data([{**row, "chosen": "yes", "rejected": "no"} for row in pairs(":8")])
@@ -172,6 +176,7 @@ PINNED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PINNED)
 def test_what_is_learned_is_what_was_learned(name, small_model, tmp_path):
     make, rows, (first, last) = PINNED[name]

@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from smallr.losses.preference import LOSSES
 from tests.runs import ROOT, environment
+
+pytestmark = pytest.mark.process
 
 PROGRAM = """
 import json

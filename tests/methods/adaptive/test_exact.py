@@ -7,6 +7,8 @@ import pytest
 
 from tests.runs import final_arrays, metrics, run, smoke, train
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "data.train_split": "train[:16]",
     "data.eval": "",
@@ -47,6 +49,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, whole, monkeypatch):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.process
 def test_eight_devices_equal_one(tmp_path, whole):
     overrides = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")

@@ -23,6 +23,8 @@ from smallr.models.soft import attach_soft_prompts
 from tests.models.helpers import from_torch
 from tests.sampling.models import letters, model
 
+pytestmark = pytest.mark.parity
+
 LENGTH, NEW = 3, 24
 QUESTIONS = ["Howmany", "3+4", "abc", "Who", "x", "yes/no", "12,12", "end"]  # the model knows no space
 SOFT = {

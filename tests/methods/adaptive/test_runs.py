@@ -26,6 +26,8 @@ from smallr.training.saved import find_run
 from tests.integration.test_runs import Recorder, leaves
 from tests.runs import final_arrays, metrics, smoke, train
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = ["What is 2 and 3?", "Tom has 4 apples and buys 7 more. How many apples does he have?", "Why?"]
 FEW = {"data.train_split": "train[:8]", "data.eval_split": "test[:4]", "soft.length": 5, "eval_every": 0}
 

@@ -158,6 +158,7 @@ def test_pairs_of_a_run(crv, tmp_path):
         pairs.main([f"--crv={tmp_path / 'none'}", f"--out={tmp_path / 'x'}"])
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_trained_on(crv, tmp_path):
     build_pairs(crv, tmp_path / "pairs")
     changes = {"steps": 1, "eval_every": 0, "data.eval": "", "batch.row_length": 320, "batch.rows": 1}

@@ -324,6 +324,7 @@ def line(config, out: Path) -> list[str]:
     return [sys.executable, "-m", "smallr", "crv", "annotate", f"--out={out}", *flags]
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on_without_paying_twice_and_a_second_one_is_refused(teacher, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("SMALLR_CACHE", str(cache))

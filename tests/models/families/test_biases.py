@@ -15,6 +15,7 @@ from tests.models.files import save_gguf
 from tests.models.helpers import from_torch
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", ["Llama, biases", "Qwen3, biases"])
 def test_parity(name):
     model = MODELS[name]()
@@ -24,6 +25,7 @@ def test_parity(name):
     check_table(model)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
@@ -48,6 +50,7 @@ def test_a_gguf_file_with_biases(tmp_path):
         assert relative(getattr(got.layers.mlp, path), getattr(want.layers.mlp, path)) == 0, path
 
 
+@pytest.mark.parity
 def test_families_without_biases_refuse_them():
     for kind in ("Mistral", "Phi3", "Qwen2"):
         hf = tiny(getattr(transformers, f"{kind}Config"), num_hidden_layers=1).config.to_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 
 from smallr.models.config import DecoderConfig
@@ -31,6 +32,7 @@ GEMMA2_2B = {
 }
 
 
+@pytest.mark.parity
 def test_parity_with_soft_caps_and_alternating_windows():
     caps = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 3.0}
     model = tiny(transformers.Gemma2Config, head_dim=10, query_pre_attn_scalar=5, sliding_window=8, **caps)

@@ -58,6 +58,7 @@ GEMMA3_4B = {  # as published: what is left out is transformers' default
 }
 
 
+@pytest.mark.parity
 def test_parity_with_two_kinds_of_layers():
     model = gemma3()
     assert config_of(model).layer_windows == (6, None, 6, None)
@@ -83,6 +84,7 @@ def test_what_it_can_not_compute():
         DecoderConfig.from_hf(GEMMA3_270M | {"layer_types": ["chunked_attention"] * 18})
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_the_text_of_a_multimodal_folder(tmp_path, prefix):
     model = gemma3()
@@ -96,6 +98,7 @@ def test_the_text_of_a_multimodal_folder(tmp_path, prefix):
     np.testing.assert_array_equal(scale, model.model.layers[2].self_attn.q_norm.weight.detach().numpy())
 
 
+@pytest.mark.parity
 def test_the_language_model_of_a_multimodal_folder_is_exported_alone(tmp_path, caplog):
     """What transformers saves of text and vision comes out as `gemma3_text`, and computes the same on text."""
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -66,6 +66,7 @@ def _torch_model(source: ModelSource) -> transformers.PreTrainedModel:
     return model.eval()
 
 
+@pytest.mark.parity
 @pytest.mark.slow
 def test_it_scores_every_token_as_transformers_does(source, tokenizer, capsys):
     ids = np.asarray(tokenizer(TEXT * 11)["input_ids"][:600])[None]  # 600 tokens: past the window of 512

@@ -19,6 +19,8 @@ from tests.data import toy_tokenizer
 from tests.models.families.checks import tiny
 from tests.models.helpers import from_torch
 
+pytestmark = pytest.mark.parity
+
 SIZES = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 96}
 LONG_ROPE = {
     "rope_type": "longrope",

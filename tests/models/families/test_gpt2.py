@@ -15,6 +15,8 @@ from tests.models.families.models import gpt2
 from tests.models.files import save_folder
 from tests.models.helpers import from_torch
 
+pytestmark = pytest.mark.parity
+
 GPT2 = {
     "activation_function": "gelu_new",
     "architectures": ["GPT2LMHeadModel"],

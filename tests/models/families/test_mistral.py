@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 
 from smallr.models.config import DecoderConfig
@@ -25,6 +26,7 @@ MISTRAL_7B = {
 }
 
 
+@pytest.mark.parity
 def test_parity_past_the_window():
     model = tiny(transformers.MistralConfig, num_hidden_layers=2, sliding_window=9, head_dim=10)
     check_parity(model)

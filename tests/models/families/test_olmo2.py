@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 
 from smallr.models.config import DecoderConfig
@@ -27,6 +28,7 @@ OLMO2_1B = {
 }
 
 
+@pytest.mark.parity
 def test_parity():
     model = tiny(transformers.Olmo2Config, num_hidden_layers=2)
     check_parity(model)

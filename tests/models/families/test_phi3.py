@@ -44,6 +44,7 @@ PHI4_MINI = {
 }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("length", [24, 37], ids=["short", "long"])
 def test_parity_with_long_rope(length):
     model = phi3()
@@ -52,12 +53,14 @@ def test_parity_with_long_rope(length):
     check_table(model)
 
 
+@pytest.mark.parity
 def test_parity_with_a_window():
     model = tiny(transformers.Phi3Config, num_hidden_layers=2, sliding_window=9)
     check_parity(model)
     check_sees_beyond(model, window=10)
 
 
+@pytest.mark.parity
 def test_a_packed_row_of_short_and_long_examples_is_its_examples():
     """Which divisors an example gets depends on its own length alone."""
     decoder = from_torch(phi3())
@@ -69,6 +72,7 @@ def test_a_packed_row_of_short_and_long_examples_is_its_examples():
     np.testing.assert_allclose(logits, np.concatenate(alone, axis=1), atol=2e-5)
 
 
+@pytest.mark.parity
 def test_a_folder_with_fused_tensors(tmp_path):
     model = phi3()
     got, want = load_decoder(open_model(str(save_folder(model, tmp_path))), make_mesh()), from_torch(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 
 from smallr.models.config import DecoderConfig
@@ -31,6 +32,7 @@ QWEN3_06B = {
 }
 
 
+@pytest.mark.parity
 def test_parity_with_windows_in_the_upper_layers():
     model = tiny(transformers.Qwen3Config, head_dim=10, use_sliding_window=True, sliding_window=7, max_window_layers=2)
     config = config_of(model)

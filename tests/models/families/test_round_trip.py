@@ -14,6 +14,8 @@ from smallr.training.exporting import convert
 from tests.data import toy_tokenizer
 from tests.models.families.models import MODELS
 
+pytestmark = pytest.mark.parity
+
 VOCAB = 531
 
 

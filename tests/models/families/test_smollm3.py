@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 
 from smallr.models.config import DecoderConfig
@@ -31,6 +32,7 @@ SMOLLM3_3B = {
 }
 
 
+@pytest.mark.parity
 def test_parity_with_layers_that_do_not_rotate():
     model = tiny(transformers.SmolLM3Config, num_hidden_layers=5, no_rope_layers=[1, 0, 1, 1, 0])
     assert config_of(model).nope_layers == (1, 4)
