@@ -17,13 +17,15 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from absl import logging
 
 from smallr.core.errors import UserError
 from smallr.core.files import remove_leftovers, temporary_path, whole_file
+
+if TYPE_CHECKING:  # the command line imports this module before it needs NumPy
+    import numpy as np
 
 _MAGIC = b"smallr-entry-1\n"
 _SEAL = "digests.json"  # of a folder: size and SHA-256 of its files
@@ -108,11 +110,15 @@ class Cache:
 
     def get_array(self, identity: str) -> np.ndarray | None:
         """Returns an array that `put_array` stored, or None."""
+        import numpy as np
+
         content = self.get(identity)
         return None if content is None else np.load(io.BytesIO(content), allow_pickle=False)
 
     def put_array(self, identity: str, array: np.ndarray) -> None:
         """Stores an array of numbers."""
+        import numpy as np
+
         file = io.BytesIO()
         np.save(file, array, allow_pickle=False)
         self.put(identity, file.getvalue())

@@ -278,7 +278,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     builtin.build(tmp_path, train_questions=2, test_questions=1)
 
     def fail(self, path, **_):
-        path.mkdir()
+        path.mkdir(exist_ok=True)
         (path / "half").touch()
         raise OSError("disk full")
 
