@@ -277,15 +277,19 @@ def recognise(kind: str, present: Sequence[str], source: str, name: str = "") ->
 
 def _missing(kind: str, present: Sequence[str], source: str) -> DataError:
     wanted = " or ".join(", ".join(names) for names in REQUIRED[kind])
-    # Of several alternatives the one with most columns present is what the user is likely to mean.
-    closest = max(REQUIRED[kind], key=lambda names: len(set(names) & set(present)))
+    # Of several alternatives the one with most columns present is what the user is likely to mean, else the one that
+    # takes most of them.
+    closest = max(
+        REQUIRED[kind], key=lambda names: (len(set(names) & set(present)), len(names) <= len(present), len(names))
+    )
     missing = [name for name in closest if name not in present]
-    others = [f"{each.title} ({', '.join(each.needs)})" for each in _FORMATS if each.kind == kind and not each.is_ours]
-    also = f" Read too: {', '.join(others)}." if others else ""
+    others = [", ".join(each.needs) for each in _FORMATS if each.kind == kind and not each.is_ours]
+    flags = " ".join(f"--config.data.columns.{name}=NAME" for name in missing)
+    also = f" Also read: {'; '.join(others)}." if others else ""
     return DataError(
         f"{source}: {kind} rows need the columns {wanted}; missing {', '.join(map(repr, missing))}, "
-        f"present {', '.join(present)}{nearest(missing[0], present)} "
-        f"Map a column with --config.data.columns.{missing[0]}=NAME (of smallr score: --columns={missing[0]}=NAME).{also}"
+        f"present {', '.join(present)}{nearest(missing[0], present) or '.'} "
+        f"Map columns with {flags} (smallr score: --columns={missing[0]}=NAME).{also}"
     )
 
 

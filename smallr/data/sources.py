@@ -12,6 +12,7 @@ folders that hold no splits have one, `train`. No code of a data set is ever run
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -258,7 +259,9 @@ def _neighbours(pattern: str) -> str:
     names = sorted(path.name for path in folder.iterdir() if format_of(path.name)) if folder.is_dir() else []
     if not names:
         return ""
-    return f"; {folder} holds {', '.join(names[:10])}{nearest(Path(pattern).name, names)}"
+    stems = difflib.get_close_matches(Path(pattern).stem, [Path(name).stem for name in names], n=1, cutoff=0.7)
+    meant = next((f"; did you mean {name!r}?" for name in names if Path(name).stem in stems), "")
+    return f"; {folder} holds {', '.join(names[:10])}{meant}"
 
 
 _LOADERS: dict[str, Callable[[str, str], Any]] = {

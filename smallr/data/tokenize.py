@@ -95,7 +95,9 @@ class TokenizeOptions:
         for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
             value = getattr(self, field)
             if value not in choices:
-                raise DataError(f"{field} {value!r} must be one of: {', '.join(choices)}{nearest(value, choices)}")
+                raise DataError(
+                    f"config.data.{field}={value}: must be one of: {', '.join(choices)}{nearest(value, choices)}"
+                )
         if self.max_length < 2:
             raise DataError(f"max_length {self.max_length} leaves no room for a prompt and a completion")
         if self.soft_tokens < 0:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
@@ -97,7 +97,8 @@ def write_adapter(
         "inference_mode": True,
     }
     with new_folder(target) as folder:
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt", DIGEST: digest})
+        # Written by us, since save_file leaves a file that nobody else can read.
+        (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt", DIGEST: digest}))
         write_json(folder / CONFIG, content)
         (folder / "README.md").write_text(card)
 

@@ -204,7 +204,8 @@ def next_commands(trainer: Trainer) -> list[str]:
         lines += [(f"smallr generate --model={workdir} --interactive", "ask it")]
         lines += [(f"smallr convert --from={workdir} --to=FOLDER", "for the Hugging Face ecosystem")]
     if config.objective.name == "preference":
-        lines += [("smallr train preference:ipo", "another loss")]
+        variant = ",smoke" if config.model == "tiny-random" else ""
+        lines += [(f"smallr train preference:ipo{variant}", "another loss")]
     lines += [(f"tensorboard --logdir={workdir.parent}", "curves of all runs; pip install tensorboard")]
     width = max(len(command) for command, _ in lines)
     return [f"{command:<{width}}   # {about}" for command, about in lines]

@@ -341,7 +341,7 @@ def test_own_format(run):
 def test_wrong_options():
     with pytest.raises(
         DataError,
-        match="kind 'rationales' must be one of: preference, unpaired, sft, completions, rationale, choice; did",
+        match="config.data.kind=rationales: must be one of: preference, unpaired, sft, completions, rationale, choice; did",
     ):
         TokenizeOptions("rationales", 10)
     with pytest.raises(
