@@ -341,11 +341,11 @@ def test_own_format(run):
 def test_wrong_options():
     with pytest.raises(
         DataError,
-        match="config.data.kind=rationales: must be one of: preference, unpaired, sft, completions, rationale, choice; did",
+        match=r"config\.data\.kind=rationales: must be one of: preference, unpaired, sft, completions, rationale, choice; did",
     ):
         TokenizeOptions("rationales", 10)
     with pytest.raises(
-        DataError, match="order 'answer-first' must be one of: answer_first, rationale_first, both; did you"
+        DataError, match=r"config\.data\.order=answer-first: must be one of: answer_first, rationale_first, both; did you"
     ):
         TokenizeOptions("rationale", 10, order="answer-first")
     with pytest.raises(DataError, match="max_length 1 leaves no room"):
