@@ -1,8 +1,8 @@
 """Reads files of rows and of lines: the one reader of training, generation, evaluation, scoring and annotation.
 
 A file is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; it may be packed by gzip. A line ends
-with a line feed, or a carriage return and a line feed, and with nothing else: U+2028, form feeds and the like belong to
-the text. What is wrong is said with the file and the line, before any of it is used.
+with a line feed, a carriage return, or the two together, and with nothing else: U+2028, form feeds and the like belong
+to the text. What is wrong is said with the file and the line, before any of it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -103,7 +103,7 @@ def _raw_lines(name: str) -> Iterator[tuple[int, str]]:
             head = stream.peek(4)[:4]
             mark = next((mark for mark in sorted(_MARKS, key=len, reverse=True) if head.startswith(mark)), b"")
             if mark and _MARKS[mark] != "utf-8-sig":
-                yield from _decoded(name, io.TextIOWrapper(stream, encoding=_MARKS[mark], newline="\n"))
+                yield from _decoded(name, io.TextIOWrapper(stream, encoding=_MARKS[mark], newline=""))
                 return
             stream.read(len(mark))
             yield from _utf8(name, stream)
@@ -114,15 +114,16 @@ def _raw_lines(name: str) -> Iterator[tuple[int, str]]:
 def _utf8(name: str, stream: BinaryIO) -> Iterator[tuple[int, str]]:
     number = 0
     while line := stream.readline(LONGEST_LINE + 1):
-        number += 1
-        _check_line(name, number, len(line))
-        try:
-            yield number, line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1}); write the file "
-                "in UTF-8, e.g. iconv -f latin1 -t utf-8, if latin1 is what it is in"
-            ) from error
+        _check_line(name, number + 1, len(line))
+        for part in line.splitlines(keepends=True):  # of bytes: at line feeds and carriage returns alone
+            number += 1
+            try:
+                yield number, part.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{name}, line {number}: not UTF-8 (byte 0x{part[error.start]:02x} at {error.start + 1}); write the "
+                    "file in UTF-8, e.g. iconv -f latin1 -t utf-8, if latin1 is what it is in"
+                ) from error
 
 
 def _decoded(name: str, stream: io.TextIOWrapper) -> Iterator[tuple[int, str]]:
@@ -226,8 +227,10 @@ def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple
         return None, describe(error)
     except RecursionError:
         return None, f"nested deeper than {DEEPEST} levels"
-    except ValueError as error:  # also a number of more digits than Python reads
+    except _Twice as error:
         return None, str(error)
+    except ValueError:
+        return None, f"a number of more than {sys.get_int_max_str_digits()} digits; write it as text, in quotes"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -291,6 +294,17 @@ def lone_surrogate(value: Any) -> str:
 
 # --- CSV ---
 
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def separator_hint(columns: Sequence[str]) -> str:
+    """Returns what to do where the only column looks like several, separated by something else than commas."""
+    columns = [column for column in columns if column != PROBLEM]
+    if len(columns) != 1:
+        return ""
+    found = next((name for separator, name in _SEPARATORS.items() if separator in columns[0]), "")
+    return f"; the columns look separated by {found}: separate them by commas" if found else ""
+
 
 def _csv_records(name: str) -> Iterator[Record]:
     """Reads rows of text: "007" stays as it is, and so does the answer "None"."""
@@ -306,7 +320,8 @@ def _csv_records(name: str) -> Iterator[Record]:
             if not row:
                 continue
             if len(row) != len(names):
-                problem = f"{len(row)} fields, but the first line names {len(names)} columns (a comma without quotes?)"
+                hint = separator_hint(names) or " (a comma without quotes?)"
+                problem = f"{len(row)} fields, but the first line names {len(names)} columns{hint}"
                 yield Record(place, None, problem)
             else:
                 yield Record(place, dict(zip(names, row, strict=True)))

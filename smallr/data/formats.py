@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from smallr.data.errors import DataError, nearest
-from smallr.data.files import PROBLEM
+from smallr.data.files import PROBLEM, separator_hint
 from smallr.data.messages import Unusable
+from smallr.data.repeats import continuation
 from smallr.data.values import as_text
 
 KINDS = ("preference", "unpaired", "sft", "completions", "rationale", "choice")
@@ -257,7 +258,10 @@ def recognise(kind: str, present: Sequence[str], source: str, name: str = "") ->
             raise DataError(f"format {name!r} of {kind} rows must be one of: {', '.join(known)}{nearest(name, known)}")
         found = _named(kind, name)
         if missing := [column for column in found.needs if column not in present]:
-            raise DataError(f"{source}: format {name} needs the column {missing[0]!r}; present {', '.join(present)}")
+            raise DataError(
+                f"{source}: format {name} needs the column {missing[0]!r}; present {', '.join(present)}"
+                f"{separator_hint(present)}"
+            )
         return found
     fitting = [each for each in _FORMATS if each.kind == kind and set(each.needs) <= set(present)]
     if not fitting:
@@ -277,6 +281,8 @@ def recognise(kind: str, present: Sequence[str], source: str, name: str = "") ->
 
 def _missing(kind: str, present: Sequence[str], source: str) -> DataError:
     wanted = " or ".join(", ".join(names) for names in REQUIRED[kind])
+    if hint := separator_hint(present):
+        return DataError(f"{source}: {kind} rows need the columns {wanted}; present {', '.join(present)}{hint}")
     # Of several alternatives the one with most columns present is what the user is likely to mean, else the one that
     # takes most of them.
     closest = max(
@@ -333,5 +339,5 @@ def _repeat(rows: Iterable[Row], reading: Reading) -> bool:
             and all(isinstance(completion, str) for completion in completions)
         ):
             seen += 1
-            repeated += all(completion.startswith(prompt.rstrip()) for completion in completions)
+            repeated += all(continuation(prompt, completion) is not None for completion in completions)
     return 2 * repeated > seen

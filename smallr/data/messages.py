@@ -2,8 +2,8 @@
 
 A message is `{role, content, …}` with the roles system, user, assistant and tool; calls of tools are in `tool_calls`,
 as `{type, id, function: {name, arguments}}` with arguments as an object. `weight: 0` says that an assistant's turn is
-not scored. Read are also `from`/`value` (ShareGPT), `function_call`, content in parts of text, and transcripts of lines
-that begin with "Human:" and "Assistant:".
+not scored, and so does `train`, `training` or `loss` that is false. Read are also `from`/`value` (ShareGPT),
+`function_call`, content in parts of text, and transcripts of lines that begin with "Human:" and "Assistant:".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallr.data.errors import nearest, shorten
-from smallr.data.values import Cell, as_text, kind_of
+from smallr.data.values import LABELS, Cell, as_text, kind_of
 
 Message = Mapping[str, Any]
 Text = str | tuple[Message, ...]
@@ -35,6 +35,9 @@ _ROLES = {
 }
 _KNOWN = ("system", "user", "assistant", "tool", "developer", "ipython")
 _CALLS = ("function_call", "tool_call")
+_SWITCHES = ("train", "training", "loss")  # of other trainers: whether a turn is scored
+# What other trainers read of a message and nothing here does; `mask` means scored to some and left out to others.
+_UNREAD = ("mask", "train_detail")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
@@ -161,14 +164,14 @@ def _message(message: Message, cell: Cell) -> Message:
     calls = [*message.pop("tool_calls", ()), *filter(None, [message.pop("function_call", None)])]
     if calls:
         message["tool_calls"] = [_call(call, cell) for call in calls]
-    if "weight" in message:
-        message = _weighted(message, cell)
-    return message
+    return _weighted(message, cell)
 
 
 def _content(content: Any, message: Message, cell: Cell) -> str:
     """Returns the text, also where it comes in parts."""
     content = as_text(content)
+    if content is None:
+        return ""
     if isinstance(content, list) and all(
         isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
         for part in content
@@ -180,12 +183,30 @@ def _content(content: Any, message: Message, cell: Cell) -> str:
 
 
 def _weighted(message: Message, cell: Cell) -> Message:
-    """Keeps a weight of 0 alone: 1 is what a turn has anyway."""
-    weight = message["weight"]
-    if weight not in (0, 1):
+    """Keeps a weight of 0 alone, also where it is spelled otherwise: 1 is what a turn has anyway."""
+    weights = [_switch(message[key]) for key in _SWITCHES if key in message]
+    weight = as_text(message.get("weight"))
+    if isinstance(weight, str) and weight.strip():
+        if (found := _switch(weight)) is None:
+            raise cell.error(f"`weight` of a message must be 0 or 1, found {shorten(message['weight'])}")
+        weights.append(found)
+    elif weight is not None and not isinstance(weight, str):
         raise cell.error(f"`weight` of a message must be 0 or 1, found {shorten(weight)}")
-    rest = {key: value for key, value in message.items() if key != "weight"}
-    return rest | ({} if weight else {"weight": 0})
+    read = {"weight", *(key for key in _SWITCHES if key in message and _switch(message[key]) is not None)}
+    rest = {key: value for key, value in message.items() if key not in read}
+    return rest | ({"weight": 0} if 0 in weights else {})
+
+
+def _switch(value: Any) -> float | None:
+    """Returns 1 for true and 0 for false, however they are written; None for anything else."""
+    return LABELS.get(str(value).strip().lower())
+
+
+def unread_keys(messages: Text) -> tuple[str, ...]:
+    """Returns the keys of messages that say what is scored and are not read."""
+    if isinstance(messages, str):
+        return ()
+    return tuple(key for key in (*_SWITCHES, *_UNREAD) if any(key in message for message in messages))
 
 
 def _call(call: Any, cell: Cell) -> dict[str, Any]:

@@ -12,8 +12,8 @@
 
 Rows with completions may have `system`, the text of a system message, and `tools`, definitions for the chat template.
 `formats` says which other columns are recognised, `messages` which forms of chats. In a chat, texts that are transcripts
-("Human: … Assistant: …") are read as the turns they hold; where most completions of a set repeat the prompt, it is left
-out of them.
+("Human: … Assistant: …") are read as the turns they hold; where completions repeat the prompt, it is
+left out of them.
 
 Numbers of completions and of tokens are read as `completion_columns` says. A mistake in the set-up (a column missing or
 of a wrong type, an unknown gap, a beta that is negative or NaN) raises `DataError`. A single row that cannot be trained
@@ -23,6 +23,7 @@ on (empty, equal completions, ...) is counted in the `DropReport`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,10 @@ from smallr.data.messages import (
     read_tools,
     text_or_chat,
     transcript,
+    unread_keys,
 )
-from smallr.data.values import Cell, beta, choice_index, label, number, plain_text
+from smallr.data.repeats import answer_of, continuation, is_sure
+from smallr.data.values import Cell, as_text, beta, choice_index, label, number, plain_text
 
 if TYPE_CHECKING:
     from smallr.data.completion_columns import CompletionColumns, CompletionNumbers
@@ -107,7 +110,23 @@ class _Raw:
 
     def text(self, column: str) -> Text:
         """Returns the text or the messages of a column, not empty."""
-        return _filled(text_or_chat(self.values[column], self.cell(column)), column)
+        return self.filled(self.values[column], column, column)
+
+    def filled(self, value: Any, column: str, name: str) -> Text:
+        """Returns text or messages of a column, not empty; what they hold in vain is counted."""
+        text = text_or_chat(value, self.cell(column))
+        if unread := unread_keys(text):
+            self.note(
+                f"not read in messages: {', '.join(map(repr, unread))}; `weight: 0` says that a turn is not scored"
+            )
+        return _filled(text, name)
+
+    def label(self) -> float:
+        """Returns the label, 1 or 0."""
+        found = label(self.values["label"], self.cell("label"))
+        if math.isnan(found):
+            raise Unusable("no label")
+        return found
 
     def prompt(self) -> Text:
         """Returns the prompt; a transcript is its turns."""
@@ -201,13 +220,12 @@ def _preference(raw: _Raw) -> TextRow:
     prompt = raw.prompt() if "prompt" in raw.values else None
     if chosen == rejected:
         raise Unusable("chosen equal to rejected")
+    chosen, rejected = _without_prompt(raw, (chosen, rejected))
     if prompt is None and raw.chat and isinstance(chosen, str) and isinstance(rejected, str):
         chosen, rejected = _transcripts(chosen, rejected)
     if all(isinstance(text, str) for text in (prompt or "", chosen, rejected)):
         if prompt is None:
             prompt, chosen, rejected = _split_texts(chosen, rejected)
-        else:
-            chosen, rejected = _without_prompt(raw, prompt, (chosen, rejected))
     else:
         chat = None if prompt is None else as_chat(prompt, "user")
         chosen, rejected = (_answer(raw, text) for text in (chosen, rejected))
@@ -219,10 +237,7 @@ def _preference(raw: _Raw) -> TextRow:
 
 def _unpaired(raw: _Raw) -> tuple[TextRow, ...]:
     prompt = raw.prompt()
-    if "completion" in raw.values:
-        labels = {"completion": label(raw.values["label"], raw.cell("label"))}
-    else:
-        labels = {"chosen": 1.0, "rejected": 0.0}
+    labels = {"completion": raw.label()} if "completion" in raw.values else {"chosen": 1.0, "rejected": 0.0}
     row_beta = beta(raw.values.get("beta"), raw.cell("beta"))
     completions = _completed(raw, prompt, [raw.text(name) for name in labels])
     start = prompt if isinstance(completions[0], str) else as_chat(prompt, "user")
@@ -291,7 +306,7 @@ def _completions(raw: _Raw) -> TextRow:
     prompt = raw.prompt()
     if isinstance(values, str) or not isinstance(values or (), Sequence):
         raise cell.error(f"expected a list of texts or of chats, found {shorten(values)}")
-    completions = [_filled(text_or_chat(value, cell), "completion") for value in values or ()]
+    completions = [raw.filled(value, "completions", "completion") for value in values or ()]
     if not completions:
         raise Unusable("no completion")
     completions = _completed(raw, prompt, completions)
@@ -309,7 +324,7 @@ def _rationale(raw: _Raw) -> RationaleRow:
 
 def _choice(raw: _Raw) -> TextRow:
     question = _filled(plain_text(raw.values["question"], raw.cell("question")), "question")
-    return TextRow(raw.row, question, (), {"label": label(raw.values["label"], raw.cell("label"))})
+    return TextRow(raw.row, question, (), {"label": raw.label()})
 
 
 _PARSERS = {
@@ -324,24 +339,29 @@ _PARSERS = {
 
 def _completed(raw: _Raw, prompt: Text, completions: Sequence[Text]) -> list[Text]:
     """Reads the completions of a prompt: all text if all is text, else all chats."""
+    completions = [_filled(text, "completion") for text in _without_prompt(raw, completions)]
     if all(isinstance(text, str) for text in (prompt, *completions)):
-        return [_filled(text, "completion") for text in _without_prompt(raw, prompt, completions)]
+        return completions
     return [_answer(raw, text) for text in completions]
 
 
-def _without_prompt(raw: _Raw, prompt: str, completions: Sequence[str]) -> Sequence[str]:
-    """Returns the completions without the prompt, where the set repeats it in them."""
-    begin = [completion.startswith(prompt.rstrip()) for completion in completions]
-    if not any(begin):
+def _without_prompt(raw: _Raw, completions: Sequence[Text]) -> Sequence[Text]:
+    """Returns the completions without the prompt, where they are text that repeats it.
+
+    It is compared as it was written: in a chat, a transcript has become turns.
+    """
+    prompt = as_text(raw.values.get("prompt"))
+    if not all(isinstance(text, str) for text in (prompt, *completions)):
         return completions
-    if raw.repeats and all(begin):
-        return [
-            completion.removeprefix(prompt if completion.startswith(prompt) else prompt.rstrip())
-            for completion in completions
-        ]
-    if len(prompt.split()) > 2:
-        raw.note("a completion begins with the prompt, which most do not: it is scored as a part of it")
-    return completions
+    rests = [continuation(prompt, completion) for completion in completions]
+    if all(rest is None for rest in rests):
+        return completions
+    if None in rests or not (raw.repeats or is_sure(prompt, rests)):
+        raw.note("a completion begins with the prompt, perhaps by chance: it is scored as a part of it")
+        return completions
+    if not raw.repeats:
+        raw.note("the completions begin with the prompt, where most rows' do not: it is left out of them")
+    return [answer_of(rest) for rest in rests] if raw.chat else rests
 
 
 def _answer(raw: _Raw, text: Text) -> tuple[Message, ...]:

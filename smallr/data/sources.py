@@ -24,7 +24,7 @@ import datasets
 import numpy as np
 
 from smallr.data.errors import DataError, nearest
-from smallr.data.files import format_of
+from smallr.data.files import format_of, separator_hint
 from smallr.data.formats import COLUMNS
 from smallr.data.tables import read_table
 
@@ -109,7 +109,7 @@ def rename(rows: datasets.Dataset, columns: Mapping[str, str], source: str) -> d
         if theirs not in rows.column_names:
             raise DataError(
                 f"{source}: no column {theirs!r} to use as {ours!r}; present {', '.join(rows.column_names)}"
-                f"{nearest(theirs, rows.column_names)}"
+                f"{separator_hint(rows.column_names) or nearest(theirs, rows.column_names)}"
             )
     # Through the table, so that two of ours may read one of theirs and names may be exchanged.
     kept = {name: name for name in rows.column_names if name not in columns and name not in columns.values()}

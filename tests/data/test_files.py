@@ -41,7 +41,7 @@ def values(path, **options):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_every_reader_reads_every_encoding(tmp_path, encoding, end, packed):
     data = TEXT.replace("\n", end).encode(encoding)
@@ -56,12 +56,13 @@ def test_every_reader_reads_every_encoding(tmp_path, encoding, end, packed):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_lines_of_text_end_at_line_feeds_alone(tmp_path, encoding):
+def test_lines_of_text_end_at_line_feeds_and_carriage_returns_alone(tmp_path, encoding):
     (tmp_path / "a.txt").write_bytes("one\x0ctwo\u2028three\x85\r\n\n  four\rfive\n".encode(encoding))
     path = tmp_path / "a.txt"
     assert read_prompts(str(path)) == [
         (f"{path}, line 1", "one\x0ctwo\u2028three\x85"),
-        (f"{path}, line 3", "  four\rfive"),
+        (f"{path}, line 3", "  four"),
+        (f"{path}, line 4", "five"),
     ]
     assert list(read_lines(str(tmp_path / "a.txt")))[1] == (2, "")
 
@@ -222,3 +223,41 @@ def test_only_the_first_line_makes_a_file_a_list(tmp_path):
     found = list(files.read_records(str(path), strict=False))
     assert [record.value for record in found] == [{"a": 1}, None, {"a": 3}]
     assert "must be an object" in found[1].problem
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_csv_has_lines_of_every_end_and_keeps_those_in_quotes(tmp_path, end):
+    path = tmp_path / "a.csv"
+    path.write_bytes(f'prompt,completion{end}p,"a\rb"{end}q,c{end}'.encode())
+    assert values(path) == [{"prompt": "p", "completion": "a\rb"}, {"prompt": "q", "completion": "c"}]
+    path.write_bytes(f"prompt,completion{end}p,a{end}q,é{end}".encode("latin-1"))
+    with pytest.raises(DataError, match=r"a\.csv, line 3: not UTF-8 \(byte 0xe9 at 3\)"):
+        values(path)
+
+
+@pytest.mark.parametrize("text", ['{"a": "x", "id": %s}\n', '[{"a": "x", "id": %s}]\n'])
+def test_a_number_of_too_many_digits_is_named_in_plain_words(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text % ("9" * 5000))
+    with pytest.raises(DataError, match=r"a number of more than 4300 digits; write it as text, in quotes") as error:
+        values(tmp_path / "a.jsonl")
+    assert "int_max_str_digits" not in str(error.value)
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+@pytest.mark.parametrize("answer", ["4", "4, or so"])
+def test_other_separators_are_named(tmp_path, run, separator, name, answer):
+    (tmp_path / "a.csv").write_text(f"prompt{separator}completion\n2+2?{separator}{answer}\n")
+    with pytest.raises(DataError, match=f"the columns look separated by {name}: separate them by commas"):
+        run(load_rows(str(tmp_path / "a.csv")))
+    with pytest.raises(DataError, match=f"the columns look separated by {name}"):
+        load_rows(str(tmp_path / "a.csv"), columns={"prompt": "question"})
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity"])
+def test_what_is_no_number_is_no_text_either(tmp_path, run, value):
+    row = '{"prompt": "2+2?", "completion": %s}\n'
+    for other in ("4", '"4"'):
+        (tmp_path / "a.jsonl").write_text(row % value + row % other)
+        tokens = run(load_rows(str(tmp_path / "a.jsonl")))
+        assert [example.row for example in tokens] == [1]
+        assert tokens.report.dropped["empty completion"].rows == [0]

@@ -169,11 +169,68 @@ def test_completions_that_repeat_the_prompt(run):
     assert "the completions repeat the prompt, which is left out of them" in str(tokens.report)
     tokens = run([{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
     assert shown(tokens)[1] == [" 2<|im_end|>"]
-    # One answer that takes up the question is no such set.
+    # A row alone shows it too, and is counted.
     plain = [{"prompt": f"What is {n}+2?", "completion": f"{n + 2}."} for n in range(3)]
     tokens = run([*plain, {"prompt": "What is 9+2?", "completion": "What is 9+2? It is 11."}])
-    assert shown(tokens, 3)[1] == ["What is 9+2? It is 11.<|im_end|>"]
-    assert "kept, a completion begins with the prompt, which most do not" in str(tokens.report)
+    assert shown(tokens, 3)[1] == [" It is 11.<|im_end|>"]
+    assert tokens.report.notes[LEFT_OUT].rows == [3]
+
+
+LEFT_OUT = "the completions begin with the prompt, where most rows' do not: it is left out of them"
+BY_CHANCE = "a completion begins with the prompt, perhaps by chance: it is scored as a part of it"
+HUMAN = "\n\nHuman: 2+2?\n\nAssistant:"
+
+
+@pytest.mark.parametrize("prompt", [HUMAN, HUMAN.strip(), HUMAN + " ", "Human: 1?\n\nAssistant: 1" + HUMAN, "2+2?"])
+@pytest.mark.parametrize("lead", ["", "\n", "\n\n "])
+@pytest.mark.parametrize("minority", [False, True])
+def test_a_repeated_prompt_is_left_out_of_every_kind_of_chat(run, prompt, lead, minority):
+    more = ("q", "r") if minority else ()
+    sides = [f"{lead}{prompt.strip()} {answer}" for answer in "45"]
+
+    def answers(kind, row, others):
+        tokens = run([row, *others], kind=kind, chat=True)
+        assert (LEFT_OUT in tokens.report.notes) == minority
+        assert ("which is left out of them" in str(tokens.report)) != minority
+        return shown(tokens)
+
+    first, scored = answers(
+        "preference",
+        {"prompt": prompt, "chosen": sides[0], "rejected": sides[1]},
+        [{"prompt": p, "chosen": "a", "rejected": "b"} for p in more],
+    )
+    assert scored == ["4<|im_end|>", "5<|im_end|>"]
+    assert first.endswith("user\n2+2?<|im_end|>\n<|im_start|>assistant\n")
+    others = [{"prompt": p, "completion": "a"} for p in more]
+    assert answers("sft", {"prompt": prompt, "completion": sides[0]}, others) == (first, ["4<|im_end|>"])
+    report = DropReport("rows", 9)
+    rows = [{"prompt": prompt, "completion": side, "label": 1} for side in sides]
+    reading = read_as("unpaired", list(rows[0]), rows, "rows")
+    parsed = parse_rows(rows, "unpaired", report, reading=reading, chat=True)
+    assert [row.completions[0] for row in parsed] in (["4", "5"], [({**ANSWER, "content": n},) for n in "45"])
+
+
+def test_white_space_before_a_repeat_in_text(run):
+    row = {"prompt": "What is 2+2?", "chosen": "\nWhat is 2+2? 4", "rejected": "\nWhat is 2+2? 5"}
+    assert shown(run([row]))[1] == [" 4<|im_end|>", " 5<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("Hi", "Hi you", "Bye"),
+        ("How do you do?", "How do you do? Fine", "Fine"),
+        ("Hi", "Hi! How are you?", "Hi there"),
+        ("Hi", "History", "Highway"),
+        ("What is a number", "What is a numbered list? That", "What is a number? That"),
+        ("Say yes.", "Say yes.", "Say yes. No"),
+    ],
+)
+def test_what_may_begin_like_the_prompt_by_chance_is_kept_and_counted(run, prompt, chosen, rejected):
+    others = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("q", "r")]
+    tokens = run([{"prompt": prompt, "chosen": chosen, "rejected": rejected}, *others], chat=True)
+    assert shown(tokens)[1] == [f"{chosen}<|im_end|>", f"{rejected}<|im_end|>"]
+    assert tokens.report.notes[BY_CHANCE].rows == [0]
 
 
 def test_transcripts_with_several_turns(run):
@@ -248,6 +305,27 @@ def test_weights_of_messages():
     assert "all assistant turns have weight 0" in str(report)
     with pytest.raises(DataError, match=r"`weight` of a message must be 0 or 1, found 0\.5"):
         parsed([USER, ANSWER | {"weight": 0.5}])
+
+
+@pytest.mark.parametrize(
+    "off", [{"train": False}, {"loss": False}, {"training": "false"}, {"weight": "0"}, {"weight": False}]
+)
+def test_turns_that_other_trainers_leave_out_are_not_scored(run, off):
+    on = {key: {"0": "1", "false": "true"}.get(value, True) for key, value in off.items()}
+    (row,), report = parsed([USER, ANSWER | off, USER, ANSWER | on])
+    assert row.completions[0] == (ANSWER | {"weight": 0}, USER, ANSWER)
+    assert not report.notes
+    (example,) = run([{"messages": [USER, ANSWER | {"content": "5"} | off, USER, ANSWER | on]}], chat=True)
+    assert text_by_role(TOY, example, ROLE_ANSWER, 0) == "4<|im_end|>"
+
+
+def test_keys_of_scoring_that_are_not_read_are_named():
+    (row,), report = parsed([USER, ANSWER | {"mask": False, "train": [1], "weight": ""}])
+    assert row.completions[0][0].get("weight") is None
+    assert "kept, not read in messages: 'train', 'mask'; `weight: 0` says" in str(report)
+    rows, report = parsed([USER, ANSWER | {"content": float("nan")}])
+    assert not rows
+    assert list(report.dropped) == ["empty assistant turn"]
 
 
 def test_content_in_parts_and_numbers():

@@ -165,7 +165,7 @@ def test_mistakes_name_source_row_and_column(column, value, message):
 
 def test_beta_as_text_is_a_number():
     """CSV files hold nothing but text."""
-    row = one({"prompt": "p", "chosen": "a", "rejected": "b", "beta": "0.25", "gap": ""}, "preference")
+    row = one({"prompt": "p", "chosen": "a", "rejected": "b", "beta": "0.25", "gap": " "}, "preference")
     assert row.columns == {"beta": 0.25, "gap": -1}
     assert GAPS == ("small", "medium", "large")
 

@@ -27,7 +27,7 @@ def test_labels_are_numbers_and_beta_may_be_given():
         [
             {"prompt": "p", "completion": " a", "label": True, "beta": 0.5},
             {"prompt": "p", "completion": " b", "label": "False", "beta": None},
-            {"prompt": "p", "completion": " c", "label": 1, "beta": ""},
+            {"prompt": "p", "completion": " c", "label": 1, "beta": " "},
         ]
     )
     assert [row.columns["label"] for row in rows] == [1, 0, 1]
@@ -44,7 +44,19 @@ def test_a_pair_is_two_rows_of_one_source_row():
     assert report.dropped["empty chosen"].rows == [1]
 
 
-@pytest.mark.parametrize("label", [None, "good", 2, 0.5, float("nan")])
+@pytest.mark.parametrize("label", [None, "", " ", float("nan")])
+def test_a_row_without_a_label_is_dropped_and_a_column_without_any_is_an_error(tmp_path, label):
+    given = [{"prompt": p, "completion": " three", "label": value} for p, value in (("one", 1.0), ("two", 0.0))]
+    rows, report = parse([given[0], {**given[0], "label": label}, given[1]])
+    assert [row.row for row in rows] == [0, 2]
+    assert report.dropped["no label"].rows == [1]
+    none = datasets.Dataset.from_list([{**row, "label": label} for row in given])
+    with pytest.raises(DataError, match="no row is left to train on") as error:
+        tokenize(none, toy_tokenizer.build(), TokenizeOptions("unpaired", 64), cache=tmp_path)
+    assert "dropped, no label: 2 (rows 0, 1)" in str(error.value)
+
+
+@pytest.mark.parametrize("label", ["good", 2, 0.5])
 def test_a_label_that_is_none_names_its_place(label):
     with pytest.raises(DataError, match=r"rows, row 0, column 'label': expected true or false"):
         parse([{"prompt": "p", "completion": "a", "label": label}])

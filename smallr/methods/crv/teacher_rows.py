@@ -12,7 +12,7 @@ import datasets
 from ml_collections import ConfigDict
 
 from smallr.data.errors import DataError, nearest, shorten
-from smallr.data.files import PROBLEM
+from smallr.data.files import PROBLEM, separator_hint
 from smallr.data.sources import load_rows
 from smallr.data.values import as_text
 from smallr.methods.crv.holdout import Holdout, normalise
@@ -123,8 +123,11 @@ def _columns(mapped: Mapping[str, str], rows: datasets.Dataset, source: str) -> 
     for ours, theirs in columns.items():
         if theirs and theirs not in present:
             raise DataError(
-                f"{source}: no column {theirs!r} to use as {ours!r}; present {', '.join(present)}{nearest(theirs, present)} "
-                f"Map a column with --config.data.columns.{ours}=NAME."
+                f"{source}: no column {theirs!r} to use as {ours!r}; present {', '.join(present)}"
+                + (
+                    separator_hint(present)
+                    or f"{nearest(theirs, present)} Map a column with --config.data.columns.{ours}=NAME."
+                )
             )
     return columns
 
