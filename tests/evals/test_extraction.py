@@ -465,6 +465,17 @@ PROGRAMS = [
     SQUARE,
     f"<think>```python\ndef sq(x): return 1\n```</think>{PYTHON}",
     f"```java\nclass A {{}}\n```\n{PYTHON}",
+    "```python\ndef mul(x, y):\n    return x*y\n```\nThen\n```python\ndef sq(x):\n    return mul(x, x)\n```",
+    "```python\nimport math\n```\n```py\ndef two():\n    return math.isqrt(4)\n```\n```py\nsq = lambda x: x**two()\n```",
+    "```python\nraise SystemExit\ndef mul(x, y): ...\n```\n```python\ndef sq(x):\n    mul = x\n    return mul*x\n```",
+    "Sure:\n\n> ```python\n> def sq(x):\n>     return x*x\n> ```",
+    "> def sq(x):\n>     return x*x",
+    ">>> def sq(x):\n...     return x*x\n...\n>>> sq(3)\n9",
+    "```python\n>>> def sq(x):\n...     return x*x\n...\n>>> sq(3)\n9\n```",
+    "```python def sq(x): return x*x```",
+    "Use ```def sq(x): return x*x``` for it.",
+    "The function is `def sq(x): return x*x`.",
+    'def sq(x):\n    """Squares.\n\n    >>> sq(3)\n    9\n    """\n    return x*x',
 ]
 BODIES = [
     "    return x*x\n",
@@ -473,6 +484,11 @@ BODIES = [
     "```python\n    def helper(y):\n        return y*y\n    return helper(x)\n```",
     "    def helper(y):\n        return y*y\n\n    return helper(x)\n",
     "    return x*x\n\nThis is the square.\n",
+    " return x*x\n",
+    " if x:\n  return x*x\n return 0",
+    " y = x\n    return y*x",
+    " if x:\n        return x*x\n    return 0",
+    "```python\n return x*x\n```",
 ]
 
 
@@ -483,7 +499,7 @@ def test_the_block_that_defines_what_was_asked():
         assert namespace["sq"](3) == 9, output
     for output in BODIES:
         namespace = {}
-        exec("def sq(x):\n" + extraction.code(output, ("sq",)), namespace)
+        exec('def sq(x):\n    """Squares."""\n' + extraction.code(output, ("sq",)), namespace)
         assert namespace["sq"](3) == 9, output
 
 
@@ -511,6 +527,13 @@ QUERIES = [
     f"```sql\nSELECT 2\n```\nBetter:\n```sql\n{QUERY}\n```", f"<think>SELECT 2</think>{QUERY}",
     f"With this query we select names:\n{QUERY};",
     f"{QUERY}; It gives one.", f"-- names\n{QUERY}",
+    f"~~~sql\n{QUERY};\n~~~", f"~~~sql\n{QUERY};", f"Select the names with this query:\n{QUERY}",
+    f"Select the names with this query:\n\n{QUERY};", f"Select the names with this query: {QUERY};", f"**{QUERY}**",
+    f"sqlite> {QUERY};", f"sqlite> {QUERY};\na\nb\nsqlite> ", f"({QUERY})", f"({QUERY});", f"```{QUERY}```",
+    f"Use ```{QUERY}``` here.",
+    f"{QUERY}\n```", f"{QUERY};\n```\nThat is it.", f"<sql>{QUERY}</sql>", f"<sql>\n{QUERY};\n</sql>\nIt gives one.",
+    f'{{"sql": "{QUERY}"}}', f'{{"query": "{QUERY};"}}', rf"\boxed{{{QUERY}}}", f"'''sql\n{QUERY}\n'''",
+    QUERY.replace(" ", "\u00a0"), f"{QUERY}\n\nSelect this one to get all names.", f"{QUERY}; Select it to get all names.",
 ]  # fmt: skip
 
 
@@ -522,9 +545,14 @@ def test_queries():
         "SELECT a\n\nFROM t",
         "SELECT a FROM t -- ; no end", "SELECT a /* ; */ FROM t", "SELECT 1; DROP TABLE t", "DROP TABLE t;\nSELECT 1",
         "SELECT 1;\nSELECT 2", "VALUES (1)", "select 1",
+        "SELECT '**' FROM t", "SELECT '~~~' FROM t", "SELECT a b FROM t", "SELECT a is not null FROM t",
+        "SELECT name n, age FROM t", "SELECT 'x\u00a0y'", "SELECT case when a then b end FROM t", "SELECT (1) + (2)",
+        "SELECT a FROM t WHERE b IN (SELECT c FROM u)", "SELECT distinct a b FROM t", "SELECT '(' || a FROM t",
     ]  # fmt: skip
     assert [extraction.query(text) for text in whole] == whole
     assert extraction.query("Here:\n\nSELECT 1;\nDROP TABLE t;") == "SELECT 1;\nDROP TABLE t"  # two statements are none
+    assert extraction.query("```select 1```") == extraction.query("sqlite> select 1;") == "select 1"
+    assert extraction.query("{'sql': 1}") == "{'sql': 1}"  # no JSON
     assert extraction.query("") is extraction.query("```sql\n```") is None
 
 
@@ -540,7 +568,10 @@ def test_every_search_is_linear():
         "(A) ", ".", "-", "1.", "$", "def f(x):\n", "٣", r"\frac{", "yes ", "1,234", "/*", "'\"", "SELECT ", "WITH a ",
         "9^", "1+",
         "1 1/2 ", r"{1\over ", r"\text{", "Question: ", "option A is ", "go with ", "answer\n", "~~~\n", "A)\n",
-        '"""\n', ";", "answer:\n",
+        '"""\n', ";", "answer:\n", "not 5 ", "not 5, ", "not A but ", "so ", "1 and ", "1 and a ", r"\sqrt{", r"\sqrt9",
+        "1 times ", "dozen ", "No. ", "> ", ">>> def f(x):\n", "> def f(x):\n", "`def f", "```def f```\n", "~~~sql\n",
+        "'''sql\n", "<sql>", "Select the ", "Select the\n", "sqlite> ", "**SELECT ", "(select ", "\u00a0", '{"sql": ',
+        "```python\ndef f(x): pass\n```\n", ", thus ",
     ]  # fmt: skip
     extractors = [
         extraction.boxed, extraction.last_boxes, extraction.number, extraction.text, extraction.code, extraction.query,
