@@ -147,6 +147,7 @@ OUTPUTS = {
     "in step7 there are 6": "6",
     "51": "51",
     "3 dozen eggs": "36",
+    "So it takes 3 and 1/2.": "3.5",
     "The answer is two dozen.": "24",
     "The answer is 2 and a half hours.": "2.5",
     "so it takes 3 and a half hours": "3.5",
@@ -177,7 +178,7 @@ NO_OUTPUTS = [
     r"\boxed{x_1 = 3, x_2 = 4}", r"\boxed{3x + 2 = 8}", r"\boxed{\log 5}", r"\boxed{A5}", "#### 3 or 4", "at 3:30",
     "on 1,5", "The answer is not 5, but close.", "The answer is not 5, but it was close to 5.", "The answer is not 5 but 6 or 7.",
     "The answer is not certain, but 5 may be.", "0x10", "The answer is 0x10.", "The answer is 1/3 and 1/2.",
-    "The answer is 3 and 3/2.", "The answer is 2.5 and 1/2.", "The answer is 3 dozen and 4.",
+    "The answer is 3 and 3/2.", "The answer is 2.5 and 1/2.", "The answer is 3 and 1/2 of them.", "The answer is 3 dozen and 4.",
     "1e99999999999", "9**9**9**9",
 ]  # fmt: skip
 

@@ -60,7 +60,7 @@ _REWRITES = tuple(
         (r"(?<=[\d)])\*\*(?=[\d(-])", "^"),
         (r"(?<=\d)(?!(?<=(?<![\d.,])0)[xX]) ?[xX] ?(?=\d)", "*"),  # "0x10" is no product
         (r"(?<![\w./^,\\])(?<!/ )(\d{1,9})\s{1,3}and\s{1,3}(?:a|one)\s{1,3}half\b(?!\s+of\b)", r"\1 1/2"),
-        (r"(?<![\w./^,\\])(?<!/ )(\d{1,9})\s{1,3}and\s{1,3}(?=\d{1,3}/\d{1,3}(?![\d/.,])|\\frac)", r"\1 "),
+        (r"(?<![\w./^,\\])(?<!/ )(\d{1,9})\s{1,3}and\s{1,3}(?=\d{1,3}/\d{1,3}(?![\d/]|[.,]\d|\s+of\b)|\\frac)", r"\1 "),
         (r"\*\*|__|[`\"“”]", ""),
         (r"-\s+(?=[\d.])", "- "),
     )
@@ -98,7 +98,7 @@ _NUMBER = re.compile(
 )
 _EXPONENT = re.compile(r"[eE]([+-]?\d++)(?![\w.])")
 _SCIENTIFIC = re.compile(r"\s*+\*\s*+10\s*+\^")
-_MIXED = re.compile(r"\s++(\d++)/(\d++)(?![\d./])|\s*+(?=\\frac)")
+_MIXED = re.compile(r"\s++(\d++)/(\d++)(?![\d/]|\.\d)|\s*+(?=\\frac)")
 _SPACE = re.compile(r"\s*+")
 _MALFORMED = re.compile(r"[,.:'_]\d")  # behind a number: a list, a time, a group of the wrong size
 
