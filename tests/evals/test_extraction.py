@@ -29,6 +29,9 @@ NUMBERS = {
     "3/4": 0.75, "-3/4": -0.75, r"\frac{3}{4}": 0.75, r"\dfrac{3}{4}": 0.75, r"\tfrac34": 0.75, r"-\frac{1}{2}": -0.5,
     r"\frac{-1}{2}": -0.5, r"{3 \over 4}": 0.75, "½": 0.5, "2½": 2.5, "2 1/2": 2.5, "-2 1/2": -2.5, r"2\frac{1}{2}": 2.5,
     r"2 \frac12": 2.5, "3⁄4": 0.75, r"3 \div 4": 0.75, r"\frac{10+8}{2}": 9, r"\frac{1{,}000}{4}": 250, "(3/4)": 0.75,
+    "2 and a half": 2.5, "3 and 1/2": 3.5, r"3 and \frac{1}{2}": 3.5, r"3 \text{ and } \frac12": 3.5,
+    "3 dozen": 36, "1/2 dozen": 6, "2 dozens": 24, r"\sqrt{16}": 4, r"\sqrt9": 3, r"\sqrt{\frac{1}{4}}": 0.5,
+    r"2 + \sqrt{16}": 6,
     # powers and exponents
     "2^3": 8, "2**3": 8, "2³": 8, "2^{3}": 8, "10^{-2}": 0.01, "10⁻²": 0.01, "(1/2)^2": 0.25, "-2^2": -4, "5e3": 5000,
     "5E3": 5000, "1.5e-2": 0.015, "3 × 10^4": 30000, r"3 \times 10^{4}": 30000, "3*10^4": 30000, "3x10^4": 30000,
@@ -39,7 +42,8 @@ NUMBERS = {
 NO_NUMBERS = [
     "", "abc", "1,5", "1,2345", "12,34", "1,23,4", "3:4", "3:30", "1.2.3", "3/4/2020", "5/0", r"\frac{1}{0}",
     "9**9**9**9",
-    "2^999999", "1e99999999999", "5x", "5!", "x", "3, 5", "3 or 4", "[3, 5]", r"\sqrt{16}", r"5\pi", "0^{-1}", "--",
+    "2^999999", "1e99999999999", "5x", "5!", "x", "3, 5", "3 or 4", "[3, 5]", r"\sqrt{2}", r"\sqrt{-4}",
+    r"5\sqrt{4}", r"\sqrt{\frac{1}{2}}", "0x10", r"5\pi", "0^{-1}", "--",
     "1/", "((1)",
     "1 23 456", "NaN", "inf", "5 apples",
 ]  # fmt: skip
@@ -142,6 +146,21 @@ OUTPUTS = {
     "it takes 7 days": "7",
     "in step7 there are 6": "6",
     "51": "51",
+    "3 dozen eggs": "36",
+    "So it takes 3 and 1/2.": "3.5",
+    "The answer is two dozen.": "24",
+    "The answer is 2 and a half hours.": "2.5",
+    "so it takes 3 and a half hours": "3.5",
+    "The answer is not 5, it is 6": "6",
+    "The answer is not 5 but 6.": "6",
+    "The answer isn't 5, it's 6.": "6",
+    "The answer is not 1,500 but $1,600.": "1600",
+    "not 5 but 6.": "6",
+    "10 times 8, which equals 80": "80",
+    "The answer is 10 times 8, which equals 80.": "80",
+    "The answer is 18, which equals 3 times 6.": "18",
+    r"\boxed{\sqrt{16} = 4}": "4",
+    "1" + "0" * 40: "1" + "0" * 40,
 }  # fmt: skip
 # No single number is given: nothing may be guessed.
 NO_OUTPUTS = [
@@ -157,7 +176,9 @@ NO_OUTPUTS = [
     r"\boxed{5!}", r"\boxed{\pm 5}", r"\boxed{3:4}", r"\boxed{1,5}", r"\boxed{5 \text{ or } 6}", r"\boxed{x^2}",
     r"\boxed{\text{yes}} 5",
     r"\boxed{x_1 = 3, x_2 = 4}", r"\boxed{3x + 2 = 8}", r"\boxed{\log 5}", r"\boxed{A5}", "#### 3 or 4", "at 3:30",
-    "on 1,5",
+    "on 1,5", "The answer is not 5, but close.", "The answer is not 5, but it was close to 5.", "The answer is not 5 but 6 or 7.",
+    "The answer is not certain, but 5 may be.", "0x10", "The answer is 0x10.", "The answer is 1/3 and 1/2.",
+    "The answer is 3 and 3/2.", "The answer is 2.5 and 1/2.", "The answer is 3 and 1/2 of them.", "The answer is 3 dozen and 4.",
     "1e99999999999", "9**9**9**9",
 ]  # fmt: skip
 
@@ -174,7 +195,7 @@ MORE_OUTPUTS = {
     'Answer: 18 (eighteen)': '18', 'The answer is 2^10 = 1024': '1024', 'The answer is 12 / 4 = 3': '3',
     'The answer is 3/4 * 100 = 75%': '75', '\\boxed{\\frac{3}{4} = 0.75}': '.75', '\\boxed{18.}': '18',
     '\\boxed{18\\text{th}}': '18', '\\boxed{5\\times4}': '20', '\\boxed{\\left(\\frac{1}{2}\\right)^3}': '0.125',
-    '\\boxed{\\text{\\$18}}': '18', 'The answer is 5 dozen': '5', 'The answer is 1 000 000': '1000000',
+    '\\boxed{\\text{\\$18}}': '18', 'The answer is 5 dozen': '60', 'The answer is 1 000 000': '1000000',
     'answer = 18': '18', 'Answer - 18': '18', 'The answer is - 18': '-18',
     'The answer should be 18 apples and not 19': '18', 'the answer is 42\n\n\n': '42',
     'The answer is 1,000 or so.': '1000', 'The answer is $12.50/hour.': '12.5', 'The answer is 60 km/h.': '60',
@@ -210,7 +231,10 @@ def test_outputs_come_to_their_number():
         ("The answer is 5e3", "5"), (r"\boxed{1{,}000}", "1"), ("The answer is 2 1/2", "2"), ("1.5 million", "1.5"),
         ("0.333", "0.3333333"), ("-5", "5"), ("The answer is 50%", "0.5"), (r"\boxed{2\frac{1}{2}}",
         "1"), ("9" * 5000, "9"),
-        ("#### 72\n\nQ: 2+3?\n#### 5", "5"), ("The answer is 18 dollars in 3 days.", "3"),
+        ("#### 72\n\nQ: 2+3?\n#### 5", "5"), ("#### 1000001", "1000000"), ("5000004", "5000000"), ("1000000.5", "1000000"),
+        ("18.000001", "18"), ("17.9999999", "18"), ("3 dozen eggs", "3"), ("1" + "0" * 40, "1" + "0" * 39 + "1"),
+        ("The answer is not 5, it is 6.", "5"),
+        ("2 and a half of the cakes", "2.5"), (r"\boxed{\sqrt{16}}", "16"), ("The answer is 18 dollars in 3 days.", "3"),
     ],
 )  # fmt: skip
 def test_near_misses_of_numbers(output, gold):
@@ -308,10 +332,16 @@ LETTERS |= {
     'My answer is A.': 'A', 'my answer: a': 'A', 'A': 'A', 'Answer: A': 'A', 'a': 'A', 'A)': 'A',
     'The answer is \\(B\\).': 'B', '<answer>B</answer>': 'B', 'The answer is B.\nThe answer is C.': 'C',
     'Answer: [B]': 'B', 'Answer: {B}': 'B', 'answer is B!': 'B', 'The answer is: (B) 21 (not (C)).': 'B',
+    'A is wrong, so D': 'D', 'Not A but B.': 'B', 'The answer is not A, it is B.': 'B', 'not (A) but (B)': 'B',
+    'The answer is not (A) but (B).': 'B', "The answer isn't A, it's (B).": 'B', 'So it must be C.': 'C', 'Ｂ': 'B',
+    'The answer is Ｂ.': 'B', '（Ｃ）': 'C', 'Both fail; hence (D)': 'D',
 }  # fmt: skip
 NO_LETTERS += [
     'B) is not right', 'A. is wrong', 'It is a car.', 'Let me think. E is energy.', 'The solution is C.',
     'I think A', 'A or B', 'A, B', 'None of the above', 'The answer is B or C but B is better',
+    'A is wrong, so is D', 'A is wrong, so not D', 'If A is wrong, so D', 'Is it so, D?', 'So it must not be C.', 'Not A.',
+    'not A but B or C', 'It is not A but a car.', 'The answer is not A but B or C.', 'The answer is not A, but a car.',
+    'Maybe A is wrong, so D',
 ]  # fmt: skip
 
 
@@ -369,9 +399,11 @@ WORDS |= {
     'No. The coin is tails up.': 'no', 'the coin is heads up: yes': 'yes', 'Answer: yes\n\nExplanation: no': 'yes',
     '<answer>no</answer>': 'no', 'Yes!': 'yes', 'Of course, yes.': 'yes', "I'd say no.": 'no', 'no\n': 'no',
     'The answer is yes.\nThe answer is no.': 'no', 'The answer is “Yes”.': 'yes', 'Yes or no? Yes.': 'yes',
+    'Answer: Yes — there is no reason to doubt.': 'yes', 'Answer: no - it is tails.': 'no', 'Nope': 'no', 'Nope.': 'no',
 }  # fmt: skip
 NO_WORDS += [
     'not yes', 'Not no.', 'Yes and no.', 'Yeah', 'No one knows.', 'No coin was flipped.',
+    'No. 5 is the number of coins.', 'The answer is No. 5', 'Nopes', 'The answer is that there is no — none — doubt.',
 ]  # fmt: skip
 
 
@@ -392,12 +424,13 @@ TEXTS = [
     ("The answer is 'nk'.", "nk"), ("The answer is **nk**.", "nk"), (r"\boxed{\text{nk}}", "nk"), (r"\boxed{nk}", "nk"),
     ("The answer is nk. Those are the letters.", "nk"), ("so\nnk", "nk"), ("Answer: nk", "nk"), ("The answer is: “nk”",
     "nk"),
+    ("The answer is nk, thus nk", "nk"), ("The answer is nk; so it is 'nk'.", "nk"),
     ("The answer is Dr. Smith.", "dr smith"), ("The answer is nk.\n\nQuestion: and this?\nThe answer is ab.", "nk"),
 ]  # fmt: skip
 NOT_TEXTS = [
     ("oajy", "yajo"), ("The answer is not nk.", "nk"), ("The answer is an apple", "an"), ("",
     "nk"), ("The answer is n k", "nk"),
-    ("The answer is nkx", "nk"), ("nk it was\nab", "nk"),
+    ("The answer is nk, thus ab", "nk"), ("The answer is nk, thus ab", "ab"), ("The answer is nkx", "nk"), ("nk it was\nab", "nk"),
 ]  # fmt: skip
 
 
@@ -433,6 +466,17 @@ PROGRAMS = [
     SQUARE,
     f"<think>```python\ndef sq(x): return 1\n```</think>{PYTHON}",
     f"```java\nclass A {{}}\n```\n{PYTHON}",
+    "```python\ndef mul(x, y):\n    return x*y\n```\nThen\n```python\ndef sq(x):\n    return mul(x, x)\n```",
+    "```python\nimport math\n```\n```py\ndef two():\n    return math.isqrt(4)\n```\n```py\nsq = lambda x: x**two()\n```",
+    "```python\nraise SystemExit\ndef mul(x, y): ...\n```\n```python\ndef sq(x):\n    mul = x\n    return mul*x\n```",
+    "Sure:\n\n> ```python\n> def sq(x):\n>     return x*x\n> ```",
+    "> def sq(x):\n>     return x*x",
+    ">>> def sq(x):\n...     return x*x\n...\n>>> sq(3)\n9",
+    "```python\n>>> def sq(x):\n...     return x*x\n...\n>>> sq(3)\n9\n```",
+    "```python def sq(x): return x*x```",
+    "Use ```def sq(x): return x*x``` for it.",
+    "The function is `def sq(x): return x*x`.",
+    'def sq(x):\n    """Squares.\n\n    >>> sq(3)\n    9\n    """\n    return x*x',
 ]
 BODIES = [
     "    return x*x\n",
@@ -441,6 +485,11 @@ BODIES = [
     "```python\n    def helper(y):\n        return y*y\n    return helper(x)\n```",
     "    def helper(y):\n        return y*y\n\n    return helper(x)\n",
     "    return x*x\n\nThis is the square.\n",
+    " return x*x\n",
+    " if x:\n  return x*x\n return 0",
+    " y = x\n    return y*x",
+    " if x:\n        return x*x\n    return 0",
+    "```python\n return x*x\n```",
 ]
 
 
@@ -451,7 +500,7 @@ def test_the_block_that_defines_what_was_asked():
         assert namespace["sq"](3) == 9, output
     for output in BODIES:
         namespace = {}
-        exec("def sq(x):\n" + extraction.code(output, ("sq",)), namespace)
+        exec('def sq(x):\n    """Squares."""\n' + extraction.code(output, ("sq",)), namespace)
         assert namespace["sq"](3) == 9, output
 
 
@@ -479,6 +528,13 @@ QUERIES = [
     f"```sql\nSELECT 2\n```\nBetter:\n```sql\n{QUERY}\n```", f"<think>SELECT 2</think>{QUERY}",
     f"With this query we select names:\n{QUERY};",
     f"{QUERY}; It gives one.", f"-- names\n{QUERY}",
+    f"~~~sql\n{QUERY};\n~~~", f"~~~sql\n{QUERY};", f"Select the names with this query:\n{QUERY}",
+    f"Select the names with this query:\n\n{QUERY};", f"Select the names with this query: {QUERY};", f"**{QUERY}**",
+    f"sqlite> {QUERY};", f"sqlite> {QUERY};\na\nb\nsqlite> ", f"({QUERY})", f"({QUERY});", f"```{QUERY}```",
+    f"Use ```{QUERY}``` here.",
+    f"{QUERY}\n```", f"{QUERY};\n```\nThat is it.", f"<sql>{QUERY}</sql>", f"<sql>\n{QUERY};\n</sql>\nIt gives one.",
+    f'{{"sql": "{QUERY}"}}', f'{{"query": "{QUERY};"}}', rf"\boxed{{{QUERY}}}", f"'''sql\n{QUERY}\n'''",
+    QUERY.replace(" ", "\u00a0"), f"{QUERY}\n\nSelect this one to get all names.", f"{QUERY}; Select it to get all names.",
 ]  # fmt: skip
 
 
@@ -490,9 +546,14 @@ def test_queries():
         "SELECT a\n\nFROM t",
         "SELECT a FROM t -- ; no end", "SELECT a /* ; */ FROM t", "SELECT 1; DROP TABLE t", "DROP TABLE t;\nSELECT 1",
         "SELECT 1;\nSELECT 2", "VALUES (1)", "select 1",
+        "SELECT '**' FROM t", "SELECT '~~~' FROM t", "SELECT a b FROM t", "SELECT a is not null FROM t",
+        "SELECT name n, age FROM t", "SELECT 'x\u00a0y'", "SELECT case when a then b end FROM t", "SELECT (1) + (2)",
+        "SELECT a FROM t WHERE b IN (SELECT c FROM u)", "SELECT distinct a b FROM t", "SELECT '(' || a FROM t",
     ]  # fmt: skip
     assert [extraction.query(text) for text in whole] == whole
     assert extraction.query("Here:\n\nSELECT 1;\nDROP TABLE t;") == "SELECT 1;\nDROP TABLE t"  # two statements are none
+    assert extraction.query("```select 1```") == extraction.query("sqlite> select 1;") == "select 1"
+    assert extraction.query("{'sql': 1}") == "{'sql': 1}"  # no JSON
     assert extraction.query("") is extraction.query("```sql\n```") is None
 
 
@@ -508,7 +569,10 @@ def test_every_search_is_linear():
         "(A) ", ".", "-", "1.", "$", "def f(x):\n", "٣", r"\frac{", "yes ", "1,234", "/*", "'\"", "SELECT ", "WITH a ",
         "9^", "1+",
         "1 1/2 ", r"{1\over ", r"\text{", "Question: ", "option A is ", "go with ", "answer\n", "~~~\n", "A)\n",
-        '"""\n', ";", "answer:\n",
+        '"""\n', ";", "answer:\n", "not 5 ", "not 5, ", "not A but ", "so ", "1 and ", "1 and a ", r"\sqrt{", r"\sqrt9",
+        "1 times ", "dozen ", "No. ", "> ", ">>> def f(x):\n", "> def f(x):\n", "`def f", "```def f```\n", "~~~sql\n",
+        "'''sql\n", "<sql>", "Select the ", "Select the\n", "sqlite> ", "**SELECT ", "(select ", "\u00a0", '{"sql": ',
+        "```python\ndef f(x): pass\n```\n", ", thus ",
     ]  # fmt: skip
     extractors = [
         extraction.boxed, extraction.last_boxes, extraction.number, extraction.text, extraction.code, extraction.query,

@@ -8,7 +8,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 
 from smallr.evals.extraction import numerals
-from smallr.evals.extraction.places import MAX_SENTENCE, answer_part, boxed, statements
+from smallr.evals.extraction.places import MAX_SENTENCE, affirmed, answer_part, boxed, statements
 
 _MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}")
 _DECORATION = re.compile(r"\*\*|__|[*_`\"“”$]|\\[()\[\]]|(?<!\w)['‘’]|['‘’](?!\w)")
@@ -42,9 +42,11 @@ _IS_WRONG = re.compile(
     r"(?:not\b|n't\b|cannot\b|wrong|incorrect|false|invalid|eliminated|excluded|out\b|unlikely)|.{0,12}n't\b",
     re.IGNORECASE,
 )
+_DOUBT = re.compile(r"\b(?:if|unless|maybe|perhaps|might|may|could|either|or)\b", re.IGNORECASE)
 _CONCLUSION = re.compile(
     rf"(?:(?:so|thus|hence|therefore|finally|it is|it's|must be|that is)\b[\s,:]*)*+{_HEAD.pattern}", re.IGNORECASE
 )
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full width -> ASCII
 _LINE = 1000  # characters of a line that are read
 
 
@@ -68,6 +70,14 @@ class _Options:
         small = rf"(?<=\()[{lower}](?=\))|[{lower}](?=\W*\Z)"
         self.line = re.compile(rf"\W*?(?P<letter>[{upper}]|{small})(?P<mark>[)\]}}.:]*)\s*(?P<rest>.*)", re.DOTALL)
         self.bracketed = re.compile(rf"\(([{upper}])\)")
+        # Not "I", with which a sentence that was cut off may end.
+        letter = rf"(?:options?\s+|choice\s+)?(?:\((?P<bracketed>[{upper}])\)|(?P<plain>[{upper.replace('I', '')}]))(?=\W*\Z)"
+        it_is = r"(?:(?:it|this|that|the answer)\s+(?:is|must\s+be|has\s+to\s+be|should\s+be)\s+|it's\s+)"
+        self.closing = re.compile(
+            rf"(?:(?:^\W*|[,;:–—-]\s*|\band\s+)(?i:so|thus|therefore|hence)\b[\s,]+{it_is}?|^\W*(?i:it must be)\s+){letter}"
+        )
+        self.whole = re.compile(rf"\W*{letter}\W*")
+        self.kind = rf"[{upper}](?![\w'’])"
         self.texts = {letter: _normal(text) for letter, text in texts.items() if letter in letters}
         self.values = {letter: numerals.value(text) for letter, text in texts.items() if letter in letters}
 
@@ -92,7 +102,7 @@ def option(letters: str = "ABCDE", texts: Mapping[str, str] | None = None) -> Ca
     """
 
     def extract(text: str) -> str | None:
-        options, text = _Options(letters, texts or {}), answer_part(text)
+        options, text = _Options(letters, texts or {}), answer_part(text).translate(_WIDE)
         box = boxed(text)
         places = [*([box] if box else []), *reversed(statements(text))]
         for place in places:
@@ -104,14 +114,14 @@ def option(letters: str = "ABCDE", texts: Mapping[str, str] | None = None) -> Ca
         lines = [_plain(line.strip()[:_LINE]) for line in text.strip().splitlines() if line.strip()]
         if _lists_options(lines, options):
             return None
-        return _on_a_line(lines, options) or _in_last_clause(text, options)
+        return _on_a_line(lines, options) or _in_last_clause(text, options) or _at_the_end(text, options)
 
     return extract
 
 
 def _stated_letter(place: str, options: _Options) -> tuple[str | None, bool]:
     """Returns the letter at the beginning of a box or a statement, and whether the place decides; it does by a denial as well."""
-    place = _plain(place)
+    place = affirmed(_plain(place), options.kind)
     if _DENIED.match(place):
         return None, True
     start = _HEAD.match(place).end()
@@ -172,6 +182,16 @@ def _in_last_clause(text: str, options: _Options) -> str | None:
     return found.pop() if len(found) == 1 and not _WRONG.search(clauses[-1]) else None
 
 
+def _at_the_end(text: str, options: _Options) -> str | None:
+    """Returns the letter with which the last sentence ends behind "so" or "not … but"."""
+    sentence = _plain(re.split(r"(?<=[.;!?])\s+|\n", text[-_LINE:].strip())[-1])
+    if "?" in sentence or _DOUBT.search(sentence):
+        return None
+    rest = affirmed(sentence, options.kind)
+    found = options.closing.search(sentence) if rest is sentence else options.whole.fullmatch(rest)
+    return next((letter for letter in found.groups() if letter), None) if found else None
+
+
 def _plain(text: str) -> str:
     """Returns a text without LaTeX's and Markdown's marks."""
     for _ in range(2):
@@ -191,6 +211,8 @@ def _normal(text: str) -> str:
 
 # ---- words
 
+_ALSO = {"nope": "no", "yep": "yes"}
+_NUMBER_SIGN = re.compile(r"\bNo\.\s*+(?=\d)")
 _NOT = re.compile(r"\b(?:not|neither|never|either)\b|n't\b", re.IGNORECASE)
 
 
@@ -198,7 +220,8 @@ class _Words:
     """A few words as patterns."""
 
     def __init__(self, words: Sequence[str]):
-        self.token = rf"(?<![\w-])({'|'.join(map(re.escape, words))})(?![\w'’-])"
+        self.meanings = {other: word for other, word in _ALSO.items() if word in words}
+        self.token = rf"(?<![\w-])({'|'.join(map(re.escape, (*words, *self.meanings)))})(?![\w'’-])"
         # "no" is also an article: a word counts where a clause ends behind it, or the next one begins.
         clause = r"because|since|as|it|he|she|they|this|that|the|there|not|we|you|or|and"
         alone = rf"{self.token}(?=[\s*_\"'”)]*(?:\Z|[.,;:!)\]}}\n])|\s+(?:{clause})\b)"
@@ -208,7 +231,12 @@ class _Words:
         conclusion = r"so|thus|therefore|hence|then|overall|in conclusion|finally|ultimately"
         self.final = re.compile(rf"\W*(?:{conclusion})\b.{{0,80}}?{alone}", re.IGNORECASE)
         self.opening = re.compile(rf"\W{{0,20}}{self.token}(?=[\s*_\"'”)]*(?:[.,;:!\n–—]|\Z))", re.IGNORECASE)
+        self.dashed = re.compile(rf"\W{{0,10}}{self.token}\s*(?:[–—]|-\s)", re.IGNORECASE)
         self.last = re.compile(rf"{self.token}\W*\Z", re.IGNORECASE)
+
+    def word(self, match: re.Match[str]) -> str:
+        """Returns which of the words a match has found."""
+        return self.meanings.get(match[1].lower(), match[1].lower())
 
 
 _patterns = functools.lru_cache(64)(_Words)
@@ -219,7 +247,7 @@ def word(words: Sequence[str]) -> Callable[[str], str | None]:
     words = tuple(words)
 
     def extract(text: str) -> str | None:
-        patterns, text = _patterns(words), answer_part(text)
+        patterns, text = _patterns(words), _NUMBER_SIGN.sub("number ", answer_part(text))
         box = boxed(text)
         for place in [*([box] if box else []), *reversed(statements(text))]:
             found, decided = _stated_word(_plain(place), patterns)
@@ -232,11 +260,11 @@ def word(words: Sequence[str]) -> Callable[[str], str | None]:
 
 def _stated_word(place: str, patterns: _Words) -> tuple[str | None, bool]:
     """Returns the word in a box or a statement, and whether the place decides; it does by a denial as well."""
-    match = patterns.alone.search(place)
+    match = patterns.dashed.match(place) or patterns.alone.search(place)
     if not match:
         return None, False
     denied = _NOT.search(place[: match.start()]) or patterns.second.match(place, match.end())
-    return None if denied else match[1].lower(), True
+    return None if denied else patterns.word(match), True
 
 
 def _said_word(text: str, patterns: _Words) -> str | None:
@@ -246,7 +274,7 @@ def _said_word(text: str, patterns: _Words) -> str | None:
     for pattern, place in ((patterns.whole, end), (patterns.final, end), (patterns.opening, text[:MAX_SENTENCE])):
         match = pattern.match(place)
         if match and not (pattern is patterns.final and (_NOT.search(match[0]) or "?" in place)):
-            return match[1].lower()
+            return patterns.word(match)
     match = patterns.last.search(end)
     alone = {found.lower() for found in patterns.alone.findall(end)}
-    return match[1].lower() if match and len(alone) == 1 and "?" not in end and not _NOT.search(end) else None
+    return patterns.word(match) if match and len(alone) == 1 and "?" not in end and not _NOT.search(end) else None

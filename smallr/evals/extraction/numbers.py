@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from smallr.evals.extraction import numerals
-from smallr.evals.extraction.places import MARK, answer_part, boxed, statements
+from smallr.evals.extraction.places import MARK, affirmed, answer_part, boxed, statements
+
+_NUMBER = r"(?:\d|\\frac)"
 
 
 def number(text: str) -> str | None:
@@ -20,10 +22,12 @@ def number(text: str) -> str | None:
         return numerals.find(box)
     for statement in reversed(statements(text)):
         if numerals.mentions_number(statement):
-            return numerals.find(statement)
+            return numerals.find(affirmed(statement, _NUMBER))
     return numerals.last(text)
 
 
 def _is_answer_mark(line: str) -> bool:
     """Returns whether `####` gives a number; it may also begin a heading ("#### Step 1", "#### 2. Total")."""
-    return bool(re.match(r"[\s*$\\({+−-]*\d|\s*\\[dt]?frac", line)) and not re.match(r"\s*\d+\s*[.):]\s*[^\d\s]", line)
+    return bool(re.match(r"[\s*$\\({+−-]*\d|\s*\\(?:[dt]?frac|sqrt)", line)) and not re.match(
+        r"\s*\d+\s*[.):]\s*[^\d\s]", line
+    )

@@ -3,7 +3,7 @@ r"""Parses numbers as people and models write them: an exact grammar, evaluated 
     sum     = product (("+" | "-") product)*
     product = power (("*" | "/") power)*          with one "/" at most
     power   = sign? atom ("^" power)?
-    atom    = "(" sum ")" | "{" sum "}" | \frac part part | number fraction?
+    atom    = "(" sum ")" | "{" sum "}" | \frac part part | \sqrt part | number fraction?
     number  = digits, in groups of three or not, with a decimal part and an exponent
 
 `clean` brings LaTeX, Unicode and Markdown into this alphabet first. All work is linear in the text; segments are short.
@@ -11,6 +11,7 @@ r"""Parses numbers as people and models write them: an exact grammar, evaluated 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from decimal import Decimal
@@ -57,7 +58,9 @@ _REWRITES = tuple(
         (r"(-\s*)?(?:US)?\\?\$", r" \1"),
         (r"\\([%#&_])", r"\1"),
         (r"(?<=[\d)])\*\*(?=[\d(-])", "^"),
-        (r"(?<=\d) ?[xX] ?(?=\d)", "*"),
+        (r"(?<=\d)(?!(?<=(?<![\d.,])0)[xX]) ?[xX] ?(?=\d)", "*"),  # "0x10" is no product
+        (r"(?<![\w./^,\\])(?<!/ )(\d{1,9})\s{1,3}and\s{1,3}(?:a|one)\s{1,3}half\b(?!\s+of\b)", r"\1 1/2"),
+        (r"(?<![\w./^,\\])(?<!/ )(\d{1,9})\s{1,3}and\s{1,3}(?=\d{1,3}/\d{1,3}(?![\d/]|[.,]\d|\s+of\b)|\\frac)", r"\1 "),
         (r"\*\*|__|[`\"“”]", ""),
         (r"-\s+(?=[\d.])", "- "),
     )
@@ -95,7 +98,7 @@ _NUMBER = re.compile(
 )
 _EXPONENT = re.compile(r"[eE]([+-]?\d++)(?![\w.])")
 _SCIENTIFIC = re.compile(r"\s*+\*\s*+10\s*+\^")
-_MIXED = re.compile(r"\s++(\d++)/(\d++)(?![\d./])|\s*+(?=\\frac)")
+_MIXED = re.compile(r"\s++(\d++)/(\d++)(?![\d/]|\.\d)|\s*+(?=\\frac)")
 _SPACE = re.compile(r"\s*+")
 _MALFORMED = re.compile(r"[,.:'_]\d")  # behind a number: a list, a time, a group of the wrong size
 
@@ -159,6 +162,9 @@ class _Parser:
         if self.text.startswith("\\frac", self.position):
             self.position += 5
             return self._quotient(self._part(), self._part())
+        if self.text.startswith("\\sqrt", self.position):
+            self.position += 5
+            return _root(self._part())
         if start in ("(", "{") and start:
             return self._group(")" if start == "(" else "}")
         return self._number()
@@ -171,7 +177,7 @@ class _Parser:
     def _operand_follows(self) -> bool:
         """Returns whether an operator is one: it stands before a number, not before a word."""
         rest = self.text[self.position + 1 : self.position + 12].lstrip()
-        return bool(re.match(r"[-+]?\s*(?:[\d({]|\.\d|\\frac)", rest))
+        return bool(re.match(r"[-+]?\s*(?:[\d({]|\.\d|\\frac|\\sqrt)", rest))
 
     def _group(self, end: str) -> Fraction:
         self._deeper()
@@ -233,6 +239,16 @@ class _Parser:
         return above / below
 
 
+def _root(value: Fraction) -> Fraction:
+    """Returns the square root of a number that is a square."""
+    if value < 0:
+        raise NotANumber
+    root = Fraction(math.isqrt(value.numerator), math.isqrt(value.denominator))
+    if root * root != value:
+        raise NotANumber
+    return root
+
+
 def _digits(number: int) -> int:
     return abs(number).bit_length() * 3 // 10 + 1
 
@@ -245,9 +261,9 @@ def _checked(value: Fraction) -> Fraction:
 
 # ---- what stands around a number
 
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SCALE = re.compile(rf"\s*+({'|'.join(_SCALES)})\b|([kK])(?![A-Za-z])")
-_START = re.compile(r"(?:[-+]\s*)?(?:[({]\s*)*+(?:[-+]\s*)?(?:\\frac|\.?\d)")
+_SCALES = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(rf"\s*+({'|'.join(_SCALES)})(?:(?<=dozen)s)?\b|([kK])(?![A-Za-z])")
+_START = re.compile(r"(?:[-+]\s*)?(?:[({]\s*)*+(?:[-+]\s*)?(?:\\frac|\\sqrt|\.?\d)")
 _LEAD = re.compile(r"[A-Za-z\s,:;'()\[\]{}*_#.&>/-]*+")
 _GLUED = re.compile(r"[A-Za-z_^\\\d]\Z")
 # Words before a number after which the number is not the value.
@@ -271,6 +287,11 @@ _SUBORDINATE = re.compile(
     r"(?<=[\d})A-Za-z.,%])[\s,]+(?:because|since|as|which|so|where|when|if|therefore|thus|not|instead)\b|\s\((?=[^()]*[a-z=])"
 )
 _NAME = re.compile(r"[A-Za-z\s'\\.:,]*(?:(?<=[A-Za-z])[_(]\s*\{?[\w, ]*[})]?)?\s*")
+# Numbers and what is done with them, before what that comes to.
+_WORKED = re.compile(
+    r"(?P<terms>(?:[\d\s.,+*/()%-]|\b(?:times|plus|minus|multiplied by|divided by)\b)+?),?\s*(?:which\s+)?"
+    r"(?:equals|is equal to|comes to|gives|makes)\s+(?=[^A-Za-z]*\d)"
+)
 _TERMS = re.compile(r"[\d\s+*/().,%A-Za-z{}\\^-]*")
 _SEVERAL = re.compile(r"\d[^=]*(?:\b(?:or|and)\b|[,;]\s*[A-Za-z])")
 _VARIABLE = re.compile(r"\d\s?[a-z]\b|\b[a-z]\s*\^")
@@ -303,6 +324,8 @@ def find(segment: str) -> str | None:
     if not any(char.isdecimal() for char in segment) and not _VULGAR.search(segment):
         return _in_words(segment)
     text = _grouped(clean(segment))
+    if (worked := _WORKED.match(text)) and re.search(r"\d\s*(?:[a-z]|[+*/-]\s*\d)", worked["terms"]):
+        text = text[worked.end() :]
     if cut := _SUBORDINATE.search(text):
         text = text[: cut.start()]
     sides = [side.strip() for side in text.split("=")]
@@ -351,7 +374,7 @@ def _check_rest(rest: str) -> None:
 
 def _is_left_side(text: str) -> bool:
     """Returns whether the left side of an equation is a name, or numbers to be reckoned with."""
-    if "≠" in text or _UNSURE.search(text) or _SEVERAL.search(text):
+    if "≠" in text or _UNSURE.search(text.replace("\\sqrt", "")) or _SEVERAL.search(text):
         return False
     return bool(_NAME.fullmatch(text)) or (bool(_TERMS.fullmatch(text)) and not _VARIABLE.search(text))
 
@@ -370,8 +393,8 @@ def _grouped(text: str) -> str:
 
 
 def _decimal(value: Fraction) -> Decimal:
-    number = Decimal(value.numerator)
-    return (number if value.denominator == 1 else number / Decimal(value.denominator)).normalize() + 0
+    number = Decimal(value.numerator)  # exactly; a division rounds
+    return number if value.denominator == 1 else (number / Decimal(value.denominator)).normalize() + 0
 
 
 # ---- numbers in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Iterator
 
@@ -88,6 +89,26 @@ def statements(text: str) -> list[str]:
     """Returns what follows each of the last "the answer is", "Answer:" and the like: the rest of its sentence."""
     last = collections.deque(STATED.finditer(text), maxlen=MAX_STATEMENTS)
     return [sentence_at(text, match.end()) for match in last]
+
+
+def affirmed(statement: str, kind: str) -> str:
+    """Returns what is affirmed in "not 5 but 6" and "not 5, it is 6"; all of any other statement.
+
+    `kind` is the pattern with which both answers begin, so that a plain denial stays one.
+    """
+    match = _corrections(kind).match(statement)
+    return statement[match.end() :] if match else statement
+
+
+@functools.lru_cache(64)
+def _corrections(kind: str) -> re.Pattern[str]:
+    is_ = r"(?:it|that|this|the (?:correct |right )?answer)(?:\s+(?:is|must be|should be)|['’]s)"
+    return re.compile(
+        rf"\W{{0,6}}(?:(?:it is|it's|is)\s+)?(?:not|n['’]t)\s+(?:the\s+)?[^\w,;]{{0,6}}{kind}(?:[^,;\n]|,(?=\d)){{0,40}}?"
+        rf"(?:,?\s+but(?:\s+(?:rather|instead|actually|{is_}))?|,\s+{is_}(?:\s+actually)?)\s+"
+        rf"(?=[^\w,;]{{0,6}}{kind})",
+        re.IGNORECASE,
+    )
 
 
 def sentence_at(text: str, start: int) -> str:

@@ -6,8 +6,10 @@ import re
 
 from smallr.evals.extraction.places import STATED, answer_part, boxed
 
+_QUOTES = " .!*_`\"'“”‘’"
 _QUOTED = re.compile(r"(\*\*|[\"“`'‘*_])(.+?)(\*\*|[\"”`'’*_])(?!\w)")
 _REASON = re.compile(r"[,;]?\s+(?:because|since|as|which|where|so that|i\.e\.|by|from|obtained)\s")
+_REPEATED = re.compile(r"[,;]\s+(?:so|thus|therefore|hence)\s+(?:it is\s+)?")
 _FULL_STOP = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\b[A-Z])[.!?](?=\s|\Z)")
 
 
@@ -28,6 +30,9 @@ def text(text: str) -> str | None:
     for end in (_FULL_STOP, _REASON):
         if found := end.search(line):
             line = line[: found.start()]
+    line, *again = _REPEATED.split(line, maxsplit=1)
+    if again and " " not in again[0].strip() and again[0].strip(_QUOTES).lower() != line.strip(_QUOTES).lower():
+        return None  # two answers
     if re.match(r"(?:not|n't)\b", line, re.IGNORECASE):
         return None
     return line.strip() or None

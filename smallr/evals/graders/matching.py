@@ -12,7 +12,7 @@ from smallr.evals import extraction
 from smallr.evals.extraction import numerals
 from smallr.evals.graders.base import Job, Verdict
 
-# Two numbers are equal within this, relative to the gold one: 0.333333 for a third, but not 0.33.
+# To this a number may differ from a gold one that is not whole, relative to it: 0.333333 for a third, but not 0.33.
 TOLERANCE = Decimal("1e-6")
 _MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
@@ -92,8 +92,10 @@ def to_decimal(text: str) -> Decimal | None:
 
 
 def close(answer: Decimal, gold: Decimal | None) -> bool:
-    """Returns whether two numbers are equal within the tolerance."""
-    return gold is not None and abs(answer - gold) <= TOLERANCE * max(abs(gold), 1)
+    """Returns whether two numbers are equal: exactly where the gold one is whole, else within the tolerance."""
+    if gold is None or answer == gold:
+        return gold is not None
+    return gold != gold.to_integral_value() and abs(answer - gold) <= TOLERANCE * max(abs(gold), 1)
 
 
 def normalise_text(text: str) -> str | None:

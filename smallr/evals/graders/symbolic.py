@@ -67,7 +67,7 @@ def judge(output: str, gold: str) -> dict[str, Any]:
 
 _BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(\d+)\s*\}?")
 _DIGITS = 30  # to which numbers that are exact must agree
-_RELATIVE = 2e-6  # and those with a decimal point
+_RELATIVE = 2e-6  # and those of which the gold one has a decimal point
 
 
 def _bases(text: str) -> list[tuple[str, str]]:
@@ -92,15 +92,19 @@ def _differ(wanted: Any, found: Any, gold: str, answer: str) -> bool:
         )
     if isinstance(wanted, sympy.FiniteSet):
         return any(all(_differ(one, other, "", "") for other in found.args) for one in wanted.args)
+    if any(isinstance(wanted, kind) and isinstance(found, kind) for kind in (sympy.Tuple, sympy.Interval)):
+        return any(_differ(one, other, "", "") for one, other in zip(wanted.args, found.args, strict=False))
     if (
         not (isinstance(wanted, sympy.Expr) and isinstance(found, sympy.Expr))
         or wanted.free_symbols | found.free_symbols
     ):
         return False
+    rounded = wanted.has(sympy.Float)
+    if not rounded:  # what is written is taken for exact: 0.5 is a half, and 0.333333 is no third
+        found = found.replace(lambda part: part.is_Float, lambda part: sympy.Rational(str(part)))
     first, second = (sympy.N(expression, _DIGITS + 10) for expression in (wanted, found))
     if not (first.is_comparable and second.is_comparable):
         return False
-    rounded = wanted.has(sympy.Float) or found.has(sympy.Float)
     limit = _RELATIVE if rounded else sympy.Float(10) ** -_DIGITS
     return bool(abs(first - second) > limit * max(abs(first), abs(second)))
 
