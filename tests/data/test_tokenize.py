@@ -345,7 +345,8 @@ def test_wrong_options():
     ):
         TokenizeOptions("rationales", 10)
     with pytest.raises(
-        DataError, match=r"config\.data\.order=answer-first: must be one of: answer_first, rationale_first, both; did you"
+        DataError,
+        match=r"config\.data\.order=answer-first: must be one of: answer_first, rationale_first, both; did you",
     ):
         TokenizeOptions("rationale", 10, order="answer-first")
     with pytest.raises(DataError, match="max_length 1 leaves no room"):

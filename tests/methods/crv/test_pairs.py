@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from rich.console import Console
 
+from smallr.cli.main import main
 from smallr.core.errors import UserError
 from smallr.data import builtin
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.reading import mistake, style
 from smallr.data.rows import GAPS
 from smallr.data.saving import save_splits
-from smallr.methods.crv import pairs
 from smallr.methods.crv.holdout import Holdout
 from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.pairs import build_pairs, make_pairs, row_pairs
@@ -126,10 +127,11 @@ def test_holdouts_are_read_from_data_sets(tmp_path):
         Holdout.load(f"{both}@dev")
 
 
-def test_pairs_of_a_run(crv, tmp_path):
+def test_pairs_of_a_run(crv, tmp_path, capsys):
     held = load_from_disk(crv / "verified")["train"].to_list()[3]
     holdout = write_rows(tmp_path / "held", [{"question": held["question"].lower()}])
-    pairs.main([f"--crv={crv}", f"--out={tmp_path / 'pairs'}", f"--holdout={holdout}", "--mix=balanced"])
+    flags = [f"--crv={crv}", f"--out={tmp_path / 'pairs'}", f"--holdout={holdout}", "--mix=balanced"]
+    assert main(["pairs", *flags]) == 0
     report = json.loads((tmp_path / "pairs" / "pairs.json").read_text())
     assert report["splits"]["train"]["contaminated"] == [held["question"]]
     built = load_from_disk(tmp_path / "pairs")
@@ -154,8 +156,8 @@ def test_pairs_of_a_run(crv, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             build_pairs(**{"out": tmp_path / "x", **wrong})
-    with pytest.raises(SystemExit, match=r"smallr: .* holds no data set"):
-        pairs.main([f"--crv={tmp_path / 'none'}", f"--out={tmp_path / 'x'}"])
+    assert main(["pairs", f"--crv={tmp_path / 'none'}", f"--out={tmp_path / 'x'}"]) == 1
+    assert re.match(r"smallr: .* holds no data set", capsys.readouterr().err)
 
 
 @pytest.mark.slow
