@@ -39,6 +39,16 @@ def base() -> ConfigDict:
 
     config.freeze = ""  # regular expression: parameters in whose path it is found stay as they are; empty: none
 
+    _add_compute(config)
+    _add_data(config)
+    _add_batch(config)
+    _add_optimizer(config)
+    _add_schedule(config)
+    return config
+
+
+def _add_compute(config: ConfigDict) -> None:
+    """Adds how a run computes, and the devices that it is spread over."""
     config.compute = ConfigDict()
     config.compute.dtype = "bfloat16"  # of activations and products; parameters and reductions are float32
     config.compute.remat = "dots"  # what the backward pass recomputes: none | dots | full
@@ -50,6 +60,9 @@ def base() -> ConfigDict:
     config.mesh.fsdp = -1  # devices over which parameters and rows are split
     config.mesh.tensor = 1  # devices over which each matrix product is split
 
+
+def _add_data(config: ConfigDict) -> None:
+    """Adds the rows, and how they are read."""
     config.data = ConfigDict()
     config.data.kind = "preference"  # preference | unpaired | sft | completions | rationale | choice
     config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
@@ -70,6 +83,9 @@ def base() -> ConfigDict:
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
     config.data.date = "2024-07-26"  # written by chat templates that write today's, so that days do not matter
 
+
+def _add_batch(config: ConfigDict) -> None:
+    """Adds the shape of a step's rows."""
     config.batch = ConfigDict()
     config.batch.rows = 4  # packed rows a step, over all devices
     config.batch.row_length = 512  # tokens a row; a longer example is dropped and counted
@@ -80,6 +96,9 @@ def base() -> ConfigDict:
     config.batch.examples = 0  # examples
     config.batch.lookahead = 64  # examples among which the packer chooses the next of a row
 
+
+def _add_optimizer(config: ConfigDict) -> None:
+    """Adds AdamW and its learning rates."""
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1e-5  # the highest
     config.optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
@@ -98,6 +117,9 @@ def base() -> ConfigDict:
     # it those whose paths begin with the name).
     config.optimizer.groups = ConfigDict()
 
+
+def _add_schedule(config: ConfigDict) -> None:
+    """Adds how long a run is, and what it does on the way."""
     config.epochs = 1  # passes over the training rows; 0: no limit
     config.steps = 0  # 0: no limit; whichever of epochs and steps is reached first ends the run
     config.log_every = 1  # steps between log lines
@@ -116,7 +138,6 @@ def base() -> ConfigDict:
     config.checkpoint.every = 100  # steps; the last step is always saved
     config.checkpoint.keep_last = 2  # newest checkpoints that are kept
     config.checkpoint.keep_every = 0  # also keep every so many steps for good; 0: none
-    return config
 
 
 def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None = None) -> ConfigDict:

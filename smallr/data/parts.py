@@ -136,15 +136,12 @@ def tokenize_parts(
         parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
         replies = _distribute(parts, rows, scratch, workers, progress)
         for number, part in enumerate(parts):
-            reply = replies.get(number)
+            reply, target = replies.get(number), _tokens(scratch, number)
             if reply is None:
                 # Some worker died of it. What it wrote is whole or not there, and is replaced.
-                shutil.rmtree(_tokens(scratch, number), ignore_errors=True)
-                report.merge(
-                    write_here(
-                        _tokens(scratch, number), rows.select(part), new_report(), start=part.start, progress=progress
-                    )
-                )
+                shutil.rmtree(target, ignore_errors=True)
+                mine = rows.select(part)
+                report.merge(write_here(target, mine, new_report(), start=part.start, progress=progress))
             elif "error" in reply:
                 raise DataError(reply["error"])
             else:

@@ -140,13 +140,11 @@ def backward(
 
         def of(part):
             key, value = _side_by_side(k, part), _side_by_side(v, part)
-            raw = _scores(_dot("bksd,bkqd->bksq", key, query), scale, softcap)
             bias = _bias(rule, i, part, tiling.queries, keys_first=True)
+            raw = _scores(_dot("bksd,bkqd->bksq", key, query), scale, softcap)
             weights = jnp.exp(_masked(raw, bias, groups, query_axis=3) - lses)
             dscores = weights * (_dot("bksd,bkqd->bksq", value, dmixed) - deltas) * scale
-            if softcap is not None:
-                dscores *= 1 - (raw / softcap) ** 2
-            dscores, weights = dscores.astype(q.dtype), weights.astype(q.dtype)
+            dscores, weights = _uncapped(dscores, raw, softcap).astype(q.dtype), weights.astype(q.dtype)
             dkey, dvalue = _dot("bksq,bkqd->bksd", dscores, query), _dot("bksq,bkqd->bksd", weights, dmixed)
             dquery = _dot("bkds,bksq->bkdq", transpose_minor(key), dscores)
             return dquery, *(_one_by_one(x, tiling) for x in (dkey, dvalue))
@@ -160,18 +158,21 @@ def backward(
                 return [_put(x, tile, _at(x, tile) + _at(part, j)) for x, part in zip(totals, parts, strict=True)]
 
             # XLA unrolls a loop of one trip; for a count a GPU would wait.
-            width = rule.width[i] if tiling.most > 1 else 1
-            return dquery + added, *lax.fori_loop(0, width, put, totals)
+            return dquery + added, *lax.fori_loop(0, rule.width[i] if tiling.most > 1 else 1, put, totals)
 
-        dq, dk, dv = gradients
-        start = jnp.zeros(query.swapaxes(-1, -2).shape), dk, dv
+        start = jnp.zeros(query.swapaxes(-1, -2).shape), *gradients[1:]
         dquery, dk, dv = lax.fori_loop(0, rule.parts[i], add, start)
-        return _put_queries(dq, i, dquery.swapaxes(-1, -2), tiling.queries), dk, dv
+        return _put_queries(gradients[0], i, dquery.swapaxes(-1, -2), tiling.queries), dk, dv
 
     start = jnp.zeros(q.shape, q.dtype), jnp.zeros(k.shape), jnp.zeros(v.shape)
     dq, dk, dv = lax.fori_loop(0, len(rule.counts), step, start)
     dk, dv = (x.reshape(len(x), -1, *x.shape[3:])[:, :length].astype(q.dtype) for x in (dk, dv))
     return dq[:, :length], dk, dv
+
+
+def _uncapped(dscores: Array, scores: Array, softcap: float | None) -> Array:
+    """Gradient of scores before their soft-cap, from that of `scores` behind it."""
+    return dscores if softcap is None else dscores * (1 - (scores / softcap) ** 2)
 
 
 # ---- Which key tiles a query tile takes, and what it sees of them --------------------------------------------
