@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from smallr.cli import stages as command
+from smallr.cli.main import main
 from smallr.core.errors import UserError
 from smallr.core.files import host_name
 from smallr.core.locks import FolderLock
@@ -63,7 +63,7 @@ def test_every_state_and_the_time_that_is_left(tmp_path, capsys):
     (tmp_path / "grid" / f"sft-0-{plan()[0].digest}" / "result.json").write_text("[]")
     (line,) = (line for line in states(tmp_path / "grid") if line.name == "sft-0")
     assert line.state is State.DAMAGED
-    command.main([str(tmp_path)])
+    assert main(["stages", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^grid/sft-1 +done ", shown, re.MULTILINE)
     assert "7 stages: 1 done, 1 begun, 2 waiting, 2 stale, 1 damaged; at least 0:0" in shown
@@ -84,8 +84,8 @@ def test_folders_of_single_jobs(tmp_path, capsys):
     with pytest.raises(UserError, match="no stages there"):
         states(tmp_path / "sft" / "checkpoints")
     for path in (tmp_path / "missing", tmp_path / "evals" / "gsm8k" / "run.json"):
-        with pytest.raises(SystemExit, match=r"smallr: .* is no folder"):
-            command.main([str(path)])
+        assert main(["stages", str(path)]) == 1
+        assert re.search(r"smallr: .* is no folder", capsys.readouterr().err)
 
 
 def test_many_stages_are_summed_up():

@@ -159,7 +159,7 @@ WRONG = [
 def test_set_ups_that_make_no_sense(changes, message, tmp_path):
     config = smoke("adaptive.prompts", **(FEW | changes))
     with pytest.raises(UserError, match=message):
-        train(config, tmp_path, lambda config, mesh: lambda decoder: {})
+        train(config, tmp_path)
 
 
 def test_the_base_is_the_model_as_it_was(prompts_run):
