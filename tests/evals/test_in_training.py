@@ -88,7 +88,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(tmp_path):
     code = [{"task_id": "0", "prompt": "def f():\n", "canonical_solution": " return 1", "test": "", "entry_point": "f"}]
     with pytest.raises(UserError, match="runs code"):
         run(tmp_path / "c", name="humaneval", data=rows(tmp_path / "code.jsonl", code))
-    with Trainer(smoke("cogpo", **{"benchmark.name": "gsm8k"}), tmp_path / "d") as trainer:
-        with pytest.raises(UserError, match="open_benchmark"):
-            trainer.fit()
+    trainer = Trainer(smoke("cogpo", **{"benchmark.name": "gsm8k"}), tmp_path / "d")
+    with trainer, pytest.raises(UserError, match="open_benchmark"):
+        trainer.fit()
     assert not any((tmp_path / name / "config.json").exists() for name in "abcd")
