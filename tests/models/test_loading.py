@@ -200,7 +200,9 @@ def test_a_truncated_file_is_named(tmp_path):
     folder = save_folder(llama3_model(), tmp_path, max_shard_size="40KB")
     shard = next(folder.glob("model-00002*"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model-00002.*safetensors is damaged or of another format .*get the file again"):
+    with pytest.raises(
+        UserError, match=r"model-00002.*safetensors is damaged or of another format .*get the file again"
+    ):
         load_decoder(open_model(str(folder)), make_mesh())
 
 
