@@ -78,7 +78,7 @@ def test_mode_prompts_from_run_and_export_decide_alike(prompts_run, tmp_path, mo
     np.testing.assert_array_equal(
         stored.get_tensor("prompt_embeddings"), final_arrays(workdir)["params/soft/vectors"][5:]
     )
-    module = open_adaptive(str(tmp_path / "module"), slots=3, max_length=128)
+    module = open_adaptive(str(tmp_path / "module"), decode_slots=3, max_length=128)
     module.max_tokens = 4
     decided = module.decide(QUESTIONS)
     assert [answer.mode for answer in decided.answers] == list(decided.modes)
@@ -96,7 +96,7 @@ def test_rows_are_labelled_once_by_the_student_and_the_router_learns_them(router
     assert np.all(np.isfinite(gain) & (gain != 0))
     assert found["label"] == (gain > 0).astype(int).tolist()
     lines = metrics(router_run.workdir)
-    assert lines[0]["second_label"] == pytest.approx(np.mean(found["label"]))
+    assert lines[0]["second_label_share"] == pytest.approx(np.mean(found["label"]))
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.002
     monkeypatch.setenv("SMALLR_CACHE", str(router_run.cached.parents[1]))
     monkeypatch.setattr(
@@ -120,7 +120,7 @@ def test_generate_says_which_mode_it_took(router_run, tmp_path):
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["generate"])
     files = {"prompts": str(tmp_path / "questions.txt"), "out": str(tmp_path / "out.jsonl")}
-    with flagsaver.flagsaver(adaptive=str(tmp_path / "module"), **files, max_length=128, slots=3, max_tokens=4):
+    with flagsaver.flagsaver(adaptive=str(tmp_path / "module"), **files, max_length=128, decode_slots=3, max_tokens=4):
         generate.run()
         with flagsaver.flagsaver(top_k=3), pytest.raises(UserError, match="--top_k has no effect"):
             generate.run()
