@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from datasets import Dataset, load_from_disk
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from smallr.cli import generate
+from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
 from smallr.methods.adaptive import labels
 from smallr.methods.adaptive.opening import open_adaptive, open_student
@@ -119,13 +118,13 @@ def test_generate_says_which_mode_it_took(router_run, tmp_path):
     tokenizer = open_model("tiny-random").tokenizer()
     assert stored["choice_ids"] == [tokenizer(text)["input_ids"][0] for text in (" answer", " think")]
     (tmp_path / "questions.txt").write_text("\n".join(QUESTIONS))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["generate"])
-    files = {"prompts": str(tmp_path / "questions.txt"), "out": str(tmp_path / "out.jsonl")}
-    with flagsaver.flagsaver(adaptive=str(tmp_path / "module"), **files, max_length=128, decode_slots=3, max_tokens=4):
-        generate.run()
-        with flagsaver.flagsaver(top_k=3), pytest.raises(UserError, match="--top_k has no effect"):
-            generate.run()
+    parser = Parser("generate", "")
+    generate.flags(parser)
+    files = [f"--adaptive={tmp_path}/module", f"--prompts={tmp_path}/questions.txt", f"--out={tmp_path}/out.jsonl"]
+    given = [*files, "--max_length=128", "--decode_slots=3", "--max_tokens=4"]
+    generate.run(parser.parse(given))
+    with pytest.raises(UserError, match="--top_k has no effect"):
+        generate.run(parser.parse([*given, "--top_k=3"]))
     lines = list(map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
     assert [line["question"] for line in lines] == QUESTIONS
     assert [line["mode"] for line in lines] == ["think" if line["score"] > 0 else "answer" for line in lines]
