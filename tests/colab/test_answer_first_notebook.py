@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from smallr.core.stage_values import load
 from tests.colab.notebooks import check_plain, run_whole
 
 NOTEBOOK = "answer_first.ipynb"
@@ -23,7 +24,8 @@ def test_runs_from_top_to_bottom(tmp_path):
     printed = run_whole(NOTEBOOK, tmp_path)
     folders = {path.name.rpartition("-")[0]: path for path in tmp_path.iterdir() if (path / "result.json").exists()}
     assert set(folders) == {"post-0-0", "pre-0-0", "post-0.5-0", "pre-0.5-0"}
-    post = json.loads((folders["post-0-0"] / "result.json").read_text())["value"]
+    saved = json.loads((folders["post-0-0"] / "result.json").read_text())["value"]
+    post = load(saved, folders["post-0-0"])
     assert post["early_stop_same"] == 1  # a greedy answer does not depend on what would follow
     assert post["tokens"] <= post["tokens_without_stop"]
     assert 0.25 <= post["nll_share_answer@1"] <= 1  # the hardest quarter has at least its part
