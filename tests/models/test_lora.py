@@ -118,7 +118,7 @@ def test_dropout_is_of_the_training_step_alone_and_follows_its_key():
     assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
     assert np.abs(dropped[0] - still).max() > 1e-3
     base = ModelFunctions(policy.base)
-    np.testing.assert_array_equal(hidden(policy.reference(NOTHING, frozen)), hidden(base.decoder(frozen, NOTHING)))
+    np.testing.assert_array_equal(hidden(policy.base_decoder(frozen)), hidden(base.decoder(frozen, NOTHING)))
 
     adapter = policy.decoder(params, frozen, keys[0]).layers.attention.q_lora
     masks = adapter.key[...]
