@@ -128,7 +128,8 @@ def make_split(
     batch = config.batch
     examples = tokenize(rows, tokenizer, tokenize_options(config), source=source)
     if jax.process_index() == 0:
-        log(str(examples.report))
+        which = "training rows" if name == "train" else "held-out rows"
+        log(f"{which}, counted from 0 in their part: {examples.report}")
     completions = examples.num_scored.shape[1]
     if completions != len(objective.completion_names) and not objective.any_completions:
         raise UserError(
