@@ -57,7 +57,7 @@ def load_part(
     """Loads the rows of one split, and counts those of the whole split.
 
     Args:
-      spec: as in `load_rows`; `columns` are for sources of the user, built-in data has our names.
+      spec: as in `load_rows`.
       split: name, or a part of it.
       columns: as in `load_rows`.
       without: another split or part; rows that are in both are left out.
@@ -75,7 +75,7 @@ def load_part(
     if not len(part):
         raise DataError(f"{spec}: split {split!r} holds no rows" + (f" besides {without}" if without else ""))
     kept = rows.select(part) if len(part) < len(rows) else rows
-    return rename(kept, {} if kind == "builtin" else columns or {}, spec), len(rows)
+    return rename(kept, columns or {}, spec), len(rows)
 
 
 def is_builtin(spec: str) -> bool:

@@ -87,6 +87,8 @@ def read_rows(config: ConfigDict, name: str) -> SplitRows | None:
     part = training if name == "train" or heldout is None else heldout
     same = heldout is not None and heldout.source == training.source
     without = heldout.split if name == "train" and same else ""
+    if is_builtin(part.source) and not is_builtin(training.source):
+        renamed = {}  # the map is of the training rows; built-in held-out rows beside them have our names
     rows, available = load_part(part.source, part.split, columns=renamed, without=without)
     if fraction := config.data.eval_fraction:
         held = _drawn(len(rows), fraction, config.seed)

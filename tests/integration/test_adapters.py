@@ -228,6 +228,7 @@ def test_frozen_parameters_do_not_change_and_have_no_state(tmp_path, frozen_run)
 def test_frozen_parameters_are_checked_on_resuming_and_on_export(tmp_path, frozen_run, monkeypatch):
     monkeypatch.setattr("smallr.models.loading.RANDOM_SEED", 1)
     changes = {"freeze": FROZEN, "data.eval": "", "steps": 3, "optimizer.learning_rate": 0.01}
+    changes["optimizer.on_extend"] = "rewarm"
     with pytest.raises(UserError, match="model tiny-random has changed"):
         train(smoke("cogpo", **changes), frozen_run)
     with pytest.raises(UserError, match="is not the one"):

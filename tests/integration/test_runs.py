@@ -116,7 +116,7 @@ def test_nan_stops_the_run_and_names_step_rows_and_checkpoint(tmp_path):
         train(smoke("sft", **changes), tmp_path)
     message = str(error.value)
     assert "step 2" in message
-    assert "rows of builtin:arithmetic/rationale in this step: [" in message
+    assert "rows of builtin:arithmetic/sft in this step: [" in message
     assert f"step 1 in {tmp_path / 'checkpoints'}" in message
     assert not (tmp_path / "checkpoints" / "2").exists()
 

@@ -76,7 +76,10 @@ def test_built_in_rows_have_their_own_parts_and_names(mine):
     assert not has_heldout(config)
     config = config_of(mine, eval="builtin:arithmetic/preference")  # whose column is not `q`
     assert len(prompts(config, "eval")) == 60
-    config = config_of("builtin:arithmetic/sft")
+    with pytest.raises(UserError, match=r"'q'"):  # a map for them names their own columns
+        read_rows(config_of("builtin:arithmetic/sft"), "train")
+    config = base()
+    config.data.train = "builtin:arithmetic/sft"
     assert {"prompt", "completion"} <= set(read_rows(config, "train").rows.column_names)
     config = finish(base(), "smoke")
     assert (len(read_rows(config, "train").rows), len(read_rows(config, "eval").rows)) == (32, 16)
