@@ -250,6 +250,20 @@ def unpaired() -> ConfigDict:
     return config
 
 
+def ilql() -> ConfigDict:
+    """Fields of implicit language Q-learning: completions with a reward for each scored token, learned by heads."""
+    config = add_heads(base(), values=1, q=2)
+    config.data.kind = "completions"
+    config.data.token_columns = ("reward",)
+    config.objective = ConfigDict()
+    config.objective.name = "ilql"
+    config.objective.gamma = 0.999  # discount of a token
+    config.objective.tau = 0.9  # expectile of V: 0.5 makes it a mean, towards 1 a maximum
+    config.objective.conservative_weight = 0.01  # of logsumexp Q - Q, which keeps Q of unseen tokens down
+    config.objective.as_released = False  # the three terms in which the released code differs, see docs/objectives.md
+    return config
+
+
 def rationale(order: str, formats: Mapping[str, str] = FORMATS) -> ConfigDict:
     """Fields of likelihood runs on question, rationale and answer.
 

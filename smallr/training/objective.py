@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from smallr.core.errors import UserError
 from smallr.training.objectives.base import Objective, PerExample, Summariser
 from smallr.training.objectives.choice import Choice
+from smallr.training.objectives.ilql import Ilql
 from smallr.training.objectives.likelihood import Likelihood
 from smallr.training.objectives.preference import Preference
 from smallr.training.objectives.unpaired import Unpaired
@@ -22,6 +23,7 @@ from smallr.training.references import ReferenceOptions
 __all__ = [
     "OBJECTIVES",
     "Choice",
+    "Ilql",
     "Likelihood",
     "Objective",
     "PerExample",
@@ -38,6 +40,7 @@ OBJECTIVES: Mapping[str, Callable[[ConfigDict], Objective]] = {
     "sft": Likelihood.from_fields,
     "rationale": Likelihood.from_fields,
     "choice": Choice.from_fields,
+    "ilql": Ilql.from_fields,
 }
 
 
