@@ -1,0 +1,1 @@
+"""Measures and recomputes what was published on distilling decompositions."""
