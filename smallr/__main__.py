@@ -1,4 +1,4 @@
-"""`python -m smallr COMMAND …` is `smallr COMMAND …`."""
+"""Runs `python -m smallr COMMAND …` as `smallr COMMAND …`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The config tree of a training run: every field, its default and its meaning.
+"""Holds the config tree of a training run: every field, its default and its meaning.
 
 Sizes are those of a first run on two CPU cores with the built-in data. For your own data on an accelerator set
 `data.train`, what to hold out of it, and `batch.rows` (a multiple of the devices) and `batch.row_length`.
@@ -29,7 +29,7 @@ CHOICES = (" answer", " think")
 
 
 def base() -> ConfigDict:
-    """Fields that every training run has; `objective` is added by `preference()` or `likelihood()`."""
+    """Returns the fields that every training run has; `objective` is added by `preference()` or `likelihood()`."""
     config = ConfigDict()
     config.seed = 0  # of shuffling, dropout and fresh adapters
     # A hub id, a folder in Hugging Face layout, a .gguf file, a built-in name, or a run's workdir or checkpoint.
@@ -141,7 +141,7 @@ def _add_schedule(config: ConfigDict) -> None:
 
 
 def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None = None) -> ConfigDict:
-    """Fields of runs on pairs; those of `config.objective` depend on what the loss declares.
+    """Returns the fields of runs on pairs; those of `config.objective` depend on what the loss declares.
 
     Args:
       loss: a name of `smallr.losses.preference` or a weighted sum, see docs/objectives.md.
@@ -222,7 +222,7 @@ def add_labels(config: ConfigDict, formats: Mapping[str, str] = MARKED) -> Confi
 
 
 def choice() -> ConfigDict:
-    """Fields of runs on questions with two choices, of which each row's `label` says which is right."""
+    """Returns the fields of runs on questions with two choices, of which each row's `label` says which is right."""
     config = base()
     config.data.kind = "choice"
     config.data.prompt = PROMPT  # in a chat only what stands before and in {question}
@@ -234,7 +234,7 @@ def choice() -> ConfigDict:
 
 
 def unpaired() -> ConfigDict:
-    """Fields of KTO runs: completions with a label each."""
+    """Returns the fields of KTO runs: completions with a label each."""
     config = base()
     config.batch.share_prompt = True  # store a prompt once for a completion and its mismatched one
     config.data.kind = "unpaired"
@@ -265,7 +265,7 @@ def ilql() -> ConfigDict:
 
 
 def rationale(order: str, formats: Mapping[str, str] = FORMATS) -> ConfigDict:
-    """Fields of likelihood runs on question, rationale and answer.
+    """Returns the fields of likelihood runs on question, rationale and answer.
 
     Args:
       order: answer_first | rationale_first | both.

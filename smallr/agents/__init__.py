@@ -1,1 +1,1 @@
-"""What every annotation job needs: agents and strict readings of their replies, usage, a circuit breaker, row workers."""
+"""Holds what every annotation job needs: agents, strict readings of replies, usage, a circuit breaker, row workers."""

@@ -1,4 +1,4 @@
-"""Agents: language models in roles, asked on behalf of one row, with replies that are read strictly."""
+"""Asks agents, language models in roles, on behalf of one row, and reads their replies strictly."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _AT_FAULT = re.compile(
 
 
 class UnusableError(Exception):
-    """A row that cannot be finished, whoever is asked: (reason, detail)."""
+    """Says that a row cannot be finished, whoever is asked: (reason, detail)."""
 
 
 class UnansweredError(Exception):
-    """A request that got no reply, for no fault of its own: its row is left open."""
+    """Says that a request got no reply, for no fault of its own: its row is left open."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-    """A model in a role, with its sampling parameters and what a million of its tokens cost."""
+    """Holds a model in a role, with its sampling parameters and what a million of its tokens cost."""
 
     model: LanguageModel
     params: SamplingParams
@@ -42,7 +42,7 @@ class Agent:
 
 @dataclasses.dataclass(frozen=True)
 class AgentSpec:
-    """An agent that is not open yet.
+    """Describes an agent that is not open yet.
 
     Attributes:
       key: agents with equal keys share a model.
@@ -153,17 +153,17 @@ class AgentClient:
 
 
 def is_at_fault(error: str) -> bool:
-    """Whether an error is one of the request itself, which would fail again if it were asked again."""
+    """Returns whether an error is one of the request itself, which would fail again if it were asked again."""
     return _AT_FAULT.search(error) is not None
 
 
 def encodable(text: str) -> str:
-    """A text with a question mark for each half of a character, which no file in UTF-8 can hold."""
+    """Returns a text with a question mark for each half of a character, which no file in UTF-8 can hold."""
     return text.encode("utf-8", "replace").decode()
 
 
 def sampling_params(field: str, **fields: object) -> SamplingParams:
-    """Sampling parameters from a config.
+    """Returns the sampling parameters of a config.
 
     Raises:
       UserError: one is out of range; the message names the config's field.

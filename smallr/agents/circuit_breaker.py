@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class CircuitOpenError(Exception):
-    """So many requests in a row got no reply that no more are sent."""
+    """Says that so many requests in a row got no reply that no more are sent."""
 
 
 class CircuitBreaker:
@@ -14,7 +14,7 @@ class CircuitBreaker:
         self._max_errors, self._errors, self._reason = max_errors, 0, ""
 
     def check(self) -> None:
-        """Is called before a request.
+        """Refuses a request if the circuit is open; it is called before each.
 
         Raises:
           CircuitOpenError: no more requests are to be sent.
@@ -23,11 +23,11 @@ class CircuitBreaker:
             raise CircuitOpenError(self._reason)
 
     def succeeded(self) -> None:
-        """A reply came."""
+        """Notes that a reply came."""
         self._errors = 0
 
     def failed(self, error: str) -> None:
-        """A request got no reply.
+        """Notes that a request got no reply.
 
         Raises:
           CircuitOpenError: it was one too many.

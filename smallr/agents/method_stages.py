@@ -1,4 +1,4 @@
-"""Stages of methods that train models and have them write.
+"""Adds training and generation to the stages of a job.
 
 stages = MethodStages(out, seed=config.seed)
 tuned = stages.train("tuning", config.tuning, rows, start=config.model)
@@ -28,7 +28,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 class MethodStages(Stages):
-    """Stages with two more kinds: training and generation.
+    """Offers stages with two more kinds: training and generation.
 
     Args:
       out: folder of the job.

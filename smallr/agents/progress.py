@@ -1,4 +1,4 @@
-"""The counts of a job while it goes: a live table on a terminal, else a line now and then."""
+"""Shows the counts of a job while it goes: a live table on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class Progress:
             self._console.print(self.line(), highlight=False)
 
     def line(self) -> str:
-        """The counts in one line."""
+        """Returns the counts in one line."""
         counts = "; ".join(f"{text} {name}" for name, text in self._counts() if name and text)
         return f"{self._done} of {self._total} rows: {counts}; {self._requests()}; ETA {self._eta()}"
 
     def table(self) -> Table:
-        """The counts as a table."""
+        """Returns the counts as a table."""
         table = Table(title=self._title, title_justify="left", show_header=False)
         resumed = f" ({self._resumed} of an earlier session)" if self._resumed else ""
         table.add_row("rows", f"{self._done} of {self._total}{resumed}, ETA {self._eta()}")

@@ -1,4 +1,4 @@
-"""Prompts: files of text with fields in double braces, each of which a user can replace."""
+"""Reads prompts: files of text with fields in double braces, each of which a user can replace."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FIELD = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 @dataclasses.dataclass(frozen=True)
 class PromptFields:
-    """The fields that a prompt must have, and those that it may have."""
+    """Names the fields that a prompt must have, and those that it may have."""
 
     needed: frozenset[str]
     optional: frozenset[str] = frozenset()
 
 
 class Prompts:
-    """All prompts of a method.
+    """Holds all prompts of a method.
 
     Args:
       package: whose folder `prompts` has a file NAME.txt for each.
@@ -45,7 +45,7 @@ class Prompts:
 
     @property
     def digest(self) -> str:
-        """A digest of all texts."""
+        """Returns a digest of all texts."""
         return hashlib.sha256(json.dumps(self._texts, sort_keys=True).encode()).hexdigest()[:16]
 
 

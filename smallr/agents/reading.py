@@ -1,4 +1,4 @@
-"""Strict readings of replies: each gives a value, or None and why there is none."""
+"""Reads replies strictly: each reading gives a value, or None and why there is none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_label(sample: Sample, labels: Sequence[str]) -> Reading[str]:
 
 
 def in_script_of(text: str, model: str) -> bool:
-    """Whether the letters of a text are, but for a few, in scripts that another text uses.
+    """Returns whether the letters of a text are, but for a few, in scripts that another text uses.
 
     This tells Chinese from English, not French from English.
     """
@@ -44,5 +44,5 @@ def _scripts(text: str) -> Counter[str]:
 
 @functools.cache
 def _script(letter: str) -> str:
-    """The first word of a letter's name: LATIN, CYRILLIC, CJK, …"""
+    """Returns the first word of a letter's name: LATIN, CYRILLIC, CJK, …"""
     return unicodedata.name(letter, "UNKNOWN").split()[0]

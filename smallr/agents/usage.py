@@ -1,4 +1,4 @@
-"""What was asked of agents and what it costs."""
+"""Counts what was asked of agents and what it costs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Usage:
                 self.counts[role, name] += number
 
     def by_role(self, roles: Iterable[str]) -> dict[str, dict[str, int]]:
-        """All counts of some roles, in JSON's types."""
+        """Returns all counts of some roles, in JSON's types."""
         return {role: {name: int(self.counts[role, name]) for name in COUNTS} for role in roles}
 
     def total(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""Row workers: many rows at a time, each finished one in a journal before the next is counted, stopped without a loss."""
+"""Works on many rows at a time; a finished row is in the journal before it is counted, so that a stop loses nothing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FIELDS = ("row", "usage")  # of a journal's entry
 
 
 class HasId(Protocol):
-    """A row to be worked on; its id is the key of its journal entry."""
+    """Is a row to be worked on; its id is the key of its journal entry."""
 
     @property
     def id(self) -> str:
-        """What tells it from all others."""
+        """Returns what tells the row from all others."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Configs by name or file: `cogpo`, `adaptive/router`, `cogpo:smoke`, `my/own.py:argument`."""
+"""Finds configs by name or file: `cogpo`, `adaptive/router`, `cogpo:smoke`, `my/own.py:argument`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _PACKAGE = Path(smallr.__file__).parent
 
 
 def folder() -> Path:
-    """The folder of the configs: a package beside the others where smallr is installed, `configs/` in a clone."""
+    """Returns the folder of the configs: a package beside the others if smallr is installed, `configs/` in a clone."""
     installed = _PACKAGE / "configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def names() -> list[str]:
-    """Names of all configs, those without a folder first."""
+    """Lists the names of all configs, those without a folder first."""
     found = [path.relative_to(folder()).with_suffix("") for path in folder().rglob("*.py") if path.stem != "__init__"]
     return sorted((path.as_posix() for path in found), key=lambda name: ("/" in name, name))
 
 
 def docstring(name: str) -> str:
-    """What a config says of itself, read without running it."""
+    """Returns the docstring of a config, read without running it."""
     return ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text())) or ""
 
 
@@ -69,12 +69,12 @@ def load(spec: str, group: str = "") -> tuple[ConfigDict, str]:
 
 
 def is_run(workdir: str | None) -> bool:
-    """Whether the folder holds a run with its config."""
+    """Returns whether the folder holds a run with its config."""
     return workdir is not None and (Path(workdir) / "config.json").is_file()
 
 
 def of_run(workdir: str) -> ConfigDict:
-    """The config that a run was started with.
+    """Returns the config that a run was started with.
 
     Raises:
       UserError: it cannot be read.

@@ -1,4 +1,4 @@
-"""List the configs, or show the fields of one.
+"""Lists the configs, or shows the fields of one.
 
 smallr configs                list them, a line each
 smallr configs show cogpo     every field with its value and meaning

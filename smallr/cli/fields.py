@@ -1,4 +1,4 @@
-"""The fields of a config: setting them from text, the nearest name to a wrong one, and their meanings.
+"""Sets the fields of a config from text, finds the nearest name to a wrong one, and tells their meanings.
 
 The meaning of a field is the comment at the line that sets it in the modules of configs.
 """
@@ -54,7 +54,7 @@ _COMMENT = re.compile(r"\s+# (.+)$")
 
 
 def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of each field; a group comes before its fields."""
+    """Yields (path, value) of each field; a group comes before its fields."""
     for name, value in config.items():
         yield prefix + name, value
         if isinstance(value, ConfigDict):
@@ -62,7 +62,7 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def with_lora(config: ConfigDict) -> ConfigDict:
-    """The config with the fields of LoRA and their learning rate."""
+    """Returns the config with the fields of LoRA and their learning rate."""
     from smallr.config import add_lora
 
     with config.unlocked():
@@ -93,7 +93,7 @@ def set_field(config: ConfigDict, path: str, text: str | None) -> None:
 
 
 def _value(path: str, text: str, old: Any) -> Any:
-    """The text as a value of the type of the old one."""
+    """Returns the text as a value of the type of the old one."""
     lower = text.lower()
     if isinstance(old, bool):
         if lower not in ("true", "false", "1", "0", "yes", "no"):
@@ -128,7 +128,7 @@ def _unknown(config: ConfigDict, path: str) -> str:
 
 
 def nearest_fields(config: ConfigDict, path: str) -> list[str]:
-    """Up to two fields that may be meant."""
+    """Returns up to two fields that may be meant."""
     known = [name for name, value in flat(config) if not isinstance(value, ConfigDict)]
     wanted = path.rpartition(".")[2].lower()
     if _ELSEWHERE.get(wanted) in known:
@@ -146,7 +146,7 @@ def nearest_fields(config: ConfigDict, path: str) -> list[str]:
 
 @functools.cache
 def _sources(kind: str) -> list[tuple[str, str, str]]:
-    """(path, function that sets the field, meaning) in the order of a module; `*.name` in groups that are alike."""
+    """Yields (path, setting function, meaning) in the order of a module; `*.name` in groups that are alike."""
     found, function, above = [], "", []
     for line in (Path(smallr.__file__).parent / _MODULES[kind]).read_text().splitlines():
         if line.startswith("def "):
@@ -166,7 +166,7 @@ def _kind(config: ConfigDict) -> str:
 
 
 def meaning(config: ConfigDict, path: str) -> str:
-    """The meaning of a field of this config; empty if it has none."""
+    """Returns the meaning of a field of this config; empty if it has none."""
     name = path.rpartition(".")[2]
     entries = [entry for entry in _sources(_kind(config)) if entry[2]]
     fitting = [entry for entry in entries if entry[0] == path] or [
@@ -187,13 +187,13 @@ def meaning(config: ConfigDict, path: str) -> str:
 
 
 def describe(config: ConfigDict) -> str:
-    """A line for each field, in the order of the modules of configs: its value in this config and its meaning."""
+    """Returns a line for each field, in the order of the modules of configs: its value here and its meaning."""
     order = {path: place for place, (path, _, _) in reversed([*enumerate(_sources(_kind(config)))])}
     return "\n".join(_described(config, config, "", order)).strip("\n")
 
 
 def _described(config: ConfigDict, group: ConfigDict, prefix: str, order: dict[str, int]) -> Iterator[str]:
-    """The fields of a group, then its groups."""
+    """Returns the fields of a group, then its groups."""
     names = sorted(group, key=lambda name: order.get(prefix + name, order.get(f"*.{name}", len(order))))
     for name in (name for name in names if not isinstance(group[name], ConfigDict)):
         yield from _line(f"{prefix}{name}", group[name], meaning(config, prefix + name))

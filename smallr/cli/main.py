@@ -83,7 +83,7 @@ def run(name: str, argv: Sequence[str]) -> int:
 
 
 def overview() -> str:
-    """The help of `smallr` itself."""
+    """Returns the help of `smallr` itself."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(

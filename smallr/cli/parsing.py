@@ -1,4 +1,4 @@
-"""One style of flags for all commands: `--flag=value`, and `--config.FIELD=VALUE` where a command has a config."""
+"""Gives all commands one style of flags: `--flag=value`, and `--config.FIELD=VALUE` where a command has a config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRUE, _FALSE = ("true", "1", "yes", "t", "y"), ("false", "0", "no", "f", "n")
 
 
 class UsageError(Exception):
-    """A command line that cannot be read; the message is one line."""
+    """Says that a command line cannot be read; the message is one line."""
 
 
 def boolean(text: str) -> bool:
@@ -64,7 +64,7 @@ def _within(read: Callable[[str], Any], low: float | None, high: float | None) -
 
 
 class Parser:
-    """The flags of a command.
+    """Reads the flags of a command.
 
     Args:
       name: of the command.
@@ -224,7 +224,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]
 
 
 def _underscored(word: str) -> str:
-    """`--row-length=8` is `--row_length=8`."""
+    """Turns `--row-length=8` into `--row_length=8`."""
     match = _FLAG.match(word)
     return f"--{match[0][2:].replace('-', '_')}{word[match.end() :]}" if match else word
 

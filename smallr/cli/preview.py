@@ -61,7 +61,7 @@ def _show_example(console: Console, tokenizer: PreTrainedTokenizerFast, split: S
 
 
 def _show_tokens(console: Console, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, roles: np.ndarray) -> None:
-    """The text of a completion, scored stretches apart from the others."""
+    """Prints the text of a completion, scored stretches apart from the others."""
     pairs = zip(tokens.tolist(), roles.tolist(), strict=True)
     for is_scored, stretch in groupby(pairs, lambda pair: pair[1] != 0):
         text = tokenizer.decode([token for token, _ in stretch])
@@ -72,7 +72,7 @@ def _show_tokens(console: Console, tokenizer: PreTrainedTokenizerFast, tokens: n
 
 
 def _show_row(console: Console, split: Split) -> None:
-    """What the first row of the first step holds."""
+    """Prints what the first row of the first step holds."""
     row, plan, examples = split.plan.step(0)[0], split.plan, split.examples
     lengths = [int(plan.sizes.tokens(plan.share_prompt)[index]) for index in row]
     used, capacity = sum(lengths), plan.shape.tokens

@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, caches, the device mesh, files that appear at once or not at all."""
+"""Holds what every other package stands on: errors, caches, the device mesh, files written whole or not at all."""

@@ -1,4 +1,4 @@
-"""What smallr can compute again, kept on disk: each entry is checked before it is believed.
+"""Keeps on disk what smallr can compute again: each entry is checked before it is believed.
 
 An entry is a file (`Cache`) or a folder (`cached_folder`) with the SHA-256 of its content. A damaged entry counts as
 missing: a warning names it, and what is computed in its place replaces it. Entries appear whole or not at all. A cache
@@ -62,7 +62,7 @@ def cache_dir(*parts: str) -> Path:
 
 
 class Cache:
-    """Entries of one kind, files under `cache_dir(kind)`; the identity of an entry is any text.
+    """Stores entries of one kind as files under `cache_dir(kind)`; the identity of an entry is any text.
 
     An entry stores the SHA-256 of its identity and content, so that a damaged file, and one under another's name, are
     taken for missing.
@@ -72,7 +72,7 @@ class Cache:
         self._kind, self._folder = kind, cache_dir(kind)
 
     def path(self, identity: str) -> Path:
-        """The file of an entry."""
+        """Returns the file of an entry."""
         return self._folder / hashlib.sha256(identity.encode()).hexdigest()[:32]
 
     def get(self, identity: str) -> bytes | None:
@@ -213,7 +213,7 @@ def seal(folder: Path) -> None:
 
 
 def is_intact(folder: Path, *, quiet: bool = False) -> bool:
-    """Whether a folder holds exactly the files that were sealed; a warning names a damaged one."""
+    """Returns whether a folder holds exactly the files that were sealed; a warning names a damaged one."""
     try:
         os.lstat(folder)
     except OSError:

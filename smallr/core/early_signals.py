@@ -1,4 +1,4 @@
-"""SIGTERM before there is anything to save."""
+"""Ends a process on SIGTERM before there is anything to save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error that a user can mend: command lines print its message alone, everything else with a trace."""
+"""Defines the error that a user can mend: command lines print its message alone, everything else with a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """Bad input, configuration or environment; the message names the place and says what to do."""
+    """Reports bad input, configuration or environment; the message names the place and says what to do."""
 
 
 @contextlib.contextmanager

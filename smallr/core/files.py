@@ -25,16 +25,16 @@ _live: set[str] = set()  # temporary names in use by this process
 
 
 class FileError(UserError, OSError):
-    """A file or folder that cannot be read or written as things stand; the message names it and says why."""
+    """Says that a file or folder cannot be read or written as things stand; the message names it and says why."""
 
 
 def host_name() -> str:
-    """The name of this machine as it stands in lock files and temporary names: without hyphens."""
+    """Returns the name of this machine as it stands in lock files and temporary names: without hyphens."""
     return socket.gethostname().replace("-", "_").replace("/", "_")
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Returns whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -211,7 +211,7 @@ def _parsed(content: bytes, place: str, kind: type, fields: Mapping[str, type]) 
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a path has a temporary name whose process has ended. One of another machine counts as alive."""
+    """Returns whether a path has a temporary name whose process has ended. One of another machine counts as alive."""
     match = _TEMPORARY.fullmatch(path.name)
     if match is None or match["host"] != host_name():
         return False

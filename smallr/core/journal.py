@@ -1,4 +1,4 @@
-"""A file of finished pieces of work, a line each, so that a killed job goes on where it was.
+"""Keeps finished pieces of work in a file, a line each, so that a killed job goes on where it was.
 
 Every line carries a checksum. The end of a line that a kill has cut off is removed when the file is opened; any other
 damage is an error that names the line, and nothing is changed.
@@ -21,7 +21,7 @@ _LINE = re.compile(r'\{"check": "([0-9a-f]{8})", (.*)', re.DOTALL)
 
 
 class Journal:
-    """Finished pieces by their key, on disk when `add` returns. Threads may call every method.
+    """Keeps finished pieces by their key, on disk when `add` returns. Threads may call every method.
 
     Args:
       path: of the file; made with the first piece. The caller holds the lock of its folder.
@@ -37,18 +37,18 @@ class Journal:
         self._entries = self._read()
 
     def __contains__(self, key: str) -> bool:
-        """Whether a piece is finished."""
+        """Returns whether a piece is finished."""
         return key in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        """The entry of a finished piece."""
+        """Returns the entry of a finished piece."""
         return self._entries[key]
 
     def entries(self) -> dict[str, dict[str, Any]]:
-        """All finished pieces; the last entry of a key counts."""
+        """Returns all finished pieces; the last entry of a key counts."""
         return dict(self._entries)
 
     def add(self, key: str, entry: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a second one is refused at once, and is told who the first is.
+"""Lets one process at a time work in a folder: a second one is refused at once, and is told who the first is.
 
 A locked folder has a file `.lock`, on which the process holds an advisory lock of the operating system (`flock`) and in
 which it says who it is. The operating system frees the lock when the process ends, however it ends, so what a dead
@@ -29,12 +29,12 @@ _held: dict[tuple[int, int], FolderLock] = {}  # by device and inode of the fold
 
 
 class LockedError(UserError):
-    """Another process works in the folder."""
+    """Says that another process works in the folder."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """Who holds a lock."""
+    """Describes who holds a lock."""
 
     host: str
     pid: int
@@ -46,7 +46,7 @@ class Holder:
 
 
 class FolderLock:
-    """The lock of a folder, held inside a `with` block or from `acquire` to `release`.
+    """Locks a folder, inside a `with` block or from `acquire` to `release`.
 
     It may be taken again by the thread that holds it: a stage locks its folder, and so does the training inside it.
 
@@ -144,7 +144,7 @@ class FolderLock:
         return True
 
     def _is_mine(self) -> bool:
-        """Whether this thread holds the lock; it does not if the folder was deleted meanwhile and made again."""
+        """Returns whether this thread holds the lock; it does not if the folder was deleted and made again."""
         return self._thread == threading.get_ident() and _is_file_of(self._descriptor, self._path)
 
     def _refusal(self) -> str:
@@ -168,7 +168,7 @@ class FolderLock:
 
 
 def holder_of(folder: Path) -> Holder | None:
-    """Who has written himself into the folder's lock file, dead or alive; None if there is no readable one."""
+    """Returns who has written himself into the folder's lock file, dead or alive; None if there is no readable one."""
     try:
         found = json.loads((Path(folder) / LOCK).read_text(encoding="utf-8"))
         return Holder(str(found["host"]), int(found["pid"]))
@@ -177,7 +177,7 @@ def holder_of(folder: Path) -> Holder | None:
 
 
 def living_holder(folder: Path) -> Holder | None:
-    """Who works in a folder now; None if nobody does. It takes no lock and changes nothing."""
+    """Returns who works in a folder now; None if nobody does. It takes no lock and changes nothing."""
     path = Path(folder) / LOCK
     holder = holder_of(folder)
     if holder is None:
@@ -188,7 +188,7 @@ def living_holder(folder: Path) -> Holder | None:
 
 
 def _is_held_elsewhere(holder: Holder, path: Path, supported: bool) -> bool:
-    """Whether a holder may be alive although the operating system would give its lock away."""
+    """Returns whether a holder may be alive although the operating system would give its lock away."""
     if holder.host == host_name():
         return not supported and holder.pid != os.getpid() and is_alive(holder.pid)
     try:
@@ -216,7 +216,7 @@ def _readable_errors(folder: Path):
 
 
 def _forget() -> None:
-    """In a forked child: an inherited descriptor would keep the lock when its real holder has died."""
+    """Closes the inherited descriptors in a forked child: they would keep the lock when its real holder has died."""
     for lock in _held.values():
         lock._close()
         lock._depth = 0

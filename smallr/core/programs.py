@@ -1,4 +1,4 @@
-"""Compiled programs on disk, with digests: JAX's persistent cache trusts what it reads.
+"""Keeps compiled programs on disk with digests, since JAX's persistent cache trusts what it reads.
 
 JAX reaches its cache through `epath`, which takes path classes for URIs. The class here seals every file, so that a
 damaged program is compiled again, and so that a killed process or a full disk leaves none behind.
@@ -21,7 +21,7 @@ _SUBFOLDER = "sealed"
 
 
 class _SealedPath(type(epath.Path("."))):
-    """A file whose content is sealed on disk; a damaged one does not exist."""
+    """Represents a file whose content is sealed on disk; a damaged one does not exist."""
 
     def exists(self) -> bool:
         """Returns whether the file is there and intact; removes a damaged one, so that JAX stores it again."""

@@ -1,4 +1,4 @@
-"""One table from logical axes to mesh axes.
+"""Maps logical axes to mesh axes in one table.
 
 Parameters and activations carry logical axis names ("embed", "heads", …). The table says on which mesh
 axes each is split. A parameter's names are in its `axes` metadata: `nnx.Param(value, axes=("vocab", "embed"))`.
@@ -34,7 +34,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one size may be -1 and takes what is left.
+    """Makes a mesh over all devices of all processes; one size may be -1 and takes what is left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -57,7 +57,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 def partition_spec(
     axes: Sequence[str | None], shape: Sequence[int] | None = None, mesh: Mesh | None = None
 ) -> PartitionSpec:
-    """The PartitionSpec of an array with these logical axes.
+    """Returns the PartitionSpec of an array with these logical axes.
 
     With `shape` and `mesh`, a dimension that its mesh axes do not divide stays whole (3 kv heads on
     tensor=2 are replicated) rather than failing.
@@ -87,18 +87,18 @@ def partition_spec(
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
-    """`partition_spec` bound to a mesh."""
+    """Returns `partition_spec` bound to a mesh."""
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
 def is_sharded() -> bool:
-    """Whether the program is for more than one device."""
+    """Returns whether the program is for more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh is not None and not mesh.empty and mesh.size > 1
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation's layout inside a jitted program; without a mesh (`jax.set_mesh`) it does nothing."""
+    """Pins an activation's layout inside a jitted program; without a mesh (`jax.set_mesh`) it does nothing."""
     if not is_sharded():
         return x
     mesh = jax.sharding.get_abstract_mesh()
@@ -106,7 +106,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def split_axes(axis: str, size: int) -> tuple[str, ...]:
-    """The mesh axes over which a dimension of this logical axis and size is split here; none without a mesh."""
+    """Returns the mesh axes over which a dimension of this logical axis and size is split here; none without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh is None or mesh.empty:
         return ()
@@ -116,6 +116,6 @@ def split_axes(axis: str, size: int) -> tuple[str, ...]:
 
 
 def parts(axis: str, size: int) -> int:
-    """Into how many parts a dimension of this logical axis and size is split here; 1 without a mesh."""
+    """Returns into how many parts a dimension of this logical axis and size is split here; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[name] for name in split_axes(axis, size))

@@ -1,4 +1,4 @@
-"""Where a job stands: the states of its stages, as a table. It reads folders and changes nothing."""
+"""Shows where a job stands: the states of its stages, as a table. It reads folders and changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST = 40  # stages that are listed one by one
 
 
 class State(enum.StrEnum):
-    """Of a stage."""
+    """Names the states of a stage."""
 
     DONE = "done"
     ACTIVE = "going on"  # a process works on it
@@ -32,7 +32,7 @@ class State(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A stage in the table.
+    """Describes a stage in the table.
 
     Attributes:
       name: of the stage, with the folders that lead to it.
@@ -48,7 +48,7 @@ class Line:
 
 
 def states(folder: Path) -> list[Line]:
-    """The stages of a job, in their order.
+    """Returns the stages of a job, in their order.
 
     Args:
       folder: of a job with several stages, of one stage (a CRV run, an evaluation, a training run), or one that holds such folders.
@@ -65,7 +65,7 @@ def states(folder: Path) -> list[Line]:
 
 
 def show(lines: Sequence[Line]) -> str:
-    """The table as text, with a line that sums it up; only that line where there are many stages."""
+    """Returns the table as text, with a line that sums it up; only that line where there are many stages."""
     cells = [(line.name, line.state.value, _time(line), line.note) for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -92,7 +92,7 @@ def _is_stage(folder: Path) -> bool:
 
 
 def _planned(folder: Path, prefix: str) -> list[Line]:
-    """The stages of the plan, then folders of an earlier one."""
+    """Returns the stages of the plan, then folders of an earlier one."""
     try:
         plan = [(str(each["name"]), str(each["folder"])) for each in read_json(folder / PLAN, list)]
     except (FileError, KeyError, TypeError) as error:

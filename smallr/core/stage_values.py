@@ -1,4 +1,4 @@
-"""What goes into a stage and what comes out of it: identities of inputs, and results on disk.
+"""Identifies what goes into a stage, and keeps what comes out of it on disk.
 
 A result is built of JSON's types, paths and rows. Rows are a list of mappings; they are written to a file of JSON lines,
 whose digest is kept and checked when they are read again.
@@ -20,7 +20,7 @@ _LONG = 10_000  # characters of JSON from which an identity is a digest
 
 
 def identity_of(value: Any) -> Any:
-    """What tells an input from another one, in JSON's types.
+    """Returns what tells an input from another one, in JSON's types.
 
     Args:
       value: JSON's types, a path (the content of its files counts), a config, a dataclass, a function (its name counts, and
@@ -62,7 +62,7 @@ def _identity(value: Any) -> Any:
 
 
 def digest_of_path(path: Path) -> str:
-    """A digest of a file, or of all names and files in a folder; of the name alone where there is nothing."""
+    """Returns a digest of a file, or of all names and files in a folder; of the name alone where there is nothing."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -90,7 +90,7 @@ def save(value: Any, folder: Path, name: str = "") -> Any:
 
 
 def load(saved: Mapping[str, Any], folder: Path) -> Any:
-    """The value that `save` has saved.
+    """Returns the value that `save` has saved.
 
     Raises:
       FileError: a file of rows is missing or not as it was written.
@@ -114,7 +114,7 @@ def load(saved: Mapping[str, Any], folder: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's types of a value, with numpy's scalars as Python's."""
+    """Returns a value in JSON's types, with numpy's scalars as Python's."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, Mapping):
@@ -123,7 +123,7 @@ def _plain(value: Any) -> Any:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names."""
+    """Flattens nested settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -131,14 +131,14 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings that differ, in one line."""
+    """Returns the settings that differ, in one line."""
     old, new = flat(before), flat(json.loads(json.dumps(now)))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return "; ".join(f"{key}: {old.get(key)!r} before, {new.get(key)!r} now" for key in changed)
 
 
 def find(value: Any, kind: type) -> Sequence[Any]:
-    """All objects of a type in a value and in its lists and mappings, each once."""
+    """Returns all objects of a type in a value and in its lists and mappings, each once."""
     if isinstance(value, kind):
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
@@ -146,7 +146,7 @@ def find(value: Any, kind: type) -> Sequence[Any]:
 
 
 def replace(value: Any, kind: type, by: Any) -> Any:
-    """A value with `by(each)` in the place of each object of a type."""
+    """Returns a value with `by(each)` in the place of each object of a type."""
     if isinstance(value, kind):
         return by(value)
     if isinstance(value, list | tuple):

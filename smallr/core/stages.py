@@ -1,4 +1,4 @@
-"""Stages of a long job: each has a folder, is finished at once or not at all, and is never computed twice.
+"""Runs a long job in stages: each has a folder, is finished at once or not at all, and is never computed twice.
 
 A method names its stages, with what they are made of, and then has them run:
 
@@ -44,12 +44,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=,-]*")
 
 
 class Stopped(UserError):
-    """A job ended before it was finished, by a signal or because it could not go on; the same command continues it."""
+    """Says that a job ended early, by a signal or because it could not go on; the same command continues it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One step of a job.
+    """Describes one step of a job.
 
     Attributes:
       name: readable, for people; it is the beginning of the folder's name.
@@ -67,7 +67,7 @@ class Stage:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Eight hex digits of the settings, those of the needed stages included."""
+        """Returns eight hex digits of the settings, those of the needed stages included."""
         identity = json.dumps([dict(self.settings), [need.digest for need in self.needs]], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
@@ -77,7 +77,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a finished stage has left.
+    """Holds what a finished stage has left.
 
     Attributes:
       value: as its function gave it.
@@ -92,7 +92,7 @@ Work = Callable[[Stage, Path, list[Path]], Any]
 
 
 class StageFolder:
-    """The folder of one stage: who may work there, what was asked for, what is finished.
+    """Guards the folder of one stage: who may work there, what was asked for, what is finished.
 
         with StageFolder(folder, settings, what="evaluation") as stage:
             answers = stage.journal()           # finished pieces, kept over a kill
@@ -151,7 +151,7 @@ class StageFolder:
         self._lock.release()
 
     def journal(self, fields: Sequence[str] = ()) -> Journal:
-        """Finished pieces of the stage; see `Journal`."""
+        """Returns the finished pieces of the stage; see `Journal`."""
         return Journal(self.path / self._pieces, fields)
 
     def finish(self, value: Any = None) -> Any:
@@ -186,7 +186,7 @@ class StageFolder:
 
 
 class Stages:
-    """Stages in folders under `out`.
+    """Runs stages in folders under `out`.
 
     Args:
       out: folder of the job.
@@ -228,11 +228,11 @@ class Stages:
     # What is done
 
     def folder(self, stage: Stage) -> Path:
-        """Where a stage's files are."""
+        """Returns where a stage's files are."""
         return self.out / f"{stage.name}-{stage.digest}"
 
     def result(self, stage: Stage) -> Result | None:
-        """What a stage has left; None if it is not finished.
+        """Returns what a stage has left; None if it is not finished.
 
         Raises:
           FileError: what it has left is damaged.
@@ -252,11 +252,11 @@ class Stages:
         return self._results[stage]
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether a stage is finished; what it has left is read only when its value is asked for."""
+        """Returns whether a stage is finished; what it has left is read only when its value is asked for."""
         return stage in self._results or (self.folder(stage) / RESULT).exists()
 
     def value(self, stage: Stage) -> Any:
-        """The value of a finished stage.
+        """Returns the value of a finished stage.
 
         Raises:
           UserError: it is not finished.
@@ -267,7 +267,7 @@ class Stages:
         return result.value
 
     def rows(self, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-        """Name, settings and metrics of each finished stage whose value is a mapping, flat, with dotted names."""
+        """Returns name, settings and metrics of each finished stage whose value is a mapping, with dotted names."""
         found = [(stage, self.result(stage)) for stage in stages]
         return [
             {"run": stage.name, **flat(stage.settings), **result.value, "seconds": result.seconds}
@@ -331,7 +331,7 @@ class Stages:
 
 
 def check(stages: Sequence[Stage]) -> None:
-    """Whether stages can be done in their order.
+    """Checks whether stages can be done in their order.
 
     Raises:
       UserError: they cannot.
@@ -347,7 +347,7 @@ def check(stages: Sequence[Stage]) -> None:
 
 
 def part(stages: Sequence[Stage], index: int, count: int) -> list[Stage]:
-    """The stages of one of `count` machines. Stages that are tied by their needs stay together.
+    """Returns the stages of one of `count` machines. Stages that are tied by their needs stay together.
 
     Raises:
       UserError: no such part.

@@ -32,7 +32,7 @@ ROLE_RATIONALE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """Tokens that continue a prefix.
+    """Holds tokens that continue a prefix.
 
     Attributes:
       tokens, roles: int32 [length].
@@ -53,7 +53,7 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One tokenised row of a data set.
+    """Represents one tokenised row of a data set.
 
     Attributes:
       prefix: int32 [length], at least one token, never scored.
@@ -71,7 +71,7 @@ class Example:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Packed rows, as numpy arrays from the pipeline or as sharded jax arrays in the step.
+    """Holds packed rows, as numpy arrays from the pipeline or as sharded jax arrays in the step.
 
     Attributes:
       tokens: token ids, or soft tokens below 0; padding is 0 and known by its horizon, never by its id.

@@ -36,7 +36,7 @@ class CompletionNumbers:
 
 @dataclasses.dataclass(frozen=True)
 class CompletionColumns:
-    """Names of the columns that a set has of its completions and of their tokens.
+    """Names the columns that a set has of its completions and of their tokens.
 
     Raises:
       DataError: columns that rows of the kind cannot have, or a name twice.

@@ -13,7 +13,7 @@ ENOUGH = 0.97
 
 @dataclasses.dataclass
 class Tally:
-    """A count and the first rows of it."""
+    """Counts rows and keeps the first of them."""
 
     count: int = 0
     rows: list[int] = dataclasses.field(default_factory=list)

@@ -9,7 +9,7 @@ from smallr.core.errors import UserError
 
 
 class DataError(UserError):
-    """Rows, a source or a data option that must be changed by the user; the message says what and where."""
+    """Says that rows, a source or a data option must be changed by the user; the message says what and where."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -37,7 +37,7 @@ _GZIP = b"\x1f\x8b"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A row of a file.
+    """Represents a row of a file.
 
     Attributes:
       place: the file and where in it, for messages.
@@ -160,7 +160,7 @@ def _open(name: str) -> io.BufferedReader:
 
 
 class _Unpacked(io.RawIOBase):
-    """A gzip file that ends in an error once more comes out of it than any text would."""
+    """Reads a gzip file, and raises once more comes out of it than any text would."""
 
     def __init__(self, name: str, file: BinaryIO, size: int) -> None:
         self._name, self._packed, self._file = name, file, gzip.GzipFile(fileobj=file)
@@ -191,7 +191,7 @@ _NO_TEXT = "half of a surrogate pair"
 
 
 class _Twice(ValueError):
-    """An object has a key twice."""
+    """Says that an object has a key twice."""
 
 
 def _json_records(name: str, lines: Iterator[tuple[int, str]], surrogates: bool) -> Iterator[Record]:
@@ -242,7 +242,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Signs(NamedTuple):
-    """Whether a text can hold what is looked for value by value."""
+    """Tells whether a text can hold what is looked for value by value."""
 
     deep: bool
     halves: bool

@@ -51,7 +51,7 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One reading of rows.
+    """Describes one reading of rows.
 
     Attributes:
       name: what `data.format` calls it.
@@ -77,7 +77,7 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How the rows of one set are read; plain values, so that other processes can be told.
+    """Says how the rows of one set are read, in plain values, so that other processes can be told.
 
     Attributes:
       kind: of the rows.

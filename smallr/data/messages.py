@@ -42,7 +42,7 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 class Unusable(Exception):
-    """A single row that is dropped; its message is the reason."""
+    """Says that a single row is dropped; its message is the reason."""
 
 
 def text_or_chat(value: Any, cell: Cell) -> Text:

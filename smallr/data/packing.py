@@ -171,7 +171,7 @@ class EpochStats:
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """Rows of one epoch: row r holds examples `order[starts[r]:starts[r + 1]]`."""
+    """Holds the rows of one epoch: row r holds examples `order[starts[r]:starts[r + 1]]`."""
 
     order: Int[np.ndarray, "examples"]
     starts: Int[np.ndarray, "rows+1"]

@@ -234,7 +234,7 @@ def _tokens(scratch: Path, number: int) -> Path:
 
 
 class _Worker:
-    """One process, and the one part that it is at."""
+    """Runs one process, and knows the one part that it is at."""
 
     def __init__(self, scratch: Path, index: int) -> None:
         self._scratch = scratch

@@ -108,7 +108,7 @@ def _padding(count: int, shape: RowShape, columns: Columns, examples: Sequence[E
 
 @dataclasses.dataclass(frozen=True)
 class _Cursor:
-    """How much of a row is written: tokens and scored positions."""
+    """Counts how much of a row is written: tokens and scored positions."""
 
     token: int = 0
     scored: int = 0
@@ -169,7 +169,7 @@ def values_by_completion(
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """Random access to the batches of steps, for grain."""
+    """Gives grain random access to the batches of steps."""
 
     plan: PackingPlan
     examples: Sequence[Example]

@@ -54,8 +54,7 @@ GAPS = ("small", "medium", "large")
 
 @dataclasses.dataclass(frozen=True)
 class TextRow:
-    """A row of any number of completions: preference rows have two (chosen, rejected), SFT and unpaired rows one, choice
-    rows none.
+    """Holds a row of any number of completions: two (chosen, rejected) of pairs, one of SFT and KTO, none of choices.
 
     Attributes:
       row: index in the source.
@@ -78,7 +77,7 @@ class TextRow:
 
 @dataclasses.dataclass(frozen=True)
 class RationaleRow:
-    """A question, its answer and why; `rationale` is None where the teacher gave none."""
+    """Holds a question, its answer and why; `rationale` is None where the teacher gave none."""
 
     row: int
     question: str
@@ -88,7 +87,7 @@ class RationaleRow:
 
 @dataclasses.dataclass(frozen=True)
 class _Raw:
-    """A row as it was read, with how its values are taken.
+    """Holds a row as it was read, with how its values are taken.
 
     Attributes:
       values: by column.

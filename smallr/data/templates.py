@@ -34,7 +34,7 @@ _ADVICE = "choose a tokenizer with another template (config.tokenizer), or write
 
 
 class Unrenderable(Exception):
-    """A single row that the template cannot show faithfully; the message is the reason."""
+    """Says that the template cannot show a single row faithfully; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Span:
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """A text to tokenise.
+    """Represents a text to tokenise.
 
     Attributes:
       text: prompt and completion.
@@ -66,7 +66,7 @@ class Marked:
 
 @dataclasses.dataclass(frozen=True)
 class _Turn:
-    """A turn of the assistant in a rendered chat.
+    """Represents a turn of the assistant in a rendered chat.
 
     Attributes:
       index: of its message.
@@ -82,7 +82,7 @@ class _Turn:
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer.
+    """Renders chats by the template of one tokenizer.
 
     Args:
       tokenizer: has the template.

@@ -21,7 +21,7 @@ _EXTRA = ("completion_columns", "token_columns")
 
 
 class TokenSet(Sequence[Example]):
-    """Examples of one data set; E examples, up to S completions each, L tokens in all, M of them scored.
+    """Holds the examples of one data set; E examples, up to S completions each, L tokens in all, M of them scored.
 
     Attributes:
       tokens, roles: int32 and int8 [L]; example after example, prefix then completions.

@@ -52,7 +52,7 @@ _BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeOptions:
-    """How rows become tokens.
+    """Says how rows become tokens.
 
     Attributes:
       kind: preference, unpaired, sft, completions, rationale or choice. An unpaired example has two completions: its
@@ -202,7 +202,7 @@ def tokenize(
 
 
 class ExampleMaker:
-    """Rows -> examples on disk.
+    """Turns rows into examples on disk.
 
     Args:
       encoder: of `tokenizer`.

@@ -15,7 +15,7 @@ LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Where a value stands, for messages."""
+    """Says where a value stands, for messages."""
 
     source: str
     row: int

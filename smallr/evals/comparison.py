@@ -16,7 +16,7 @@ FIELDS = {"acc_norm": "correct_norm"}  # of a record, by metric; all others are 
 
 @dataclass(frozen=True)
 class Comparison:
-    """B minus A.
+    """Compares two evaluations: all differences are B minus A.
 
     Attributes:
       benchmark, metric: what was compared.

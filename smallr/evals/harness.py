@@ -24,7 +24,7 @@ _KNOWN = {"until", "do_sample", "max_gen_toks", *_SAMPLING}
 
 @register_model("smallr")
 class SmallrLM(TemplateLM):
-    """A local model: likelihoods by `LikelihoodScorer`, generations by `Engine`.
+    """Wraps a local model for the harness: likelihoods by `LikelihoodScorer`, generations by `Engine`.
 
     A context that is too long loses its beginning, as with the harness' own models (`hf`).
     """

@@ -27,7 +27,7 @@ from smallr.training.opening import open_trained
 
 
 class TrainingBenchmark:
-    """`config.benchmark` of a training run: greedy answers, or likelihoods, of the same questions each time.
+    """Asks `config.benchmark` of a training run: greedy answers, or likelihoods, of the same questions each time.
 
     The first call builds the engine (or the scorer), later ones only give it the new weights, so that nothing is
     compiled again. Between calls it keeps one copy of the weights in the compute dtype.
@@ -95,7 +95,7 @@ class TrainingBenchmark:
 
 
 class _Direct:
-    """The engine as a language model that answers at once, in the thread that asks."""
+    """Makes the engine a language model that answers at once, in the thread that asks."""
 
     name = "the model in training"
 

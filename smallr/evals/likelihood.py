@@ -148,7 +148,7 @@ class LikelihoodScorer:
 
 
 class _Row:
-    """A context and some continuations of it, laid out one behind the other."""
+    """Represents a context and some continuations of it, laid out one behind the other."""
 
     def __init__(self, context: tuple[int, ...]):
         self.context = context

@@ -20,7 +20,7 @@ ID_COLUMNS = ("id", "unique_id", "task_id", "question_id", "qid", "ID", "Record 
 
 @dataclass(frozen=True)
 class Item:
-    """A row that can be asked. `id` is the row's own, or its number; it is unique."""
+    """Represents a row that can be asked. `id` is the row's own, or its number; it is unique."""
 
     id: str
     row: dict[str, Any]

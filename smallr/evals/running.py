@@ -39,7 +39,7 @@ class LikelihoodModel(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """How questions are put.
+    """Says how questions are put.
 
     Attributes:
       params: of sampling; `n` samples a question. Its seed is made of `seed` and the question.

@@ -18,7 +18,7 @@ Scores = Sequence[Sequence[float]]  # of each question, of each of its samples
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of values in [0, 1], its standard error (NaN for fewer than two questions), and the number of questions."""
+    """Holds a mean of values in [0, 1], its standard error (NaN below two questions) and the number of questions."""
 
     value: float
     error: float
@@ -91,7 +91,7 @@ def majority_is_right(answers: Sequence[str | None], correct: Sequence[bool]) ->
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A on the same questions.
+    """Holds the difference B minus A on the same questions.
 
     Attributes:
       difference: of the means over questions.

@@ -55,12 +55,12 @@ class LanguageModel(Protocol):
 
     @property
     def name(self) -> str:
-        """What results are reported under."""
+        """Returns what results are reported under."""
         ...
 
     @property
     def totals(self) -> Totals:
-        """What was done and used since the model was opened."""
+        """Returns what was done and used since the model was opened."""
         ...
 
     async def complete(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
@@ -80,7 +80,7 @@ class LanguageModel(Protocol):
         ...
 
     def complete_sync(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
-        """`complete` for callers without an event loop; those with a running one (a notebook) can call it too."""
+        """Completes as `complete` does, without an event loop; callers with a running one (a notebook) may use it too."""
         ...
 
     def close(self) -> None:

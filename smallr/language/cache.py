@@ -177,7 +177,7 @@ class ResultCache:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether a file is no database or a broken one, as opposed to one that cannot be reached or written now."""
+    """Returns whether a file is no database or a broken one, and not one that cannot be reached or written now."""
     code = getattr(error, "sqlite_errorcode", 0) or 0
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such column" in str(error)
 

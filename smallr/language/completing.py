@@ -1,4 +1,4 @@
-"""The base of all implementations of `LanguageModel`: a thread with an event loop, the cache, the totals."""
+"""Holds the base of all implementations of `LanguageModel`: a thread with an event loop, the cache, the totals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smallr.sampling.requests import Request, Result
 
 
 class CompletingModel(abc.ABC):
-    """A `LanguageModel` whose subclass answers one request at a time.
+    """Is a `LanguageModel` whose subclass answers one request at a time.
 
     All work runs on one event loop in a thread of the model's own. So connections and the bound on concurrency are
     shared by all callers, whichever thread or loop they call from.
@@ -45,15 +45,15 @@ class CompletingModel(abc.ABC):
 
     @property
     def totals(self) -> Totals:
-        """What was done and used since the model was opened."""
+        """Returns what was done and used since the model was opened."""
         return self._totals
 
     async def complete(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
-        """See `LanguageModel.complete`."""
+        """Implements `LanguageModel.complete`."""
         return await asyncio.wrap_future(self._run(self._complete(requests, progress)))
 
     def complete_sync(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
-        """See `LanguageModel.complete_sync`."""
+        """Implements `LanguageModel.complete_sync`."""
         return self._wait(self._complete(requests, progress))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A thread that runs an engine, so that all who ask at the same time share its batch."""
+"""Runs an engine in a thread, so that all who ask at the same time share its batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_RESTARTS = 3  # without one good step between them; then the engine has fail
 
 
 class ContinuousEngine(Protocol):
-    """The part of `smallr.sampling.engine.Engine` that is used here."""
+    """Is the part of `smallr.sampling.engine.Engine` that is used here."""
 
     def encode(self, request: Request) -> Any:
         """Checks a request and encodes its prompt, in any thread; UserError if it cannot be served."""
@@ -40,11 +40,11 @@ class ContinuousEngine(Protocol):
 
 
 class EngineFailure(RuntimeError):
-    """The engine failed as a whole, or was closed; nothing more can be asked of it."""
+    """Says that the engine failed as a whole, or was closed; nothing more can be asked of it."""
 
 
 class RequestFailure(RuntimeError):
-    """One request broke, or was under way when the engine had to be restarted; others are served."""
+    """Says that one request broke, or was under way when the engine had to be restarted; others are served."""
 
 
 class _Entry(NamedTuple):
@@ -90,7 +90,7 @@ class EngineThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine still serves."""
+        """Returns whether the engine still serves."""
         return self.failure is None and self._thread.is_alive() and not self._is_closing
 
     def submit(self, request: Request, on_delta: OnDelta | None = None) -> Answer:

@@ -1,4 +1,4 @@
-"""A smallr model in this process, as a `LanguageModel`."""
+"""Makes a smallr model in this process a `LanguageModel`."""
 
 from __future__ import annotations
 

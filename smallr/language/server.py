@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's protocol: vLLM, SGLang, smallr serve, a vendor."""
+"""Speaks to any server of OpenAI's protocol: vLLM, SGLang, smallr serve, a vendor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class _Passing(Exception):
-    """An attempt that failed in a way that may pass; `wait` is what the server asks for, in seconds."""
+    """Says that an attempt failed in a way that may pass; `wait` is what the server asks for, in seconds."""
 
     def __init__(self, message: str, wait: float | None = None):
         super().__init__(message)
@@ -36,7 +36,7 @@ class _Passing(Exception):
 
 
 class ServerModel(CompletingModel):
-    """A model behind a server.
+    """Represents a model behind a server.
 
     Args:
       base_url: up to and with `/v1`; without a name or a key in it.

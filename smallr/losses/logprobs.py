@@ -156,7 +156,7 @@ def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[in
 
 
 class _Chunk(NamedTuple):
-    """A part of the vocabulary, seen by all tokens. Arrays of logits are [shards, entries, tokens]."""
+    """Holds a part of the vocabulary, seen by all tokens. Arrays of logits are [shards, entries, tokens]."""
 
     start: Int[Array, ""]  # within a shard
     rows: Float[Array, "S c D"]

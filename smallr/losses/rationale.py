@@ -21,7 +21,7 @@ Normalisation = Literal["sum", "token_mean", "sample_mean"]
 
 
 class RoleNll(NamedTuple):
-    """Negative log-likelihood (nats) and token counts of each example by role; all float32 [B, P]."""
+    """Holds negative log-likelihood (nats) and token counts of each example by role; all float32 [B, P]."""
 
     answer: Float[Array, "B P"]
     rationale: Float[Array, "B P"]

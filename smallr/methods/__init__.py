@@ -1,1 +1,1 @@
-"""The published methods, one package each; none imports another."""
+"""Holds the published methods, one package each; none imports another."""

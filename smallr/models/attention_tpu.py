@@ -33,7 +33,7 @@ ACTIVE, FIRST, LAST = 1, 2, 4  # of a step: it counts, it begins an output tile,
 
 
 class _Steps(NamedTuple):
-    """The list of tiles of each row, padded with its last one, for the scalar unit."""
+    """Holds the list of tiles of each row, padded with its last one, for the scalar unit."""
 
     query: Int[Array, "B S"]
     key: Int[Array, "B S"]
@@ -206,7 +206,7 @@ def _key_gradient_kernel(*refs, softcap, scale, windowed):
 
 
 def _recomputed(q, k, v, dout, lse, delta, visible, scale, softcap):
-    """Weights and the gradient of q kᵀ, both float32 [keys, queries]."""
+    """Returns weights and the gradient of q kᵀ, both float32 [keys, queries]."""
     scores = _scores(k[...], q, scale, softcap)
     weights = jnp.exp(jnp.where(visible, scores, MASKED) - lse)
     dscores = weights * (_dot(v[...], dout, transposed=True) - delta) * scale
@@ -342,7 +342,7 @@ def _tile(length: int) -> int:
 
 
 def _by_head(x: Float[Array, "B T H D"], tile: int, kv_heads: int | None = None) -> Float[Array, "B K *G T D"]:
-    """Heads in front of tokens, in groups if `kv_heads` is given; tokens padded with zeros to whole tiles."""
+    """Puts heads in front of tokens, in groups if `kv_heads` is given; tokens padded with zeros to whole tiles."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile), (0, 0), (0, 0))).swapaxes(1, 2)
     return x if kv_heads is None else x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:])
 

@@ -25,14 +25,14 @@ from smallr.models.tiles import MASKED, padded, tile_lists, visible_tiles
 
 
 class Tiling(NamedTuple):
-    """Tokens of a query tile, a multiple of those of a key tile, and how many key tiles are taken at once at most."""
+    """Holds the tokens of a query tile, a multiple of those of a key tile, and the most key tiles that are taken at once."""
 
     queries: int
     keys: int
     most: int
 
     def of(self, length: int) -> Tiling:
-        """For rows that may be shorter than a tile."""
+        """Returns the tiling for rows that may be shorter than a tile."""
         keys = min(self.keys, length)
         return self._replace(keys=keys, queries=keys * min(self.queries // self.keys, -(-length // keys)))
 
@@ -54,7 +54,7 @@ class Rule(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Key tiles that are taken side by side: which, and whether they are more than a filling."""
+    """Holds key tiles that are taken side by side: which, and whether they are more than a filling."""
 
     tiles: Int[Array, "w"]
     real: Bool[Array, "w"]
@@ -171,7 +171,7 @@ def backward(
 
 
 def _uncapped(dscores: Array, scores: Array, softcap: float | None) -> Array:
-    """Gradient of scores before their soft-cap, from that of `scores` behind it."""
+    """Returns the gradient of scores before their soft-cap, from that of `scores` behind it."""
     return dscores if softcap is None else dscores * (1 - (scores / softcap) ** 2)
 
 

@@ -22,7 +22,7 @@ TOKENS = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|
 
 
 class Generation(jinja2.ext.Extension):
-    """The block with which templates mark what the assistant says."""
+    """Parses the block with which templates mark what the assistant says."""
 
     tags = frozenset({"generation"})
 

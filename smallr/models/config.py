@@ -24,7 +24,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How the rotary frequencies differ from theta^(-2i/d); see `smallr.models.rope` for the formulas.
+    """Says how the rotary frequencies differ from theta^(-2i/d); see `smallr.models.rope` for the formulas.
 
     Attributes:
       kind: "linear" divides all by `factor`; "llama3" divides the low ones and blends between
@@ -51,7 +51,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder: what differs between families and models, and how it is computed.
+    """Describes a decoder: what differs between families and models, and how it is computed.
 
     The defaults are Llama's: RMSNorm before each part of a layer, grouped-query attention with rotary positions,
     SwiGLU.
@@ -185,7 +185,7 @@ class DecoderConfig:
 
     @property
     def layer_matmul_params(self) -> int:
-        """Weights of one layer that take part in products (no norms, no biases)."""
+        """Counts the weights of one layer that take part in products (no norms, no biases)."""
         attention = self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
         return attention + (3 if self.gated_mlp else 2) * self.d_model * self.d_ff
 

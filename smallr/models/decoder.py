@@ -24,7 +24,7 @@ NO_WINDOW = 2**31 - 1  # a traced window that bounds nothing
 
 
 class Table(nnx.Module):
-    """A row per token id (the embedding, an untied head) or per learned position."""
+    """Holds a row per token id (the embedding, an untied head) or per learned position."""
 
     def __init__(self, rows: int, axis: str | None, config: DecoderConfig, rngs: nnx.Rngs):
         self.axis = axis
@@ -39,7 +39,7 @@ class Table(nnx.Module):
 
 
 class _Kind(NamedTuple):
-    """How a layer differs from others; None where none does."""
+    """Says how a layer differs from others; None where none does."""
 
     window: Int[Array, "*layers"] | None
     rope: Int[Array, "*layers"] | None  # index among the tables
@@ -59,7 +59,7 @@ class LayerInputs(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention, with rotary positions or none."""
+    """Computes grouped-query attention, with rotary positions or none."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, layers: tuple[int, ...]):
         self.config = config
@@ -113,7 +113,7 @@ _ACTIVATIONS: Mapping[str, Callable] = {
 
 
 class MLP(nnx.Module):
-    """(act(x gate) * (x up)) down (arXiv 2002.05202, eq. 6), or act(x up) down."""
+    """Computes (act(x gate) * (x up)) down (arXiv 2002.05202, eq. 6), or act(x up) down."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, layers: tuple[int, ...]):
         self.config = config
@@ -148,7 +148,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A layer. Built with a leading "layers" axis on every parameter; called on one layer's slice."""
+    """Computes a layer. Built with a leading "layers" axis on every parameter; called on one layer's slice."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, layers: tuple[int, ...]):
         self.config = config
@@ -173,7 +173,7 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Tokens to hidden states.
+    """Computes hidden states from tokens.
 
     Parameters are float32 masters with logical axis names in their `axes` metadata. Those of the layers are
     stacked on a leading "layers" axis and scanned, so that compile time does not grow with depth.
@@ -192,7 +192,7 @@ class Decoder(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], horizon: Int[Array, "B T"]
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm, in `config.dtype`.
+        """Returns hidden states after the final norm, in `config.dtype`.
 
         Args:
           tokens: ids below vocab_size, or soft tokens (below 0) of a decoder that has soft prompts.

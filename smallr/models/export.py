@@ -1,4 +1,4 @@
-"""A model as a folder in Hugging Face layout: the inverse of loading, by the same tables."""
+"""Writes a model as a folder in Hugging Face layout: the inverse of loading, by the same tables."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_model(
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that is renamed to it at the end, or removed after an error.
+    """Gives a folder beside `target` that is renamed to it at the end, or removed after an error.
 
     Raises:
       UserError: the target is there and not an empty folder, or cannot be written.
@@ -80,7 +80,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every stored tensor; layers one behind the other, so that a weight file holds whole layers."""
+    """Returns the shape of every stored tensor, layer by layer, so that a weight file holds whole layers."""
     params = parameter_shapes(config)
     stored = FAMILIES[config.family].stored(config)
     layered = [name for name, parts in stored.items() if parts[0].stacked]
@@ -97,13 +97,13 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter of the decoder by its dotted path."""
+    """Returns the shape of every parameter of the decoder by its dotted path."""
     state = nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     return {".".join(path): leaf.shape for path, leaf in nnx.to_flat_state(state)}
 
 
 def stored_tensors(config: DecoderConfig, read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and value of every stored tensor; one parameter at a time is held, or those that are stored as one."""
+    """Yields name and value of every stored tensor; it holds one parameter at a time, or those that are stored as one."""
     for name, parts in FAMILIES[config.family].stored(config).items():
         values = [read(part.param) for part in parts]
         if not parts[0].stacked:
@@ -114,7 +114,7 @@ def stored_tensors(config: DecoderConfig, read: Callable[[str], np.ndarray]) -> 
 
 
 def config_json(source: ModelSource, dtype: str) -> dict[str, Any]:
-    """The `config.json` of the folder: that of the model which was trained, with the dtype of the new weights.
+    """Returns the `config.json` of the folder: that of the model which was trained, with the dtype of the new weights.
 
     Raises:
       UserError: the model comes from a file with a config that Hugging Face's classes cannot express.
@@ -170,7 +170,7 @@ def _check_same(written: DecoderConfig, source: ModelSource) -> None:
 
 
 def _llama3_scaling(source: ModelSource) -> dict[str, Any]:
-    """The scaling whose divisors a GGUF file holds: Llama 3.1 and 3.2 differ in the factor alone."""
+    """Returns the scaling whose divisors a GGUF file holds: Llama 3.1 and 3.2 differ in the factor alone."""
     for factor in (8.0, 32.0):
         scaling = {
             "rope_type": "llama3",
@@ -189,7 +189,7 @@ def _llama3_scaling(source: ModelSource) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, source: ModelSource) -> None:
-    """Tokenizer, chat template and generation config: the files of the model's folder, or rebuilt ones."""
+    """Writes tokenizer, chat template and generation config: the files of the model's folder, or rebuilt ones."""
     tokenizer = source.tokenizer()  # also checks that there is one, and that it fits the embedding
     _copy(source.folder, folder, ("LICENSE*", "NOTICE*"))
     if source.tokenizer_folder is not None:
@@ -202,7 +202,7 @@ def write_tokenizer(folder: Path, source: ModelSource) -> None:
 
 
 def _own_tokenizer(source: ModelSource) -> bool:
-    """Whether the model's folder has the tokenizer, so that its ids are in config.json too."""
+    """Returns whether the model's folder has the tokenizer, so that its ids are in config.json too."""
     return source.folder is not None and source.tokenizer_folder == source.folder
 
 
@@ -214,5 +214,5 @@ def _copy(source: Path | None, target: Path, patterns: Sequence[str]) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Indented, with sorted keys."""
+    """Writes indented JSON with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -43,7 +43,7 @@ _ROPE_FACTORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight",
 
 
 class GGUFFile:
-    """One open GGUF file, memory-mapped.
+    """Reads one open GGUF file, memory-mapped.
 
     Attributes:
       path: the file.

@@ -20,7 +20,7 @@ _STRING, _ARRAY = 8, 9
 
 
 class _Header:
-    """A position in the file that never leaves it."""
+    """Keeps a position in the file that never leaves it."""
 
     def __init__(self, data: mmap.mmap, path: Path):
         self._data, self._path, self._at = data, path, 0

@@ -31,7 +31,7 @@ SENTENCEPIECE = ("gemma2", "gemma3")  # families whose pieces are cut from the t
 
 @dataclasses.dataclass(frozen=True)
 class ByteLevel:
-    """How a byte-level tokenizer cuts a text before its merges.
+    """Says how a byte-level tokenizer cuts a text before its merges.
 
     Attributes:
       pattern: regular expression of the pieces; None: GPT-2's.

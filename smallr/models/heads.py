@@ -37,7 +37,7 @@ _UP_AXES = ("embed", None, "mlp")
 
 @dataclasses.dataclass(frozen=True)
 class HeadOptions:
-    """Which heads a decoder has.
+    """Says which heads a decoder has.
 
     Attributes:
       values: number of value heads.
@@ -73,7 +73,7 @@ class HeadOptions:
 
 
 class _Hidden(nnx.Module):
-    """The first layer of several heads, side by side."""
+    """Computes the first layer of several heads, side by side."""
 
     def __init__(self, count: int, width: int, config: DecoderConfig, rngs: nnx.Rngs):
         self.dtype = config.dtype
@@ -87,7 +87,7 @@ class _Hidden(nnx.Module):
 
 
 class ValueHeads(_Hidden):
-    """Values of states, one number a head."""
+    """Computes values of states, one number a head."""
 
     def __init__(self, count: int, width: int, config: DecoderConfig, rngs: nnx.Rngs):
         super().__init__(count, width, config, rngs)
@@ -102,7 +102,7 @@ class ValueHeads(_Hidden):
 
 
 class QHeads(_Hidden):
-    """Values of actions: of every token of the vocabulary as the next one."""
+    """Computes values of actions: of every token of the vocabulary as the next one."""
 
     def __init__(self, count: int, width: int, config: DecoderConfig, rngs: nnx.Rngs):
         super().__init__(count, width, config, rngs)
@@ -120,7 +120,7 @@ class QHeads(_Hidden):
 
 
 class Heads(nnx.Module):
-    """All heads of a decoder; `value`, `q` and `target_q` are there as the options say."""
+    """Holds all heads of a decoder; `value`, `q` and `target_q` are there as the options say."""
 
     def __init__(self, options: HeadOptions, config: DecoderConfig, rngs: nnx.Rngs):
         width = options.width * config.d_model

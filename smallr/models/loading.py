@@ -39,7 +39,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A model that can be loaded.
+    """Represents a model that can be loaded.
 
     Attributes:
       name: as given to `open_model`.

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): y = x W + scale * dropout(x) A B, with W frozen and B = 0 at the start.
+"""Adds adapters by LoRA (arXiv 2106.09685): y = x W + scale * dropout(x) A B, with W frozen and B = 0 at the start.
 
 An adapter is a module beside the weight of its projection: `layers.attention.q` has `layers.attention.q_lora` with
 parameters `a` [layers, *inputs, rank] and `b` [layers, rank, *outputs]. The product W + scale A B is never formed in
@@ -32,7 +32,7 @@ from smallr.models.quantized import FORMATS, quantize
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Which projections have adapters, and what kind.
+    """Says which projections have adapters, and what kind.
 
     Attributes:
       rank: columns of A.
@@ -68,7 +68,7 @@ class LoRA:
 
 
 class DropoutKey(nnx.Variable):
-    """Raw key data of each layer's dropout, [layers, 2]; there in training steps alone."""
+    """Holds raw key data of each layer's dropout, [layers, 2]; there in training steps alone."""
 
 
 class Adapter(nnx.Module):
@@ -81,7 +81,7 @@ class Adapter(nnx.Module):
     def __call__(
         self, x: Float[Array, "*batch *inputs"], *, dtype: jnp.dtype | str, inputs: int
     ) -> Float[Array, "*batch *outputs"]:
-        """scale * dropout(x) A B, float32; the products in `dtype`."""
+        """Returns scale * dropout(x) A B, float32; the products are in `dtype`."""
         x = x.astype(dtype)
         key = getattr(self, "key", None)
         if key is not None:

@@ -12,7 +12,7 @@ from smallr.models.parameters import param
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axes, in float32 (arXiv 1910.07467, eq. 4).
+    """Computes x / rms(x) * scale over the last axes, in float32 (arXiv 1910.07467, eq. 4).
 
     Args:
       shape: of the axes that are normed together.
@@ -42,7 +42,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean(x)) / std(x) * scale + bias, in float32 (arXiv 1607.06450, eq. 4)."""
+    """Computes (x - mean(x)) / std(x) * scale + bias, in float32 (arXiv 1607.06450, eq. 4)."""
 
     def __init__(self, dim: int, eps: float, layers: tuple[int, ...] = ()):
         self.eps = eps

@@ -25,7 +25,7 @@ BLOCK = 64  # weights that share a scale, along an input axis: QLoRA's, section 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("codes", "scale"), meta_fields=("format", "axis"))
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A weight, or one layer's slice of it: both arrays may lose their leading axis together.
+    """Represents a weight, or one layer's slice of it: both arrays may lose their leading axis together.
 
     Attributes:
       codes: int8, or two 4-bit codes a byte: those at 2i and 2i + 1 along `axis`.

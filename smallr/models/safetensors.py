@@ -14,7 +14,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsFolder:
-    """The tensors of a Hugging Face folder, memory-mapped one at a time.
+    """Reads the tensors of a Hugging Face folder, memory-mapped one at a time.
 
     Raises:
       UserError: no safetensors file, or one that the index names is missing; a tensor that is not where the index

@@ -29,7 +29,7 @@ DTYPES: Mapping[str, tuple[np.dtype, str]] = {
 
 
 class SafetensorsWriter:
-    """The weights of a folder: `model.safetensors`, or numbered shards with their index.
+    """Writes the weights of a folder: `model.safetensors`, or numbered shards with their index.
 
     Use it as a context: leaving it without an error checks that every tensor was written, and writes the index.
     """

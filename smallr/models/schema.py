@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 256 * 2**20  # the largest published tokenizer.json has 35 MB
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A value that a file may hold; null stands for a missing one.
+    """Describes a value that a file may hold; null stands for a missing one.
 
     Attributes:
       kind: "int", "number", "bool", "str", "dict" or "list".

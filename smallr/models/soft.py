@@ -20,7 +20,7 @@ AXES = (None, "embed")
 
 
 class SoftPrompts(nnx.Module):
-    """The vectors of all soft prompts of a decoder, one behind the other, float32 [vectors, D].
+    """Holds the vectors of all soft prompts of a decoder, one behind the other, float32 [vectors, D].
 
     A vector is what enters the first layer in place of an embedding times `embedding_scale`; learned positions are added
     to it. So PEFT's prompt tuning has it.

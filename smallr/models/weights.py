@@ -82,7 +82,7 @@ def _one_layer(shape: tuple[int, ...], path: tuple[str, ...]) -> tuple[int, ...]
 
 
 class _Renamed:
-    """A reader under the table's names, without the tensors that the family ignores; `foreign` names those left out."""
+    """Reads under the table's names, without the tensors that the family ignores; `foreign` names those left out."""
 
     def __init__(self, reader: TensorReader, family: Family):
         self._reader = reader
@@ -106,7 +106,7 @@ class _Renamed:
 
 
 class _Finite:
-    """A reader that refuses NaN and infinite numbers."""
+    """Reads, and refuses NaN and infinite numbers."""
 
     def __init__(self, reader: TensorReader, origin: str):
         self._reader, self._origin = reader, origin

@@ -1,1 +1,1 @@
-"""Text out of models: prefill and decode with a key-value cache, sampling, stop conditions."""
+"""Draws text from models: prefill and decode with a key-value cache, sampling, stop conditions."""

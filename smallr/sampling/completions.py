@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-    """What a completion has grown by. The last one has a `finish_reason`."""
+    """Holds what a completion has grown by. The last one has a `finish_reason`."""
 
     sample: int
     text: str
@@ -32,7 +32,7 @@ OnDelta = Callable[[Delta], None]
 
 
 class Handle:
-    """A submitted request.
+    """Represents a submitted request.
 
     Attributes:
       result: None until all of its completions are finished, or until the request has failed.
@@ -63,7 +63,7 @@ class Handle:
 
 
 class Completion:
-    """One completion while it grows.
+    """Represents one completion while it grows.
 
     Args:
       handle: the request that it belongs to.

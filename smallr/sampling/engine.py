@@ -1,4 +1,4 @@
-"""The engine: requests in, completions out, many at a time."""
+"""Runs the engine: requests in, completions out, many at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEFAULT_LENGTH = 4096  # of prompt and completion, where the model's context is 
 
 
 class _Assigned(NamedTuple):
-    """A completion whose prompt is to be read into a slot, behind the tokens that are there already."""
+    """Represents a completion whose prompt is to be read into a slot, behind the tokens that are there already."""
 
     slot: int
     completion: Completion
@@ -45,7 +45,7 @@ class _Assigned(NamedTuple):
 
 
 class _Fork(NamedTuple):
-    """A completion of the same prompt, whose slot becomes a copy of another one."""
+    """Represents a completion of the same prompt, whose slot becomes a copy of another one."""
 
     source: int
     slot: int
@@ -155,7 +155,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether requests wait or are being decoded."""
+        """Returns whether requests wait or are being decoded."""
         return bool(self._waiting or self._table.busy)
 
     def generate(self, requests: Sequence[Request], progress: bool = True) -> list[Result]:

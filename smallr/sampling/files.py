@@ -43,7 +43,7 @@ def as_requests(prompts: Sequence[Prompt], params: SamplingParams, *, chat: bool
 
 
 def read_questions(name: str) -> list[str]:
-    """The prompts of a file as texts.
+    """Returns the prompts of a file as texts.
 
     Raises:
       UserError: as `read_prompts`, or a prompt that is no text.
@@ -55,7 +55,7 @@ def read_questions(name: str) -> list[str]:
 
 
 def _rows(name: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a file, or the lines of a text."""
+    """Yields the rows of a file, or the lines of a text."""
     kind = format_of(name)
     if kind == "parquet":
         yield from ((f"{name}, row {number}", row) for number, row in enumerate(read_table([name], name)))
@@ -74,7 +74,7 @@ def _rows(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _values(records: Iterable[Record]) -> Iterator[tuple[str, Any]]:
-    """Rows of records; half of a surrogate pair is left for the request that has it to fail."""
+    """Yields the rows of records; half of a surrogate pair is left for the request that has it to fail."""
     return ((record.place, record.value) for record in records)
 
 
@@ -140,7 +140,7 @@ def write_results(requests: Sequence[Request], results: Iterable[Result], out: T
 
 
 def write_texts(requests: Sequence[Request], results: Iterable[Result], out: TextIO) -> None:
-    """The completions as text, for people: one prompt's alone, several prompts' each behind its prompt."""
+    """Writes the completions as text, for people: one prompt's alone, several prompts' each behind its prompt."""
     for request, result in zip(requests, results, strict=True):
         if len(requests) > 1:
             asked = request.messages[-1]["content"] if request.messages else request.prompt

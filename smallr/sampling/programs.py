@@ -43,7 +43,7 @@ Hook = Callable[[HookInputs], Float[Array, "S V"]]  # pure; the logits that are 
 
 
 class DecodeSlots(NamedTuple):
-    """State of the decode slots as a decoding program gets it."""
+    """Holds the state of the decode slots as a decoding program gets it."""
 
     alive: Bool[Array, "S"]
     length: Int[Array, "S"]  # tokens in the cache
@@ -56,7 +56,7 @@ class DecodeSlots(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Tokens that a decoding program drew. Where a slot was not alive, the numbers mean nothing."""
+    """Holds the tokens that a decoding program drew. Where a slot was not alive, the numbers mean nothing."""
 
     tokens: Int[Array, "steps S"]
     alive: Bool[Array, "steps S"]
@@ -66,7 +66,7 @@ class Decoded(NamedTuple):
 
 
 class PrefillChunk(NamedTuple):
-    """A chunk of each of some prompts."""
+    """Represents a chunk of each of some prompts."""
 
     slot: Int[Array, "R"]  # decode slot of each; the number of slots for no prompt
     tokens: Int[Array, "R P"]
@@ -76,7 +76,7 @@ class PrefillChunk(NamedTuple):
 
 
 class Programs:
-    """Compiled functions of one structure of decoder, mesh and hook. Cache and hidden states are donated."""
+    """Compiles the functions of one structure of decoder, mesh and hook. Cache and hidden states are donated."""
 
     def __init__(self, forward: Forward, mesh: Mesh, steps: int, hook: Hook | None):
         whole = NamedSharding(mesh, PartitionSpec())

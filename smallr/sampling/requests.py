@@ -17,7 +17,7 @@ MAX_TEMPERATURE = 100.0
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How completions are drawn. Names and meanings are those of the OpenAI and vLLM interfaces, but for `round`.
+    """Says how completions are drawn. Names and meanings are those of the OpenAI and vLLM interfaces, but for `round`.
 
     A draw is a function of the seed, the round, the prompt and the number of the sample. So another round draws anew,
     the same round can be repeated, and no two prompts share a stream of random numbers.
@@ -71,7 +71,7 @@ def _check_number(name: str, value: Any, least: float, most: float) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt: either `messages` (chat: role and content) or `prompt` (plain text or token ids)."""
+    """Asks for completions of `messages` (chat: role and content) or of a `prompt` (plain text or token ids)."""
 
     messages: tuple[Mapping[str, str], ...] = ()
     prompt: str | tuple[int, ...] = ""
@@ -84,7 +84,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of a completion with its log-prob and the likeliest tokens in its place.
+    """Holds one token of a completion with its log-prob and the likeliest tokens in its place.
 
     Log-probs are in nats, of the model's own distribution at temperature 1.
     """
@@ -97,7 +97,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion. `finish_reason` is "stop" (an end token or a stop string) or "length"."""
+    """Represents one completion. `finish_reason` is "stop" (an end token or a stop string) or "length"."""
 
     text: str
     finish_reason: str

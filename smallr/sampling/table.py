@@ -1,4 +1,4 @@
-"""The host's side of the decode slots: which completion has which slot, and what each slot's cache holds."""
+"""Keeps the host's side of the decode slots: which completion has which slot, and what each slot's cache holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_TOP_P = 1e-6
 
 
 class SlotTable:
-    """Numpy mirrors of `DecodeSlots`, and for each slot the tokens of the prompt that its cache holds.
+    """Mirrors `DecodeSlots` in numpy, and keeps for each slot the tokens of the prompt that its cache holds.
 
     Args:
       count: number of decode slots.

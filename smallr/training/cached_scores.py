@@ -1,4 +1,4 @@
-"""Reference log-probs of a set of rows, computed once and kept on disk under all that their bits depend on."""
+"""Computes reference log-probs of a set of rows once and keeps them on disk under all that their bits depend on."""
 
 from __future__ import annotations
 

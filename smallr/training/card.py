@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is and how it was trained."""
+"""Writes the README.md of an exported model: what it is and how it was trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smallr.training.saved import SavedRun
 
 
 def model_card(title: str, base: str, dtype: str, run: SavedRun | None, library: str = "transformers") -> str:
-    """Markdown with the hub's front matter.
+    """Returns the card as Markdown with the hub's front matter.
 
     Args:
       title: name of the folder.
@@ -63,7 +63,7 @@ def _comparison(run: SavedRun) -> list[str]:
 
 
 def _split(data: Mapping[str, Any]) -> str:
-    """The part of the training data that a run took."""
+    """Returns the part of the training data that a run took."""
     if data["train_split"]:
         return data["train_split"]
     return data["builtin"]["train"] if is_builtin(data["train"]) else "train"

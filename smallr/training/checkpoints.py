@@ -41,20 +41,20 @@ _SHOWN = 8  # differing leaves in an error message
 
 
 class CheckpointError(UserError):
-    """No checkpoint of the folder can be restored, or a save failed."""
+    """Says that no checkpoint of the folder can be restored, or that a save failed."""
 
 
 class StructureMismatchError(UserError):
-    """The checkpoint is intact but holds another state: other names, shapes or dtypes."""
+    """Says that the checkpoint is intact but holds another state: other names, shapes or dtypes."""
 
 
 class DamagedError(Exception):
-    """A checkpoint cannot be restored; the reason is the message."""
+    """Says that a checkpoint cannot be restored; the reason is the message."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint read back: `state` has the tree and the shardings that were asked for."""
+    """Holds a checkpoint read back: `state` has the tree and the shardings that were asked for."""
 
     state: Any
     metadata: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Metrics on disk: `metrics.jsonl`, one JSON object a line, and TensorBoard event files.
+"""Keeps metrics on disk: `metrics.jsonl`, one JSON object a line, and TensorBoard event files.
 
 A line of `metrics.jsonl`:
 
@@ -112,7 +112,7 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of `workdir/metrics.jsonl` as dicts, NaN and infinities as floats; a half-written line is left out."""
+    """Returns the lines of `workdir/metrics.jsonl` as dicts, with NaN and infinities; a half-written line is left out."""
     return [
         {name: float(value) if value in _NOT_JSON and name not in _RESERVED else value for name, value in line.items()}
         for line in _intact_lines(Path(workdir) / "metrics.jsonl")
@@ -168,7 +168,7 @@ def _number(name: str, value: Any) -> int | float:
 
 
 def _event_writer(folder: Path, resume_step: int) -> EventsWriter:
-    """An event file of its own; it tells TensorBoard to forget what earlier files have of later steps."""
+    """Opens an event file of its own; it tells TensorBoard to forget what earlier files have of later steps."""
     earlier = folder.exists() and any(folder.iterdir())
     folder.mkdir(exist_ok=True)
     # tensorboardX's SummaryWriter would do, but hands events to a thread that a kill takes along.

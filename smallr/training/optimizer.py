@@ -91,7 +91,7 @@ def _labels(groups: Sequence[Group], params: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Horizon:
-    """A number of steps that a run was planned for.
+    """Holds a number of steps that a run was planned for.
 
     Attributes:
       start: the step at which the run was given this horizon; 0 for the first.

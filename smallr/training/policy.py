@@ -38,7 +38,7 @@ NOTHING = nnx.State({})  # no frozen parameters
 
 @dataclasses.dataclass(frozen=True)
 class ModelFunctions:
-    """How to make decoders of arrays.
+    """Makes decoders of arrays.
 
     Attributes:
       graphdef: of the policy.
@@ -71,7 +71,7 @@ class ModelFunctions:
 
 @dataclasses.dataclass(frozen=True)
 class ParameterPartition:
-    """A decoder, split.
+    """Holds a decoder, split.
 
     Attributes:
       config: of the decoder.

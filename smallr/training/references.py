@@ -25,7 +25,7 @@ Kind = Literal["none", "columns", "cached", "live", "base", "moving"]
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceOptions:
-    """Fields of `config.objective` that concern the reference.
+    """Holds the fields of `config.objective` that concern the reference.
 
     Attributes:
       source: cached: one pass before training, kept on disk. live: the reference runs in every step. columns: of the
@@ -64,7 +64,7 @@ class ReferenceOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference of one of six kinds; each has a constructor.
+    """Gives the log-probs of a reference, which is of one of six kinds; each has a constructor.
 
     Attributes:
       kind: decides how a batch is scored. none; columns and cached: the batch brings the log-probs; live: a copy of the

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Work of one step on average over an epoch.
+    """Counts the work of one step on average over an epoch.
 
     Attributes:
       flops: forward and backward on real tokens with the prompt of a pair once, causal attention counted as the half

@@ -1,4 +1,4 @@
-"""Whether a run may go on from the checkpoints of its workdir: the same model, data and objective as before."""
+"""Decides whether a run may go on from the checkpoints of its workdir: the same model, data and objective as before."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ABSENT = "(absent)"
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A field of the configuration that has changed; `_ABSENT` stands for no such field."""
+    """Describes a field of the configuration that has changed; `_ABSENT` stands for no such field."""
 
     field: str
     saved: Any
@@ -67,7 +67,7 @@ def compare_configs(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tup
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What `config.json` says of the run that made the checkpoints of a workdir.
+    """Holds what `config.json` says of the run that made the checkpoints of a workdir.
 
     Attributes:
       config: nested configuration.

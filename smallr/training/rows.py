@@ -18,7 +18,7 @@ from smallr.data.sources import is_builtin, is_single, load_part
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Part of a source of rows.
+    """Names a part of a source of rows.
 
     Attributes:
       source: as `data.train` names it.
@@ -31,7 +31,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class SplitRows:
-    """The rows of a part, under our column names, and how many rows the whole split of the source has."""
+    """Holds the rows of a part, under our column names, and how many rows the whole split of the source has."""
 
     part: Part
     rows: datasets.Dataset

@@ -20,7 +20,7 @@ from smallr.training.metrics import read_metrics
 
 
 class SavedCheckpoint:
-    """One checkpoint, whose arrays are read one by one; see `smallr.training.checkpoints` for the layout."""
+    """Reads one checkpoint, array by array; see `smallr.training.checkpoints` for the layout."""
 
     def __init__(self, folder: Path):
         """Reads the checkpoint's metadata.
@@ -77,7 +77,7 @@ class SavedCheckpoint:
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """A run's workdir and one of its checkpoints, verified.
+    """Holds a run's workdir and one of its checkpoints, verified.
 
     Attributes:
       config: the run's configuration, as a nested dict.

@@ -1,4 +1,4 @@
-"""Log-probs of the completions of any rows under a model, and their data set on disk."""
+"""Scores the completions of any rows under a model and writes their log-probs as a data set."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES = {**completion_columns.NAMES, "rationale": ("completion",)}
 
 @dataclasses.dataclass(frozen=True)
 class ScoreOptions:
-    """What is scored and how; `kind`, `format`, `chat`, `order` as in a training config.
+    """Says what is scored and how; `kind`, `format`, `chat`, `order` are as in a training config.
 
     Attributes:
       model: any name that training takes.
@@ -151,7 +151,7 @@ class Scorer:
 def _columns(
     scored: Sequence[list[Float[np.ndarray, "scored"]] | None], names: tuple[str, ...] | None
 ) -> dict[str, list[Any]]:
-    """The columns of all rows; a sum is taken in float32, as the step takes it, though in another order."""
+    """Returns the columns of all rows; a sum is taken in float32, as the step takes it, though in another order."""
     sums = [None if logps is None else [float(each.sum(dtype=np.float32)) for each in logps] for logps in scored]
     tokens = [None if logps is None else [each.tolist() for each in logps] for logps in scored]
     columns = {}

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 
 class StopSignal:
-    """While open, SIGTERM and the first SIGINT only ask to stop; the loop asks `should_stop` and saves first.
+    """Turns SIGTERM and the first SIGINT into a wish to stop, while open; the loop asks `should_stop` and saves first.
 
     A second SIGINT raises KeyboardInterrupt: stop at once, without saving. The handlers of before come back
     on leaving. Outside the main thread Python allows no handlers: then signals keep their effect, and a note

@@ -27,7 +27,7 @@ from smallr.training.splits import batch_sharding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. Step n of the data follows from `step` and the seed, so this is also the data position.
+    """Holds all that a step changes. Step n of the data follows from `step` and the seed, so this is also the data position.
 
     Attributes:
       step: int32, steps done.
@@ -211,7 +211,7 @@ def make_step(
 
 
 class Evaluation:
-    """Per-example values of a batch under given parameters, without gradients; `example` is among them.
+    """Computes per-example values of a batch under given parameters, without gradients; `example` is among them.
 
     Args:
       functions: make decoders.

@@ -50,7 +50,7 @@ Benchmark = Callable[[Decoder], dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """The rows that a run is on: the fingerprint of their tokens, and the step at which it came to them."""
+    """Names the rows that a run is on: the fingerprint of their tokens, and the step at which it came to them."""
 
     data: str = ""
     start: int = 0

@@ -20,7 +20,7 @@ _MOST_RUNS = 5000  # of a template; the generator's own questions take a few doz
 
 
 class _Undecided(Exception):
-    """A draw that no decision has been given for; `options` are what the text allows."""
+    """Says that no decision has been given for a draw; `options` are what the text allows."""
 
     def __init__(self, options: Iterator[Any]):
         self.options = options

@@ -15,7 +15,7 @@ SMALLEST, LARGEST = 2, 9999
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """`name = left op right`.
+    """Describes a step `name = left op right`.
 
     Attributes:
       name: of the result.
@@ -35,7 +35,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question and the steps that answer it.
+    """Represents a question and the steps that answer it.
 
     Attributes:
       template: name of the template that it was drawn from.
@@ -54,7 +54,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A step with its numbers."""
+    """Represents a step with its numbers."""
 
     step: Step
     left: int

@@ -21,7 +21,7 @@ _DECIDING = {"fitted": 2, "terse": 1, "involved": 1}  # how often a wrong ration
 
 @dataclasses.dataclass(frozen=True)
 class Incorrect:
-    """A rationale with a slip of a kind, and the wrong answer that it leads to."""
+    """Represents a rationale with a slip of a kind, and the wrong answer that it leads to."""
 
     text: str
     slip: str

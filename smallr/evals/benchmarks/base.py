@@ -28,7 +28,7 @@ class GraderOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows are by default.
+    """Says where rows are by default.
 
     Attributes:
       hub: id of a data set on the hub, with its config; empty where the user must bring a copy.
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Question:
-    """A row to be answered in text.
+    """Represents a row to be answered in text.
 
     Attributes:
       prompt: what the model is asked.
@@ -58,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Choice:
-    """A row to be answered by likelihood.
+    """Represents a row to be answered by likelihood.
 
     Attributes:
       contexts: what stands before each continuation; the same for all, or one each (WinoGrande).
@@ -81,7 +81,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """A benchmark whose answers are texts.
+    """Represents a benchmark whose answers are texts.
 
     Attributes:
       read: a row -> its question; KeyError, TypeError, ValueError, IndexError mean a malformed row.
@@ -101,7 +101,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
-    """A benchmark whose answer is the option of the greatest log-likelihood.
+    """Represents a benchmark whose answer is the option of the greatest log-likelihood.
 
     Attributes:
       read: a row -> its options, as for Generation.

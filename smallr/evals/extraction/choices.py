@@ -51,7 +51,7 @@ _LINE = 1000  # characters of a line that are read
 
 
 class _Options:
-    """The letters of a question's options as patterns."""
+    """Matches the letters of a question's options."""
 
     def __init__(self, letters: str, texts: Mapping[str, str]):
         upper, lower = re.escape(letters), re.escape(letters.lower())
@@ -217,7 +217,7 @@ _NOT = re.compile(r"\b(?:not|neither|never|either)\b|n't\b", re.IGNORECASE)
 
 
 class _Words:
-    """A few words as patterns."""
+    """Matches a few words."""
 
     def __init__(self, words: Sequence[str]):
         self.meanings = {other: word for other, word in _ALSO.items() if word in words}

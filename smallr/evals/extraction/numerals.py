@@ -89,7 +89,7 @@ def clean(text: str) -> str:
 
 
 class NotANumber(ValueError):
-    """The text has no single value."""
+    """Says that the text has no single value."""
 
 
 _NUMBER = re.compile(

@@ -24,7 +24,7 @@ _READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0")
 
 @dataclass(frozen=True)
 class _Block:
-    """A fenced block; `language` is in small letters."""
+    """Represents a fenced block; `language` is in small letters."""
 
     language: str
     code: str

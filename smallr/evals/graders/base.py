@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Job:
-    """An output to be judged.
+    """Represents an output to be judged.
 
     Attributes:
       output: the model's text.
@@ -24,7 +24,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A judgement.
+    """Represents a judgement.
 
     Attributes:
       correct: whether the output is right; False whenever it could not be judged.

@@ -18,7 +18,7 @@ _MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\
 
 
 class Match:
-    """Right if the extracted answer and the gold one are the same after `normalise`."""
+    """Grades an output as right if its extracted answer and the gold one are the same after `normalise`."""
 
     def __init__(
         self,
@@ -41,11 +41,11 @@ class Match:
         return Verdict(self._same(answer, self._normalise(str(job.gold))), str(answer))
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing, since there is nothing to end."""
 
 
 class Options:
-    """Right if the output chooses the gold letter, by name or by the text of its option."""
+    """Grades an output as right if it chooses the gold letter, by name or by the text of its option."""
 
     def __init__(self, letters: str, texts: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None):
         """`texts` gives letter -> text of the options of a row; without it letters alone are read."""
@@ -63,7 +63,7 @@ class Options:
         return Verdict(found == str(job.gold).strip().strip("().").upper(), found)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing, since there is nothing to end."""
 
 
 def numbers() -> Match:
@@ -99,7 +99,7 @@ def close(answer: Decimal, gold: Decimal | None) -> bool:
 
 
 def normalise_text(text: str) -> str | None:
-    """Small letters, no punctuation, single spaces, no articles unless there is nothing else; None if nothing is left."""
+    """Returns the text in small letters, without punctuation and articles (unless it is one); None if nothing is left."""
     text = _MARKUP.sub(r"\1", text).lower().translate(str.maketrans("", "", string.punctuation + "“”‘’"))
     words = text.split()
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words) or None

@@ -26,7 +26,7 @@ _WIRE, _SERVER, _TESTER = ((_PROGRAMS / name).read_text() for name in ("wire.py"
 
 @dataclass(frozen=True)
 class Calls:
-    """Tests that call the solution.
+    """Holds tests that call the solution.
 
     Attributes:
       setup: the benchmark's own code, run before the tests.
@@ -41,7 +41,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Streams:
-    """Tests of a whole program: (standard input, expected standard output) each."""
+    """Holds tests of a whole program: (standard input, expected standard output) each."""
 
     cases: Sequence[tuple[str, str]]
 
@@ -62,7 +62,7 @@ class Check:
 
 
 class Programs:
-    """Right if the code passes all tests of its question."""
+    """Grades code as right if it passes all tests of its question."""
 
     def __init__(self, *, unsafe: bool = False, workers: int = 2, limits: Limits | None = None):
         """Checks that code can be isolated here.

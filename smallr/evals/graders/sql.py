@@ -25,7 +25,7 @@ Rows = list[tuple[Any, ...]]
 
 
 class ExecutionMatch:
-    """Right if the query returns what the gold query returns, in any order of columns.
+    """Grades a query as right if it returns what the gold query returns, in any order of columns.
 
     Rows are compared as a multiset; where the gold query has an ORDER BY, in order. Numbers are equal to six decimals.
     This is the execution accuracy of Spider (arXiv 1809.08887; the official script's `result_eq`) on one database,

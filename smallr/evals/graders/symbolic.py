@@ -18,7 +18,7 @@ MAX_CHARACTERS = 20_000  # of the end of an output that are searched for an answ
 
 
 class Symbolic:
-    """Right if math-verify finds the output's answer equal to the gold one, or the two are the same LaTeX."""
+    """Grades an output as right if math-verify finds its answer equal to the gold one, or both are the same LaTeX."""
 
     def __init__(self, workers: int = 2, seconds: float = 10.0):
         """`seconds` is the limit of one comparison; the verdict then says "timed out"."""

@@ -96,7 +96,7 @@ def leave_keyring() -> None:
 
 
 class Comparison(ctypes.Structure):
-    """libseccomp's `struct scmp_arg_cmp`."""
+    """Mirrors libseccomp's `struct scmp_arg_cmp`."""
 
     _fields_ = (("arg", ctypes.c_uint), ("op", ctypes.c_int), ("mask", ctypes.c_uint64), ("value", ctypes.c_uint64))
 
@@ -248,7 +248,7 @@ def guarded(report: int, step, *args) -> None:
 
 
 def init(spec: dict, report: int, alive: int) -> None:
-    """Pid 1 of the sandbox. The parent is outside, where `getppid` does not see it: `alive` is a pipe from it."""
+    """Runs as pid 1 of the sandbox. The parent is outside, where `getppid` does not see it: `alive` is a pipe from it."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([alive], [], [], 0)[0]:  # its end: nothing is ever written
         os._exit(1)

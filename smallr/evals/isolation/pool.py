@@ -92,7 +92,7 @@ class Pool:
 
 
 class _Worker:
-    """One process."""
+    """Runs one process."""
 
     def __init__(self, command: list[str]):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_ROOT, os.environ.get("PYTHONPATH", "")])}

@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """Says how a program ended.
 
     Attributes:
       status: "exited" (by itself or by a signal), "timeout", or "output" (too much of it).
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class Process:
-    """A started program. `wait` must be called, or `kill`; a context manager does the latter."""
+    """Holds a started program. `wait` must be called, or `kill`; a context manager does the latter."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""smallr's own model behind OpenAI's protocol. Needs the extra `serve`."""
+"""Serves smallr's own model in OpenAI's protocol. Needs the extra `serve`."""

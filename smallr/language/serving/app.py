@@ -1,4 +1,4 @@
-"""The routes of OpenAI's protocol over one engine."""
+"""Routes OpenAI's protocol to one engine."""
 
 from __future__ import annotations
 

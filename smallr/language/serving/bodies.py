@@ -67,7 +67,7 @@ EMPTY_IN_MESSAGES = ("tool_calls", "function_call", "refusal", "annotations", "a
 
 
 class Fields(BaseModel):
-    """An object whose nulls are taken as fields that are not there; types are not converted."""
+    """Is an object whose nulls are taken as fields that are not there; types are not converted."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
@@ -78,14 +78,14 @@ class Fields(BaseModel):
 
 
 class StreamOptions(Fields):
-    """How a reply is streamed."""
+    """Says how a reply is streamed."""
 
     include_usage: bool = False
     include_obfuscation: bool = False  # without meaning here: nothing is added to chunks
 
 
 class Body(Fields):
-    """The fields that both kinds of completion share."""
+    """Holds the fields that both kinds of completion share."""
 
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] = 1.0
@@ -120,14 +120,14 @@ class Body(Fields):
 
 
 class Part(Fields):
-    """A part of a message's content; only text is supported."""
+    """Is a part of a message's content; only text is supported."""
 
     type: Annotated[str, Field(pattern="^text$")]
     text: str
 
 
 class Message(Fields):
-    """A turn of a chat."""
+    """Is a turn of a chat."""
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
     content: str | Annotated[list[Part], Field(fail_fast=True)]
@@ -150,7 +150,7 @@ class Message(Fields):
 
 
 class ChatBody(Body):
-    """POST /v1/chat/completions."""
+    """Is the body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Count | None = None
@@ -175,7 +175,7 @@ class ChatBody(Body):
 
 
 class TextBody(Body):
-    """POST /v1/completions."""
+    """Is the body of POST /v1/completions."""
 
     prompt: (
         str
@@ -235,7 +235,7 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 
 def _named(error: ValidationError) -> BadRequest:
-    """The first thing that pydantic found, with the path of the field."""
+    """Returns the first thing that pydantic found, with the path of the field."""
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0]) if first["loc"] else None
     place = ".".join(str(part) for part in first["loc"])

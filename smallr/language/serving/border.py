@@ -1,4 +1,4 @@
-"""What every HTTP request must pass before its fields are looked at: host, content type, size, and sound JSON."""
+"""Checks every HTTP request before its fields are looked at: host, content type, size, and sound JSON."""
 
 from __future__ import annotations
 

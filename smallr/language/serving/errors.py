@@ -8,7 +8,7 @@ CLIENT_LEFT = 499  # status as nginx logs it; nobody is there to read it
 
 
 class BadRequest(Exception):
-    """A request that is answered by an error in OpenAI's shape.
+    """Says that a request is answered by an error in OpenAI's shape.
 
     Attributes:
       status: HTTP status code.

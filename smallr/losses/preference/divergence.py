@@ -29,14 +29,14 @@ _LIMIT = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """A divergence by name, and alpha where it has one."""
+    """Names a divergence, with alpha where it has one."""
 
     name: str
     alpha: float = math.nan
 
     @classmethod
     def parse(cls, text: str) -> Divergence:
-        """`reverse_kl`, `forward_kl`, `js`, or `alpha:0.5`.
+        """Reads `reverse_kl`, `forward_kl`, `js`, or `alpha:0.5`.
 
         Raises:
           UserError: anything else.
@@ -60,7 +60,7 @@ class Divergence:
         return self.name == "reverse_kl"
 
     def score(self, ratio: Float[Array, "*pairs"]) -> Float[Array, "*pairs"]:
-        """f'(u) for ratio = log u."""
+        """Returns f'(u) for ratio = log u."""
         if self.name == "reverse_kl":
             return ratio
         if self.name == "forward_kl":

@@ -35,27 +35,27 @@ class Pairs(NamedTuple):
 
     @property
     def ratio_chosen(self) -> Float[Array, "*pairs"]:
-        """log pi(y_w|x) - log ref(y_w|x)."""
+        """Returns log pi(y_w|x) - log ref(y_w|x)."""
         return self.chosen - self.ref_chosen
 
     @property
     def ratio_rejected(self) -> Float[Array, "*pairs"]:
-        """log pi(y_l|x) - log ref(y_l|x)."""
+        """Returns log pi(y_l|x) - log ref(y_l|x)."""
         return self.rejected - self.ref_rejected
 
     @property
     def h(self) -> Float[Array, "*pairs"]:
-        """[log pi(y_w|x) - log ref(y_w|x)] - [log pi(y_l|x) - log ref(y_l|x)], in nats."""
+        """Returns [log pi(y_w|x) - log ref(y_w|x)] - [log pi(y_l|x) - log ref(y_l|x)], in nats."""
         return self.ratio_chosen - self.ratio_rejected
 
     @property
     def reward_chosen(self) -> Float[Array, "*pairs"]:
-        """beta times the log-ratio."""
+        """Returns beta times the log-ratio."""
         return self.beta * self.ratio_chosen
 
     @property
     def reward_rejected(self) -> Float[Array, "*pairs"]:
-        """beta times the log-ratio."""
+        """Returns beta times the log-ratio."""
         return self.beta * self.ratio_rejected
 
     def per_token(self) -> Pairs:
@@ -75,7 +75,7 @@ class Pairs(NamedTuple):
 
 
 def smoothed(z: Float[Array, "*pairs"], label_smoothing: float) -> Float[Array, "*pairs"]:
-    """-(1 - eps) log sigma(z) - eps log sigma(-z): the logistic loss with a share eps of flipped labels."""
+    """Returns -(1 - eps) log sigma(z) - eps log sigma(-z): the logistic loss with a share eps of flipped labels."""
     loss = -jax.nn.log_sigmoid(z)
     if label_smoothing:
         loss = (1.0 - label_smoothing) * loss - label_smoothing * jax.nn.log_sigmoid(-z)

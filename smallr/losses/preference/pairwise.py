@@ -13,7 +13,7 @@ from smallr.losses.preference.pairs import Pairs, smoothed
 
 
 def sigmoid(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """-(1 - eps) log sigma(z) - eps log sigma(-z).
+    """Returns -(1 - eps) log sigma(z) - eps log sigma(-z).
 
     DPO: Rafailov et al., arXiv 2305.18290, equation 7; smoothing (conservative DPO): Mitchell,
     https://ericmitchell.ai/cdpo.pdf. CogPO (Cai et al., arXiv 2504.09802) is this with a beta per pair.
@@ -22,7 +22,7 @@ def sigmoid(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pai
 
 
 def sigmoid_norm(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """`sigmoid` of log-ratios that are means over each completion's tokens.
+    """Returns `sigmoid` of log-ratios that are means over each completion's tokens.
 
     Length-normalised DPO: Lambert et al. (Tulu 3), arXiv 2411.15124, section 5.
     """
@@ -30,7 +30,7 @@ def sigmoid_norm(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, 
 
 
 def robust(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """[-(1 - eps) log sigma(z) + eps log sigma(-z)] / (1 - 2 eps): unbiased when a share eps of labels is flipped.
+    """Returns [-(1 - eps) log sigma(z) + eps log sigma(-z)] / (1 - 2 eps): unbiased if a share eps of labels is flipped.
 
     rDPO: Chowdhury et al., arXiv 2403.00409, section 3. Unbounded below for eps > 0.
     """
@@ -39,7 +39,7 @@ def robust(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pair
 
 
 def hinge(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """max(0, 1 - z).
+    """Returns max(0, 1 - z).
 
     SLiC-HF: Zhao et al., arXiv 2305.10425, equation 1, on the log-ratios to a reference, as in RSO: Liu et al.,
     arXiv 2309.06657, section 3.
@@ -48,7 +48,7 @@ def hinge(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def ipo(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """(h - 1 / (2 beta))^2.
+    """Returns (h - 1 / (2 beta))^2.
 
     IPO: Azar et al., arXiv 2310.12036, equation 17, tau = beta.
     """
@@ -56,12 +56,12 @@ def ipo(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def ipo_norm(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """`ipo` of log-ratios that are means over each completion's tokens, as its authors used it (says TRL)."""
+    """Returns `ipo` of log-ratios that are means over each completion's tokens, as its authors used it (says TRL)."""
     return jnp.square(pairs.per_token().h - 0.5 / pairs.beta)
 
 
 def exo_pair(pairs: Pairs, *, label_smoothing: float = 1e-3) -> Float[Array, "*pairs"]:
-    """KL of (sigma(z), sigma(-z)) from (1 - eps, eps).
+    """Returns KL of (sigma(z), sigma(-z)) from (1 - eps, eps).
 
     EXO-pref with two completions: Ji et al., arXiv 2402.00856, equation 16.
     """
@@ -71,7 +71,7 @@ def exo_pair(pairs: Pairs, *, label_smoothing: float = 1e-3) -> Float[Array, "*p
 
 
 def nca_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """-log sigma(beta r_w) - (log sigma(-beta r_w) + log sigma(-beta r_l)) / 2.
+    """Returns -log sigma(beta r_w) - (log sigma(-beta r_w) + log sigma(-beta r_l)) / 2.
 
     NCA with two completions: Chen et al., arXiv 2402.05369, section 4, with K = 2 and a reward that picks the chosen.
     """
@@ -81,7 +81,7 @@ def nca_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def bco_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """-log sigma(beta r_w) - log sigma(-beta r_l).
+    """Returns -log sigma(beta r_w) - log sigma(-beta r_l).
 
     BCO: Jung et al., arXiv 2404.04656, without its reward shift; `bco_pair_shift` has it.
     """
@@ -89,7 +89,7 @@ def bco_pair(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def sppo_hard(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """(r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2.
+    """Returns (r_w - 1 / (2 beta))^2 + (r_l + 1 / (2 beta))^2.
 
     SPPO: Wu et al., arXiv 2405.00675, equation 4.7 with eta = 1 / beta and win probabilities of 1 and 0.
     """
@@ -97,7 +97,7 @@ def sppo_hard(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def apo_zero(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """1 - sigma(beta r_w) + sigma(beta r_l): the chosen completion up, the rejected down.
+    """Returns 1 - sigma(beta r_w) + sigma(beta r_l): the chosen completion up, the rejected down.
 
     APO-zero: D'Oosterlinck et al., arXiv 2408.06266, equation 7 (plus 1).
     """
@@ -105,7 +105,7 @@ def apo_zero(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def apo_down(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """sigma(beta r_w) + 1 - sigma(z): both completions down, the rejected further.
+    """Returns sigma(beta r_w) + 1 - sigma(z): both completions down, the rejected further.
 
     APO-down: D'Oosterlinck et al., arXiv 2408.06266, equation 8 (plus 1).
     """
@@ -113,7 +113,7 @@ def apo_down(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def discopop(pairs: Pairs, *, discopop_tau: float = 0.05) -> Float[Array, "*pairs"]:
-    """-(1 - m) log sigma(z) + m exp(-z) with m = sigma(z / tau).
+    """Returns -(1 - m) log sigma(z) + m exp(-z) with m = sigma(z / tau).
 
     DiscoPOP (log-ratio modulated loss): Lu et al., arXiv 2406.08414, equation 5. m exp(-z) is computed as one exponential:
     bounded for tau <= 1, where its factors are 0 and infinity.

@@ -13,7 +13,7 @@ _CERTAIN = 1e-6
 
 
 def simpo(pairs: Pairs, *, simpo_gamma: float = 1.0, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """-log sigma(beta [log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|] - gamma), smoothing as in `sigmoid`.
+    """Returns -log sigma(beta [log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|] - gamma), smoothing as in `sigmoid`.
 
     SimPO: Meng et al., arXiv 2405.14734, equation 6.
     """
@@ -22,7 +22,7 @@ def simpo(pairs: Pairs, *, simpo_gamma: float = 1.0, label_smoothing: float = 0.
 
 
 def cpo_prefer(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """-log sigma(beta [log pi(y_w|x) - log pi(y_l|x)]), smoothing as in `sigmoid`.
+    """Returns -log sigma(beta [log pi(y_w|x) - log pi(y_l|x)]), smoothing as in `sigmoid`.
 
     L_prefer of CPO: Xu et al., arXiv 2401.08417, equation 3; CPO itself is `cpo`, the sum with `nll`.
     """
@@ -30,7 +30,7 @@ def cpo_prefer(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*
 
 
 def odds_ratio(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """-log sigma(log odds(y_w|x) - log odds(y_l|x)), odds = p / (1 - p), log p the mean log-prob of a token.
+    """Returns -log sigma(log odds(y_w|x) - log odds(y_l|x)), odds = p / (1 - p), log p the mean log-prob of a token.
 
     L_OR of ORPO: Hong et al., arXiv 2403.07691, equation 7; ORPO itself is `orpo`, with `sft` before it.
     """
@@ -44,7 +44,7 @@ def odds_ratio(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def sft(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """-log pi(y_w|x) / |y_w|.
+    """Returns -log pi(y_w|x) / |y_w|.
 
     The likelihood term of RPO (Pang et al., arXiv 2404.19733, equation 1), MPO and ORPO.
     """
@@ -52,7 +52,7 @@ def sft(pairs: Pairs) -> Float[Array, "*pairs"]:
 
 
 def nll(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """-log pi(y_w|x).
+    """Returns -log pi(y_w|x).
 
     L_NLL of CPO: Xu et al., arXiv 2401.08417, section 4.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A number that a loss has besides beta.
+    """Describes a number that a loss has besides beta.
 
     Attributes:
       default: as in the paper.
@@ -53,7 +53,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A pairwise loss and what it needs.
+    """Describes a pairwise loss and what it needs.
 
     Attributes:
       name: of the function, (pairs, **fields) -> one loss a pair.
@@ -137,7 +137,7 @@ RECIPES: dict[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class WeightedLoss:
-    """A weighted sum of losses; what it needs is what any of them needs."""
+    """Computes a weighted sum of losses; what it needs is what any of them needs."""
 
     expression: str
     terms: tuple[tuple[float, Loss], ...]
@@ -211,7 +211,7 @@ class WeightedLoss:
 
 
 def parse(expression: str) -> WeightedLoss:
-    """`sigmoid`, or a weighted sum such as `0.8*sigmoid+0.2*bco_pair+sft`; published mixes have names of their own.
+    """Reads `sigmoid`, or a weighted sum such as `0.8*sigmoid+0.2*bco_pair+sft`; published mixes have own names.
 
     Raises:
       UserError: an unknown loss (the message names the nearest), or a weight that is no positive number.

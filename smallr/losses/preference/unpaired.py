@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 def kl_estimate(ratio: Float[Array, "*rows"], weight: Float[Array, "*rows"]) -> Float[Array, ""]:
-    """z_0 = max(0, mean of log pi(y'|x) - log ref(y'|x)) over completions y' of other prompts, a constant.
+    """Returns z_0 = max(0, mean of log pi(y'|x) - log ref(y'|x)) over completions y' of other prompts, a constant.
 
     KTO: Ethayarajh et al., arXiv 2402.01306, section 4.1.
 
@@ -28,7 +28,7 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Float[Array, "*rows"]:
-    """lambda_D (1 - sigma(beta [r - z_0])) for a desirable row, lambda_U (1 - sigma(beta [z_0 - r])) for another.
+    """Returns lambda_D (1 - sigma(beta [r - z_0])) of desirable rows, lambda_U (1 - sigma(beta [z_0 - r])) of others.
 
     KTO: Ethayarajh et al., arXiv 2402.01306, equation 7 (lambda_y - v).
 

@@ -37,7 +37,7 @@ def likelihood_weight(
     scored: Array,
     lengths: Float[Array, "B 2 P"],
 ) -> Float[Array, "B P"]:
-    """w(x, y_w) w(x, y_l) with w = exp(mean over tokens of log pi(y_t) - log sum_v pi(v)^2), a constant.
+    """Returns w(x, y_w) w(x, y_l) with w = exp(mean over tokens of log pi(y_t) - log sum_v pi(v)^2), a constant.
 
     WPO: Zhou et al., arXiv 2406.11827, equation 2 with the sampled alignment of its section 3.2: pairs that the policy is
     likely to write count more; a token as likely as one sampled from the policy is on average leaves w as it is.

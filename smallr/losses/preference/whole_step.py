@@ -25,7 +25,7 @@ def _partners(values: Float[Array, "*pairs"], others: Float[Array, "*pairs"], we
 
 
 def aot(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """`sigmoid` of u_(i) - v_(i): u = log pi(y_w|x) - log pi(y_l|x), v the same of the reference, each sorted.
+    """Returns `sigmoid` of u_(i) - v_(i): u = log pi(y_w|x) - log pi(y_l|x), v the same of the reference, each sorted.
 
     Paired AOT: Melnyk et al., arXiv 2406.05882, section 3. A pair's loss is reported with its u.
     """
@@ -34,7 +34,7 @@ def aot(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]
 
 
 def aot_unpaired(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, "*pairs"]:
-    """`sigmoid` of u_(i) - v_(i): u the log-ratios of the chosen completions, v those of the rejected, each sorted.
+    """Returns `sigmoid` of u_(i) - v_(i): u the log-ratios of the chosen completions, v of the rejected, each sorted.
 
     Unpaired AOT: Melnyk et al., arXiv 2406.05882, section 3. A pair's loss is reported with its chosen completion.
     """
@@ -43,7 +43,7 @@ def aot_unpaired(pairs: Pairs, *, label_smoothing: float = 0.0) -> Float[Array, 
 
 
 def bco_pair_shift(pairs: Pairs) -> Float[Array, "*pairs"]:
-    """-log sigma(beta r_w - delta) - log sigma(-(beta r_l - delta)), delta the mean reward of the step, a constant.
+    """Returns -log sigma(beta r_w - delta) - log sigma(-(beta r_l - delta)), delta the step's mean reward, a constant.
 
     BCO: Jung et al., arXiv 2404.04656, with its reward shift (E[r_w] + E[r_l]) / 2. The authors estimate the
     shift by a running mean over steps; here it is the mean of the step, so that a step depends on its batch alone.

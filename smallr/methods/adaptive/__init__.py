@@ -1,1 +1,1 @@
-"""Answer first or think first: modules that decide for each question, over a frozen student."""
+"""Answers first or thinks first: modules decide for each question, over a frozen student."""

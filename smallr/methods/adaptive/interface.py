@@ -54,7 +54,7 @@ class Decisions:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """One question answered.
+    """Holds one question answered.
 
     Attributes:
       mode: in which the student was asked.
@@ -91,7 +91,7 @@ class Answers:
 
 
 class Answering(Protocol):
-    """Whoever answers in a mode that is given: a student, alone or under a module."""
+    """Answers in a mode that is given: a student, alone or under a module."""
 
     def answer(
         self,
@@ -130,7 +130,7 @@ class Answering(Protocol):
 
 
 class Adaptive(Answering, Protocol):
-    """A module over a frozen student: `Router` or `ModePrompts`.
+    """Puts a module over a frozen student: `Router` or `ModePrompts`.
 
     Attributes:
       threshold: score above which a question is thought about first; 0 by default, and may be set.

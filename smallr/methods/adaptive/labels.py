@@ -1,4 +1,4 @@
-"""Rows of a router: which questions the student had better think about, by its own likelihoods. [smallr's own]
+"""Makes a router's rows: which questions the student had better think about, by its own likelihoods. [smallr's own]
 
 A row's label is 0, `answer`, if the log-perplexity of its gold answer given the question is at most that given the
 question and the student's own rationale, plus a margin; else 1, `think`.
@@ -40,7 +40,7 @@ NEEDED = ("question", "answer")
 def label_rows(
     student: Student, rows: datasets.Dataset, *, margin: float = 0.0, max_tokens: int = 256
 ) -> datasets.Dataset:
-    """Rows of kind `choice`, with what they were judged by.
+    """Returns rows of kind `choice`, with what they were judged by.
 
     Args:
       student: that is to be routed.
@@ -79,7 +79,7 @@ def label_rows(
 
 
 def report(labelled: datasets.Dataset, total: int) -> str:
-    """A line on what was found."""
+    """Returns a line on what was found."""
     think, finished = np.asarray(labelled["label"]), np.asarray(labelled["finished"])
     gain = np.asarray(labelled["nll_answer"]) - np.asarray(labelled["nll_think"])
     return (

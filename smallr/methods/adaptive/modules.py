@@ -36,7 +36,7 @@ class _Over:
 
 
 class Router(_Over):
-    """Soft tokens, the question, and one token that is read: the more probable of two decides which part comes first.
+    """Puts soft tokens before the question and reads one token: the more probable of two decides which part comes first.
 
     Args:
       student: whose decoder has the soft tokens.
@@ -80,7 +80,7 @@ class Router(_Over):
 
 
 class ModePrompts(_Over):
-    """The mode whose own answer the student finds less perplexing; it answers in both to find out.
+    """Chooses the mode whose own answer the student finds less perplexing; it answers in both to find out.
 
     Args:
       student: with a soft prompt for each mode.

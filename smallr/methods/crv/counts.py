@@ -10,7 +10,7 @@ from smallr.methods.crv.names import LABELS
 
 
 class RowCounts:
-    """Labels, verdicts, retries and reasons of finished rows."""
+    """Counts labels, verdicts, retries and reasons of finished rows."""
 
     def __init__(self) -> None:
         self._labels: Counter[str] = Counter()
@@ -28,7 +28,7 @@ class RowCounts:
             self._reasons[row["reason"]] += 1
 
     def lines(self) -> list[tuple[str, str]]:
-        """Names and texts, as `Progress` shows them."""
+        """Yields names and texts, as `Progress` shows them."""
         counts = self._counts
         return [
             ("labels", ", ".join(f"{self._labels[label]} {label}" for label in LABELS)),

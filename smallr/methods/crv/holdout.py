@@ -22,7 +22,7 @@ def normalise(question: str) -> str:
 
 
 class Holdout:
-    """Normalised questions."""
+    """Holds normalised questions."""
 
     def __init__(self, questions: Iterable[str]):
         self._known = {text for question in questions if (text := normalise(question))}

@@ -29,7 +29,7 @@ _STEPS = {"easy": 1, "hard": -1}  # along STYLES: extend a terse one, simplify a
 
 @dataclasses.dataclass(frozen=True)
 class OracleOptions:
-    """How often each agent errs, as a share of its replies from 0 to 1.
+    """Says how often each agent errs, as a share of its replies from 0 to 1.
 
     Attributes:
       critic_error: the critic gives one of the two other labels.
@@ -69,7 +69,7 @@ def parse_oracle(spec: str) -> OracleOptions:
 
 
 class Oracle(CompletingModel):
-    """One agent.
+    """Answers as one agent.
 
     Args:
       role: one of `names.ROLES`.

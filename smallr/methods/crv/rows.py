@@ -63,7 +63,7 @@ FEATURES = Features(
 
 @dataclasses.dataclass(frozen=True)
 class TeacherRow:
-    """A row to be worked on.
+    """Holds a row to be worked on.
 
     Attributes:
       split, row, source: where it stands.

@@ -23,7 +23,7 @@ _SEPARATOR = re.compile(r",(?![^\[]*\])")
 
 @dataclasses.dataclass
 class Teacher:
-    """Rows of all splits.
+    """Holds the rows of all splits.
 
     Attributes:
       splits: their names, without the parts that were taken.

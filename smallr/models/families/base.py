@@ -18,7 +18,7 @@ Layout = Literal["same", "flat", "linear", "conv1d"]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One row of a family's table: a tensor of the checkpoint and the parameter that it fills.
+    """Is one row of a family's table: a tensor of the checkpoint and the parameter that it fills.
 
     Attributes:
       name: name in Hugging Face safetensors; `{layer}` where there is one per layer.
@@ -120,7 +120,7 @@ def _merged(shape: tuple[int, ...], index: tuple[slice, ...]) -> slice:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family's translation of configs and its table of tensors.
+    """Translates a family's configs and holds its table of tensors.
 
     Attributes:
       name: value of `DecoderConfig.family`.

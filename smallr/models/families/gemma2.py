@@ -1,4 +1,4 @@
-"""Gemma 2 (arXiv 2408.00118): soft-caps, a window in every other layer, norms before and after each part."""
+"""Describes Gemma 2 (arXiv 2408.00118): soft-caps, a window in every other layer, norms before and after each part."""
 
 from __future__ import annotations
 

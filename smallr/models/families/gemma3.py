@@ -1,4 +1,4 @@
-"""Gemma 3, text (arXiv 2503.19786): five layers with a window and their own rotary base to one that sees all."""
+"""Describes Gemma 3, text (arXiv 2503.19786): five layers with a window and their own rotary base to one that sees all."""
 
 from __future__ import annotations
 

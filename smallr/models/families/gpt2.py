@@ -1,4 +1,4 @@
-"""GPT-2 and DistilGPT2: learned positions, LayerNorm, biases everywhere, weights stored [inputs, outputs]."""
+"""Describes GPT-2 and DistilGPT2: learned positions, LayerNorm, biases everywhere, weights stored [inputs, outputs]."""
 
 from __future__ import annotations
 

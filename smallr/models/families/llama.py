@@ -1,4 +1,4 @@
-"""Llama 1-3, SmolLM and SmolLM2, and everything else that says `model_type: llama`."""
+"""Describes Llama 1-3, SmolLM and SmolLM2, and everything else that says `model_type: llama`."""
 
 from __future__ import annotations
 

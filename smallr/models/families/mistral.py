@@ -1,4 +1,4 @@
-"""Mistral 7B and its descendants: Llama, with a sliding window in every layer of the first version."""
+"""Describes Mistral 7B and its descendants: Llama, with a sliding window in every layer of the first version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OLMo 2 (arXiv 2501.00656): norms on the output of attention and MLP, and of all queries and keys of a token."""
+"""Describes OLMo 2 (arXiv 2501.00656): norms on the output of attention and MLP, and of all queries and keys of a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini (arXiv 2404.14219): q, k, v in one tensor, gate and up in another; partial, long RoPE."""
+"""Describes Phi-3 and Phi-4-mini (arXiv 2404.14219): q, k, v in one tensor, gate and up in another; partial, long RoPE."""
 
 from __future__ import annotations
 

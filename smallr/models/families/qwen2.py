@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on q, k and v, and a sliding window in its upper layers if asked for."""
+"""Describes Qwen2 and Qwen2.5: Llama with biases on q, k and v, and a sliding window in its upper layers if asked for."""
 
 from __future__ import annotations
 

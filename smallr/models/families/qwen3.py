@@ -1,4 +1,4 @@
-"""Qwen3: Llama with a norm of each head's query and key; the layers' windows as in Qwen2."""
+"""Describes Qwen3: Llama with a norm of each head's query and key; the layers' windows as in Qwen2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama whose every fourth layer has no rotary positions (arXiv 2501.18795)."""
+"""Describes SmolLM3: Llama whose every fourth layer has no rotary positions (arXiv 2501.18795)."""
 
 from __future__ import annotations
 

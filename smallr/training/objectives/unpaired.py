@@ -1,4 +1,4 @@
-"""KTO: single completions, each labelled desirable or not."""
+"""Trains by KTO: single completions, each labelled desirable or not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smallr.training.summaries import unpaired_summary
 
 @dataclasses.dataclass(frozen=True)
 class Unpaired(Objective):
-    """KTO on rows of kind `unpaired`.
+    """Computes KTO on rows of kind `unpaired`.
 
     The second completion of an example is a completion of another prompt; its log-ratio feeds the KL estimate.
 

@@ -17,15 +17,15 @@ PR_SET_DUMPABLE = 4
 
 
 class SolutionError(Exception):
-    """The solution raised something that is no builtin exception."""
+    """Says that the solution raised something that is no builtin exception."""
 
 
 class Gone(BaseException):
-    """The solution's process has ended, or says what makes no sense; no test can catch it."""
+    """Says that the solution's process has ended, or says what makes no sense; no test can catch it."""
 
 
 class Remote:
-    """An object that lives in the solution's process. It equals nothing but itself."""
+    """Stands for an object that lives in the solution's process. It equals nothing but itself."""
 
     def __init__(self, ask, number):
         """`ask` sends an operation and gives the value."""

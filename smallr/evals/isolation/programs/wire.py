@@ -19,7 +19,7 @@ class ProtocolError(Exception):
 
 
 class Wire:
-    """One end of a connection.
+    """Sends and receives at one end of a connection.
 
     `export` turns a value that is no builtin into a number, `resolve` turns such a number of the other end, or of this
     one, into a value.
