@@ -1,4 +1,4 @@
-"""The training step on arrays that do not exist: shapes, dtypes and shardings, for ahead-of-time compilation.
+"""Describes the training step by arrays that do not exist: shapes, dtypes and shardings, for ahead-of-time compilation.
 
 The program is `smallr.training.step.make_step`, as training builds it; only its arguments are
 `jax.ShapeDtypeStruct`s, so that an 8B model is compiled on a machine that could not hold it.
@@ -55,7 +55,7 @@ SHAPES: Mapping[str, DecoderConfig] = {
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Rows filled with preference pairs of one length.
+    """Holds rows filled with preference pairs of one length.
 
     Attributes:
       rows: of a step.
@@ -75,7 +75,7 @@ class Pairs:
         return self.row_length // (self.prompt + 2 * self.completion)
 
     def batch(self) -> Batch:
-        """The step's batch, with its numbers."""
+        """Returns the step's batch, with its numbers."""
         completion = Completion(np.zeros(self.completion, np.int32), np.full(self.completion, ROLE_ANSWER, np.int32))
         pair = Example(np.zeros(self.prompt, np.int32), (completion, completion), {}, 0)
         slots = -(-self.per_row * 2 * self.completion // 64) * 64
@@ -84,7 +84,7 @@ class Pairs:
         return assemble([[0] * self.per_row] * self.rows, [pair], shape, columns, share_prompt=True)
 
     def useful_flops(self, config: DecoderConfig, live_reference: bool) -> float:
-        """FLOPs of a step's forward and backward pass: products of real tokens, visible pairs, scored positions."""
+        """Returns the FLOPs of a step's forward and backward pass: products of real tokens, visible pairs, scored positions."""
         prompt, completion = self.prompt, self.completion
         visible = prompt * (prompt + 1) / 2 + 2 * (completion * prompt + completion * (completion + 1) / 2)
         pairs = self.rows * self.per_row
@@ -94,7 +94,7 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class AbstractStep:
-    """A step and the arguments it is lowered with."""
+    """Holds a step and the arguments it is lowered with."""
 
     config: DecoderConfig
     mesh: Mesh
@@ -103,32 +103,32 @@ class AbstractStep:
     arguments: tuple
 
     def compile(self) -> jax.stages.Compiled:
-        """The compiled step."""
+        """Returns the compiled step."""
         with jax.set_mesh(self.mesh):
             return self.step.lower(*self.arguments).compile()
 
     def useful_flops(self) -> float:
-        """FLOPs that a step needs, over all devices."""
+        """Returns the FLOPs that a step needs, over all devices."""
         return self.pairs.useful_flops(self.config, live_reference=bool(jax.tree.leaves(self.arguments[2].reference)))
 
     def attention_rule(self) -> Rule:
-        """Which key tiles the query tiles of `xla` attention take on this platform."""
+        """Returns which key tiles the query tiles of `xla` attention take on this platform."""
         tiling = CPU if self.mesh.devices.flat[0].platform == "cpu" else ACCELERATOR
         batch = self.pairs.batch()
         return make_rule(batch.horizon, batch.positions, None, tiling.of(self.pairs.row_length))
 
     def dynamic_trips(self) -> float:
-        """Of the loop over the parts of a query tile in `xla` attention, which depends on data: the mean."""
+        """Returns the mean trips of the loop over the parts of a query tile in `xla` attention, which depend on data."""
         return float(np.mean(self.attention_rule().parts))
 
     def visible_share(self) -> float:
-        """Of the tiles on and below the diagonal, those that hold a visible pair, where queries' are as large as keys'."""
+        """Returns, of the tiles on and below the diagonal, the share of those that hold a visible pair, for square tiles."""
         counts = self.attention_rule().counts
         return int(counts.sum()) / (len(counts) * (len(counts) + 1) / 2)
 
 
 def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: Pairs) -> AbstractStep:
-    """The step of `config` (objective, optimizer, accumulation, chunk) on `model` over `mesh`."""
+    """Returns the step of `config` (objective, optimizer, accumulation, chunk) on `model` over `mesh`."""
     objective = make_objective(config)
     schedule = make_schedule(config.optimizer, (Horizon(0, 1000),))
     optimizer = make_optimizer(config.optimizer, schedule)

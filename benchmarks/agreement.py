@@ -1,4 +1,4 @@
-"""Whether smallr and transformers give the same answers: `python -m benchmarks.agreement --out=FOLDER --gsm8k=FILE --csqa=FILE`.
+"""Tests whether smallr and transformers answer alike: `python -m benchmarks.agreement --out=FOLDER --gsm8k=FILE --csqa=FILE`.
 
 The same prompts, SmolLM2-135M-Instruct in float32. GSM8K: greedy completions, the extracted answers and the verdicts, and
 for every completion that differs the gap between the two likeliest logits where it begins to. CommonsenseQA: the chosen
@@ -39,7 +39,7 @@ BATCH = 16  # completions of transformers at once
 
 
 class Reference:
-    """transformers as a language model and as a scorer of given texts."""
+    """Makes transformers a language model and a scorer of given texts."""
 
     name = "transformers"
 
@@ -50,16 +50,16 @@ class Reference:
         self._seen: dict[str, torch.Tensor] = {}
 
     def ids(self, request: Request) -> list[int]:
-        """Tokens of a prompt."""
+        """Returns the tokens of a prompt."""
         return prompt_ids(request, self.tokenizer, self._vocabulary)
 
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
-        """Of the token behind these."""
+        """Returns the logits of the token behind these."""
         with torch.inference_mode():
             return self._model(torch.tensor([list(ids)])).logits[0, -1]
 
     def complete_sync(self, requests: Sequence[Request], *, progress: Progress | None = None) -> list[Result]:
-        """Greedy completions, a padded batch after the other."""
+        """Completes greedily, a padded batch after the other."""
         results = []
         for start in range(0, len(requests), BATCH):
             for result in self._batch(requests[start : start + BATCH]):
@@ -88,7 +88,7 @@ class Reference:
         return Result((sample,), Usage(len(prompt), len(kept)))
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Of continuations of one token; a context is read once."""
+        """Scores continuations of one token; a context is read once."""
         return [self._score(context, continuation) for context, continuation in pairs]
 
     def _score(self, context: str, continuation: str) -> tuple[float, bool]:
@@ -101,7 +101,7 @@ class Reference:
 
 
 def answers(folder: Path, data: str, limit: int, max_tokens: int, reference: Reference) -> None:
-    """GSM8K by both."""
+    """Compares GSM8K by both."""
     benchmark = find("gsm8k")
     items, _ = load_items(benchmark, data, limit=limit)
     asked = Asked(SamplingParams(max_tokens=max_tokens))
@@ -120,7 +120,7 @@ def answers(folder: Path, data: str, limit: int, max_tokens: int, reference: Ref
 
 
 def _difference(name: str, reference: Reference, request: Request, ours: Record, theirs: Record) -> None:
-    """Where two completions part, and how near the two likeliest tokens are there."""
+    """Returns where two completions part, and how near the two likeliest tokens are there."""
     a, b = (reference.tokenizer(record["output"])["input_ids"] for record in (ours, theirs))
     place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     top = torch.topk(reference.logits([*reference.ids(request), *b[:place]]), 2).values
@@ -129,7 +129,7 @@ def _difference(name: str, reference: Reference, request: Request, ours: Record,
 
 
 def options(folder: Path, data: str, limit: int, reference: Reference) -> None:
-    """CommonsenseQA by both."""
+    """Compares CommonsenseQA by both."""
     items, _ = load_items(find("commonsense_qa"), data, limit=limit)
     theirs = run_likelihood(items, reference, _store(folder, "csqa-transformers"))
     ours = run_likelihood(items, open_scorer(MODEL, dtype="float32"), _store(folder, "csqa-smallr"))

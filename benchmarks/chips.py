@@ -1,4 +1,4 @@
-"""Published figures of TPU chips, and what a slice's wires carry.
+"""Lists published figures of TPU chips, and what a slice's wires carry.
 
 Source: Google Cloud's pages docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}: peak in bfloat16, HBM capacity and
 bandwidth, "bidirectional inter-chip interconnect bandwidth (per chip)" and ports.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU chip.
+    """Describes a TPU chip.
 
     Attributes:
       flops: FLOP/s of bfloat16 products with float32 sums.
@@ -37,7 +37,7 @@ CHIPS: Mapping[str, Chip] = {
 
 
 def slice_of(topology: str) -> tuple[str, tuple[int, ...]]:
-    """("v5e", (4, 4)) of "v5e:4x4"."""
+    """Returns ("v5e", (4, 4)) of "v5e:4x4"."""
     name, _, shape = topology.partition(":")
     sizes = tuple(int(size) for size in shape.split("x")) if shape else ()
     if name not in CHIPS or not sizes:
@@ -46,7 +46,7 @@ def slice_of(topology: str) -> tuple[str, tuple[int, ...]]:
 
 
 def wire_bandwidth(chip: Chip, shape: Sequence[int], coords: Sequence[Sequence[int]]) -> float:
-    """Bytes/s that a chip at the end of a line can receive in a collective among the chips at `coords`.
+    """Returns the bytes/s that a chip at the end of a line can receive in a collective among the chips at `coords`.
 
     Along each axis of the slice on which the group extends there are two wires where the axis is a ring, and one
     for the chips at its ends where it is a line. Rings through all these axes at once, wires of other groups unused.

@@ -50,7 +50,7 @@ def child(layers: int, cache: str) -> None:
 
 
 def run(layers: int, cache: str) -> dict[str, float]:
-    """The seconds of a fresh process."""
+    """Returns the seconds of a fresh process."""
     command = [sys.executable, "-m", "benchmarks.compile_time", f"--child={layers}", f"--cache={cache}"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Scoring N completions of a prompt in one row beside N rows `prompt + completion`: `python -m benchmarks.completions`.
+"""Compares N completions of a prompt in one row with N rows `prompt + completion`: `python -m benchmarks.completions`.
 
 Log-probs of every completion under a model, forward pass only. Both ways pack their examples into rows of a length of
 their own and take turns; each is compiled before. The tokens are random, the lengths as they are given.
@@ -24,7 +24,7 @@ from smallr.training.scoring import Scorer
 
 
 def random_examples(count: int, completions: int, prompt: int, length: int, vocabulary: int) -> list[Example]:
-    """Prompts of `prompt` tokens with completions of `length` tokens, a quarter more or less."""
+    """Makes prompts of `prompt` tokens with completions of `length` tokens, a quarter more or less."""
     rng = np.random.default_rng(0)
 
     def completion() -> Completion:

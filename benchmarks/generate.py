@@ -1,4 +1,4 @@
-"""Tokens/s beside transformers: `python -m benchmarks.generate --prompts=GSM8K_TEST.jsonl[.gz] [--repeats=2]`.
+"""Measures tokens/s beside transformers: `python -m benchmarks.generate --prompts=GSM8K_TEST.jsonl[.gz] [--repeats=2]`.
 
 SmolLM2-135M in float32, the same prompts, greedy, every completion of the same length. Both write in turns in one process
 (A B A B), after all programs have been compiled. transformers runs as one batch with left padding, which is its fastest
@@ -38,7 +38,7 @@ STEPS = 8  # tokens of a slot in one program
 
 
 def read_prompts(path: Path, count: int, tokenizer: Any) -> Tokens:
-    """The first questions of a file, in the chat template."""
+    """Returns the first questions of a file, in the chat template."""
     text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
     chats = [[{"role": "user", "content": json.loads(line)["question"]}] for line in text.splitlines()[:count]]
     texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
@@ -46,7 +46,7 @@ def read_prompts(path: Path, count: int, tokenizer: Any) -> Tokens:
 
 
 def torch_model(source: ModelSource) -> transformers.LlamaForCausalLM:
-    """transformers' Llama with the same float32 numbers."""
+    """Returns transformers' Llama with the same float32 numbers."""
     c = source.config
     config = transformers.LlamaConfig(
         vocab_size=c.vocab_size,
@@ -69,7 +69,7 @@ def torch_model(source: ModelSource) -> transformers.LlamaForCausalLM:
 
 
 def padded(model: transformers.LlamaForCausalLM, prompts: Tokens, new: int) -> Tokens:
-    """One batch of `generate`, padded on the left."""
+    """Generates in one batch of `generate`, padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -79,14 +79,14 @@ def padded(model: transformers.LlamaForCausalLM, prompts: Tokens, new: int) -> T
 
 
 def continuous(model: transformers.LlamaForCausalLM, prompts: Tokens, new: int) -> Tokens:
-    """transformers' own continuous batching."""
+    """Generates by transformers' own continuous batching."""
     config = transformers.GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     outputs = model.generate_batch(prompts, generation_config=config, progress_bar=False)
     return [list(outputs[name].generated_tokens) for name in sorted(outputs, key=lambda name: int(name.split("_")[-1]))]
 
 
 class Ours:
-    """smallr's engine, and what its decoding steps took."""
+    """Runs smallr's engine, and keeps what its decoding steps took."""
 
     def __init__(self, source: ModelSource, tokenizer: Any, decode_slots: int, dtype: str):
         mesh = make_mesh(1, 1, -1)
@@ -106,7 +106,7 @@ class Ours:
         self.engine.update(self._decoder)
 
     def __call__(self, prompts: Tokens, new: int) -> Tokens:
-        """All tokens; steps in which nothing was read are timed by themselves."""
+        """Returns all tokens; steps in which nothing was read are timed by themselves."""
         params = SamplingParams(max_tokens=new, ignore_eos=True)
         handles = [self.engine.submit(Request(prompt=tuple(prompt), params=params)) for prompt in prompts]
         self.engine.step()  # reads the prompts, as many as there are slots
@@ -120,7 +120,7 @@ class Ours:
 
 
 def bandwidth() -> float:
-    """Bytes/s at which summing half a gigabyte reads it, the best of five."""
+    """Returns the bytes/s at which summing half a gigabyte reads it, the best of five."""
     numbers = jnp.ones(2**27, jnp.float32)
     total, best = jax.jit(jnp.sum), 0.0
     for _ in range(6):

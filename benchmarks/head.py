@@ -1,4 +1,4 @@
-"""The log-prob head beside a dense one: `python -m benchmarks.head [--vocabularies=49152,128256] [--tokens=1504]`.
+"""Compares the log-prob head with a dense one: `python -m benchmarks.head [--vocabularies=49152,128256] [--tokens=1504]`.
 
 Value and gradients of the sum of log-probs of `tokens` scored tokens, with respect to hidden states and head. The dense
 head keeps all logits, as a plain softmax cross-entropy does. Both are compiled, then take turns; memory is what the
@@ -20,13 +20,13 @@ from smallr.losses import token_logps
 
 
 def dense(hidden: jax.Array, head: jax.Array, target: jax.Array) -> jax.Array:
-    """Log-probs from logits [1, n, V] that exist at once."""
+    """Returns log-probs from logits [1, n, V] that exist at once."""
     logits = jnp.einsum("bnd,vd->bnv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
 
 
 def products(hidden: jax.Array, head: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
-    """The three products of a dense head alone: logits, and both gradients from them."""
+    """Returns the three products of a dense head alone: logits, and both gradients from them."""
     rows = head.astype(hidden.dtype)
     logits = jnp.einsum("bnd,vd->bnv", hidden, rows, preferred_element_type=jnp.float32)
     slope = logits.astype(hidden.dtype)
@@ -35,7 +35,7 @@ def products(hidden: jax.Array, head: jax.Array, target: jax.Array) -> tuple[jax
 
 
 def compiled(function: Callable, *args: jax.Array) -> jax.stages.Compiled:
-    """The program of a value and its gradients, or of `products`."""
+    """Returns the program of a value and its gradients, or of `products`."""
     if function is products:
         return jax.jit(products).lower(*args).compile()
     total = jax.value_and_grad(lambda h, w, t: jnp.sum(function(h, w, t)), argnums=(0, 1))
@@ -43,7 +43,7 @@ def compiled(function: Callable, *args: jax.Array) -> jax.stages.Compiled:
 
 
 def measure(dtype: str, vocabulary: int, tokens: int, width: int, repeats: int) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     rng = np.random.default_rng(0)
     args = (
         jnp.asarray(rng.normal(size=(1, tokens, width)), dtype),

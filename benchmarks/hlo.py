@@ -1,4 +1,4 @@
-"""What a compiled program does, read from its HLO text: products, memory traffic, collectives, loops unrolled.
+"""Reads from HLO text what a compiled program does: products, memory traffic, collectives, loops unrolled.
 
 XLA's own `cost_analysis` counts the body of a loop once. Here a loop's body counts as often as the loop runs; the
 number of trips is read from its condition. A loop whose trips depend on data gets `dynamic_trips`; of a conditional
@@ -32,7 +32,7 @@ _FREE = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array's type; `hbm` is False where the compiler placed it in on-chip memory."""
+    """Holds an array's type; `hbm` is False where the compiler placed it in on-chip memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def bytes(self) -> float:
-        """Size without padding."""
+        """Returns the size without padding."""
         digits = re.sub(r"\D", "", self.dtype.split("e")[0])
         size = _BYTES[self.dtype] if self.dtype in _BYTES else int(digits) / 8
         return math.prod(self.dims) * size
@@ -48,7 +48,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """Is one line of a computation."""
 
     name: str
     opcode: str
@@ -59,14 +59,14 @@ class Instruction:
     literal: str  # what stands between the parentheses
 
     def called(self, key: str) -> str | None:
-        """The computation named by an attribute such as `body` or `calls`."""
+        """Returns the computation named by an attribute such as `body` or `calls`."""
         found = re.search(rf"\b{key}=%?([\w.-]+)", self.attributes)
         return found and found.group(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of the program.
+    """Describes a collective of the program.
 
     Attributes:
       kind: e.g. "all-gather".
@@ -92,7 +92,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What one chip does in a run of a compiled program.
+    """Holds what one chip does in a run of a compiled program.
 
     Attributes:
       flops: of products (`dot`, `convolution`), a multiply-add counted as two.
@@ -191,7 +191,7 @@ def _closing(text: str, start: int) -> int:
 def _walk(
     computations: dict[str, _Computation], entry: str, dynamic_trips: float
 ) -> Iterator[tuple[_Computation, Instruction, float, bool]]:
-    """Every instruction with its computation, how often it runs, and whether it is inside a fusion."""
+    """Yields every instruction with its computation, how often it runs, and whether it is inside a fusion."""
     waiting = [(entry, 1.0, False)]
     while waiting:
         name, times, fused = waiting.pop()
@@ -214,7 +214,7 @@ def _walk(
 
 
 def _trips(loop: Instruction, body: _Computation, computations: dict[str, _Computation]) -> int | None:
-    """How often a loop runs, or None where that depends on data."""
+    """Returns how often a loop runs, or None where that depends on data."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known.group(1))
@@ -312,7 +312,7 @@ def _collective(instruction: Instruction, body: _Computation, kind: str, devices
 
 
 def replica_groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of a collective in any of the ways in which HLO writes them.
+    """Returns the groups of a collective in any of the ways in which HLO writes them.
 
     Raises:
       ValueError: in yet another way.
@@ -337,7 +337,7 @@ def replica_groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]
 
 
 def _iota(written: str | None, devices: int) -> np.ndarray:
-    """Device ids written as "[4,2]T(1,0)": a count of that shape, transposed; all in order if None."""
+    """Returns the device ids written as "[4,2]T(1,0)": a count of that shape, transposed; all in order if None."""
     if not written:
         return np.arange(devices)
     shape, order = re.match(r"\[([\d,]*)\](?:T\(([\d,]*)\))?", written).groups()

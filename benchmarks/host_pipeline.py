@@ -1,4 +1,4 @@
-"""Rows to batches on the host: `python -m benchmarks.host_pipeline [--pairs=100000]`.
+"""Measures rows to batches on the host: `python -m benchmarks.host_pipeline [--pairs=100000]`.
 
 Makes that many distinct pairs out of the built-in ones, then times each stage: tokenisation, the same from its cache,
 the plan of an epoch, and the assembly of batches. The share of a step that waits for its batch follows: with assembly
@@ -38,7 +38,7 @@ def distinct_pairs(source: str, split: str, count: int) -> datasets.Dataset:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its children that have ended, in seconds."""
+    """Returns the CPU time of this process and of its children that have ended, in seconds."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -29,7 +29,7 @@ LAYOUTS = ((), ("--config.batch.rows=4",), ("--config.batch.packing=False",), ("
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One run: a config, a seed, and how its rows are laid out."""
+    """Describes one run: a config, a seed, and how its rows are laid out."""
 
     config: str
     seed: int
@@ -37,11 +37,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """A folder's name."""
+        """Returns a folder's name."""
         return "-".join([self.config, str(self.seed), *(flag.rpartition(".")[2] for flag in self.layout)])
 
     def command(self, workdir: Path) -> list[str]:
-        """The command line of the run, which also resumes it."""
+        """Returns the command line of the run, which also resumes it."""
         return [
             *(sys.executable, "-m", "smallr.train", f"--config=configs/{self.config}.py:smoke", f"--workdir={workdir}"),
             *(f"--config.seed={self.seed}", "--config.checkpoint.every=1", *self.layout),
@@ -71,7 +71,7 @@ def finish(case: Case, workdir: Path, cache: Path) -> float:
 
 
 def digest(workdir: Path) -> str:
-    """The digest of the newest checkpoint's arrays."""
+    """Returns the digest of the newest checkpoint's arrays."""
     newest = max(
         (workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name) if folder.name.isdigit() else -1
     )

@@ -1,4 +1,4 @@
-"""Host memory and time of loading a model: `python -m benchmarks.loading [--size=1.5] [--folder=DIR]`.
+"""Measures host memory and time of loading a model: `python -m benchmarks.loading [--size=1.5] [--folder=DIR]`.
 
 Writes synthetic sharded safetensors folders, loads each in a process of its own, and prints a table. "Over resident"
 is the kernel's high-water mark of the process' memory (VmHWM, pages of mapped files included) without that of the
@@ -24,7 +24,7 @@ SHARD_BYTES = 300e6
 
 
 def config_json(gigabytes: float) -> dict:
-    """A Llama of about so many gigabytes in float32, whose largest tensor is a stack of 16 layers."""
+    """Returns a Llama of about so many gigabytes in float32, whose largest tensor is a stack of 16 layers."""
     d_model, layers = 1024, 16
     d_ff = int((gigabytes * 2.5e8 - 2 * 32000 * d_model - layers * 4 * d_model**2) / (3 * layers * d_model)) // 64 * 64
     return {
@@ -41,7 +41,7 @@ def config_json(gigabytes: float) -> dict:
 
 
 def write(folder: Path, hf: dict, dtype: type) -> None:
-    """A sharded folder of noise, one shard in memory at a time."""
+    """Writes a sharded folder of noise, one shard in memory at a time."""
     from smallr.models.families import llama
 
     d_model, d_ff = hf["hidden_size"], hf["intermediate_size"]

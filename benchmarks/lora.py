@@ -1,4 +1,4 @@
-"""Memory and step time of full fine-tuning, LoRA and QLoRA: `python -m benchmarks.lora [--model=NAME] [--steps=5]`.
+"""Measures memory and step time of full fine-tuning, LoRA and QLoRA: `python -m benchmarks.lora [--model=NAME] [--steps=5]`.
 
 Each method is a process of its own that trains CogPO on the same batch. They take their steps in turn, so that whatever
 else the machine does falls on all of them; times are medians, and the ratios those of medians.
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 def config_of(method: str, model: str, reference: str) -> Any:
-    """The configuration of a method."""
+    """Returns the configuration of a method."""
     file, base = METHODS[method]
     config = importlib.import_module(f"configs.{file}").get_config()
     config.model, config.objective.reference = model, reference
@@ -41,13 +41,13 @@ def config_of(method: str, model: str, reference: str) -> Any:
 
 
 def resident() -> float:
-    """MiB of this process in memory now."""
+    """Returns the MiB of this process in memory now."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 def tell(content: dict[str, float]) -> None:
-    """A line of JSON for the parent."""
+    """Writes a line of JSON for the parent."""
     print(json.dumps(content), flush=True)
 
 
@@ -85,7 +85,7 @@ def child(method: str, model: str, reference: str) -> None:
 
 
 def differences(trainer: Any, batch: Any, model: str) -> dict[str, float]:
-    """Of the log-probs under the frozen base from those under the float32 weights."""
+    """Returns the differences of the log-probs under the frozen base from those under the float32 weights."""
     import jax
     import numpy as np
     from flax import nnx
@@ -113,7 +113,7 @@ def differences(trainer: Any, batch: Any, model: str) -> dict[str, float]:
 
 
 def start(method: str, model: str, reference: str) -> subprocess.Popen:
-    """The process of a method."""
+    """Starts the process of a method."""
     options = (f"--child={method}", f"--model={model}", f"--reference={reference}")
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.lora", *options],

@@ -1,4 +1,4 @@
-"""How far smallr is from transformers, family by family: `python -m benchmarks.parity`.
+"""Measures how far smallr is from transformers, family by family: `python -m benchmarks.parity`.
 
 Tiny random models (tests/models/families/models.py), two rows of 37 tokens, past every window, on a CPU. Needs the extra
 `test`. Logits: the largest difference over the largest logit. Gradients: the same for the worst parameter. bfloat16: the error

@@ -1,4 +1,4 @@
-"""The preference step beside its peers: `python -m benchmarks.preference_step [--peers=trl] [--cases=default,cached]`.
+"""Compares the preference step with its peers: `python -m benchmarks.preference_step [--peers=trl] [--cases=default,cached]`.
 
 Each worker is a process in an environment of its own (`--python-trl=…`), with the same float32 weights, the same pairs
 in every step, AdamW, DPO with beta 0.1, and the same precision. smallr's plan says which pairs a step holds. The two of
@@ -33,7 +33,7 @@ AGREE_STEPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is compared: options of both jobs, and those of one side alone."""
+    """Says what is compared: options of both jobs, and those of one job alone."""
 
     both: dict[str, Any]
     ours: dict[str, Any]
@@ -53,7 +53,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A worker, whether it recomputes activations if left alone, and the cases that its worker does not run."""
+    """Describes a worker, whether it recomputes activations if left alone, and the cases that its worker does not run."""
 
     module: str
     checkpointing: bool = False
@@ -74,7 +74,7 @@ HEADER = (
 
 
 class Worker:
-    """The parent's end of a worker (`benchmarks.peers.protocol`)."""
+    """Is the parent's end of a worker (`benchmarks.peers.protocol`)."""
 
     def __init__(self, python: str, module: str, job: dict[str, Any], log: Path):
         self.log = log
@@ -93,7 +93,7 @@ class Worker:
         self.flops: list[float | None] = []
 
     def send(self, line: str) -> None:
-        """A line for the worker."""
+        """Writes a line for the worker."""
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
@@ -142,7 +142,7 @@ def texts_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def prepare_pairs(args: argparse.Namespace, folder: Path) -> tuple[Path, Path, np.ndarray]:
-    """The model as a Hugging Face folder, the pairs as chat messages, and their lengths [pairs, 3] in tokens.
+    """Returns the model as a Hugging Face folder, the pairs as chat messages, and their lengths [pairs, 3] in tokens.
 
     Pairs longer than a row are left out, so that no side has to drop or cut one.
     """
@@ -213,7 +213,7 @@ def compare(name: str, peer: str, args: argparse.Namespace, job: dict[str, Any],
 
 
 def row_of(result: dict[str, Any], tokens: float) -> str:
-    """A line of the table."""
+    """Returns a line of the table."""
     (a, b), (memory_a, memory_b), (start_a, start_b) = result["seconds"], result["peak"], result["start_up"]
     low, high = min(result["ratio"]), max(result["ratio"])
     void = "" if result["difference"] <= AGREE[result["dtype"]] else " VOID"
@@ -226,14 +226,14 @@ def row_of(result: dict[str, Any], tokens: float) -> str:
 
 
 def whole_run(result: dict[str, Any]) -> str:
-    """A line on all steps, uncounted ones and start-up included."""
+    """Returns a line on all steps, uncounted ones and start-up included."""
     a, b = result["whole"]
     about = f"{result['case']}, {result['peer']}, {result['dtype']}"
     return f"{about}: {len(result['losses'][0])} steps and start-up: {a:.0f} s against {b:.0f} s, {b / a:.2f}"
 
 
 def share_of_peak(result: dict[str, Any]) -> str:
-    """A line on what smallr's steps reach of the matmul peak that its process measured."""
+    """Returns a line on what smallr's steps reach of the matmul peak that its process measured."""
     about = f"{result['case']}, {result['peer']}, {result['dtype']}"
     peak = result["matmul_peak"]
     if peak is None or None in result["flops"]:
@@ -246,7 +246,7 @@ def share_of_peak(result: dict[str, Any]) -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """The options."""
+    """Returns the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="whatever config.model takes")
     parser.add_argument("--data", default="builtin:arithmetic/preference", help="whatever config.data.train takes")

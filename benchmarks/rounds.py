@@ -1,4 +1,4 @@
-"""What a round costs: python -m benchmarks.rounds [--model=smollm2-135m-instruct] [--rounds=3]
+"""Measures what a round costs: python -m benchmarks.rounds [--model=smollm2-135m-instruct] [--rounds=3]
 
 A round of training is `set_data`, then `fit(until=…)`, with no generation in it. Two figures are printed for each round:
 the seconds of one step on rows that are there already, and the seconds of a round of one step, rows and checkpoint

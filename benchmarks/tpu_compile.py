@@ -56,12 +56,12 @@ class Bound:
 
     @property
     def longest(self) -> float:
-        """Of a step in which all three overlap perfectly."""
+        """Returns the time of a step in which all three overlap perfectly."""
         return max(self.compute, self.hbm, self.wires)
 
 
 def roofline(program: Program, chip: Chip, shape: tuple[int, ...], coords: list[tuple[int, ...]]) -> Bound:
-    """The bounds of a program whose device i sits at `coords[i]` of a slice of this shape."""
+    """Returns the bounds of a program whose device i sits at `coords[i]` of a slice of this shape."""
     wires = 0.0
     for collective in program.collectives:
         rates = [wire_bandwidth(chip, shape, [coords[i] for i in group]) for group in collective.groups]
@@ -87,7 +87,7 @@ def make_devices(topology: str) -> list[jax.Device]:
 
 
 def mesh_of(devices: list[jax.Device], sizes: str) -> Mesh:
-    """The mesh of `data,fsdp,tensor`; one of them may be -1."""
+    """Returns the mesh of `data,fsdp,tensor`; one of them may be -1."""
     shape = [int(size) for size in sizes.split(",")]
     if -1 in shape:
         shape[shape.index(-1)] = -len(devices) // int(np.prod(shape))
@@ -97,7 +97,7 @@ def mesh_of(devices: list[jax.Device], sizes: str) -> Mesh:
 
 
 def read_config(path: str) -> ConfigDict:
-    """`get_config()` of FILE or FILE:ARGUMENT."""
+    """Returns `get_config()` of FILE or FILE:ARGUMENT."""
     file, _, argument = path.partition(":")
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
@@ -150,7 +150,7 @@ def measure(step: AbstractStep, topology: str, text_file: str = "") -> dict[str,
 
 
 def report(result: dict) -> str:
-    """The result in words."""
+    """Returns the result in words."""
     memory = {name: result[name] for name in ("arguments", "outputs", "temporaries", "program")}
     total = sum(memory.values())
     lines = ["memory   " + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())]

@@ -18,7 +18,7 @@ from smallr.config import finish, loss_argument, preference
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """CogPO on the built-in arithmetic pairs; `arg` is a loss, `smoke`, or both."""
+    """Returns CogPO on the built-in arithmetic pairs; `arg` is a loss, `smoke`, or both."""
     loss, arg = loss_argument(arg)
     config = preference(loss, beta={"small": 0.1, "medium": 0.2, "large": 0.5})
     return finish(config, arg)

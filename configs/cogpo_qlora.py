@@ -15,7 +15,7 @@ from smallr.config import add_lora, finish, loss_argument, preference
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """CogPO on adapters of all projections over an NF4 base; `arg` is a loss, `smoke`, or both."""
+    """Returns CogPO on adapters of all projections over an NF4 base; `arg` is a loss, `smoke`, or both."""
     loss, arg = loss_argument(arg)
     config = add_lora(preference(loss, beta={"small": 0.1, "medium": 0.2, "large": 0.5}))
     config.lora.base = "nf4"

@@ -13,7 +13,7 @@ from smallr.config import finish, preference
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """DPO on the built-in arithmetic pairs."""
+    """Returns DPO on the built-in arithmetic pairs."""
     config = preference()
     config.objective.beta = 0.1
     return finish(config, arg)

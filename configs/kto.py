@@ -15,5 +15,5 @@ from smallr.config import finish, unpaired
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """KTO on both sides of the built-in arithmetic pairs."""
+    """Returns KTO on both completions of the built-in arithmetic pairs."""
     return finish(unpaired(), arg)

@@ -15,6 +15,6 @@ from smallr.config import finish, loss_argument, preference
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """The loss with the defaults of its paper, on the built-in arithmetic pairs."""
+    """Returns the loss with the defaults of its paper, on the built-in arithmetic pairs."""
     loss, arg = loss_argument(arg)
     return finish(preference(loss), arg)

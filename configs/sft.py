@@ -13,7 +13,7 @@ from smallr.config import base, finish
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """SFT on the built-in arithmetic rationales, question and completion as one chat turn each."""
+    """Returns SFT on the built-in arithmetic rationales, question and completion as one chat turn each."""
     config = base()
     config.data.kind = "sft"
     config.data.train = "builtin:arithmetic/sft"

@@ -13,7 +13,7 @@ from smallr.config import finish, preference
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """SimPO on the built-in arithmetic pairs; beta and gamma as in the paper's smallest settings."""
+    """Returns SimPO on the built-in arithmetic pairs; beta and gamma as in the paper's smallest settings."""
     config = preference("simpo", beta=2.0)
     config.objective.simpo_gamma = 1.0
     return finish(config, arg)

@@ -51,7 +51,7 @@ METRICS = {
 
 
 def objectives() -> list[str]:
-    """Names asked for: losses, published mixes, a beta per gap, KTO."""
+    """Returns the names asked for: losses, published mixes, a beta per gap, KTO."""
     return OBJECTIVES.value or [*LOSSES, *(name for name in RECIPES if name != "dpo"), "cogpo", "kto"]
 
 
@@ -78,7 +78,7 @@ Judge = Callable[[Trainer], dict[str, float]]
 
 
 def make_judge(mesh: Mesh) -> Judge:
-    """Metrics of trained models on the held-out pairs, relative to the model that every run starts from."""
+    """Makes the metrics of trained models on the held-out pairs, relative to the model that every run starts from."""
     objective = Preference("sigmoid", 0.1, "cached")
     config = config_of("sigmoid", 0)
     with config.unlocked():

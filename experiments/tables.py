@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean over runs and the half width of its interval (NaN for one run).
+    """Holds a mean over runs and the half width of its interval (NaN for one run).
 
     Attributes:
       count: number of runs.
@@ -129,7 +129,7 @@ def bars(rows: Sequence[Row], by: str, metrics: Mapping[str, str], path: Path) -
 def curves(
     panels: Mapping[str, tuple[Sequence[Row], str]], metrics: Mapping[str, str], path: Path, note: str = ""
 ) -> None:
-    """Metrics over a setting: one column a panel, one row of axes a metric.
+    """Plots metrics over a setting: one column a panel, one row of axes a metric.
 
     Args:
       panels: title -> the rows of a sweep and the setting that it varies.

@@ -1,4 +1,4 @@
-"""EasyDeL's worker: `DPOTrainer.train`, held where it fetches the next batch until the benchmark asks for a step.
+"""Runs EasyDeL's worker: `DPOTrainer.train`, held where it fetches the next batch until the benchmark asks for a step.
 
 Cached references are what the trainer's own `compute_reference_log_probs` returns for each batch before the first step.
 EasyDeL 0.3.0 writes compiled programs to its own cache, which this worker points at a new folder, so that every start
@@ -21,7 +21,7 @@ NAMES = {"ids": "input_ids", "mask": "attention_mask"}
 
 
 def load(job: dict[str, Any]) -> Any:
-    """The model of the job, with float32 weights and compute in the job's dtype."""
+    """Loads the model of the job, with float32 weights and compute in the job's dtype."""
     import easydel
     import jax.numpy as jnp
 
@@ -41,7 +41,7 @@ def load(job: dict[str, Any]) -> Any:
 
 
 def held_trainer(worker: Worker, folder: str) -> Any:
-    """A `DPOTrainer` whose batches are those of the job, each told to the benchmark when the next one is fetched."""
+    """Returns a `DPOTrainer` whose batches are those of the job, each told to the benchmark when the next one is fetched."""
     import datasets
     import easydel
     import transformers

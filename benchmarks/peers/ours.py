@@ -1,4 +1,4 @@
-"""smallr's worker: the run that `python -m smallr.train` prepares, one step at a time."""
+"""Runs smallr's worker: the run that `python -m smallr.train` prepares, one step at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.peers.protocol import Worker
 
 
 def config_of(job: dict[str, Any]) -> Any:
-    """The configuration of a job: DPO with a constant learning rate."""
+    """Returns the configuration of a job: DPO with a constant learning rate."""
     from smallr.config import add_lora, finish, preference
 
     config = preference()

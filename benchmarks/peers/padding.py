@@ -12,13 +12,13 @@ ROUND = 32  # lengths are rounded up to a multiple of this
 
 
 def shared_start(first: list[int], second: list[int]) -> int:
-    """How many tokens both texts begin with."""
+    """Returns how many tokens both texts begin with."""
     differs = (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differs, min(len(first), len(second)))
 
 
 def tokenise(job: dict[str, Any], tokenizer: Any) -> list[tuple[list[int], list[int], list[int]]]:
-    """Token ids of prompt, chosen and rejected of every pair of the job.
+    """Returns token ids of prompt, chosen and rejected of every pair of the job.
 
     As TRL does it: the chat template turns the prompt alone and both whole conversations into tokens, and a completion
     is what follows the tokens that they share with the prompt.
@@ -34,7 +34,7 @@ def tokenise(job: dict[str, Any], tokenizer: Any) -> list[tuple[list[int], list[
 
 
 def pad(texts: list[list[int]], length: int, filler: int, left: bool = False) -> dict[str, np.ndarray]:
-    """`ids` and `mask`, both int32 [texts, length]."""
+    """Returns `ids` and `mask`, both int32 [texts, length]."""
     ids = np.full((len(texts), length), filler, np.int32)
     mask = np.zeros((len(texts), length), np.int32)
     for row, text in enumerate(texts):
@@ -44,7 +44,7 @@ def pad(texts: list[list[int]], length: int, filler: int, left: bool = False) ->
 
 
 def batches(job: dict[str, Any], tokenizer: Any) -> list[dict[str, dict[str, np.ndarray]]]:
-    """A batch a step: `ids` and `mask` of prompt (padded left), chosen and rejected (right), all steps at the same lengths.
+    """Yields a batch a step: `ids` and `mask` of prompt (padded left), chosen and rejected (right), all steps at the same lengths.
 
     The lengths are the largest of the whole job, rounded up to a multiple of 32.
     """

@@ -1,4 +1,4 @@
-"""How a worker talks to the benchmark: JSON lines on a private stream. Needs nothing but the standard library.
+"""Defines how a worker talks to the benchmark: JSON lines on a private stream. Needs nothing but the standard library.
 
     worker → {"ready": {...}}                 prepared and compiled
     parent → step                             worker → {"seconds": …, "loss": …}
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 
 def private_stdout() -> TextIO:
-    """The stream to the parent; whatever else this process prints goes to stderr from now on."""
+    """Returns the stream to the parent; whatever else this process prints goes to stderr from now on."""
     stream = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return stream
@@ -33,20 +33,20 @@ def seconds_alive() -> float:
 
 
 def peak_gib() -> float:
-    """The most memory that this process ever had resident (Linux)."""
+    """Returns the most memory that this process ever had resident (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
 
 
 class Worker:
-    """The worker's end."""
+    """Is the worker's end."""
 
     def __init__(self) -> None:
         self.stream = private_stdout()
         self.job: dict[str, Any] = json.loads(sys.stdin.readline())
 
     def tell(self, content: dict[str, Any]) -> None:
-        """A line for the parent."""
+        """Writes a line for the parent."""
         self.stream.write(json.dumps(content) + "\n")
         self.stream.flush()
 
@@ -55,7 +55,7 @@ class Worker:
         self.tell({"ready": {"start_up": seconds_alive(), **facts}})
 
     def orders(self) -> Iterator[int]:
-        """The numbers of the steps asked for; afterwards tells the peak of memory."""
+        """Yields the numbers of the steps asked for; afterwards tells the peak of memory."""
         for n, line in enumerate(sys.stdin):
             if line.strip() != "step":
                 break
@@ -64,5 +64,5 @@ class Worker:
 
 
 def read_pairs(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """The pairs of a job."""
+    """Returns the pairs of a job."""
     return [json.loads(line) for line in Path(job["pairs"]).read_text().splitlines()]

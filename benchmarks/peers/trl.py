@@ -1,4 +1,4 @@
-"""TRL's worker: `DPOTrainer.train`, held at the start of each step until the benchmark asks for it."""
+"""Runs TRL's worker: `DPOTrainer.train`, held at the start of each step until the benchmark asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.peers.protocol import Worker, read_pairs
 
 
 def trainer(worker: Worker, folder: str) -> Any:
-    """A `DPOTrainer` on the pairs of the job, with the job's groups as batches."""
+    """Returns a `DPOTrainer` on the pairs of the job, with the job's groups as batches."""
     import datasets
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""Tunix's worker: `DPOTrainer.train`, held where it fetches the next batch until the benchmark asks for a step.
+"""Runs Tunix's worker: `DPOTrainer.train`, held where it fetches the next batch until the benchmark asks for a step.
 
 What Tunix 0.1.7 cannot do decides what is compared. The reference is always scored live. Its models compute in the
 dtype of their weights, so in bfloat16 there are no float32 master weights. Its Llama ignores the `rope_theta` of a
@@ -19,7 +19,7 @@ from benchmarks.peers.protocol import Worker
 
 
 def load(job: dict[str, Any]) -> Any:
-    """The model of the job as Tunix's `Llama3`.
+    """Loads the model of the job as Tunix's `Llama3`.
 
     Raises:
       ValueError: the model is no Llama, or scales its rotary frequencies, which Tunix's Llama does not.
@@ -52,7 +52,7 @@ def load(job: dict[str, Any]) -> Any:
 
 
 def trainer_of(job: dict[str, Any]) -> Any:
-    """A `DPOTrainer` with the optimizer of the job."""
+    """Returns a `DPOTrainer` with the optimizer of the job."""
     import jax
     import optax
     from flax import nnx
@@ -69,7 +69,7 @@ def trainer_of(job: dict[str, Any]) -> Any:
 
 
 class OnlyCompiled(Exception):
-    """A program was compiled and is not to run."""
+    """Says that a program was compiled and is not to run."""
 
 
 def compile_step(trainer: Any, batch: Any) -> None:

@@ -13,5 +13,5 @@ from smallr.config import finish, rationale
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Likelihood of answer and rationale on the built-in arithmetic rows."""
+    """Returns the config of both likelihoods, answer and rationale, on the built-in arithmetic rows."""
     return finish(rationale(order="answer_first"), arg)

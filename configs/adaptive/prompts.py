@@ -16,5 +16,5 @@ from smallr.config import add_soft_prompts, finish, rationale
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """L_post for one soft prompt and L_pre for the other, in one run, on the built-in arithmetic rows."""
+    """Returns L_post for one soft prompt and L_pre for the other, in one run, on the built-in arithmetic rows."""
     return finish(add_soft_prompts(rationale(order="both")), arg)

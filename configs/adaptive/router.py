@@ -21,7 +21,7 @@ from smallr.config import add_labels, add_soft_prompts, choice, finish
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Cross-entropy of the decision on the built-in arithmetic rows."""
+    """Returns the cross-entropy of the decision on the built-in arithmetic rows."""
     config = add_labels(add_soft_prompts(choice()))
     config.data.train = "builtin:arithmetic/rationale"
     if arg == "smoke":

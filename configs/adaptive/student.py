@@ -15,5 +15,5 @@ from smallr.config import MARKED, finish, rationale
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """Likelihood of answer and rationale in both orders on the built-in arithmetic rows."""
+    """Returns the likelihood of answer and rationale in both orders on the built-in arithmetic rows."""
     return finish(rationale(order="both", formats=MARKED), arg)

@@ -15,7 +15,7 @@ from smallr.methods.crv.config import base
 
 
 def get_config() -> ConfigDict:
-    """The first 200 training and 50 test rows of the built-in teacher."""
+    """Returns CRV on the first 200 training and 50 test rows of the built-in teacher."""
     config = base()
     config.data.splits = "train[:200],test[:50]"
     config.lock()

@@ -19,7 +19,7 @@ from smallr.config import base, finish
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """SFT by the published recipe; the likelihood is averaged over tokens, which is our choice."""
+    """Returns SFT by the published recipe; the likelihood is averaged over tokens, which is our choice."""
     config = base()
     config.data.kind = "sft"
     config.data.train = "runs/crv/arithmetic/verified"

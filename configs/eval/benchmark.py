@@ -11,5 +11,5 @@ from smallr.evals.config import base
 
 
 def get_config(name: str = "gsm8k") -> ConfigDict:
-    """The evaluation of one benchmark."""
+    """Returns the evaluation of one benchmark."""
     return base(name)

@@ -11,5 +11,5 @@ from smallr.evals.config import base
 
 
 def get_config() -> ConfigDict:
-    """The evaluation."""
+    """Returns the evaluation."""
     return base("humaneval")

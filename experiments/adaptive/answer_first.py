@@ -45,7 +45,7 @@ LONGER = "@"  # coin_flip@8: questions of the same form about 8 people, which ar
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All that the results depend on, besides the arms.
+    """Holds all that the results depend on, besides the arms.
 
     Attributes:
       tasks: name of a task (`name@people`: longer questions of its form) -> rows to train on; 0: those of the file. More than

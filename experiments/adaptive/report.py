@@ -19,7 +19,7 @@ from smallr.core.stages import Stage, Stages
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to answer, on the same test questions for every seed.
+    """Holds one way to answer, on the same test questions for every seed.
 
     Attributes:
       name: of the arm.
@@ -77,7 +77,7 @@ def arm(name: str, grid: Stages, runs: Sequence[Stage]) -> Arm | None:
 
 
 def derived(pre: Arm, post: Arm) -> list[Arm]:
-    """Policies over the two students, from what each did with each question."""
+    """Returns policies over the two students, from what each did with each question."""
     answer, think = post.outcomes, pre.outcomes
     nan = np.full_like(answer.correct, np.nan)
     arms = []
@@ -99,7 +99,7 @@ def kept(name: str, grid: Stages, runs: Sequence[Stage], file: str, suffix: str 
 
 @dataclasses.dataclass(frozen=True)
 class Deciding:
-    """The arms around one student of both orders.
+    """Holds the arms around one student of both orders.
 
     Attributes:
       answer, think: always-post and always-pre.
@@ -178,7 +178,7 @@ def verdict(interval: Interval) -> str:
 
 
 def arms_table(arms: Sequence[Arm], rows: Sequence[Row], answer: Arm, think: Arm) -> str:
-    """Arms around two modes: tokens are saved against a mixture of these."""
+    """Writes a table of the arms around two modes: tokens are saved against a mixture of these."""
     groups, tasks = np.array([row.group for row in rows]), np.array([row.task for row in rows])
     names = list(dict.fromkeys(tasks))
     lines = []

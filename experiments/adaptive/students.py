@@ -30,7 +30,7 @@ SEPARATOR = "-->"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How students are trained and asked; the same for all arms of an experiment.
+    """Says how students are trained and asked; it is the same for all arms of an experiment.
 
     Attributes:
       model: what config.model takes.

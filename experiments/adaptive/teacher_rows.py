@@ -38,7 +38,7 @@ HELD_OUT = 0.3  # of a small task: 150 of 500 coin flips, as in the paper
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of teacher data.
+    """Holds a row of teacher data.
 
     Attributes:
       question, answer: text.
@@ -58,7 +58,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Both splits of a task, and what was left out and why."""
+    """Holds both splits of a task, and what was left out and why."""
 
     train: list[Row]
     test: list[Row]

@@ -22,7 +22,7 @@ SWEEPS = ("beta", "small", "medium", "large", "mix", "critic")
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How one stage trains.
+    """Says how one stage trains.
 
     Attributes:
       epochs, steps: as `config.epochs` and `config.steps`.

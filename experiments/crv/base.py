@@ -24,7 +24,7 @@ from smallr.models.scratch import Size, train_tokenizer, write_scratch
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """The student and its pretraining.
+    """Describes the student and its pretraining.
 
     Attributes:
       size: of the decoder.

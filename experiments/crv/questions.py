@@ -18,7 +18,7 @@ _ATTEMPTS = 100_000  # draws in a row without a new question
 
 @dataclasses.dataclass(frozen=True)
 class Questions:
-    """A part of the generator's questions.
+    """Holds a part of the generator's questions.
 
     Attributes:
       templates: names of the templates that are drawn from; empty: all.
