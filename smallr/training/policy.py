@@ -109,6 +109,12 @@ class ParameterPartition:
             return tree_digest(params)
         return f"lora {self.base} {self.digest}" if self.policy.base else f"{self.digest} {tree_digest(params)}"
 
+    def digest_now(self, params: nnx.State) -> str:
+        """Returns the digest of all weights as they are with the trained parameters `params`."""
+        if self.policy.base is None:
+            return self.start_digest(params)
+        return f"{self.digest} {tree_digest(params)}"  # the start of adapters is their base alone
+
 
 def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
     """Splits a loaded decoder as `config.freeze`, `config.lora` and `config.soft` say; `config.heads` adds heads, which are

@@ -26,7 +26,6 @@ from smallr.models.loading import load_decoder
 from smallr.training import checks, report
 from smallr.training.cached_scores import cached_columns
 from smallr.training.checkpoints import CheckpointError
-from smallr.training.digest import tree_digest
 from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
 from smallr.training.objective import make_objective
@@ -35,6 +34,7 @@ from smallr.training.optimizer import check_groups, extend, make_optimizer, make
 from smallr.training.policy import NOTHING, ParameterPartition, check_heads, check_soft, prepare_policy
 from smallr.training.progress import Progress, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
+from smallr.training.rounds import CompiledSteps, Renewal, Round
 from smallr.training.rows import read_rows
 from smallr.training.signals import StopSignal
 from smallr.training.splits import Split, make_split, name_shared
@@ -46,22 +46,6 @@ from smallr.training.workdir import Workdir
 Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
 # Metrics of a model as it is; `smallr.evals.in_training` makes one of `config.benchmark`.
 Benchmark = Callable[[Decoder], dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Round:
-    """Names the rows that a run is on: the fingerprint of their tokens, and the step at which it came to them."""
-
-    data: str = ""
-    start: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Renewal:
-    """Names what begins anew with the next round."""
-
-    optimizer: bool = False
-    reference: bool = False
 
 
 class Trainer:
@@ -122,8 +106,7 @@ class Trainer:
         self._round = Round()
         self._renewal = Renewal()
         self.state: TrainState | None = None
-        self._programs: dict[Any, Any] = {}
-        self._compiled_for = Round()
+        self._compiled = CompiledSteps()
         self.files = Workdir(self.workdir, config)
         self._horizons = self.files.horizons
 
@@ -365,14 +348,10 @@ class Trainer:
             opt_state = renewed(optimizer, split_targets(state.params)[0], state.opt_state)
             self.state = dataclasses.replace(state, opt_state=opt_state)
         if self._renewal.reference:
-            self.reference = dataclasses.replace(self.reference, digest=self._digest_now(), renewed=True)
+            self.reference = dataclasses.replace(
+                self.reference, digest=self.partition.digest_now(self.params), renewed=True
+            )
         self._renewal = Renewal()
-
-    def _digest_now(self) -> str:
-        """Returns the digest of all weights as they are now."""
-        if self.partition.policy.base is None:
-            return self.partition.start_digest(self.params)
-        return f"{self.partition.digest} {tree_digest(self.params)}"  # the start of adapters is their base alone
 
     def prepare_reference(self) -> None:
         """Adds the columns that the reference brings to the rows, unless they have them."""
@@ -389,7 +368,7 @@ class Trainer:
 
     def _reference_params(self) -> nnx.State:
         """Returns the weights of a cached reference."""
-        if self.reference.renewed and self.reference.digest == self._digest_now():
+        if self.reference.renewed and self.reference.digest == self.partition.digest_now(self.params):
             return self.state.params
         if self.reference.renewed:
             raise UserError(
@@ -405,21 +384,10 @@ class Trainer:
         """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""
         denominator = np.asarray(self.training.examples_per_step(), np.float32)
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
-        batch = next(self.training.batches(self.mesh, 0, 1))
-        key = (self._horizons, tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch)))
-        shape, programs = self.training.plan.shape, self._programs
-        about = f"rows of {shape.tokens} tokens, {shape.scored} scored positions and {shape.examples} examples"
-        if key in programs:
-            if self._compiled_for != self._round:
-                log(f"programs: kept, for {about}")
-        else:
-            if programs:
-                log(
-                    f"programs: compiled anew, for {about}; config.batch.scored and config.batch.examples can fix the shape"
-                )
-            programs[key] = self._build_step().lower(self.state, batch, self._constants).compile()
-            self.clock.lap("compile")
-        self.program, self._compiled_for = programs[key], self._round
+        arguments = (self.state, next(self.training.batches(self.mesh, 0, 1)), self._constants)
+        shape = self.training.plan.shape
+        self.program = self._compiled.get(self._build_step, arguments, shape, self._horizons, self._round)
+        self.clock.lap("compile")
 
     def _build_step(self) -> Step:
         config = self.config

@@ -91,7 +91,7 @@ def test_a_round_goes_on_with_optimizer_and_reference_and_keeps_its_programs(sma
     trainer = two_rounds(Trainer(config_of(small_model), tmp_path))
     said = capsys.readouterr().out
     assert f"programs: kept, for rows of {ROW_LENGTH} tokens, {SCORED} scored positions and 8 examples" in said
-    assert len(trainer._programs) == 1
+    assert len(trainer._compiled) == 1
     assert "compiled anew" not in said
     assert losses(tmp_path)[:3] == losses(rounds)[:3]
     assert losses(tmp_path)[3] != losses(rounds)[3], "the reference is that of the start"
@@ -113,7 +113,7 @@ def test_rows_of_another_shape_are_compiled_for_and_that_is_said(small_model, tm
         trainer.set_data(pairs("8:16"))
         trainer.fit()
     assert "programs: compiled anew, for rows of 640 tokens" in capsys.readouterr().out
-    assert len(trainer._programs) == 2
+    assert len(trainer._compiled) == 2
 
 
 def test_what_rounds_cannot_do_is_refused(small_model, tmp_path):

@@ -1,0 +1,72 @@
+"""Keeps what the rounds of a run share: which rows it is on, what begins anew with the next ones, and compiled steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+from smallr.data.packing import RowShape
+from smallr.training.progress import log
+from smallr.training.step import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """Names the rows that a run is on: the fingerprint of their tokens, and the step at which it came to them."""
+
+    data: str = ""
+    start: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+    """Names what begins anew with the next round."""
+
+    optimizer: bool = False
+    reference: bool = False
+
+
+class CompiledSteps:
+    """Keeps the compiled steps of a run, one for each shape of a batch and plan of learning rates.
+
+    Rounds whose rows have one shape share a program; a log line says whether one was kept or compiled anew.
+    """
+
+    def __init__(self) -> None:
+        """Begins without a program."""
+        self._programs: dict[Hashable, Any] = {}
+        self._round = Round()
+
+    def __len__(self) -> int:
+        """Returns the number of programs."""
+        return len(self._programs)
+
+    def get(
+        self, make: Callable[[], Step], arguments: tuple[Any, ...], shape: RowShape, horizons: Hashable, round: Round
+    ) -> Any:
+        """Returns the program for these arguments, compiled if there is none yet.
+
+        Args:
+          make: makes the step; called if it has to be compiled.
+          arguments: of the step: the state, a batch and the constants.
+          shape: of the batch's rows, for the log line.
+          horizons: of the learning rates, which are constants of the program.
+          round: that the program is for; a program that is kept is told of once a round.
+        """
+        batch = arguments[1]
+        key = (horizons, tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch)))
+        about = f"rows of {shape.tokens} tokens, {shape.scored} scored positions and {shape.examples} examples"
+        if key in self._programs:
+            if self._round != round:
+                log(f"programs: kept, for {about}")
+        else:
+            if self._programs:
+                log(
+                    f"programs: compiled anew, for {about}; config.batch.scored and config.batch.examples can fix the shape"
+                )
+            self._programs[key] = make().lower(*arguments).compile()
+        self._round = round
+        return self._programs[key]
