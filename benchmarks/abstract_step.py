@@ -71,7 +71,7 @@ class Pairs:
 
     @property
     def per_row(self) -> int:
-        """Pairs of a row."""
+        """Returns pairs of a row."""
         return self.row_length // (self.prompt + 2 * self.completion)
 
     def batch(self) -> Batch:

@@ -1,4 +1,4 @@
-"""Seconds to compile the training step: `python -m benchmarks.compile_time [--layers=2,32]`.
+"""Measures the seconds to compile the training step: `python -m benchmarks.compile_time [--layers=2,32]`.
 
 SmolLM2-135M's sizes with other numbers of layers, each compiled in a process of its own, first without a cache, then
 again with what the first left in it. Layers are scanned, so depth should cost little.

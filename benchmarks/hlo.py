@@ -84,7 +84,7 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes that a chip receives in all runs, by a ring."""
+        """Returns bytes that a chip receives in all runs, by a ring."""
         n = max(map(len, self.groups))
         parts = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
         return self.shape.bytes * parts * self.times
@@ -281,7 +281,7 @@ def _field(fields: dict[str, str], place: int, name: str, default: str) -> str:
 
 
 def _valid(size: int, window: int, out: int, field: Callable[[str, str], str]) -> int:
-    """Pairs of output and window positions along one axis of a convolution that meet an element of its input."""
+    """Counts pairs of output and window positions along one axis of a convolution that meet an element of its input."""
     stride, dilate, spread = (int(field(name, "1")) for name in ("stride", "lhs_dilate", "rhs_dilate"))
     low = int(field("pad", "0_0").split("_")[0])
     at = np.arange(out)[:, None] * stride + np.arange(window)[None] * spread - low
@@ -362,7 +362,7 @@ def _cycles(attributes: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _traffic(instruction: Instruction, body: _Computation, computations: dict[str, _Computation]) -> float:
-    """Bytes of HBM that an instruction reads and writes; of what it slices or updates in place, only the slice."""
+    """Counts bytes of HBM that an instruction reads and writes; of what it slices or updates in place, the slice only."""
     written = _sum(instruction.shapes)
     operands = [body[name].shapes if name in body else () for name in instruction.operands]
     if instruction.opcode in ("dynamic-slice", "gather", "slice"):

@@ -26,7 +26,7 @@ from smallr.models.loading import open_model
 
 
 def distinct_pairs(source: str, split: str, count: int) -> datasets.Dataset:
-    """Pairs of the source, over and over, each with its number in the prompt."""
+    """Yields the pairs of the source, over and over, each with its number in the prompt."""
     rows = load_rows(source, split)
 
     def make() -> Iterator[dict[str, Any]]:

@@ -48,7 +48,7 @@ TABLE = [
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Seconds that a step takes at least on each resource of a chip."""
+    """Holds the seconds that a step takes at least on each resource of a chip."""
 
     compute: float
     hbm: float
@@ -71,7 +71,7 @@ def roofline(program: Program, chip: Chip, shape: tuple[int, ...], coords: list[
 
 
 def make_devices(topology: str) -> list[jax.Device]:
-    """Devices of a TPU slice that is not there, or simulated ones.
+    """Returns the devices of a TPU slice that is not there, or simulated ones.
 
     Raises:
       SystemExit: libtpu is not installed, or does not know the slice.

@@ -1,4 +1,4 @@
-"""Pairs as padded arrays of token ids, for the peers that compute every pair at one fixed length."""
+"""Makes pairs padded arrays of token ids, for the peers that compute every pair at one fixed length."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def private_stdout() -> TextIO:
 
 
 def seconds_alive() -> float:
-    """Seconds since this process was started, imports included (Linux)."""
+    """Returns seconds since this process was started, imports included (Linux)."""
     start = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start
 

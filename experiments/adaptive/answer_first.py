@@ -103,7 +103,7 @@ def rows_of(experiment: Experiment, data: Path) -> tuple[list[Row], list[Row]]:
 
 
 def runs_of(experiment: Experiment) -> list[Stage]:
-    """Students of each order and share of slips; thinking first needs answering first, which says which samples are hard."""
+    """Returns students of each order and share of slips; thinking first needs answering first, which tells what is hard."""
     runs = []
     for seed in range(experiment.seeds):
         for share in experiment.shares:

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclasses.dataclass(frozen=True)
 class Slip:
-    """Characters [start, end) of a rationale that may be replaced by one of `others`; no others: it is a number."""
+    """Marks characters [start, end) of a rationale that may become one of `others`; without others it is a number."""
 
     start: int
     end: int

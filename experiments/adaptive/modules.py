@@ -32,7 +32,7 @@ def student_config(recipe: Recipe, seed: int, train_file: Path) -> ConfigDict:
 def router_config(
     recipe: Recipe, seed: int, train_file: Path, student: str, length: int, steps: int, *, margin: float
 ) -> ConfigDict:
-    """Labels from the student's own likelihoods, then the soft tokens of the decision."""
+    """Returns the config of labels from the student's own likelihoods, then of the soft tokens of the decision."""
     config = add_labels(add_soft_prompts(choice(), length))
     _common(config, recipe, seed, train_file, student, steps)
     config.labels.max_tokens, config.labels.decode_slots = recipe.max_tokens, recipe.decode_slots

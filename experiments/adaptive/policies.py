@@ -103,5 +103,5 @@ def bootstrap(
 
 
 def stack(parts: Sequence[Outcomes]) -> Outcomes:
-    """Outcomes of one seed each -> of all."""
+    """Stacks outcomes of one seed each."""
     return Outcomes(np.concatenate([p.correct for p in parts]), np.concatenate([p.tokens for p in parts]))

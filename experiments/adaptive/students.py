@@ -95,7 +95,7 @@ def train(config: ConfigDict, rows: Sequence[Row], folder: Path, looks: dict[flo
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Completions of some questions, in their order.
+    """Holds completions of some questions, in their order.
 
     Attributes:
       correct: bool [questions].

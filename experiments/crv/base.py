@@ -52,7 +52,7 @@ class Base:
         return Stage("base", {"seed": self.seed, **dataclasses.asdict(self)})
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """Folders of the untrained model and of its rows, made if they are not there."""
+        """Returns the folders of the untrained model and of its rows, made if they are not there."""
         rows, model = folder / "rows", folder / "untrained"
         if not rows.exists():
             save_splits(DatasetDict({"train": Dataset.from_list(self._rows())}), rows)

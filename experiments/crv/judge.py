@@ -191,5 +191,5 @@ def against(policy: Path, reference: Path) -> dict[str, float]:
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """Lines of an `answers.jsonl`, in the order of the questions."""
+    """Returns lines of an `answers.jsonl`, in the order of the questions."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever ends the process while they are written.
+"""Writes files and folders that appear whole or not at all, whatever ends the process while they are written.
 
 A new file is written beside its place under a temporary name, `.NAME-HOST-PID-RANDOM`, brought to the disk and renamed.
 What a killed process leaves under such a name is found by `is_leftover` and removed by `remove_leftovers`.

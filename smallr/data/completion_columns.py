@@ -28,7 +28,7 @@ NAMES: Mapping[str, tuple[str, ...] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class CompletionNumbers:
-    """Numbers of one completion; `columns` and `token_columns` as those of `batch.Completion`."""
+    """Holds numbers of one completion; `columns` and `token_columns` as those of `batch.Completion`."""
 
     columns: Mapping[str, float]
     token_columns: Mapping[str, Float[np.ndarray, "scored"]]

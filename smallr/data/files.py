@@ -264,7 +264,7 @@ def _checked(place: str, value: Any, problem: str, signs: _Signs, surrogates: bo
 
 
 def _depth(value: Any) -> int:
-    """Levels of lists and objects; counted without recursion."""
+    """Returns levels of lists and objects; counted without recursion."""
     depth, level = 0, [value]
     while level := [item for item in level if isinstance(item, dict | list) and item]:
         depth += 1

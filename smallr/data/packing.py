@@ -28,7 +28,7 @@ _TABLES_KEPT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Lengths of every example of a set, int64 [examples] each.
+    """Holds lengths of every example of a set, int64 [examples] each.
 
     Attributes:
       prefix: tokens of the shared prefix.
@@ -83,7 +83,7 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """Capacities of a row: T tokens, N scored positions, P examples of up to S completions each.
+    """Holds capacities of a row: T tokens, N scored positions, P examples of up to S completions each.
 
     One shape is one compiled program.
     """

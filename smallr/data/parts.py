@@ -57,7 +57,7 @@ _ENVIRONMENT = {
 
 
 def num_workers(rows: datasets.Dataset) -> int:
-    """Processes that these rows are worth: at most one a core that this process may use, and `$SMALLR_WORKERS`.
+    """Returns how many processes these rows are worth: at most one for each usable core, and `$SMALLR_WORKERS`.
 
     Raises:
       DataError: SMALLR_WORKERS is not a number.
@@ -184,7 +184,7 @@ def _same(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
 def _distribute(
     parts: Sequence[range], rows: datasets.Dataset, scratch: Path, count: int, progress: tqdm
 ) -> dict[int, dict[str, Any]]:
-    """Replies of workers by the number of the part: a report or an error.
+    """Yields the replies of workers by the number of the part: a report or an error.
 
     Parts are handed out in order, and none after an error; so all parts before the first error have been handed out.
     What is missing was lost with a worker.

@@ -200,7 +200,7 @@ def _as_kind(kind: str, chunk: tuple[str, pa.Array | int]) -> pa.Array:
 
 
 def _same_lists(arrays: list[pa.Array], chunks: list[tuple[str, pa.Array | int]]) -> tuple[list[pa.Array], str]:
-    """Chunks of lists of one type; JSON if their types differ."""
+    """Yields chunks of lists of one type; JSON if their types differ."""
     types = {array.type for array in arrays if not pa.types.is_null(array.type)}
     if len(types) == 1:
         (one,) = types

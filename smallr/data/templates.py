@@ -39,7 +39,7 @@ class Unrenderable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Characters [start, end) of a text are scored under `role`."""
+    """Marks characters [start, end) of a text as scored under `role`."""
 
     start: int
     end: int
@@ -262,7 +262,7 @@ class ChatTemplate:
             return True  # it reads more of a tool than this
 
     def _unread(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Keys of messages that the template does not name, and tools that it does not show."""
+        """Returns keys of messages that the template does not name, and tools that it does not show."""
         template = self._dated
         keys = {key for message in messages for key in message} - set(_READ)
         unread = {key for key in keys if not re.search(rf"\b{re.escape(key)}\b", template)}

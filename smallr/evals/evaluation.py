@@ -75,7 +75,7 @@ def _answered(
     unsafe: bool,
     model: LanguageModel | None,
 ) -> list[dict[str, Any]]:
-    """Records of a benchmark answered in text."""
+    """Returns records of a benchmark answered in text."""
     grader = benchmark.grader(GraderOptions(config.grader.workers, config.grader.seconds or None, unsafe))
     with contextlib.closing(grader):
         if model is not None:

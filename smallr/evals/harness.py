@@ -141,7 +141,7 @@ class SmallrLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Completions up to the first of the stop texts.
+        """Returns completions up to the first of the stop texts.
 
         Raises:
           UserError: the engine refuses a request, or a task asks for something that it does not have.

@@ -14,7 +14,7 @@ Progress = Callable[[int, Result], None]
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """Prices of a million tokens, in any one currency."""
+    """Holds prices of a million tokens, in any one currency."""
 
     prompt: float
     completion: float

@@ -1,4 +1,4 @@
-"""Results on disk, so that a job that was killed never pays for a request twice.
+"""Keeps results on disk, so that a job that was killed never pays for a request twice.
 
 SQLite in WAL mode: a commit survives the death of the process at any instant, several processes read and write at
 once, and a look-up needs neither the whole file in memory nor a scan at start. Lines appended to a file would offer
@@ -51,7 +51,7 @@ def request_key(identity: str, request: Request, sample: int = 0) -> str:
 
 
 class ResultCache:
-    """Results by key, in one SQLite file. Only results without an error belong here.
+    """Keeps results by key, in one SQLite file. Only results without an error belong here.
 
     A sampled request without a seed is stored like any other: asked again, it gives the completions of the first
     time, so that a resumed job is the job that was killed. More completions of a prompt are asked for with `n`, with

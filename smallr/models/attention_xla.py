@@ -238,7 +238,7 @@ def _masked(
 
 
 def _whole(x: Float[Array, "B L N D"], tile: int) -> Float[Array, "B T N D"]:
-    """Zeros up to whole tiles."""
+    """Pads with zeros to whole tiles."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile), (0, 0), (0, 0)))
 
 

@@ -24,7 +24,7 @@ TILE = 64  # keys whose values are summed at once, fast on a CPU; capacities are
 
 
 class LayerCache(NamedTuple):
-    """Keys after the rotary embedding, and values, of one layer.
+    """Holds keys after the rotary embedding, and values, of one layer.
 
     Keys have the capacity as their minor axis: on a CPU the product with few queries is three times as fast so.
     """

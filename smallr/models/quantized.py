@@ -66,7 +66,7 @@ def qwix() -> ModuleType:
 
 
 def quantize(weight: Float[Array, "layers ..."], format: str, inputs: int) -> Quantized:
-    """Codes and scales of a stacked weight; blocks lie along its last input axis.
+    """Returns codes and scales of a stacked weight; blocks lie along its last input axis.
 
     Raises:
       UserError: 4 bits, and an input axis of odd length.

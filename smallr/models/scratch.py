@@ -28,7 +28,7 @@ FAMILIES = ("gpt2", "llama")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Sizes of a new decoder.
+    """Gives the sizes of a new decoder.
 
     Attributes:
       family: gpt2 (learned positions, LayerNorm, GELU) or llama (rotary positions, RMSNorm, SwiGLU).

@@ -12,7 +12,7 @@ MASKED = -1e30  # of a hidden score; finite, so that a query without a visible k
 
 
 def padded(x: Int[Array, "B L"], tile: int) -> Int[Array, "B T"]:
-    """Zeros up to whole tiles: a horizon of 0 is seen by no query."""
+    """Pads with zeros to whole tiles: a horizon of 0 is seen by no query."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % tile)))
 
 

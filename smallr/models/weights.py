@@ -22,7 +22,7 @@ _ROWS = 4096  # rows of a table read at once
 
 
 class TensorReader(Protocol):
-    """Tensors under their Hugging Face names, whatever the file."""
+    """Reads tensors under their Hugging Face names, whatever the file."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tensor."""

@@ -146,7 +146,7 @@ class Engine:
 
     @property
     def bytes_of_a_step(self) -> int:
-        """Bytes that are read to draw a token for every slot: all weights, and the cache in its present size.
+        """Returns bytes that are read to draw a token for every slot: all weights, and the cache in its present size.
 
         Not counted are the embedding's rows of the tokens, and activations.
         """

@@ -1,4 +1,4 @@
-"""Programs that run on the devices: prefill, decoding, and the upkeep of the cache."""
+"""Compiles the programs that run on the devices: prefill, decoding, and the upkeep of the cache."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOP = MAX_LOGPROBS
 
 
 class HookInputs(NamedTuple):
-    """Arguments of a logits hook in one step.
+    """Holds arguments of a logits hook in one step.
 
     Attributes:
       logits: of the model, after its soft-cap, at temperature 1.

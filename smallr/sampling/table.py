@@ -51,12 +51,12 @@ class SlotTable:
 
     @property
     def free(self) -> list[int]:
-        """Slots without a completion."""
+        """Returns slots without a completion."""
         return [slot for slot, completion in enumerate(self.completions) if completion is None]
 
     @property
     def busy(self) -> list[int]:
-        """Slots with a completion."""
+        """Returns slots with a completion."""
         return [slot for slot, completion in enumerate(self.completions) if completion is not None]
 
     def choose(self, prompt: Int[np.ndarray, "tokens"]) -> tuple[int, int, int]:

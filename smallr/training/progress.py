@@ -21,7 +21,7 @@ def log(text: str) -> None:
 
 
 class Progress:
-    """Progress of training on standard error: steps, loss, accuracy, real tokens/s and the time that is left.
+    """Shows training on standard error: steps, loss, accuracy, real tokens/s and the time that is left.
 
     On a terminal it is one line that renews itself, elsewhere one line with a time stamp for each update.
     """

@@ -48,7 +48,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """Arrays that a step reads and does not change; other values need no other program.
+    """Holds arrays that a step reads and does not change; other values need no other program.
 
     Attributes:
       frozen: parameters that are not trained.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient is NaN or infinite."""
+    """Says that loss or gradient is NaN or infinite."""
 
 
 class StepLog:

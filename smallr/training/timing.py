@@ -23,7 +23,7 @@ class Clock:
         self._last = now
 
     def total(self) -> float:
-        """Seconds since the clock was made."""
+        """Returns seconds since the clock was made."""
         return time.perf_counter() - self._start
 
     def line(self) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from smallr.training.report import Costs
+from smallr.training.rounds import Round
 from smallr.training.steplog import NonFiniteError
-from smallr.training.trainer import Round, Trainer
+from smallr.training.trainer import Trainer
 
 
 class Value:

@@ -20,7 +20,7 @@ def _choice(context: str, texts: Sequence[str], gold: int) -> Choice:
 
 
 def _labelled(choices: object, answer: str) -> tuple[list[str], int]:
-    """Options and the right one's index, of columns {label, text} or of a list of such."""
+    """Returns options and the right one's index, of columns {label, text} or of a list of such."""
     if isinstance(choices, Mapping):
         labels, texts = list(choices["label"]), list(choices["text"])
     else:

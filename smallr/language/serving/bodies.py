@@ -1,4 +1,4 @@
-"""Bodies of requests in OpenAI's protocol: checked, and turned into requests to the engine.
+"""Checks the bodies of requests in OpenAI's protocol, and turns them into requests to the engine.
 
 What smallr does not support is refused by name, unless it has the value that changes nothing. A null is a field that
 is not there.

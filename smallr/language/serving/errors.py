@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's protocol."""
+"""Shapes errors as OpenAI's protocol does."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Divergence:
         return (1.0 - _exp(-self.alpha * ratio)) / self.alpha
 
     def scored(self, pairs: Pairs) -> Pairs:
-        """Pairs whose log-ratios are the scores."""
+        """Returns pairs whose log-ratios are the scores."""
         pairs = pairs.float32()
         zero = jnp.zeros_like(pairs.chosen)
         return pairs._replace(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 
 class Pairs(NamedTuple):
-    """Numbers of pairs; every field has one shape, e.g. [B, P], and one entry a pair.
+    """Holds numbers of pairs; every field has one shape, e.g. [B, P], and one entry a pair.
 
     Attributes:
       chosen, rejected: log-prob of the completion under the policy, summed over its tokens, EOS included.

@@ -38,7 +38,7 @@ def detect(text: str) -> str:
 
 
 def parts(text: str) -> tuple[str, str]:
-    """Thoughts and solution; a plain text is all solution."""
+    """Returns thoughts and solution; a plain text is all solution."""
     pattern = _MARKED.get(detect(text))
     if pattern is None:
         return "", text.strip()

@@ -49,7 +49,7 @@ FEATURES = Features(
 
 @dataclasses.dataclass
 class Outcome:
-    """Pairs and what was left out.
+    """Holds pairs and what was left out.
 
     Attributes:
       pairs: of one split.
@@ -95,7 +95,7 @@ def row_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def make_pairs(
     rows: Sequence[Mapping[str, Any]], mix: str = "natural", holdout: Holdout | None = None, seed: int = 0
 ) -> Outcome:
-    """Pairs of one split.
+    """Makes the pairs of one split.
 
     Args:
       rows: verified ones.

@@ -22,7 +22,7 @@ _UNKNOWN = "(not known)"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Settings and tools that all rows of a run share.
+    """Holds settings and tools that all rows of a run share.
 
     Attributes:
       prompts, rules: as loaded.
