@@ -16,18 +16,21 @@ from smallr.core.stages import Stage, Stages
 from smallr.data.rows import GAPS
 from smallr.evals.statistics import paired_difference
 
-# Qwen2.5-7B students; theirs, not comparable with ours in anything but direction.
+# Students of Qwen2.5; theirs, not comparable with ours in anything but direction. docs/methods/cogpo_ablation.md has the same.
 PUBLISHED = markdown(
-    ["published, 7B models", "AIME 2024", "MATH-500", "GPQA-Diamond", "LiveCodeBench v2"],
+    ["published", "AIME 2024", "MATH-500", "GPQA-Diamond", "LiveCodeBench v2"],
     [
         ["Qwen2.5-7B-Instruct", "10.0", "73.6", "33.3", "30.7"],
         ["Bespoke-Stratos-7B", "20.0", "82.0", "37.8", "36.1"],
         ["OpenThinker-7B", "31.3", "83.0", "42.4", "39.9"],
-        ["DistilQwen2.5-R1-7B (CRV + CogPO; one of two labels of this row)", "43.3", "88.4", "42.9", "46.4"],
+        ["DistilQwen2.5-R1-7B (CRV + CogPO)", "23.33", "77.8", "37.88", "36.40"],
+        ["DistilQwen2.5-R1-14B (CRV + CogPO)", "26.67", "82.6", "45.45", "41.49"],
+        ["DistilQwen2.5-R1-32B (CRV + CogPO)", "46.67", "87.0", "48.99", "55.97"],
+        ["DistilQwen2.5-DS3-0324-7B (another teacher; not CRV + CogPO)", "43.3", "88.4", "42.9", "46.4"],
         ["DeepSeek-R1-Distill-Qwen-7B", "55.5", "92.8", "49.1", "–"],
     ],
 )
-SOURCE = "Source: Cai et al., arXiv 2504.09802, and the pages of its authors. They are figures of 7B students on real benchmarks."
+SOURCE = "Source: Cai et al., arXiv 2504.09802, and its authors' pages; figures of 7B students and larger ones on real benchmarks."
 
 METRICS = {
     "correct": "answers right",
