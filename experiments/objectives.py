@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import shutil
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(1, len(METRICS), i + 1)
         values, spread = ([row[key] for row in rows][::-1] for key in (metric, f"{metric}_sd"))
         axes.barh(names, values, xerr=np.nan_to_num(spread), color="#4878a8", error_kw={"linewidth": 1})
-        axes.set_title(f"{metric}\n{meaning}", fontsize=8)
+        axes.set_title(f"{metric}\n{textwrap.fill(meaning, 40)}", fontsize=8)
         axes.tick_params(labelsize=8, labelleft=i == 0)
         axes.axvline(0.5 if metric in ("accuracy", "per_token_accuracy") else 0, color="grey", linewidth=0.8)
     figure.savefig(path, dpi=120)
