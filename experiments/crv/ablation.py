@@ -23,7 +23,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import jax
 from absl import app, flags, logging
 
-from experiments.crv.arms import ARMS, BASE, CRV, RAW, SWEEPS, PackingPlan, TrainSettings, config_of, with_needs
+from experiments.crv.arms import ARMS, BASE, CRV, RAW, SWEEPS, AblationPlan, TrainSettings, config_of, with_needs
 from experiments.crv.base import Base
 from experiments.crv.judge import PAIRS, Examination, Judge, against
 from experiments.crv.report import write_report
@@ -39,13 +39,13 @@ from smallr.training.trainer import Trainer
 MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
 
 
-def plan(model: str) -> PackingPlan:
+def plan(model: str) -> AblationPlan:
     """Returns what the flags ask for."""
     gaps = ("small", "medium", "large")
     if len(BETAS.value) != 3:
         raise UserError(f"--betas has a number for each of {', '.join(gaps)}")
     batch = {"rows": ROWS.value, "row_length": ROW_LENGTH.value}
-    return PackingPlan(
+    return AblationPlan(
         model=model,
         rows={
             "train": QUESTIONS.value,

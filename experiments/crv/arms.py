@@ -38,7 +38,7 @@ class TrainSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class PackingPlan:
+class AblationPlan:
     """Says what the ablation compares.
 
     Attributes:
@@ -146,7 +146,7 @@ def config_of(run: Stage, rows: Path, model: str) -> ConfigDict:
     """Returns the training config: that of `configs/`, with the run's data and sizes.
 
     Args:
-      run: of a `PackingPlan`.
+      run: of a `AblationPlan`.
       rows: folder of its data sets.
       model: that it starts from.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.crv.arms import COGPO, CRV, DPO, RAW, PackingPlan
+from experiments.crv.arms import COGPO, CRV, DPO, RAW, AblationPlan
 from experiments.crv.judge import ANSWERS, read_answers
 from experiments.crv.styles import styles
 from experiments.tables import Row, bars, curves, difference, groups, markdown, table, write_csv
@@ -61,7 +61,7 @@ SETTINGS = {
 }
 
 
-def write_report(grid: Stages, wanted: Mapping[str, Sequence[Stage]], plan: PackingPlan, out: Path) -> str:
+def write_report(grid: Stages, wanted: Mapping[str, Sequence[Stage]], plan: AblationPlan, out: Path) -> str:
     """Writes `runs.csv`, `table.md`, `arms.png` and `sweeps.png` from what is finished; returns the page.
 
     Args:

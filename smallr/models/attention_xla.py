@@ -1,8 +1,8 @@
 """Computes attention by horizon in plain JAX; `smallr.models.attention` defines the result.
 
 FlashAttention (arXiv 2205.14135, algorithms 1 and 4) over those tiles of the square that hold a visible pair: no [T, T]
-exists, the half above the diagonal costs nothing, and neither do the keys of other examples, or a chosen branch for the
-rejected queries. A tile of queries takes several of its key tiles side by side: a CPU computes products with a few
+exists, the half above the diagonal costs nothing, and neither do the keys of other examples, or a chosen completion for
+the rejected queries. A tile of queries takes several of its key tiles side by side: a CPU computes products with a few
 hundred keys at up to twice the speed of those with 64, and one part is mostly the whole list, so that little is rescaled.
 How many there are is known only at run time, and a shape is not: so there is a branch for each number (`lax.switch`).
 

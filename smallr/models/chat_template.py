@@ -24,7 +24,7 @@ _VERSION = 1
 def check_template(template: str | dict[str, str] | None, name: str) -> None:
     """Renders small conversations with a template, which must end within limits.
 
-    What passed once is remembered in the cache. Errors that the template raises on a conversation are its right.
+    What passed once is kept in the cache. Errors that the template raises on a conversation are its right.
 
     Args:
       template: of a tokenizer; several by name.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.crv.ablation import Worker
-from experiments.crv.arms import BASE, COGPO, CRV, DPO, RAW, PackingPlan, TrainSettings, config_of
+from experiments.crv.arms import BASE, COGPO, CRV, DPO, RAW, AblationPlan, TrainSettings, config_of
 from experiments.crv.base import Base
 from experiments.crv.judge import against
 from experiments.crv.questions import Questions
@@ -133,7 +133,7 @@ def plan(model="tiny-random", **changes):
         "mixes": ("1:0:0", "balanced"),
         "critics": ("0", "0.5"),
     }
-    return PackingPlan(**{**fields, **changes})
+    return AblationPlan(**{**fields, **changes})
 
 
 def test_runs_that_sweeps_share_are_one_run():

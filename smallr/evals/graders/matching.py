@@ -26,7 +26,7 @@ class Match:
         normalise: Callable[[str], Any],
         same: Callable[[Any, Any], bool] = lambda answer, gold: answer == gold,
     ):
-        """`normalise` gives None for a text that is no answer; it is applied to both sides."""
+        """`normalise` gives None for a text that is no answer; it is applied to both texts."""
         self._extract, self._normalise, self._same = extract, normalise, same
 
     def grade(self, jobs: Sequence[Job]) -> list[Verdict]:
