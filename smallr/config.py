@@ -251,7 +251,7 @@ def unpaired() -> ConfigDict:
 
 
 def ilql() -> ConfigDict:
-    """Fields of implicit language Q-learning: completions with a reward for each scored token, learned by heads."""
+    """Returns the fields of ILQL: completions with a reward for each scored token, whose values heads learn."""
     config = add_heads(base(), values=1, q=2)
     config.data.kind = "completions"
     config.data.token_columns = ("reward",)

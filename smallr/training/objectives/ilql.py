@@ -25,7 +25,7 @@ REWARD = "reward"  # the column of `config.data.token_columns` that has the rewa
 
 @dataclasses.dataclass(frozen=True)
 class Ilql(Objective):
-    """ILQL on the heads of `config.heads`: mean over all scored tokens of L_Q + L_V + conservative_weight L_CQL.
+    """Computes ILQL on `config.heads`: the mean over all scored tokens of L_Q + L_V + conservative_weight L_CQL.
 
     The rows are of the kind `completions`, with the column `reward` among `config.data.token_columns`. The decoder below
     the heads is trained too, unless `config.freeze` keeps it as it is; then the policy that was trained before shares it.
