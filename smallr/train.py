@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from smallr.cli.inputs import announce, check_training
 from smallr.cli.parsing import Parser
 from smallr.core.early_signals import exit_on_sigterm
 
@@ -35,6 +36,9 @@ def flags(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Sets up JAX and trains."""
     exit_on_sigterm()  # imports take seconds
+    check_training(options.config)
+    workdir = options.workdir or f"runs/{options.config_name}/{time.strftime('%Y%m%d-%H%M%S')}"
+    announce(f"{workdir}: {options.config.model} on {options.config.data.train}; loading JAX …")
     import jax
 
     if options.distributed:
@@ -42,7 +46,6 @@ def run(options: Namespace) -> None:
     from smallr.core.programs import keep_programs
 
     keep_programs(1.0)
-    workdir = options.workdir or f"runs/{options.config_name}/{time.strftime('%Y%m%d-%H%M%S')}"
     train(options.config, Path(workdir))
 
 

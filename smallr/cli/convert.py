@@ -13,6 +13,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from smallr.cli.inputs import announce, check, check_model, check_tokenizer
 from smallr.cli.parsing import Parser
 
 
@@ -29,6 +30,11 @@ def flags(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Writes the folder and says what it holds."""
+    check("--from", check_model, getattr(options, "from"))
+    if options.tokenizer:
+        check_tokenizer(options.tokenizer)
+    announce(f"writing {getattr(options, 'from')} to {options.to}; loading JAX …")
+
     from smallr.methods.adaptive.stored import export
     from smallr.training.exporting import convert
     from smallr.training.saved import find_run

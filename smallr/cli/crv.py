@@ -13,6 +13,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from smallr.cli.inputs import announce, check, check_language_model, check_source
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
 
@@ -25,6 +26,11 @@ def flags(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the method and says where its results are."""
+    check("config.data.source", check_source, options.config.data.source)
+    if options.config.model:
+        check("config.model", check_language_model, options.config.model)
+    announce(f"fitting the rationales of {options.config.data.source}; loading JAX …")
+
     from rich.console import Console
 
     from smallr.core.programs import keep_programs

@@ -12,6 +12,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from smallr.cli.inputs import announce, check, check_language_model
 from smallr.cli.parsing import Parser
 
 
@@ -26,6 +27,9 @@ def flags(parser: Parser) -> None:
 
 def run(options: Namespace) -> int:
     """Evaluates and shows the results; 1 if some questions have none."""
+    check("config.model", check_language_model, options.config.model)
+    announce(f"{options.config.benchmark}: asking {options.config.model}; loading JAX …")
+
     from smallr.core.programs import keep_programs
     from smallr.evals.evaluation import default_folder, evaluate
     from smallr.evals.summary import show

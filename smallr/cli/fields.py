@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import os
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,64 @@ def set_field(config: ConfigDict, path: str, text: str | None) -> None:
     Raises:
       UserError: no such field, or a value of another type; one line that names the field.
     """
+    parent, name = _field(config, path)
+    node = parent[name]
+    if isinstance(node, ConfigDict):
+        raise _is_group(path, node)
+    if text is None:
+        if not isinstance(node, bool):
+            raise UserError(f"config.{path}: give a value, --config.{path}=VALUE")
+        text = "true"
+    parent[name] = _value(path, text, node)
+
+
+def set_value(config: ConfigDict, path: str, value: Any) -> None:
+    """Sets a field from a value of Python, or the fields of a group from a mapping.
+
+    A text is read as on the command line. A whole float is taken for an int, as 1e3 is there.
+
+    Raises:
+      UserError: no such field, or a value of another type; one line that names the field.
+    """
+    parent, name = _field(config, path)
+    old = parent[name]
+    if isinstance(value, Mapping) and isinstance(old, ConfigDict):
+        for key, each in value.items():
+            set_value(config, f"{path}.{key}", each)
+    elif isinstance(old, ConfigDict):
+        raise _is_group(path, old)
+    elif isinstance(value, str | os.PathLike):
+        parent[name] = _value(path, os.fspath(value), old)
+    elif isinstance(old, tuple | list) and isinstance(value, tuple | list):
+        parent[name] = tuple(value)
+    elif isinstance(old, bool) == isinstance(value, bool) and isinstance(old, int | float):
+        if not isinstance(value, int | float):
+            raise UserError(f"config.{path}={value!r}: must be a {_kind_of(old)}, like {old}")
+        if isinstance(old, int) and value != int(value):
+            raise UserError(f"config.{path}={value!r}: must be a whole number, like {old}")
+        parent[name] = old.__class__(value)
+    else:
+        raise UserError(f"config.{path}={value!r}: must be a {_kind_of(old)}, like {old!r}")
+
+
+def _field(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+    """Returns the group that holds a field, and the field's name in it."""
     *groups, name = path.split(".")
     node = config
     for group in (*groups, name):
         if not isinstance(node, ConfigDict) or group not in node:
             raise UserError(_unknown(config, path))
         parent, node = node, node[group]
-    if isinstance(node, ConfigDict):
-        raise UserError(
-            f"config.{path} is a group: set one of its fields, {', '.join(f'{path}.{key}' for key in node)}"
-        )
-    if text is None:
-        if not isinstance(node, bool):
-            raise UserError(f"config.{path}: give a value, --config.{path}=VALUE")
-        text = "true"
-    parent[name] = _value(path, text, node)
+    return parent, name
+
+
+def _is_group(path: str, node: ConfigDict) -> UserError:
+    return UserError(f"config.{path} is a group: set one of its fields, {', '.join(f'{path}.{key}' for key in node)}")
+
+
+def _kind_of(value: Any) -> str:
+    names = {bool: "truth value", int: "whole number", float: "number", str: "text", tuple: "tuple", list: "list"}
+    return names.get(value.__class__, value.__class__.__name__)
 
 
 def _value(path: str, text: str, old: Any) -> Any:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from absl import logging
 
+from smallr.cli.inputs import announce, check, check_model
 from smallr.cli.parsing import Parser, UsageError
 from smallr.core.errors import UserError
 
@@ -74,6 +75,11 @@ def run(options: Namespace) -> None:
         )
     if not (options.model or options.adaptive):
         raise UsageError("generate: give --model=NAME, or --adaptive=FOLDER")
+    if options.model:
+        check("--model", check_model, options.model)
+    if options.prompts and options.prompts != "-" and not Path(options.prompts).is_file():
+        raise UserError(f"--prompts: there is no file {options.prompts}")
+    announce(f"loading JAX, then {options.model or options.adaptive} …")
 
     from smallr.core.programs import keep_programs
     from smallr.sampling.chat import converse

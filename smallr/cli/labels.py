@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from smallr.cli.inputs import announce, check, check_model, check_source
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
 
@@ -31,6 +32,9 @@ def run(options: Namespace) -> None:
     out = Path(options.out)
     if out.exists():
         raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
+    check("--model", check_model, options.model)
+    check("--data", check_source, options.data)
+    announce(f"labelling {options.data} with {options.model}; loading JAX …")
 
     from smallr.core.files import whole_folder
     from smallr.core.programs import keep_programs

@@ -13,6 +13,7 @@ from argparse import Namespace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from smallr.cli.inputs import check_training
 from smallr.cli.parsing import Parser
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def flags(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Reads and packs the training rows, and prints some."""
+    check_training(options.config)
+
     from rich.console import Console
 
     from smallr.training.objective import make_objective

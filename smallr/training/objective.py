@@ -7,7 +7,7 @@ these per-example values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -31,10 +31,11 @@ __all__ = [
     "Summariser",
     "Unpaired",
     "make_objective",
+    "register_objective",
 ]
 
 # What `config.objective.name` may be; the other fields of `config.objective` are the objective's own.
-OBJECTIVES: Mapping[str, Callable[[ConfigDict], Objective]] = {
+OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {
     "preference": Preference.from_fields,
     "unpaired": Unpaired.from_fields,
     "sft": Likelihood.from_fields,
@@ -42,6 +43,31 @@ OBJECTIVES: Mapping[str, Callable[[ConfigDict], Objective]] = {
     "choice": Choice.from_fields,
     "ilql": Ilql.from_fields,
 }
+_OWN = frozenset(OBJECTIVES)
+
+
+def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
+    """Gives an objective a name for `config.objective.name`; to be used as a decorator, on a dataclass.
+
+        @smallr.register_objective("focal")
+        @dataclasses.dataclass(frozen=True)
+        class Focal(smallr.Objective):
+            gamma: float = 2.0
+
+    The other fields of `config.objective` are the fields of the class. An objective of the same name that was registered
+    before is replaced; those of smallr are not.
+
+    Raises:
+      UserError: a name that is smallr's own.
+    """
+    if name in _OWN:
+        raise UserError(f"register_objective: {name!r} must be a new name; smallr has an objective of this name")
+
+    def register(objective: type[Objective]) -> type[Objective]:
+        OBJECTIVES[name] = objective.from_fields
+        return objective
+
+    return register
 
 
 def make_objective(config: ConfigDict) -> Objective:

@@ -20,6 +20,12 @@ def log(text: str) -> None:
         print(text, flush=True)
 
 
+def announce(text: str) -> None:
+    """Prints to standard error, from process 0 only, what takes the next seconds."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Shows training on standard error: steps, loss, accuracy, real tokens/s and the time that is left.
 

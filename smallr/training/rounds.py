@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from smallr.data.packing import RowShape
-from smallr.training.progress import log
+from smallr.training.progress import announce, log
 from smallr.training.step import Step
 
 
@@ -67,6 +67,7 @@ class CompiledSteps:
                 log(
                     f"programs: compiled anew, for {about}; config.batch.scored and config.batch.examples can fix the shape"
                 )
+            announce("compiling the step …")
             self._programs[key] = make().lower(*arguments).compile()
         self._round = round
         return self._programs[key]

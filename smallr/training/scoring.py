@@ -19,7 +19,8 @@ from smallr.core.errors import UserError
 from smallr.core.files import whole_folder
 from smallr.core.sharding import make_mesh
 from smallr.data import completion_columns
-from smallr.data.packing import PackingPlan, Sizes
+from smallr.data.batch import Example
+from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import values_by_completion
 from smallr.data.sources import load_rows
 from smallr.data.token_set import TokenSet
@@ -131,7 +132,7 @@ class Scorer:
         _, self._params = nnx.split(decoder)
 
     def token_logps(
-        self, examples: TokenSet, *, rows: int, row_length: int
+        self, examples: Sequence[Example], *, rows: int, row_length: int, shape: RowShape | None = None
     ) -> Iterator[tuple[int, list[Float[np.ndarray, "scored"]]]]:
         """Yields (index of the example, log-probs of the scored tokens of each completion), in the order of packed rows.
 
@@ -139,13 +140,20 @@ class Scorer:
           examples: none of them longer than a row.
           rows: packed rows a step.
           row_length: tokens of a row.
+          shape: capacities of a row; None: chosen for the examples.
         """
-        sizes = Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
-        split = Split("rows", examples, PackingPlan(sizes, rows, row_length, shuffle=False), {}, ())
+        sizes = _sizes(examples)
+        split = Split("rows", examples, PackingPlan(sizes, rows, row_length, shuffle=False, shape=shape), {}, ())
         steps = split.plan.num_steps(1)
         with jax.set_mesh(self._mesh):
             for batch in tqdm(split.one_pass(self._mesh), total=steps, desc="scoring", unit="batch", disable=None):
                 yield from values_by_completion(np.asarray(self._run(self._params, batch)), batch)
+
+
+def _sizes(examples: Sequence[Example]) -> Sizes:
+    if isinstance(examples, TokenSet):  # whose lengths are known
+        return Sizes.from_lengths(examples.prefix_lengths, examples.completion_lengths, examples.num_scored)
+    return Sizes.of(examples)
 
 
 def _columns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from smallr.training.objective import make_objective
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
 from smallr.training.policy import NOTHING, ParameterPartition, check_heads, check_soft, prepare_policy
-from smallr.training.progress import Progress, log
+from smallr.training.progress import Progress, announce, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rounds import CompiledSteps, Renewal, Round
 from smallr.training.rows import read_rows
@@ -51,7 +52,7 @@ Benchmark = Callable[[Decoder], dict[str, float]]
 class Trainer:
     """Trains one model in one workdir.
 
-        Trainer(config, workdir).fit()                    # all of it: data, weights, reference, steps, report
+        Trainer(config).fit()                             # all of it: data, weights, reference, steps, report
 
         with Trainer(config, workdir) as trainer:         # or by rounds
             trainer.load()
@@ -85,9 +86,13 @@ class Trainer:
       UserError: a field of the config, a model or a workdir that cannot be used; another run in the workdir.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path, benchmark: Benchmark | None = None):
-        """Checks what is cheap to check, and opens the model's files, not its weights."""
-        self.config, self.workdir, self.benchmark = config, Path(workdir), benchmark
+    def __init__(self, config: ConfigDict, workdir: str | Path | None = None, benchmark: Benchmark | None = None):
+        """Checks what is cheap to check, and opens the model's files, not its weights.
+
+        Without a workdir a new one is made under `runs/`.
+        """
+        self.config, self.benchmark = config, benchmark
+        self.workdir = Path(workdir) if workdir else Path("runs", config.objective.name, time.strftime("%Y%m%d-%H%M%S"))
         self.clock = Clock()
         self.mesh = make_mesh(**config.mesh)
         checks.check_batch(config, self.mesh)
@@ -283,6 +288,7 @@ class Trainer:
         if self.state is not None:
             return
         with jax.set_mesh(self.mesh):
+            announce(f"reading the weights of {self.source.name} …")
             self.partition = self._read_partition()
             check_groups(self.config.optimizer, split_targets(self.partition.params)[0])
             options = ReferenceOptions.from_fields(self.config.objective)

@@ -75,6 +75,24 @@ def test_every_command_explains_itself(capsys, name):
         ("generate hi --prompts=a", 2, "give a prompt, --prompts=FILE or --interactive"),
         ("generate hi", 2, "give --model=NAME"),
         ("configs show", 2, "name a config"),
+        ("train cogpo --config.data.train=no.jsonl", 1, "config.data.train: no.jsonl: no such file"),
+        ("train cogpo --config.data.train=no/such/folder", 1, "config.data.train: data set 'no/such/folder': no such"),
+        ("train cogpo --config.data.eval=builtin:arithmetic/preferenc", 1, "config.data.eval: .*did you mean"),
+        ("train cogpo --config.model=no/such/model", 1, "config.model: unknown model 'no/such/model'"),
+        ("train cogpo --config.model=no.gguf", 1, "config.model: model file 'no.gguf' does not exist"),
+        ("train cogpo --config.tokenizer=no/such/one", 1, "config.tokenizer: 'no/such/one' is no folder here"),
+        ("train cogpo --lora --config.lora.adapter=no", 1, "config.lora.adapter: there is no folder no"),
+        ("preview cogpo --config.model=/no", 1, "config.model: unknown model '/no'"),
+        ("generate hi --model=tiny-randm", 1, "--model: unknown model 'tiny-randm'.*the nearest is 'tiny-random'"),
+        ("generate --model=tiny-random --prompts=no.txt", 1, "--prompts: there is no file no.txt"),
+        ("serve --model=/no", 1, "--model: unknown model"),
+        ("convert --from=/no --to=x", 1, "--from: unknown model"),
+        ("score --model=/no --data=b.json --out=c", 1, "--model: unknown model"),
+        ("score --model=tiny-random --data=no/*.csv --out=c", 1, r"--data: no/\*.csv: no file matches"),
+        ("labels --model=tiny-random --data=no.json --out=no", 1, "--data: no.json: no such file"),
+        ("crv annotate --config.data.source=no.jsonl", 1, "config.data.source: no.jsonl: no such file"),
+        ("crv annotate --config.model=/no", 1, "config.model: unknown model '/no'"),
+        ("evaluate gsm8k --config.model=local:/no", 1, "config.model: unknown model '/no'"),
     ],
 )
 def test_errors_are_one_line(capsys, argv, code, message):
@@ -83,6 +101,24 @@ def test_errors_are_one_line(capsys, argv, code, message):
     assert err.startswith("smallr: ")
     assert err.count("\n") == 1
     assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("train cogpo:smoke --workdir=runs/x", "runs/x: tiny-random on builtin:arithmetic/preference; loading JAX …"),
+        ("generate hi --model=tiny-random", "loading JAX, then tiny-random …"),
+        ("convert --from=tiny-random --to=x", "writing tiny-random to x; loading JAX …"),
+    ],
+)
+def test_a_command_says_at_once_what_it_loads(capsys, monkeypatch, argv, line):
+    """The line stands there before JAX is imported."""
+    for module in ("jax", "smallr.core.programs", "smallr.methods.adaptive.stored"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("smallr.train.exit_on_sigterm", lambda: None)
+    with pytest.raises(ImportError):
+        main(argv.split())
+    assert capsys.readouterr() == ("", f"{line}\n")
 
 
 @pytest.mark.process
@@ -94,6 +130,8 @@ import smallr
 from smallr.cli import config_files, fields, main
 import importlib
 assert main.main(["train", "cogpo", "--config.lr=1"]) == 1
+assert main.main(["train", "cogpo", "--config.model=/no"]) == 1
+assert main.main(["train", "cogpo", "--config.data.train=no.jsonl"]) == 1
 assert main.main(["train", "cogpo", "--help"]) == 0
 for module, _ in main.COMMANDS.values():
     importlib.import_module(module)
@@ -117,7 +155,8 @@ def test_the_front_is_fast():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds("-c", "import smallr") for _ in range(3)) < 0.2
-    for argv in (("--help",), ("train", "cogpo", "--config.lr=1")):
+    wrong = ("--config.lr=1", "--config.model=/no", "--config.data.train=no.jsonl")
+    for argv in (("--help",), *(("train", "cogpo", field) for field in wrong)):
         assert min(seconds("-m", "smallr", *argv) for _ in range(3)) < 0.5
 
 

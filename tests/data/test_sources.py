@@ -9,7 +9,7 @@ import sys
 import datasets
 import pytest
 
-from smallr.data import builtin, sources
+from smallr.data import builtin, specs
 from smallr.data.errors import DataError
 from smallr.data.formats import recognise
 from smallr.data.sources import load_rows
@@ -287,9 +287,9 @@ def test_tfds_that_needs_tensorflow_says_so(monkeypatch):
 def test_specs_go_to_their_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert sources._kind("org/name") == ("disk", "org/name")
-    assert sources._kind("org/other:config") == ("hub", "org/other:config")
-    assert sources._kind("hub:org/name") == ("hub", "org/name")
-    assert sources._kind("tfds:a/b:1.0.0") == ("tfds", "a/b:1.0.0")
-    assert sources._kind("rows.json.gz") == ("files", "rows.json.gz")
-    assert sources._kind("data/**/x-[0-9].csv") == ("files", "data/**/x-[0-9].csv")
+    assert specs.kind_of("org/name") == ("disk", "org/name")
+    assert specs.kind_of("org/other:config") == ("hub", "org/other:config")
+    assert specs.kind_of("hub:org/name") == ("hub", "org/name")
+    assert specs.kind_of("tfds:a/b:1.0.0") == ("tfds", "a/b:1.0.0")
+    assert specs.kind_of("rows.json.gz") == ("files", "rows.json.gz")
+    assert specs.kind_of("data/**/x-[0-9].csv") == ("files", "data/**/x-[0-9].csv")

@@ -75,9 +75,9 @@ def test_generate_reads_the_prompts_before_it_opens_the_model(tmp_path, monkeypa
     good.write_text("one")
     monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(UserError, match=r"bad\.jsonl, line 1: `prompt` is neither"):
-        generate(model="no-such-model", prompts=str(bad))
+        generate(model="tiny-random", prompts=str(bad))
     with pytest.raises(UserError, match="--out: there is no folder"):
-        generate(model="no-such-model", prompts=str(good), out=f"{tmp_path}/nowhere/a.jsonl")
+        generate(model="tiny-random", prompts=str(good), out=f"{tmp_path}/nowhere/a.jsonl")
 
 
 @pytest.mark.parity

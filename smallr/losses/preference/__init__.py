@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 _HOME = {
-    **dict.fromkeys(("LOSSES", "RECIPES", "Field", "Loss", "WeightedLoss", "parse"), "registry"),
+    **dict.fromkeys(("LOSSES", "RECIPES", "Field", "Loss", "WeightedLoss", "parse", "register_loss"), "registry"),
     **dict.fromkeys(("beyond_shared_length", "likelihood_weight"), "weighting"),
     **dict.fromkeys(("kl_estimate", "kto"), "unpaired"),
     "Divergence": "divergence",

@@ -11,10 +11,11 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smallr.core.errors import UserError
 
@@ -57,7 +58,7 @@ class Loss:
 
     Attributes:
       name: of the function, (pairs, **fields) -> one loss a pair.
-      module: where the function is.
+      module: where the function is; empty if it is given.
       reference: whether the reference's log-probs have a part in it.
       beta: whether it has a strength beta at all.
       positive_beta: whether beta 0 is undefined (a division).
@@ -67,6 +68,7 @@ class Loss:
         reverse KL can stand behind them (the normaliser cancels in a difference only).
       whole_step: whether a pair's loss depends on the other pairs of the step.
       fields: numbers that the config has for it.
+      given: the function itself, of a loss that is registered from outside.
     """
 
     name: str
@@ -79,11 +81,12 @@ class Loss:
     divergence: bool = False
     whole_step: bool = False
     fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    given: LossFn | None = None
 
     @property
     def function(self) -> LossFn:
         """Returns the function, imported when it is asked for."""
-        return getattr(importlib.import_module(self.module), self.name)
+        return self.given or getattr(importlib.import_module(self.module), self.name)
 
 
 LOSSES: dict[str, Loss] = {}
@@ -92,6 +95,45 @@ LOSSES: dict[str, Loss] = {}
 def declare(module: str, name: str, **needs) -> None:
     """Puts a loss into `LOSSES`: a function of a module, and what it needs (the attributes of `Loss`)."""
     LOSSES[name] = Loss(name, module, **needs)
+
+
+def register_loss(function: LossFn | None = None, *, fields: Mapping[str, Field] | None = None, **needs: Any) -> Any:
+    """Gives a loss of pairs a name, that of its function, for `config.objective.loss`; to be used as a decorator.
+
+        @smallr.register_loss
+        def clipped(pairs, *, ceiling: float = 2.0):
+            return jnp.maximum(-jax.nn.log_sigmoid(pairs.beta * pairs.h), -ceiling)
+
+    The function takes `Pairs` and returns one loss for each. Its keyword-only parameters are fields of
+    `config.objective`. A loss of the same name that was registered before is replaced; those of smallr are not.
+
+    Args:
+      function: the loss.
+      fields: meanings and bounds of fields; those that are not named may have any value.
+      **needs: attributes of `Loss`, e.g. `reference=False` for a loss of log-probs alone.
+
+    Raises:
+      UserError: a name that is smallr's own, a parameter without a default, or an unknown need.
+    """
+    if function is None:
+        return functools.partial(register_loss, fields=fields, **needs)
+    name, known = function.__name__, {field.name for field in dataclasses.fields(Loss)} - {"name", "module", "given"}
+    if name in RECIPES or (name in LOSSES and LOSSES[name].given is None) or not name.isidentifier():
+        raise UserError(f"register_loss: {name!r} must be a new name; smallr has a loss of this name")
+    if unknown := sorted(set(needs) - known):
+        raise UserError(f"register_loss: {unknown[0]!r} of {name} must be one of: {', '.join(sorted(known))}")
+    own = {}
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.kind is not parameter.KEYWORD_ONLY or not isinstance(parameter.default, int | float):
+            raise UserError(
+                f"register_loss: {name}({parameter.name}): parameters behind the pairs are keyword-only numbers with a "
+                f"default, as in `def {name}(pairs, *, {parameter.name}=1.0)`"
+            )
+        own[parameter.name] = Field(float(parameter.default), "")
+    if unknown := sorted(set(fields or {}) - set(own)):
+        raise UserError(f"register_loss: {name} has no parameter {unknown[0]!r}, which `fields` describes")
+    LOSSES[name] = Loss(name, "", fields={**own, **(fields or {})}, given=function, **needs)
+    return function
 
 
 def _smoothing(default: float = 0.0, open: str = "") -> dict[str, Field]:

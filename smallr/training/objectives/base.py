@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,22 @@ class Objective:
     log_sum_p2: bool = False
     whole_step: str = ""
     normalise: str = "step"
+
+    @classmethod
+    def from_fields(cls, node: Mapping[str, Any]) -> Self:
+        """Makes the objective from `config.objective`, whose fields are those of the class, a dataclass.
+
+        Raises:
+          UserError: a field that the class does not have.
+        """
+        fields = Fields(node, f"objective {node['name']}")
+        fields.take("name")
+        own = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+        objective = cls(**{field.name: fields.take(field.name) for field in own if field.name in node})
+        if objective.reference != "none":
+            fields.leave(*OF_REFERENCE)
+        fields.finish()
+        return objective
 
     def columns(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Makes the columns [examples] that batches carry from those of the data set; by default there are none.

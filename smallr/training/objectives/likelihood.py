@@ -14,7 +14,7 @@ from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.losses import TokenScores
 from smallr.losses.rationale import Normalisation, amplification, rationale_loss, role_nll
-from smallr.training.objectives.base import Fields, Objective, Summariser
+from smallr.training.objectives.base import Objective, Summariser
 from smallr.training.summaries import RankCorrelation, likelihood_summary, summary_by_order
 
 
@@ -34,16 +34,6 @@ class Likelihood(Objective):
     normalisation: Normalisation = "token_mean"
     amplify: float = 0.0
     window: int = 0
-
-    @classmethod
-    def from_fields(cls, node: Mapping) -> Likelihood:
-        """Makes the objective from `config.objective`; plain SFT has no other field than the normalisation."""
-        fields = Fields(node, f"objective {node['name']}")
-        fields.take("name")
-        names = [field.name for field in dataclasses.fields(cls) if field.name in node]
-        objective = cls(**{name: fields.take(name) for name in names})
-        fields.finish()
-        return objective
 
     @property
     def whole_step(self) -> str:

@@ -1,0 +1,1 @@
+"""What `import smallr` offers beside the packages themselves; see docs/api.md."""
