@@ -6,6 +6,8 @@ damaged program is compiled again, and so that a killed process or a full disk l
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import jax
@@ -22,6 +24,12 @@ _SUBFOLDER = "sealed"
 
 class _SealedPath(type(epath.Path("."))):
     """Represents a file whose content is sealed on disk; a damaged one does not exist."""
+
+    if sys.version_info >= (3, 12):
+
+        def __init__(self, *parts: str | os.PathLike[str]):
+            # Since 3.12 a path takes its parts here, and `epath.Path(uri)` calls this once more, with the URI.
+            super().__init__(*(part.removeprefix(_SCHEME) if isinstance(part, str) else part for part in parts))
 
     def exists(self) -> bool:
         """Returns whether the file is there and intact; removes a damaged one, so that JAX stores it again."""

@@ -94,7 +94,7 @@ def test_generate_writes_a_line_a_prompt_and_an_error_where_there_is_none(tmp_pa
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     how = {"chat": False, "max_tokens": 3, "n": 2, "temperature": 1.0, "ignore_eos": True}
     for number, out in ((0, "a"), (0, "b"), (1, "c")):
-        generate(model="x", prompts=f"{tmp_path}/prompts.jsonl", out=f"{tmp_path}/{out}", round=number, **how)
+        generate(model="tiny-random", prompts=f"{tmp_path}/prompts.jsonl", out=f"{tmp_path}/{out}", round=number, **how)
     lines = [json.loads(line) for line in (tmp_path / "a").read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"] for line in lines] == [row["prompt"] for row in rows]
     assert [[len(sample["token_ids"]) for sample in line["samples"]] for line in lines] == [[3, 3], [], [], [], [3, 3]]
