@@ -81,6 +81,9 @@ def _add_data(config: ConfigDict) -> None:
     config.data.token_columns = ()  # columns with a number for each scored token
     config.data.format = ""  # how columns are read, see docs/data.md: messages, alpaca …; empty: found out from them
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
+    # Of an example that is longer than a row: drop | truncate_prompt_left, which shortens the prompt, see docs/data.md. A
+    # completion is never cut.
+    config.data.truncation = "drop"
     config.data.date = "2024-07-26"  # written by chat templates that write today's, so that days do not matter
 
 
@@ -88,7 +91,7 @@ def _add_batch(config: ConfigDict) -> None:
     """Adds the shape of a step's rows."""
     config.batch = ConfigDict()
     config.batch.rows = 4  # packed rows a step, over all devices
-    config.batch.row_length = 512  # tokens a row; a longer example is dropped and counted
+    config.batch.row_length = 512  # tokens a row; what becomes of a longer example says data.truncation
     config.batch.accumulation = 1  # micro-batches a step; divides rows
     config.batch.packing = True  # several examples a row
     # Capacities of a row; 0: chosen for the data. Set them where rounds of different rows are to share one program.

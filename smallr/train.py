@@ -15,6 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -49,8 +50,12 @@ def run(options: Namespace) -> None:
     train(options.config, Path(workdir))
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Trains as `config` says: labels of a router's rows first, and a benchmark on the way, if it names them."""
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains as `config` says: labels of a router's rows first, and a benchmark on the way, if it names them.
+
+    Returns:
+      The report, see `Trainer.fit`.
+    """
     from smallr.evals.in_training import open_benchmark
     from smallr.methods.adaptive.labels import labelled_rows
     from smallr.training.trainer import Trainer
@@ -59,7 +64,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
         trainer.benchmark = open_benchmark(config, trainer.mesh)
         if "labels" in config:
             trainer.load_data(*labelled_rows(config))
-        trainer.fit()
+        return trainer.fit()
 
 
 if __name__ == "__main__":

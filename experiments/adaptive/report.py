@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from experiments.adaptive.policies import Outcomes, at_rate, bootstrap, choose, oracle, tokens_saved, unsure
 from experiments.adaptive.students import Written
 from experiments.adaptive.teacher_rows import Row
-from experiments.tables import Mean, markdown, mean, write_csv
+from smallr.core.comparison import Mean, markdown, mean, write_csv
 from smallr.core.stages import Stage, Stages
 
 

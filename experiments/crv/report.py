@@ -11,7 +11,7 @@ import numpy as np
 from experiments.crv.arms import COGPO, CRV, DPO, RAW, AblationPlan
 from experiments.crv.judge import ANSWERS, read_answers
 from experiments.crv.styles import styles
-from experiments.tables import Row, bars, curves, difference, groups, markdown, table, write_csv
+from smallr.core.comparison import Row, bars, curves, difference, groups, markdown, table, write_csv
 from smallr.core.stages import Stage, Stages
 from smallr.data.rows import GAPS
 from smallr.evals.statistics import paired_difference

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.crv.judge import ANSWERS, read_answers
-from experiments.tables import markdown
+from smallr.core.comparison import markdown
 from smallr.core.stages import Stage, Stages
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.rationales import STYLES

@@ -23,6 +23,7 @@ from smallr.data.errors import nearest
 # name -> (module, what it does), in the order of the help.
 COMMANDS = {
     "train": ("smallr.train", "train a model, or go on with a run"),
+    "sweep": ("smallr.cli.sweep", "train with every combination of some fields' values, and name the best"),
     "preview": ("smallr.cli.preview", "show rows as a run would see them: rendered, tokenised, packed"),
     "configs": ("smallr.cli.configs", "list the configs, or show the fields of one"),
     "generate": ("smallr.cli.generate", "write with a model"),

@@ -46,6 +46,7 @@ class DropReport:
       read_as: how the columns were read, and `unread`, those that were not.
       longest: tokens of the longest example, dropped ones included, and `longest_row`, the row it was made from.
       over: examples over the limit, by the smallest usual row length that would hold them.
+      cut: how many of them are kept with a shorter prompt.
     """
 
     source: str
@@ -59,6 +60,7 @@ class DropReport:
     longest: int = 0
     longest_row: int = -1
     over: dict[int, int] = dataclasses.field(default_factory=dict)
+    cut: int = 0
 
     def drop(self, row: int, reason: str) -> None:
         """Counts a row that is left out."""
@@ -77,15 +79,19 @@ class DropReport:
         return length <= self.max_length
 
     def advice(self) -> str:
-        """Returns the row length that would keep almost all examples; empty if none is over the limit."""
+        """Returns the row length that would keep almost all examples whole; empty if none is over the limit."""
         if not self.over:
             return ""
-        total, held = self.kept + sum(self.over.values()), self.kept
+        held = whole = self.kept - self.cut
+        total = whole + sum(self.over.values())
         for length in sorted(self.over):
             held += self.over[length]
             if held >= ENOUGH * total:
                 break
-        return f"config.batch.row_length={length} keeps {held / total:.0%} of the examples, now {self.kept / total:.0%}"
+        return (
+            f"config.batch.row_length={length} keeps {held / total:.0%} of the examples{' whole' if self.cut else ''}, "
+            f"now {whole / total:.0%}"
+        )
 
     def _longest(self, row: int, length: int) -> None:
         if length > self.longest:
@@ -101,6 +107,7 @@ class DropReport:
         self._longest(other.longest_row, other.longest)
         for length, count in other.over.items():
             self.over[length] = self.over.get(length, 0) + count
+        self.cut += other.cut
 
     def __str__(self) -> str:
         longest = f"longest example {self.longest} tokens (row {self.longest_row})" if self.longest else "no tokens"

@@ -66,6 +66,11 @@ class Encoder:
         encodings = self._encode(list(texts), add_special_tokens=not is_chat)
         return [_before_end(encoding)[self._doubled(encoding) :] for encoding in encodings]
 
+    def token_starts(self, text: str) -> list[int]:
+        """Returns the characters at which the tokens of a text begin, each once."""
+        (encoding,) = self._encode([text], add_special_tokens=False)
+        return sorted({start for start, end in encoding.offsets if end > start})
+
     def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[Encoding]:
         with panics_as_errors(f"{len(texts)} texts, of which the first begins with {texts[0][:40]!r}" if texts else ""):
             return self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)

@@ -1,7 +1,7 @@
 """Tokenises the rows of a data set into a `TokenSet`, once; the result is kept on disk.
 
 `max_length` is a limit on the whole example: its prefix and all its completions, because that is what has to fit in a row
-of a batch. A longer example is dropped and counted, never cut.
+of a batch. A longer example is dropped and counted, or its prompt is shortened (see `truncation`); completions are never cut.
 
 Large sets are tokenised by several processes, a part of the rows each (see `parts`), with the same result. Unpaired rows
 are not: the second completion of a row depends on all rows.
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from smallr.core.cache import cache_dir, cached_folder, is_intact
-from smallr.data.batch import Example
+from smallr.data.batch import Completion, Example
 from smallr.data.chat import Renderer, choice_pieces, rationale_pieces
 from smallr.data.completion_columns import CompletionColumns
 from smallr.data.drops import DropReport
@@ -44,6 +44,7 @@ from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import RationaleRow, TextRow, mismatched, parse_rows
 from smallr.data.templates import DATE, Marked, Unrenderable
 from smallr.data.token_set import TokenSet, write
+from smallr.data.truncation import DROP, POLICIES, PromptCutter
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row.
 VERSION = 3
@@ -70,6 +71,7 @@ class TokenizeOptions:
       choices: of choice rows: two texts that begin with different tokens, of which the first counts.
       format: how the columns are read, one of `formats.format_names(kind)`; empty: found out from the columns.
       date: that a chat template writes where it writes today's, so that tokens are the same on every day.
+      truncation: what happens to a longer example, one of `truncation.POLICIES`.
       completion_columns, token_columns: numbers that rows have of their completions and of their scored tokens, see
         `smallr.data.completion_columns`.
 
@@ -88,11 +90,12 @@ class TokenizeOptions:
     choices: Sequence[str] = ()
     format: str = ""
     date: str = DATE
+    truncation: str = DROP
     completion_columns: Sequence[str] = ()
     token_columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH))):
+        for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH)), ("truncation", POLICIES)):
             value = getattr(self, field)
             if value not in choices:
                 raise DataError(
@@ -223,6 +226,8 @@ class ExampleMaker:
         )
         self._choices = choice_ids(encoder, options.choices) if options.kind == "choice" else None
         self._options = options
+        self._cutter = PromptCutter(encoder, self._longest, self._excess)
+        self._source = ""
 
     def write(
         self, folder: Path, rows: datasets.Dataset, report: DropReport, start: int = 0, progress: tqdm | None = None
@@ -239,7 +244,7 @@ class ExampleMaker:
         Returns:
           The report.
         """
-        options = self._options
+        options, self._source = self._options, report.source
         parsed = parse_rows(
             _iterate(rows, progress),
             options.kind,
@@ -256,70 +261,107 @@ class ExampleMaker:
 
     def _examples(self, rows: Iterable[TextRow | RationaleRow], report: DropReport) -> Iterator[Example]:
         made = self._made_choices(rows, report) if self._choices else self._made(rows, report)
-        for row, number, example in made:
-            if example is not None:
-                example = with_soft_tokens(example, number, self._options.soft_tokens)
-            reason = _problem(example, self._options, report)
-            if reason:
-                report.drop(row, reason)
-            else:
-                report.kept += 1
-                yield example
+        for row, number, example, is_long in made:
+            reason = "" if is_long else self._problem(example, report)
+            if (is_long or reason == self._too_long) and (example := self._cut(row, number)) is not None:
+                report.cut += 1
+                report.note(row.row, f"prompt shortened from the left to fit {self._options.max_length} tokens")
+            elif is_long or reason:
+                report.drop(row.row, reason or self._too_long)
+                continue
+            report.kept += 1
+            yield example
+
+    @property
+    def _too_long(self) -> str:
+        return f"longer than {self._options.max_length} tokens"
+
+    def _problem(self, example: Example | None, report: DropReport) -> str:
+        """Returns why an example cannot be used; empty if it can."""
+        if example is None:
+            return "no token of the prompt stands before the completion"
+        completions = [completion.tokens for completion in example.completions]
+        if self._options.kind == "preference" and completions[0].tolist() == completions[1].tolist():
+            return "chosen equal to rejected"
+        return "" if report.measure(example.row, self._length(example)) else self._too_long
+
+    def _length(self, example: Example) -> int:
+        return self._prefixes(example) * len(example.prefix) + sum(len(each.tokens) for each in example.completions)
+
+    def _prefixes(self, example: Example) -> int:
+        return 1 if self._options.share_prompt else len(example.completions)
+
+    def _excess(self, example: Example) -> int:
+        """Returns the tokens that a prompt must lose so that its example fits."""
+        return -(-(self._length(example) - self._options.max_length) // self._prefixes(example))
+
+    def _cut(self, row: TextRow | RationaleRow, number: int) -> Example | None:
+        """Returns the example of a row that is too long with a shorter prompt; None if it is to be dropped."""
+        if self._options.truncation == DROP:
+            return None
+        try:
+            return self._cutter.cut(row, lambda shorter: self._one(shorter, number))
+        except Unrenderable:
+            return None
+
+    def _one(self, row: TextRow | RationaleRow, number: int) -> Example | None:
+        """Makes one example by itself."""
+        if self._choices:
+            (prefix,) = self._encoder.prompts([self._renderer.choice_prompt(row.prompt)], is_chat=self._options.chat)
+            return self._with_soft(choice_example(prefix, self._choices, row.columns, row.row), number)
+        is_rationale = isinstance(row, RationaleRow)
+        order = self._options.orders[number] if is_rationale else ""
+        texts = self._renderer.rationale_row(row, order) if is_rationale else self._renderer.text_row(row)
+        return self._assembled(row, number, _columns(row, number, self._options.orders), self._encoder(texts))
+
+    def _assembled(
+        self, row: TextRow | RationaleRow, number: int, columns: Mapping[str, float], encoded: Sequence[Completion]
+    ) -> Example | None:
+        """Makes an example of the encoded texts of a row."""
+        if isinstance(row, TextRow) and row.prompt == "":
+            encoded = [without_first(whole) for whole in encoded]
+        example = to_example(encoded, columns, row.row)
+        if example is not None and isinstance(row, TextRow):
+            example = self._options.numbers.attach(example, row.numbers, f"{self._source}, row {row.row}")
+        return self._with_soft(example, number)
+
+    def _with_soft(self, example: Example | None, number: int) -> Example | None:
+        return None if example is None else with_soft_tokens(example, number, self._options.soft_tokens)
 
     def _made(
         self, rows: Iterable[TextRow | RationaleRow], report: DropReport
-    ) -> Iterator[tuple[int, int, Example | None]]:
-        """Yields (number of the row, number of its soft prompt, example)."""
-        numbers = self._options.numbers
+    ) -> Iterator[tuple[TextRow | RationaleRow, int, Example | None, bool]]:
+        """Yields (row, number of its soft prompt, example, whether it is too long to be tokenised)."""
         rendered = _rendered(rows, self._renderer, self._options.orders, report)
-        for batch in _batched(self._short(rendered, report), _BATCH):
+        for batch in _batched(map(self._without_long_texts, rendered), _BATCH):
             wholes = iter(self._encoder([text for *_, texts in batch for text in texts]))
             for row, number, columns, texts in batch:
                 encoded = [next(wholes) for _ in texts]
-                if isinstance(row, TextRow) and row.prompt == "":
-                    encoded = [without_first(whole) for whole in encoded]
-                example = to_example(encoded, columns, row.row)
-                if example is not None and isinstance(row, TextRow):
-                    example = numbers.attach(example, row.numbers, f"{report.source}, row {row.row}")
-                yield row.row, number, example
+                example = self._assembled(row, number, columns, encoded) if encoded else None
+                yield row, number, example, not encoded
 
-    def _short(self, rendered: Iterable[Any], report: DropReport) -> Iterator[Any]:
-        """Leaves out what has more characters than `max_length` tokens can have, before it is tokenised."""
-        for row, number, columns, texts in rendered:
-            if max(len(marked.text) for marked in texts) > self._longest:
-                report.drop(row.row, f"longer than {self._options.max_length} tokens")
-            else:
-                yield row, number, columns, texts
+    def _without_long_texts(self, rendered: tuple[Any, int, Mapping[str, float], Sequence[Marked]]) -> tuple:
+        """Leaves out texts of more characters than `max_length` tokens can have: they need not be tokenised."""
+        *row, texts = rendered
+        return *row, () if max(len(marked.text) for marked in texts) > self._longest else texts
 
-    def _made_choices(self, rows: Iterable[TextRow], report: DropReport) -> Iterator[tuple[int, int, Example | None]]:
+    def _made_choices(
+        self, rows: Iterable[TextRow], report: DropReport
+    ) -> Iterator[tuple[TextRow, int, Example | None, bool]]:
         def prompts() -> Iterator[tuple[TextRow, str]]:
             for row in rows:
                 try:
-                    prompt = self._renderer.choice_prompt(row.prompt)
+                    yield row, self._renderer.choice_prompt(row.prompt)
                 except Unrenderable as reason:
                     report.drop(row.row, str(reason))
-                    continue
-                if len(prompt) > self._longest:
-                    report.drop(row.row, f"longer than {self._options.max_length} tokens")
-                else:
-                    yield row, prompt
 
         for batch in _batched(prompts(), _BATCH):
-            ids = self._encoder.prompts([text for _, text in batch], is_chat=self._options.chat)
-            for (row, _), prefix in zip(batch, ids, strict=True):
-                yield row.row, 0, choice_example(prefix, self._choices, row.columns, row.row)
-
-
-def _problem(example: Example | None, options: TokenizeOptions, report: DropReport) -> str | None:
-    if example is None:
-        return "no token of the prompt stands before the completion"
-    completions = [completion.tokens for completion in example.completions]
-    if options.kind == "preference" and completions[0].tolist() == completions[1].tolist():
-        return "chosen equal to rejected"
-    prefixes = 1 if options.share_prompt else len(completions)
-    if not report.measure(example.row, prefixes * len(example.prefix) + sum(map(len, completions))):
-        return f"longer than {options.max_length} tokens"
-    return None
+            is_long = [len(prompt) > self._longest for _, prompt in batch]
+            short = [prompt for (_, prompt), long in zip(batch, is_long, strict=True) if not long]
+            ids = iter(self._encoder.prompts(short, is_chat=self._options.chat))
+            for (row, _), long in zip(batch, is_long, strict=True):
+                example = None if long else choice_example(next(ids), self._choices, row.columns, row.row)
+                yield row, 0, self._with_soft(example, 0), long
 
 
 def _rendered(
@@ -334,7 +376,7 @@ def _rendered(
         else:
             wanted = ("",)
         for number, order in enumerate(wanted):
-            columns = {"order": float(number)} if len(orders) > 1 and order else getattr(row, "columns", {})
+            columns = _columns(row, number, orders)
             try:
                 texts = renderer.rationale_row(row, order) if order else renderer.text_row(row)
             except Unrenderable as reason:
@@ -343,6 +385,13 @@ def _rendered(
                 for note in dict.fromkeys(note for marked in texts for note in marked.notes):
                     report.note(row.row, note)
                 yield row, number, columns, texts
+
+
+def _columns(row: TextRow | RationaleRow, number: int, orders: Sequence[str]) -> Mapping[str, float]:
+    """Returns the numbers of a row's example; `number` is that of its order."""
+    if isinstance(row, RationaleRow):
+        return {"order": float(number)} if len(orders) > 1 else {}
+    return row.columns
 
 
 def _iterate(rows: datasets.Dataset, progress: tqdm | None) -> Iterator[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,28 @@ from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
 from smallr.models.loading import ModelSource
+from smallr.training.objective import Objective, make_objective
+from smallr.training.optimizer import Horizon, make_groups, make_schedule
+from smallr.training.options import tokenize_options
+from smallr.training.policy import check_heads, check_soft
 from smallr.training.splits import Split
+
+
+def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
+    """Checks all that is known before rows and weights are read; returns the objective.
+
+    Raises:
+      UserError: a field, or fields that do not go together.
+    """
+    check_batch(config, mesh)
+    check_length(config)
+    objective = make_objective(config)
+    check_soft(config, objective.reference)
+    check_heads(config)
+    tokenize_options(config)
+    make_groups(config.optimizer)
+    make_schedule(config.optimizer, (Horizon(0, config.steps or sys.maxsize),))
+    return objective
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:

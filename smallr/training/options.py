@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from smallr.data.templates import DATE
 from smallr.data.tokenize import TokenizeOptions
+from smallr.data.truncation import DROP
 
 
 def tokenize_options(config: ConfigDict) -> TokenizeOptions:
@@ -27,6 +28,7 @@ def tokenize_options(config: ConfigDict) -> TokenizeOptions:
         chat=data.chat,
         format=data.get("format", ""),
         date=data.get("date", DATE),
+        truncation=data.get("truncation", DROP),
         share_prompt=config.batch.get("share_prompt", True),
         soft_tokens=config.soft.length if "soft" in config else 0,
         **fields,

@@ -29,10 +29,9 @@ from smallr.training.cached_scores import cached_columns
 from smallr.training.checkpoints import CheckpointError
 from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
-from smallr.training.objective import make_objective
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
-from smallr.training.policy import NOTHING, ParameterPartition, check_heads, check_soft, prepare_policy
+from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
 from smallr.training.progress import Progress, announce, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rounds import CompiledSteps, Renewal, Round
@@ -95,11 +94,7 @@ class Trainer:
         self.workdir = Path(workdir) if workdir else Path("runs", config.objective.name, time.strftime("%Y%m%d-%H%M%S"))
         self.clock = Clock()
         self.mesh = make_mesh(**config.mesh)
-        checks.check_batch(config, self.mesh)
-        checks.check_length(config)
-        self.objective = make_objective(config)
-        check_soft(config, self.objective.reference)
-        check_heads(config)
+        self.objective = checks.check_run(config, self.mesh)
         self.source = open_trained(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
         self.training: Split | None = None
         self.heldout: Split | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -14,9 +15,12 @@ import pytest
 import yaml
 
 from experiments.launch.templates import DEFAULTS, KINDS, render
+from smallr.cli.main import COMMANDS
+from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
 
 COMMAND = "python -m experiments.crv.ablation --out=/results/cogpo --sweeps=beta,mix"
+SWEEP = "smallr sweep cogpo --grid optimizer.learning_rate=1e-6,3e-6 --seeds=3 --out=/results/lr"
 TRAIN = "smallr train cogpo --workdir=/results/a --config.steps=10"
 VALUES = {
     "slurm": {"partition": "gpu", "project": "/home/me/smallr", "shares": "3"},
@@ -37,7 +41,7 @@ def test_no_field_is_left_open(kind):
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["slurm", "xpk"])
-@pytest.mark.parametrize("command", [COMMAND, TRAIN])
+@pytest.mark.parametrize("command", [COMMAND, SWEEP, TRAIN])
 def test_bash_accepts_the_scripts(kind, command):
     values = {name: value for name, value in VALUES[kind].items() if name != "shares"}
     done = subprocess.run(
@@ -59,6 +63,20 @@ def test_a_slurm_task_runs_its_part(tmp_path):
     assert where == str(project)
     assert asked == ["--kill-on-bad-exit=1", *shlex.split(COMMAND), "--share=2/3"]
     assert "#SBATCH --array=0-2\n" in script
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_is_shared_out_and_a_training_run_is_not(kind):
+    """The flags that a launcher adds are flags of the command."""
+    swept = render(kind, SWEEP, VALUES[kind])
+    trained = render(kind, TRAIN, {name: value for name, value in VALUES[kind].items() if name != "shares"})
+    assert f"{SWEEP} --share=" in swept
+    assert "--share" not in trained
+    added = re.findall(r"(?<!-)--(\w+)", swept.split(SWEEP)[1].splitlines()[0])
+    added += re.findall(r"--(\w+)", trained.split(TRAIN)[1].splitlines()[0])
+    known = [parser_of("sweep"), parser_of("train")]
+    assert added
+    assert all(any(f"--{name}" in each for each in known) for name in added)
 
 
 @pytest.mark.process
@@ -141,6 +159,14 @@ def test_the_command_prints_the_launcher():
     command = [sys.executable, "-m", "experiments.launch", "--kind=slurm", f"--command={COMMAND}", *arguments]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
     assert done.stdout == render("slurm", COMMAND, VALUES["slurm"])
+
+
+def parser_of(command: str) -> str:
+    """The help of a command."""
+    module = importlib.import_module(COMMANDS[command][0])
+    parser = Parser(command, module.__doc__)
+    module.flags(parser)
+    return parser._parser.format_help()
 
 
 def stand_in(path: Path, body: str) -> None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from experiments.tables import bars, curves, difference, groups, markdown, mean, table, write_csv
+from smallr.core.comparison import bars, curves, difference, groups, markdown, mean, table, write_csv
 
 
 def test_intervals_are_students():
