@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from smallr.core.errors import UserError
 from smallr.data.formats import COLUMNS
@@ -65,7 +65,9 @@ def _add_data(config: ConfigDict) -> None:
     """Adds the rows, and how they are read."""
     config.data = ConfigDict()
     config.data.kind = "preference"  # preference | unpaired | sft | completions | rationale | choice
-    config.data.train = "builtin:arithmetic/preference"  # a folder, file or glob, hub id, tfds:name or builtin:name
+    # A folder, file or glob, hub id, tfds:name or builtin:name. Or a list of several to mix, each like
+    # {'path': 'a.jsonl', 'weight': 2}, with split, columns and format where they differ; see docs/data.md.
+    config.data.train = FieldReference("builtin:arithmetic/preference", field_type=object)
     config.data.train_split = ""  # a split, or a part of it: train, train[:90%], train[100:200]; empty: all of `train`
     # Held-out rows. auto: what eval_split or eval_fraction takes of data.train, never trained on; the test rows of
     # built-in data; else none. Empty: none.

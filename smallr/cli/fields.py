@@ -84,7 +84,10 @@ def set_field(config: ConfigDict, path: str, text: str | None) -> None:
         if not isinstance(node, bool):
             raise UserError(f"config.{path}: give a value, --config.{path}=VALUE")
         text = "true"
-    parent[name] = _value(path, text, node)
+    if _is_sources(config, path):
+        _set_sources(parent, name, _sources_of_rows(path, text))
+    else:
+        parent[name] = _value(path, text, node)
 
 
 def set_value(config: ConfigDict, path: str, value: Any) -> None:
@@ -97,7 +100,9 @@ def set_value(config: ConfigDict, path: str, value: Any) -> None:
     """
     parent, name = _field(config, path)
     old = parent[name]
-    if isinstance(value, Mapping) and isinstance(old, ConfigDict):
+    if _is_sources(config, path) and isinstance(value, tuple | list):
+        _set_sources(parent, name, tuple(value))
+    elif isinstance(value, Mapping) and isinstance(old, ConfigDict):
         for key, each in value.items():
             set_value(config, f"{path}.{key}", each)
     elif isinstance(old, ConfigDict):
@@ -134,6 +139,29 @@ def _is_group(path: str, node: ConfigDict) -> UserError:
 def _kind_of(value: Any) -> str:
     names = {bool: "truth value", int: "whole number", float: "number", str: "text", tuple: "tuple", list: "list"}
     return names.get(value.__class__, value.__class__.__name__)
+
+
+def _is_sources(config: ConfigDict, path: str) -> bool:
+    return path == "data.train" and _kind(config) == "training"
+
+
+def _set_sources(data: ConfigDict, name: str, value: str | tuple[Any, ...]) -> None:
+    """Sets `data.train`, a source or a list of them; the config of a run knows it as the one that it was."""
+    with data.ignore_type():
+        data[name] = value
+
+
+def _sources_of_rows(path: str, text: str) -> str | tuple[Any, ...]:
+    """The text as the name of a source, or as a list of sources with their fields."""
+    if not (text.lstrip().startswith(("[", "(")) and "{" in text):
+        return text
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError) as error:
+        raise UserError(
+            f"config.{path}={text}: cannot be read as a list of {{'path': …, 'weight': …}}: {error}"
+        ) from None
+    return tuple(value)
 
 
 def _value(path: str, text: str, old: Any) -> Any:

@@ -3,8 +3,8 @@
   smallr preview cogpo
   smallr preview sft --config.data.train=mine.jsonl --rows=5
 
-Three rows as the model reads them, with the tokens that are scored in colour (in brackets where there is none); what was
-dropped and why; and the examples that the first packed row holds.
+The first row, the last and one in the middle (--rows=N: N spread evenly) as the model reads them, with the tokens that are
+scored in colour (in brackets where there is none); what was dropped and why; and the examples that the first packed row holds.
 """
 
 from __future__ import annotations
@@ -45,14 +45,21 @@ def run(options: Namespace) -> None:
     config, console = options.config, Console(soft_wrap=True, highlight=False)
     tokenizer = open_trained(config.model, config.tokenizer).tokenizer()
     split = load_split(config, tokenizer, make_objective(config), "train")
-    for index in range(min(options.rows, len(split.examples))):
+    for index in spread(len(split.examples), options.rows):
         _show_example(console, tokenizer, split, index)
     _show_row(console, split)
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """Returns up to `wanted` numbers below `count`, evenly from the first to the last."""
+    if wanted == 1:
+        return [0]
+    return sorted({round(i * (count - 1) / (wanted - 1)) for i in range(wanted)})
+
+
 def _show_example(console: Console, tokenizer: PreTrainedTokenizerFast, split: Split, index: int) -> None:
     example = split.examples[index]
-    console.rule(f"row {example.row}: {len(example.prefix)} tokens of prompt")
+    console.rule(f"{split.examples.place(index)}: {len(example.prefix)} tokens of prompt")
     console.print(tokenizer.decode(example.prefix), style="dim", markup=False)
     for number, completion in enumerate(example.completions):
         name = split.completion_names[number] if number < len(split.completion_names) else f"completion {number}"
@@ -85,7 +92,7 @@ def _show_row(console: Console, split: Split) -> None:
     for index, length in zip(row, lengths, strict=True):
         completions = " + ".join(map(str, examples.completion_lengths[index].tolist()))
         bar = "█" * max(1, round(60 * length / capacity))
-        console.print(f"{bar}  row {examples.rows[index]}: {examples.prefix_lengths[index]} of prompt + {completions}")
+        console.print(f"{bar}  {examples.place(index)}: {examples.prefix_lengths[index]} of prompt + {completions}")
     stats = plan.stats(0)
     console.print(
         f"{stats.examples} examples in {stats.rows} rows, {stats.steps} steps an epoch, {stats.padding:.1%} padding"

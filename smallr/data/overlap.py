@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,8 +13,9 @@ from smallr.data.token_set import TokenSet
 
 def shared_examples(training: TokenSet, held_out: TokenSet) -> int:
     """Counts the held-out examples whose tokens are also those of a training example, whatever rows they come from."""
-    known = set(_digests(training))
-    return sum(digest in known for digest in _digests(held_out))
+    held = Counter(_digests(held_out))  # the smaller of the two: training sets may be larger than memory
+    found = {digest for digest in _digests(training) if digest in held}
+    return sum(held[digest] for digest in found)
 
 
 def _digests(examples: TokenSet) -> Iterator[bytes]:

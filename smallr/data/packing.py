@@ -1,6 +1,6 @@
 """Plans which examples go to which row of which step.
 
-A plan is a pure function of (sizes, shape of a step, seed). Epoch e shuffles the examples by (seed, e) and packs them
+A plan is a pure function of (sizes, shape of a step, mixture, seed). Epoch e shuffles the examples by (seed, e) and packs them
 into rows under three capacities: tokens, scored positions, examples. A step is a slice of an epoch's rows, so that any
 step can be asked for at any time, on any host, and resuming needs only the number of the step.
 """
@@ -8,6 +8,7 @@ step can be asked for at any time, on any host, and resuming needs only the numb
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import threading
 from bisect import bisect_right
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from smallr.data.batch import Example
+from smallr.data.mixing import Mixture
 
 # How many waiting examples a row may choose from. More buys almost no padding and costs planning time.
 WINDOW = 64
@@ -94,8 +96,16 @@ class RowShape:
     completions: int = 2
 
     @classmethod
-    def choose(cls, sizes: Sizes, row_length: int, *, packing: bool = True, share_prompt: bool = True) -> RowShape:
-        """Returns the shape for all steps and epochs of a set; a function of the sizes alone.
+    def choose(
+        cls,
+        sizes: Sizes,
+        row_length: int,
+        *,
+        packing: bool = True,
+        share_prompt: bool = True,
+        drawn: Int[np.ndarray, "drawn"] | None = None,
+    ) -> RowShape:
+        """Returns the shape for all steps and epochs of a set; a function of the sizes, and of the examples of an epoch.
 
         Up to 8192 examples, evenly spaced and shuffled, are packed on trial with only the tokens limited.
         N: what 98 % of the trial's rows need, at least the largest example's, rounded up to a multiple of 64 (of 8 for
@@ -104,6 +114,13 @@ class RowShape:
         P: what every trial row needs, rounded up to a multiple of 4: an unused example index costs a few numbers only.
         S: what the example with most completions has.
         Without packing a row holds one example: P = 1, and N is the largest example's, rounded up.
+
+        Args:
+          sizes: of all examples.
+          row_length: T.
+          packing: as the plan has it.
+          share_prompt: likewise.
+          drawn: examples of an epoch; by default each once.
 
         Raises:
           ValueError: an example is longer than a row.
@@ -115,7 +132,8 @@ class RowShape:
         unlimited.check(tokens, scored)
         if not packing:
             return cls(row_length, _round_up(int(scored.max()), multiple), 1, completions)
-        trial = _shuffled(len(sizes), 0, 0)[:: -(-len(sizes) // _TRIAL)]
+        drawn = np.arange(len(sizes)) if drawn is None else drawn
+        trial = drawn[_shuffled(len(drawn), 0, 0)][:: -(-len(drawn) // _TRIAL)]
         order, starts = pack(tokens[trial], scored[trial], unlimited)
         per_row = np.add.reduceat(scored[trial][order], starts[:-1])
         wanted = int(np.quantile(per_row, 0.98, method="higher"))
@@ -197,6 +215,7 @@ class PackingPlan:
       share_prompt: whether the prefix of an example is stored once or once per completion.
       window: how many waiting examples a row may choose from.
       shape: the capacities, when they are to be those of another plan; default `RowShape.choose`.
+      mixture: which examples an epoch has; None: each once.
 
     Raises:
       ValueError: no examples, a size that is not positive, or an example that no row can hold.
@@ -214,6 +233,7 @@ class PackingPlan:
         share_prompt: bool = True,
         window: int = WINDOW,
         shape: RowShape | None = None,
+        mixture: Mixture | None = None,
     ):
         if not len(sizes):
             raise ValueError("no examples to plan: the data set is empty, or every row of it was dropped")
@@ -226,7 +246,11 @@ class PackingPlan:
         self.rows_per_step = rows_per_step
         self.seed, self.shuffle = seed, shuffle
         self.packing, self.share_prompt, self.window = packing, share_prompt, window
-        self.shape = shape or RowShape.choose(sizes, row_length, packing=packing, share_prompt=share_prompt)
+        self.mixture = mixture
+        drawn = None if mixture is None else mixture.epoch(seed, 0)
+        self.shape = shape or RowShape.choose(
+            sizes, row_length, packing=packing, share_prompt=share_prompt, drawn=drawn
+        )
         self._tokens = sizes.tokens(share_prompt)
         self.shape.check(self._tokens, sizes.scored)
         self._tables: dict[int, _Table] = {}
@@ -261,19 +285,42 @@ class PackingPlan:
         self.step(n)
         return bisect_right(self._ends, n)
 
+    @functools.cached_property
+    def once(self) -> PackingPlan:
+        """The plan of the same rows in which an epoch has each example once; this one, unless it has a mixture."""
+        if self.mixture is None:
+            return self
+        return PackingPlan(
+            self.sizes,
+            self.rows_per_step,
+            self.shape.tokens,
+            seed=self.seed,
+            shuffle=self.shuffle,
+            packing=self.packing,
+            share_prompt=self.share_prompt,
+            window=self.window,
+            shape=self.shape,
+        )
+
+    def drawn(self, epoch: int = 0) -> Int[np.ndarray, "examples"]:
+        """Returns how often an epoch has each example."""
+        with self._lock:
+            return np.bincount(self._table(epoch).order, minlength=len(self.sizes))
+
     def stats(self, epoch: int = 0) -> EpochStats:
         """Counts of an epoch, for the start-up report."""
         with self._lock:
             rows = self._table(epoch).rows
+        drawn = self.drawn(epoch)
         steps = -(-rows // self.rows_per_step)
-        tokens, scored = int(self._tokens.sum()), int(self.sizes.scored.sum())
+        tokens, scored = int((drawn * self._tokens).sum()), int((drawn * self.sizes.scored).sum())
         return EpochStats(
             steps=steps,
             rows=rows,
-            examples=len(self.sizes),
+            examples=int(drawn.sum()),
             tokens=tokens,
             padding=1 - tokens / (steps * self.rows_per_step * self.shape.tokens),
-            saved=1 - tokens / int(self.sizes.tokens(share_prompt=False).sum()),
+            saved=1 - tokens / int((drawn * self.sizes.tokens(share_prompt=False)).sum()),
             scored=scored / tokens,
             scored_used=scored / (steps * self.rows_per_step * self.shape.scored),
         )
@@ -291,12 +338,11 @@ class PackingPlan:
         return self._tables[key]
 
     def _build(self, epoch: int) -> _Table:
-        count = len(self.sizes)
-        order = np.arange(count, dtype=np.int64)
+        order = np.arange(len(self.sizes)) if self.mixture is None else self.mixture.epoch(self.seed, epoch)
         if self.shuffle:
-            order = _shuffled(count, self.seed, epoch)
+            order = order[_shuffled(len(order), self.seed, epoch)]
         if not self.packing:
-            return _Table(order, np.arange(count + 1))
+            return _Table(order, np.arange(len(order) + 1))
         positions, starts = pack(self._tokens[order], self.sizes.scored[order], self.shape, self.window)
         return _Table(order[positions], starts)
 

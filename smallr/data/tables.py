@@ -3,13 +3,19 @@
 Text stays text (a date too), numbers stay numbers, and a column of both becomes text. Lists and objects are kept as they
 are (`datasets.Json`): no nulls are put where another row has a field. A row that cannot be used keeps its number: it has
 nulls, and its problem in the column `PROBLEM`.
+
+Rows beyond the first 64 MiB go to a file in the cache, and are mapped into memory from there; the file has no name any more,
+so that it is gone with the process.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import tempfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +24,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from smallr.core.cache import cache_dir
 from smallr.data.errors import DataError
 from smallr.data.files import PROBLEM, Record, format_of, read_records
 from smallr.data.values import as_text
 
 _CHUNK = 10_000
+_SPILL = 1 << 26  # bytes of rows that are held in memory before they go to a file
 _SCALARS = {bool: "bool", int: "int", float: "float", str: "text"}
 _TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string(), "json": pa.json_()}
 
@@ -110,6 +118,8 @@ class _Columns:
         self._chunks: dict[str, list[tuple[str, pa.Array | int]]] = {}
         self._rows: list[Record] = []
         self._done = 0
+        self._held: list[tuple[str, int]] = []  # column and number of the chunks that are in memory
+        self._bytes = 0
         self.begin()
 
     def begin(self) -> None:
@@ -138,7 +148,10 @@ class _Columns:
             pa.schema([field for field in table.schema if features[field.name] is None])
         )
         every = datasets.Features({name: features[name] or known[name] for name in table.column_names})
-        return datasets.Dataset(table.replace_schema_metadata(every.arrow_schema.metadata))
+        # A fingerprint of one's own: that of datasets would copy all rows.
+        return datasets.Dataset(
+            table.replace_schema_metadata(every.arrow_schema.metadata), fingerprint=uuid.uuid4().hex
+        )
 
     def _flush(self) -> None:
         rows = [row.value or {} for row in self._rows]
@@ -149,9 +162,49 @@ class _Columns:
         for name, column in values.items():
             # Rows before the first that has this column.
             before = [("null", self._done)] if name not in self._chunks and self._done else []
-            self._chunks.setdefault(name, before).append(_array(column))
+            chunks = self._chunks.setdefault(name, before)
+            chunks.append(_array(column))
+            if isinstance(array := chunks[-1][1], pa.Array):
+                self._held.append((name, len(chunks) - 1))
+                self._bytes += array.nbytes
         self._done += len(rows)
         self._rows.clear()
+        if self._bytes >= _SPILL:
+            self._spill()
+
+    def _spill(self) -> None:
+        """Moves the chunks that are in memory to a file that is mapped."""
+        held, self._held, self._bytes = self._held, [], 0
+        arrays = [self._chunks[name][number][1] for name, number in held]
+        try:
+            mapped = _on_disk(arrays)
+        except OSError as error:
+            logging.warning("rows stay in memory, since they cannot be written to the cache: %s", error)
+            return
+        for (name, number), array in zip(held, mapped, strict=True):
+            self._chunks[name][number] = (self._chunks[name][number][0], array)
+
+
+def _on_disk(arrays: Sequence[pa.Array]) -> list[pa.Array]:
+    """Returns arrays as they are mapped from a file, which may have any lengths."""
+    descriptor, path = tempfile.mkstemp(prefix="rows-", dir=cache_dir("rows"))
+    os.close(descriptor)
+    try:
+        sizes = []
+        with pa.OSFile(path, "wb") as file:
+            for array in arrays:
+                batch = pa.record_batch([array], ["column"])
+                with pa.ipc.new_stream(file, batch.schema) as stream:
+                    stream.write_batch(batch)
+                sizes.append(file.tell())
+        with pa.memory_map(path) as file:  # what is mapped stays, though the file is closed and has lost its name
+            whole = file.read_buffer()
+            return [
+                pa.ipc.open_stream(whole.slice(start, stop - start)).read_next_batch().column(0)
+                for start, stop in itertools.pairwise([0, *sizes])
+            ]
+    finally:
+        os.unlink(path)
 
 
 def _array(values: list[Any]) -> tuple[str, pa.Array | int]:

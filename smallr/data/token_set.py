@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from smallr.data.drops import DropReport
 _ARRAYS = ("tokens", "roles", "starts", "prefix_lengths", "completion_lengths", "num_scored", "rows", "columns")
 # Written for sets that have such columns.
 _EXTRA = ("completion_columns", "token_columns")
+_PART = 8192  # examples that are held in memory while they are written
 
 
 class TokenSet(Sequence[Example]):
@@ -33,7 +37,8 @@ class TokenSet(Sequence[Example]):
       columns: float32 [E] each; `beta` (NaN: none) and `gap` (-1: none, else an index of `rows.GAPS`) for pairs.
       completion_columns: float32 [E, S] each; 0 where an example has fewer completions.
       token_columns: float32 [M] each, in the order of the scored tokens.
-      report: what was dropped.
+      source: int16 [E], number of the source that an example is from; all 0 unless sets were merged.
+      report: what was dropped, and `sources`, the same of each source.
       fingerprint: hash of the arrays. Equal fingerprints, equal training data.
     """
 
@@ -49,8 +54,12 @@ class TokenSet(Sequence[Example]):
         """Opens a folder written by `write`; arrays stay on disk and are read where they are used."""
         meta = json.loads((folder / "meta.json").read_text())
         for name in _ARRAYS[:-1]:
-            setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            setattr(self, name, _load(folder, name))
         values = np.load(folder / "columns.npy", allow_pickle=False)
+        merged = bool(meta["sources"])
+        self.source: Int[np.ndarray, "E"] = _load(folder, "source") if merged else np.zeros(len(self.rows), np.int16)
+        self._sources = tuple(map(DropReport.from_dict, meta["sources"]))
+        self.folder = folder
         self.columns: dict[str, Float[np.ndarray, "E"]] = dict(zip(meta["columns"], values, strict=True))
         of_completions, of_tokens = (_extra(folder, name, meta) for name in _EXTRA)
         self.completion_columns: dict[str, Float[np.ndarray, "E S"]] = of_completions
@@ -62,6 +71,16 @@ class TokenSet(Sequence[Example]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def sources(self) -> tuple[DropReport, ...]:
+        """Returns the report of each source."""
+        return self._sources or (self.report,)
+
+    def place(self, index: int) -> str:
+        """Returns where an example is from, for messages."""
+        row = f"row {int(self.rows[index])}"
+        return f"{self.sources[self.source[index]].source}, {row}" if len(self.sources) > 1 else row
 
     def __getitem__(self, index: int) -> Example:
         """Returns example `index`, with arrays of its own (not views of the file)."""
@@ -98,6 +117,8 @@ def _extra(folder: Path, name: str, meta: dict[str, Any]) -> dict[str, np.ndarra
 def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool:
     """Writes examples to a folder; `smallr.core.cache` makes it appear whole, and checks it.
 
+    They go to the disk a part at a time, so that a set may be larger than memory.
+
     Args:
       folder: must not exist.
       examples: all with the same columns.
@@ -106,42 +127,56 @@ def write(folder: Path, examples: Iterable[Example], report: DropReport) -> bool
     Returns:
       Whether there was an example; if not, nothing is written.
     """
-    parts: dict[str, list] = {name: [] for name in (*_ARRAYS, *_EXTRA)}
-    names: dict[str, list[str]] = {}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".parts-", dir=folder.parent) as scratch:
+        parts, iterator = [], iter(examples)
+        while part := list(itertools.islice(iterator, _PART)):
+            parts.append(Path(scratch) / str(len(parts)))
+            _write_part(parts[-1], part)
+        if parts:
+            merge(folder, parts, report)
+    return bool(parts)
+
+
+def _write_part(folder: Path, examples: Sequence[Example]) -> None:
+    """Writes the arrays of some examples, and the names of their columns."""
+    completions = [completion for example in examples for completion in example.completions]
+    first = examples[0].completions[0]
+    names = {
+        "columns": list(examples[0].columns),
+        "completion_columns": list(first.columns),
+        "token_columns": list(first.token_columns),
+    }
+    tokens, roles = [], []
     for example in examples:
-        completions = example.completions
-        parts["tokens"] += [example.prefix, *(completion.tokens for completion in completions)]
-        parts["roles"] += [np.full(len(example.prefix), ROLE_NONE), *(completion.roles for completion in completions)]
-        parts["prefix_lengths"].append(len(example.prefix))
-        parts["completion_lengths"].append([len(completion.tokens) for completion in completions])
-        parts["num_scored"].append([len(completion.scored) for completion in completions])
-        parts["rows"].append(example.row)
-        parts["columns"].append(list(example.columns.values()))
-        parts["completion_columns"].append([list(completion.columns.values()) for completion in completions])
-        parts["token_columns"] += [list(completion.token_columns.values()) for completion in completions]
-        first = completions[0]
-        names = {
-            "columns": list(example.columns),
-            "completion_columns": list(first.columns),
-            "token_columns": list(first.token_columns),
-        }
-    if not parts["rows"]:
-        return False
+        tokens += [example.prefix, *(completion.tokens for completion in example.completions)]
+        roles += [
+            np.full(len(example.prefix), ROLE_NONE),
+            *(completion.roles for completion in example.completions),
+        ]
     arrays = {
-        "tokens": np.concatenate(parts["tokens"]).astype(np.int32),
-        "roles": np.concatenate(parts["roles"]).astype(np.int8),
-        "prefix_lengths": np.asarray(parts["prefix_lengths"], np.int32),
-        "completion_lengths": _rectangle(parts["completion_lengths"]).astype(np.int32),
-        "num_scored": _rectangle(parts["num_scored"]).astype(np.int32),
-        "rows": np.asarray(parts["rows"], np.int64),
-        "columns": np.asarray(parts["columns"], np.float32).T,
+        "tokens": np.concatenate(tokens).astype(np.int32),
+        "roles": np.concatenate(roles).astype(np.int8),
+        "prefix_lengths": np.asarray([len(example.prefix) for example in examples], np.int32),
+        "completion_lengths": _rectangle([[len(c.tokens) for c in example.completions] for example in examples]).astype(
+            np.int32
+        ),
+        "num_scored": _rectangle([[len(c.scored) for c in example.completions] for example in examples]).astype(
+            np.int32
+        ),
+        "rows": np.asarray([example.row for example in examples], np.int64),
+        "columns": np.asarray([list(example.columns.values()) for example in examples], np.float32).T,
     }
     if names["completion_columns"]:
-        arrays["completion_columns"] = np.moveaxis(_rectangle(parts["completion_columns"]), 2, 0).astype(np.float32)
+        values = _rectangle([[list(c.columns.values()) for c in example.completions] for example in examples])
+        arrays["completion_columns"] = np.moveaxis(values, 2, 0).astype(np.float32)
     if names["token_columns"]:
-        arrays["token_columns"] = np.concatenate(parts["token_columns"], axis=1).astype(np.float32)
-    _save(folder, arrays, names, report)
-    return True
+        lists = [list(completion.token_columns.values()) for completion in completions]
+        arrays["token_columns"] = np.concatenate(lists, axis=1).astype(np.float32)
+    folder.mkdir()
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    (folder / "meta.json").write_text(json.dumps(names))
 
 
 def _rectangle(rows: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -154,50 +189,96 @@ def _rectangle(rows: Sequence[Sequence[Any]]) -> np.ndarray:
     return out
 
 
-def merge(folder: Path, parts: Sequence[Path], report: DropReport) -> None:
+def merge(folder: Path, parts: Sequence[Path], report: DropReport, sources: Sequence[DropReport] = ()) -> None:
     """Writes the examples of several folders, in their order, as `write` writes them all at once.
+
+    Arrays are copied from file to file, so that memory does not limit them.
 
     Args:
       folder: must not exist.
-      parts: at least one folder that `write` wrote, all of rows of one data set.
+      parts: at least one folder that `write` wrote. Columns that not all of them have are NaN in the others.
       report: of all of them together.
+      sources: reports of the parts, where each is a set of its own.
     """
-
-    def whole(name: str) -> np.ndarray:
-        # `columns` may be empty, which cannot be mapped into memory; it is [columns, E].
-        axis, mode = (1, None) if name in ("columns", *_EXTRA) else (0, "r")
-        loaded = [np.load(part / f"{name}.npy", mode, allow_pickle=False) for part in parts]
-        if name in ("completion_lengths", "num_scored", "completion_columns"):
-            last = 2 if name == "completion_columns" else 1
-            most = max(array.shape[last] for array in loaded)
-            loaded = [
-                np.pad(array, [(0, 0)] * last + [(0, most - array.shape[last])]) if array.shape[last] < most else array
-                for array in loaded
-            ]
-        return np.concatenate(loaded, axis)
-
-    meta = json.loads((parts[0] / "meta.json").read_text())
-    names = {name: meta[name] for name in ("columns", *_EXTRA)}
-    present = [name for name in (*_ARRAYS, *_EXTRA) if name != "starts" and (name not in _EXTRA or names[name])]
-    _save(folder, {name: whole(name) for name in present}, names, report)
-
-
-def _save(folder: Path, arrays: dict[str, np.ndarray], names: dict[str, list[str]], report: DropReport) -> None:
-    """Writes the arrays; `starts` follows from the lengths."""
-    lengths = arrays["prefix_lengths"].astype(np.int64) + np.sum(arrays["completion_lengths"], axis=1, dtype=np.int64)
-    arrays["starts"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    meta = {**names, "report": report.to_dict(), "fingerprint": _fingerprint(arrays, names)}
+    metas = [json.loads((part / "meta.json").read_text()) for part in parts]
+    names = {key: list(dict.fromkeys(name for meta in metas for name in meta[key])) for key in ("columns", *_EXTRA)}
     folder.mkdir(parents=True)
-    for name in arrays:
-        np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
+    present = [name for name in (*_ARRAYS, *_EXTRA) if name not in ("starts", *_EXTRA) or names.get(name)]
+    for name in present:
+        _concatenate(folder / f"{name}.npy", _Parts(parts, metas, name, names.get(name)))
+    if sources:
+        counts = [len(_load(part, "rows")) for part in parts]
+        np.save(folder / "source.npy", np.repeat(np.arange(len(parts), dtype=np.int16), counts), allow_pickle=False)
+    lengths = _load(folder, "prefix_lengths").astype(np.int64)
+    lengths += np.sum(_load(folder, "completion_lengths"), axis=1, dtype=np.int64)
+    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), allow_pickle=False)
+    meta = {**names, "report": report.to_dict(), "fingerprint": _fingerprint(folder, names)}
+    meta["sources"] = [each.to_dict() for each in sources]
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _fingerprint(arrays: dict[str, np.ndarray], names: dict[str, list[str]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """One array of all parts, opened one after the other: there may be more than files can be open.
+
+    Attributes:
+      parts, metas: folders, and what their `meta.json` says.
+      name: of the array.
+      columns: names along its first axis; None where the first axis is that of the examples or tokens.
+    """
+
+    parts: Sequence[Path]
+    metas: Sequence[dict[str, Any]]
+    name: str
+    columns: Sequence[str] | None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for part, meta in zip(self.parts, self.metas, strict=True):
+            yield _with_names(_load(part, self.name), meta.get(self.name), self.columns)
+
+
+def _load(folder: Path, name: str) -> np.ndarray:
+    """Opens an array without reading it; one without elements cannot be mapped."""
+    path = folder / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError:
+        return np.load(path, allow_pickle=False)
+
+
+def _with_names(array: np.ndarray, own: Sequence[str] | None, wanted: Sequence[str] | None) -> np.ndarray:
+    """Returns columns in the order of `wanted`, NaN for those that are not there."""
+    if wanted is None or list(own) == list(wanted):
+        return array
+    missing = np.full(array.shape[1:], np.nan, np.float32)
+    return np.stack([array[own.index(name)] if name in own else missing for name in wanted])
+
+
+def _concatenate(path: Path, arrays: _Parts) -> None:
+    """Writes arrays behind one another; where other axes differ, zeros fill them up."""
+    axis = 0 if arrays.columns is None else 1
+    shapes = [array.shape for array in arrays]
+    shape = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    shape[axis] = sum(each[axis] for each in shapes)
+    dtype = next(iter(arrays)).dtype
+    if not math.prod(shape):  # nothing can be mapped
+        np.save(path, np.zeros(shape, dtype), allow_pickle=False)
+        return
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
+    start = 0
+    for array in arrays:
+        place = [slice(0, size) for size in array.shape]
+        place[axis] = slice(start, start := start + array.shape[axis])
+        out[tuple(place)] = array  # what is not written is zero
+    out.flush()
+
+
+def _fingerprint(folder: Path, names: dict[str, list[str]]) -> str:
     extra = [name for name in _EXTRA if names[name]]
     digest = hashlib.sha256(json.dumps(names["columns"]).encode())
     digest.update("".join(json.dumps(names[name]) for name in extra).encode())
     for name in (*_ARRAYS, *extra):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
+        array = _load(folder, name)
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -79,7 +79,7 @@ def scores_identity(split: Split, evaluation: Evaluation, params: nnx.State, dig
 def _computed(split: Split, evaluation: Evaluation, params: nnx.State, mesh: Mesh) -> Scores:
     bar = tqdm(
         split.one_pass(mesh),
-        total=split.plan.num_steps(1),
+        total=split.plan.once.num_steps(1),
         desc=f"reference log-probs, {split.name}",
         unit="batch",
         mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines

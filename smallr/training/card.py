@@ -41,7 +41,7 @@ def _training(run: SavedRun) -> list[str]:
         "## Training",
         "",
         f"- objective: {config['objective']['name']}",
-        f"- data: `{config['data']['train']}`, split `{_split(config['data'])}`",
+        *(f"- data: {source}" for source in _sources(config["data"])),
         f"- steps: {run.checkpoint.step}",
         f"- software: {versions}",
     ]
@@ -62,8 +62,12 @@ def _comparison(run: SavedRun) -> list[str]:
     return ["| metric | before | after |", "|---|---|---|", *rows]
 
 
-def _split(data: Mapping[str, Any]) -> str:
-    """Returns the part of the training data that a run took."""
-    if data["train_split"]:
-        return data["train_split"]
-    return data["builtin"]["train"] if is_builtin(data["train"]) else "train"
+def _sources(data: Mapping[str, Any]) -> list[str]:
+    """Returns the training data that a run took: source, part and weight."""
+    entries = [{"path": data["train"]}] if isinstance(data["train"], str) else data["train"]
+    found = []
+    for entry in entries:
+        default = data["builtin"]["train"] if is_builtin(entry["path"]) else "train"
+        weight = f", weight {entry['weight']}" if "weight" in entry else ""
+        found.append(f"`{entry['path']}`, split `{entry.get('split') or data['train_split'] or default}`{weight}")
+    return found

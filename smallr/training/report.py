@@ -41,7 +41,8 @@ def costs(trainer: Trainer, peak: float | None) -> Costs:
     """Counts the work of a step; `peak` is that of one device."""
     split, epoch = trainer.training, trainer.training.plan.stats(0)
     model = trainer.partition.config
-    forward = model.forward_flops(epoch.tokens, attended_pairs(split), int(split.plan.sizes.scored.sum()))
+    scored = int((split.plan.drawn(0) * split.plan.sizes.scored).sum())
+    forward = model.forward_flops(epoch.tokens, attended_pairs(split), scored)
     # Forward, the gradient of activations, that of the weights that are trained, a reference in the step.
     passes = 2 + share_trained(trainer) + trainer.reference.runs_in_step
     return Costs(

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
 from smallr.data.batch import Batch
+from smallr.data.mixing import Mixture, merge_sets, shares
 from smallr.data.overlap import shared_examples
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import batches, global_batch, local_rows
@@ -25,7 +26,7 @@ from smallr.data.tokenize import tokenize
 from smallr.training.objectives.base import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import log
-from smallr.training.rows import read_rows
+from smallr.training.rows import read_parts
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -67,25 +68,29 @@ class Split:
 
     def batches(self, mesh: Mesh, start: int, count: int) -> Iterator[Batch]:
         """Yields steps `start … start + count - 1` on the devices; each process assembles the rows that its devices hold."""
-        sharding, number = batch_sharding(mesh), self.plan.rows_per_step
+        return self._batches(self.plan, mesh, start, count)
+
+    def _batches(self, plan: PackingPlan, mesh: Mesh, start: int, count: int) -> Iterator[Batch]:
+        sharding, number = batch_sharding(mesh), plan.rows_per_step
         rows = local_rows(sharding, number)
-        for batch in batches(self.plan, self.examples, self.columns, start, count, rows=rows):
+        for batch in batches(plan, self.examples, self.columns, start, count, rows=rows):
             yield global_batch(batch, rows, number, sharding)
 
     def one_pass(self, mesh: Mesh) -> Iterator[Batch]:
-        """Yields every example once: the first epoch."""
-        return self.batches(mesh, 0, self.plan.num_steps(1))
+        """Yields every example once: the first epoch, unless it is a mixture."""
+        return self._batches(self.plan.once, mesh, 0, self.plan.once.num_steps(1))
 
     def layout_digest(self) -> str:
-        """Returns the sha256 of which example stands in which row of the first epoch."""
-        rows = [row for n in range(self.plan.num_steps(1)) for row in self.plan.step(n)]
+        """Returns the sha256 of which example stands in which row of `one_pass`."""
+        plan = self.plan.once
+        rows = [row for n in range(plan.num_steps(1)) for row in plan.step(n)]
         total = hashlib.sha256(np.asarray([len(row) for row in rows], "<i8").tobytes())
         total.update(np.asarray([example for row in rows for example in row], "<i8").tobytes())
         return total.hexdigest()
 
     def examples_per_step(self) -> float:
         """Returns how many examples a step of the first epoch has on average."""
-        return len(self.examples) / self.plan.num_steps(1)
+        return self.plan.stats(0).examples / self.plan.num_steps(1)
 
 
 def load_split(
@@ -94,10 +99,19 @@ def load_split(
     objective: Objective,
     name: str,
     shape: RowShape | None = None,
-) -> Split:
-    """Reads, tokenises and packs `config.data.train` or `config.data.eval`; see `make_split`."""
-    found = read_rows(config, name)
-    return make_split(config, tokenizer, objective, found.rows, name, found.part.source, shape, found.available)
+) -> Split | None:
+    """Reads, tokenises and packs `config.data.train` or `config.data.eval`; None if it names no rows. See `pack_split`."""
+    found, sets = read_parts(config, name), []
+    if not found:
+        return None
+    for each in found:
+        options = dataclasses.replace(tokenize_options(config), format=each.part.format)
+        sets.append(tokenize(each.rows, tokenizer, options, source=each.part.name))
+    examples, available = merge_sets(sets), sum(each.available for each in found)
+    mixture = None
+    if name == "train" and any(each.part.weight != 1 for each in found):
+        mixture = Mixture(tuple(map(len, sets)), tuple(each.part.weight for each in found))
+    return pack_split(config, objective, examples, name, shape, available, mixture)
 
 
 def make_split(
@@ -108,7 +122,6 @@ def make_split(
     name: str,
     source: str,
     shape: RowShape | None = None,
-    available: int = 0,
 ) -> Split:
     """Tokenises and packs rows.
 
@@ -119,17 +132,39 @@ def make_split(
       rows: under our column names.
       name: train | eval; only training is shuffled.
       source: where the rows are from, for messages.
-      shape: capacities of a row to use if they suffice, so that two splits share one compiled program.
-      available: rows of the whole split of the source; 0: as many as were given.
+      shape: as in `pack_split`.
 
     Raises:
       UserError: rows that cannot be used; the message names them.
     """
-    batch = config.batch
     examples = tokenize(rows, tokenizer, tokenize_options(config), source=source)
-    if jax.process_index() == 0:
-        which = "training rows" if name == "train" else "held-out rows"
-        log(f"{which}, counted from 0 in their part: {examples.report}")
+    return pack_split(config, objective, examples, name, shape, len(rows))
+
+
+def pack_split(
+    config: ConfigDict,
+    objective: Objective,
+    examples: TokenSet,
+    name: str,
+    shape: RowShape | None = None,
+    available: int = 0,
+    mixture: Mixture | None = None,
+) -> Split:
+    """Plans the packed rows of a tokenised set.
+
+    Args:
+      config: of the run.
+      objective: says which columns are needed.
+      examples: of one source or several.
+      name: train | eval; only training is shuffled.
+      shape: capacities of a row to use if they suffice, so that two splits share one compiled program.
+      available: rows of the whole split of the source.
+      mixture: which examples an epoch has; None: each once.
+
+    Raises:
+      UserError: examples that the objective cannot use.
+    """
+    batch = config.batch
     completions = examples.num_scored.shape[1]
     if completions != len(objective.completion_names) and not objective.any_completions:
         raise UserError(
@@ -146,10 +181,31 @@ def make_split(
         packing=batch.packing,
         share_prompt=batch.get("share_prompt", True),
         window=batch.lookahead,
-        shape=row_shape(config, sizes, shape),
+        shape=row_shape(config, sizes, shape, mixture),
+        mixture=mixture,
     )
-    columns, available = objective.columns(examples.columns), available or len(rows)
-    return Split(name, examples, plan, columns, objective.completion_names, available=available)
+    split = Split(
+        name, examples, plan, objective.columns(examples.columns), objective.completion_names, available=available
+    )
+    _describe(split)
+    return split
+
+
+def _describe(split: Split) -> None:
+    """Logs how the rows of each source were read, and its share of an epoch."""
+    if jax.process_index() > 0:
+        return
+    which, plan, sources = (
+        "training rows" if split.name == "train" else "held-out rows",
+        split.plan,
+        split.examples.sources,
+    )
+    found = shares(split.examples.source, plan.drawn(0), plan.sizes.tokens(plan.share_prompt))
+    for number, (report, (of_examples, of_tokens)) in enumerate(zip(sources, found, strict=True)):
+        log(f"{which}, counted from 0 in their part: {report}")
+        if len(sources) > 1:
+            weight = f"weight {plan.mixture.weights[number]:g}: " if plan.mixture else ""
+            log(f"  {weight}{of_examples:.1%} of the examples and {of_tokens:.1%} of the tokens of an epoch")
 
 
 def name_shared(training: Split, heldout: Split | None) -> None:
@@ -163,7 +219,7 @@ def name_shared(training: Split, heldout: Split | None) -> None:
         )
 
 
-def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowShape:
+def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None, mixture: Mixture | None = None) -> RowShape:
     """Returns the capacities of a row: those of the config, else `kept` if they suffice, else chosen for the sizes.
 
     Raises:
@@ -181,16 +237,18 @@ def row_shape(config: ConfigDict, sizes: Sizes, kept: RowShape | None) -> RowSha
     share_prompt = batch.get("share_prompt", True)
     if kept is not None and kept.holds(sizes, share_prompt):
         return kept
-    shape = RowShape.choose(sizes, batch.row_length, packing=batch.packing, share_prompt=share_prompt)
+    drawn = None if mixture is None else mixture.epoch(config.seed, 0)
+    shape = RowShape.choose(sizes, batch.row_length, packing=batch.packing, share_prompt=share_prompt, drawn=drawn)
     return dataclasses.replace(shape, scored=batch.scored or shape.scored, examples=batch.examples or shape.examples)
 
 
 def attended_pairs(split: Split) -> float:
-    """Counts the visible (query, key) pairs of all examples, for the count of attention's FLOPs."""
+    """Counts the visible (query, key) pairs of an epoch's examples, for the count of attention's FLOPs."""
     prefix, completions = (
         split.examples.prefix_lengths.astype(float)[:, None],
         split.examples.completion_lengths.astype(float),
     )
     copies = 1 if split.plan.share_prompt else split.plan.sizes.completions[:, None]
     own = completions * prefix + completions * (completions + 1) / 2
-    return float(own.sum() + copies * (prefix * (prefix + 1) / 2).sum())
+    each = own.sum(axis=1) + (copies * prefix * (prefix + 1) / 2)[:, 0]
+    return float((split.plan.drawn(0) * each).sum())

@@ -111,17 +111,26 @@ def summary_of(split: Split, summarise: Summariser, outputs: list[dict[str, np.n
 def describe_failure(trainer: Trainer, n: int, metrics: Mapping[str, Any], examples: Mapping[str, Any]) -> str:
     """Says in which step and rows a number was not finite, and what can be done."""
     index, loss = examples["example"], examples["loss"]
-    rows = trainer.training.examples.rows
-    bad = sorted(rows[index[(index >= 0) & ~np.isfinite(loss)]].tolist())
-    whole = sorted(rows[index[index >= 0]].tolist())
+    bad = _places(trainer.training, index[(index >= 0) & ~np.isfinite(loss)])
+    whole = _places(trainer.training, index[index >= 0])
     saved = trainer.files.checkpointer.latest_step()
     blame = (
-        f"not finite in rows {bad}" if bad else "finite in every row, so the gradient or an earlier update is at fault"
+        f"not finite in rows [{bad}]"
+        if bad
+        else "finite in every row, so the gradient or an earlier update is at fault"
     )
     rescue = f"step {saved} in {trainer.workdir / 'checkpoints'}" if saved is not None else "none was saved yet"
     return (
         f"step {n}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}.\n"
-        f"  rows of {trainer.training.examples.report.source} in this step: {whole}; the loss is {blame}\n"
+        f"  rows of {trainer.training.examples.report.source} in this step: [{whole}]; the loss is {blame}\n"
         f"  last finite checkpoint: {rescue}\n"
         "  look at these rows, or lower config.optimizer.learning_rate"
     )
+
+
+def _places(split: Split, index: np.ndarray) -> str:
+    """Writes the rows that examples are from, ascending."""
+    examples = split.examples
+    if len(examples.sources) == 1:
+        return ", ".join(map(str, sorted(examples.rows[index].tolist())))
+    return ", ".join(examples.place(i) for i in sorted(index.tolist()))

@@ -35,9 +35,8 @@ from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
 from smallr.training.progress import Progress, announce, log
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rounds import CompiledSteps, Renewal, Round
-from smallr.training.rows import read_rows
 from smallr.training.signals import StopSignal
-from smallr.training.splits import Split, make_split, name_shared
+from smallr.training.splits import Split, load_split, make_split, name_shared
 from smallr.training.step import Constants, Evaluation, Step, TrainState, abstract_state, init_state, make_step
 from smallr.training.steplog import StepLog
 from smallr.training.timing import Clock, Timed
@@ -252,15 +251,13 @@ class Trainer:
 
     def _split(self, name: str, rows: Rows | None, shaped_as: Split | None = None) -> Split | None:
         """Tokenises and packs rows, or those that the config names; None if it names none."""
-        source, available = getattr(self.config.data, name), 0
+        shape = shaped_as.plan.shape if shaped_as else None
         if rows is None:
-            if (found := read_rows(self.config, name)) is None:
-                return None
-            rows, source, available = found.rows, found.part.source, found.available
+            return load_split(self.config, self._tokenizer, self.objective, name, shape)
         if not isinstance(rows, datasets.Dataset):
             rows = datasets.Dataset.from_list([dict(row) for row in rows])
-        shape = shaped_as.plan.shape if shaped_as else None
-        return make_split(self.config, self._tokenizer, self.objective, rows, name, source, shape, available)
+        source = str(self.config.data[name])
+        return make_split(self.config, self._tokenizer, self.objective, rows, name, source, shape)
 
     @functools.cached_property
     def _tokenizer(self) -> PreTrainedTokenizerFast:

@@ -126,3 +126,20 @@ def test_default_cache_folder(monkeypatch, tmp_path):
     (entry,) = (tmp_path / "cache" / "tokens").iterdir()
     assert json.loads((entry / "meta.json").read_text())["fingerprint"] == tokens.fingerprint
     assert tokenize(rows, TOY, TokenizeOptions("preference", 99), source="there").report.source == "there"
+
+
+def test_a_set_written_in_parts_is_that_written_at_once(run, monkeypatch, tmp_path):
+    """More completions in one part than in another, and columns at all three levels."""
+    rows = [
+        {"prompt": f"q {i}", "completions": ["a", "b b"][: 1 + i % 2], "score": [0.5, i][: 1 + i % 2]} for i in range(7)
+    ]
+    options = {"kind": "completions", "completion_columns": ("score",)}
+    at_once = run(rows, **options)
+    (entry,) = (tmp_path / "tokens").iterdir()
+    entry.rename(tmp_path / "at_once")
+    monkeypatch.setattr(token_set, "_PART", 2)
+    in_parts = run(rows, **options)
+    files = {path.name: path.read_bytes() for path in entry.iterdir() if path.suffix == ".npy"}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "at_once").iterdir() if path.suffix == ".npy"}
+    assert in_parts.fingerprint == at_once.fingerprint
+    assert in_parts.completion_columns["score"].tolist()[:2] == [[0.5, 0.0], [0.5, 1.0]]

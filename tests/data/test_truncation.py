@@ -5,6 +5,8 @@ The reference takes every end of the prompt as a row of its own, tokenises it wi
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from smallr.data.drops import DropReport
 from smallr.data.errors import DataError
 from smallr.data.tokenize import TokenizeOptions
 from tests.data.conftest import TOY
-from tests.data.tokens import whole
+from tests.data.tokens import byte_spans, whole
 from tests.data.toy_tokenizer import build
 
 CUT = {"truncation": "truncate_prompt_left"}
@@ -35,9 +37,12 @@ def same(a, b) -> bool:
 
 
 def ends(text):
-    """The text from each of its tokens on, longest first."""
-    offsets = TOY(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return [text[start:] for start in dict.fromkeys(start for start, end in offsets if end > start)]
+    """The text from each of its tokens on, longest first; by bytes, and a token that begins inside a character left out."""
+    raw, found = text.encode(), []
+    for start, _ in byte_spans(TOY, TOY(text, add_special_tokens=False)["input_ids"]):
+        with contextlib.suppress(UnicodeDecodeError):
+            found.append(raw[start:].decode())
+    return [end for end in found if end.strip()]
 
 
 def longest_that_fits(run, rows, limit, share_prompt=True, **options):

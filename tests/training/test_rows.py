@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 
-from smallr.config import base, finish
+from smallr.cli.fields import set_field
+from smallr.config import base, finish, preference
 from smallr.core.errors import UserError
-from smallr.training.rows import has_heldout, read_rows
+from smallr.training.objective import make_objective
+from smallr.training.rows import has_heldout, read_parts, read_rows, training_parts
+from smallr.training.splits import load_split
+from tests.data.toy_tokenizer import build
 
 ROWS = 40
 
@@ -101,3 +106,99 @@ def test_what_leaves_nothing_or_contradicts_itself(mine, fields, message):
     config = config_of(mine, **fields)
     with pytest.raises(UserError, match=message):
         _ = [read_rows(config, name) for name in ("train", "eval")]
+
+
+# --- several sources ---
+
+
+@pytest.fixture
+def two(mine, tmp_path):
+    """Two sources with other columns: pairs as they are, and Orca's."""
+    path = tmp_path / "orca.parquet"
+    rows = [{"question": f"asked {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(10)]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    return [
+        {"path": mine, "weight": 2, "columns": {"prompt": "q"}},
+        {"path": str(path), "weight": 0.5, "split": "train[:8]"},
+    ]
+
+
+def mixed(train, **fields):
+    config = preference()
+    config.data.train = train
+    config.update_from_flattened_dict({f"data.{name}": value for name, value in fields.items()})
+    return finish(config, None)
+
+
+def test_each_source_has_its_own_fields(two):
+    first, second = training_parts(mixed(two))
+    assert (first.split, first.columns, first.weight) == ("train", {"prompt": "q"}, 2.0)
+    assert (second.split, second.columns, second.weight, second.format) == ("train[:8]", {}, 0.5, "")
+    assert read_parts(mixed(two), "eval") == []
+    assert [len(each.rows) for each in read_parts(mixed(two), "train")] == [40, 8]
+    assert [each.available for each in read_parts(mixed(two), "train")] == [40, 10]
+    assert not has_heldout(mixed(two))
+    twice = training_parts(mixed([{"path": "a", "split": "x"}, {"path": "a", "split": "y"}]))
+    assert [part.name for part in twice] == ["a x", "a y"]
+
+
+def test_a_share_is_held_out_of_each_source(two):
+    config = mixed(two, eval_fraction=0.25)
+    assert [len(each.rows) for each in read_parts(config, "eval")] == [10, 2]
+    assert [len(each.rows) for each in read_parts(config, "train")] == [30, 6]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([{"path": "a", "wieght": 2}], r"config.data.train\[0\]: 'wieght' must be one of.*did you mean 'weight'"),
+        (
+            [{"path": "a"}, {"path": "b", "kind": "sft"}],
+            r"train\[1\]: 'kind'.*all sources are of the kind config.data.kind",
+        ),
+        ([{"path": "a", "weight": 0}], "weight must be a number above 0, found 0"),
+        ([{"path": "a", "weight": "2"}], "weight must be a number above 0"),
+        ([{"weight": 1}], "path must be text, found None"),
+        (["a", "b"], "expected fields like"),
+        ([], "give a source"),
+        (3, "give a source"),
+    ],
+)
+def test_a_source_that_cannot_be_read(train, message):
+    with pytest.raises(UserError, match=message):
+        training_parts(mixed(train))
+
+
+def test_a_split_to_hold_out_needs_its_source(two):
+    with pytest.raises(UserError, match="eval_split: of which of the sources"):
+        has_heldout(mixed(two, eval_split="test"))
+    with pytest.raises(UserError, match="one source"):
+        read_rows(mixed(two), "train")
+
+
+def test_sources_on_the_command_line(two):
+    config = mixed("builtin:arithmetic/preference")
+    set_field(config, "data.train", str(two))
+    assert [part.weight for part in training_parts(config)] == [2.0, 0.5]
+    set_field(config, "data.train", "[ab].jsonl")
+    assert config.data.train == "[ab].jsonl"
+    with pytest.raises(UserError, match="cannot be read as a list"):
+        set_field(config, "data.train", "[{path: a}]")
+
+
+def test_a_mixed_split_is_packed_by_its_weights(two, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    config = mixed(two, chat=False)
+    split = load_split(config, build(), make_objective(config), "train")
+    assert (len(split.examples), split.available) == (48, 50)
+    assert split.plan.stats(0).examples == 84
+    assert split.examples_per_step() == 84 / split.plan.num_steps(1)
+    drawn = split.plan.drawn(0)
+    assert drawn[:40].tolist() == [2] * 40
+    assert sorted(drawn[40:].tolist()) == [0] * 4 + [1] * 4
+    shown = capsys.readouterr().out
+    assert "weight 2: 95.2% of the examples" in shown
+    assert "read as: Orca (question, chosen, rejected)" in shown
+    two[1]["columns"] = {"prompt": "chosen"}  # then there is no column `chosen`
+    with pytest.raises(UserError, match=r"orca.parquet: preference rows need .*missing 'chosen'"):
+        load_split(mixed(two, chat=False), build(), make_objective(config), "train")
