@@ -115,9 +115,17 @@ class Reading:
 
 
 def _with_input(row: Row, name: str) -> Any:
-    """Returns an instruction and what it is about, as Alpaca's prompts join them."""
+    """Returns an instruction and what it is about, as Alpaca's prompts join them.
+
+    Raises:
+      Unusable: messages, which there is no place in for an input.
+    """
     instruction, about = as_text(row[name]), as_text(row.get("input"))
-    return f"{instruction}\n\n{about}" if isinstance(about, str) and about.strip() else instruction
+    if not (isinstance(about, str) and about.strip()):
+        return instruction
+    if not isinstance(instruction, str | None):
+        raise Unusable("`input` beside a prompt of messages")
+    return f"{instruction}\n\n{about}" if instruction and instruction.strip() else about
 
 
 def _alpaca_prompt(row: Row) -> Any:
@@ -143,7 +151,7 @@ def _ultrafeedback(row: Row) -> dict[str, Any]:
     best, worst = (pick(answers, key=lambda answer: float(answer[name])) for pick in (max, min))
     if float(best[name]) == float(worst[name]):
         raise Unusable("all completions have the same score")
-    return {"prompt": row["instruction"], "chosen": best["response"], "rejected": worst["response"]}
+    return {"prompt": _with_input(row, "instruction"), "chosen": best["response"], "rejected": worst["response"]}
 
 
 def _labelled_chat(name: str) -> Callable[[Row], dict[str, Any]]:
@@ -188,6 +196,14 @@ _FORMATS = (
     ),
     Format("text", "text", "sft", ("text",), (), lambda row: {"text": row["text"]}),
     Format("pairs", "pairs", "preference", ("prompt", "chosen", "rejected")),
+    Format(
+        "prompt_input_pairs",
+        "pairs with an input",
+        "preference",
+        ("prompt", "input", "chosen", "rejected"),
+        (),
+        lambda row: _pair(row, _with_input(row, "prompt")),
+    ),
     Format("implicit_prompt", "pairs that begin with their prompt", "preference", ("chosen", "rejected")),
     Format(
         "orca",
@@ -213,8 +229,28 @@ _FORMATS = (
         (),
         lambda row: _pair(row, row["conversations"]),
     ),
-    Format("ultrafeedback", "UltraFeedback", "preference", ("instruction", "completions"), (), _ultrafeedback),
+    Format("ultrafeedback", "UltraFeedback", "preference", ("instruction", "completions"), ("input",), _ultrafeedback),
     Format("labelled", "labelled completions", "unpaired", ("prompt", "completion", "label")),
+    Format(
+        "alpaca_labelled",
+        "labelled Alpaca",
+        "unpaired",
+        ("instruction", "output", "label"),
+        ("input", "history"),
+        lambda row: {"prompt": _alpaca_prompt(row), "completion": row["output"], "label": row["label"]},
+    ),
+    Format(
+        "prompt_input_labelled",
+        "labelled completions with an input",
+        "unpaired",
+        ("prompt", "input", "completion", "label"),
+        (),
+        lambda row: {
+            "prompt": _with_input(row, "prompt"),
+            "completion": row["completion"],
+            "label": row["label"],
+        },
+    ),
     Format("pairs", "pairs, two rows each", "unpaired", ("prompt", "chosen", "rejected")),
     Format("labelled_messages", "labelled messages", "unpaired", ("messages", "label"), (), _labelled_chat("messages")),
     Format(
@@ -268,7 +304,7 @@ def recognise(kind: str, present: Sequence[str], source: str, name: str = "") ->
         raise _missing(kind, present, source)
     # What reads fewer of the same columns gives way, then other names to ours, and text to everything.
     fitting = [a for a in fitting if not any(set(a.needs) < set(b.needs) for b in fitting)]
-    ours = [each for each in fitting if each.is_ours or each.name == "prompt_input_completion"]
+    ours = [each for each in fitting if each.is_ours or each.name.startswith("prompt_input_")]
     left = ours or [each for each in fitting if each.name != "text"] or fitting
     if len(left) > 1:
         choices = "; ".join(f"{each.name} reads {', '.join(each.needs)}" for each in left)

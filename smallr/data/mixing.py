@@ -28,7 +28,7 @@ class Mixture:
 
     Attributes:
       counts: examples of each source; those of a source stand together, in the order of the sources.
-      weights: of each source, above 0.
+      weights: of each source; an epoch takes at least one example of each.
     """
 
     counts: tuple[int, ...]

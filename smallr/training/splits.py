@@ -108,9 +108,16 @@ def load_split(
         options = dataclasses.replace(tokenize_options(config), format=each.part.format)
         sets.append(tokenize(each.rows, tokenizer, options, source=each.part.name))
     examples, available = merge_sets(sets), sum(each.available for each in found)
+    weights = tuple(each.part.weight for each in found)
     mixture = None
-    if name == "train" and any(each.part.weight != 1 for each in found):
-        mixture = Mixture(tuple(map(len, sets)), tuple(each.part.weight for each in found))
+    if name == "train" and any(weight != 1 for weight in weights):
+        mixture = Mixture(tuple(map(len, sets)), weights)
+        for part, count in zip((each.part for each in found), mixture.counts, strict=True):
+            if part.weight * count < 1:
+                raise UserError(
+                    f"config.data.train: weight {part.weight:g} takes less than one of the {count} examples of {part.name} "
+                    "in an epoch; raise it, or leave the source out"
+                )
     return pack_split(config, objective, examples, name, shape, available, mixture)
 
 

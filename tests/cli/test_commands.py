@@ -10,6 +10,7 @@ import shlex
 import pytest
 
 from smallr.cli.main import main
+from smallr.cli.preview import spread
 from smallr.sampling.files import write_texts
 from smallr.sampling.requests import Request, Result, Sample, SamplingParams, Usage
 
@@ -41,6 +42,22 @@ def test_lora_for_any_config(tmp_path, capsys):
     flags = ["--lora", "--config.lora.rank=2", f"--workdir={workdir}", "--config.steps=1", *FEW]
     assert main(["train", "sft:smoke", *flags]) == 0
     assert json.loads((workdir / "config.json").read_text())["config"]["lora"]["rank"] == 2
+
+
+def test_a_preview_is_spread_over_the_data(tmp_path, capsys):
+    assert spread(10, 3) == [0, 4, 9]
+    assert (spread(2, 3), spread(1, 3), spread(5, 1)) == ([0, 1], [0], [0])
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for path in paths:
+        lines = [{"prompt": f"{path.stem} {i}", "chosen": "yes it is", "rejected": "no"} for i in range(6)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    sources = [{"path": str(paths[0])}, {"path": str(paths[1]), "weight": 0.5}]
+    assert main(["preview", "dpo:smoke", f"--config.data.train={sources}"]) == 0
+    out = capsys.readouterr().out
+    rows = re.findall(r"(\w)\.jsonl, row (\d): \d+ tokens of prompt", " ".join(out.split()))
+    assert rows == [("a", "0"), ("b", "0"), ("b", "5")]
+    assert out.count("[yes it is<|im_end|>]") == 3
+    assert "9 examples in" in out
 
 
 def test_a_preview_shows_what_is_scored_and_packed(capsys):

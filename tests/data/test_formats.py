@@ -145,6 +145,53 @@ def test_alpacas_input_is_never_lost(run):
     assert "user\n1+1?<|im_end|>\n<|im_start|>assistant\n2<|im_end|>" in TOY.decode(example.prefix)
 
 
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("sft", {"instruction": "Add.", "output": "4"}),
+        ("sft", {"prompt": "Add.", "completion": "4"}),
+        ("preference", {"instruction": "Add.", "chosen": "4", "rejected": "5"}),
+        ("preference", {"prompt": "Add.", "chosen": "4", "rejected": "5"}),
+        (
+            "preference",
+            {"instruction": "Add.", "completions": [{"response": "5", "score": 1}, {"response": "4", "score": 2}]},
+        ),
+        ("unpaired", {"instruction": "Add.", "output": "4", "label": 1}),
+        ("unpaired", {"prompt": "Add.", "completion": "4", "label": 1}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [("2, 2", "Add.\n\n2, 2"), (0, "Add.\n\n0"), (2.0, "Add.\n\n2"), (" ", "Add."), (None, "Add.")],
+)
+def test_an_input_stands_behind_the_instruction_in_every_format(kind, row, about, expected):
+    """A number is an input too, zero included."""
+    row = {**row, "input": about}
+    report = DropReport("rows", 100)
+    (parsed,) = parse_rows([row], kind, report, reading=read_as(kind, list(row), [row], "rows"), chat=True)
+    assert parsed.prompt == expected
+    assert parsed.completions[0] == "4"
+    without = {**row, "input": "2, 2", next(iter(row)): None}
+    (parsed,) = parse_rows([without], kind, report, reading=read_as(kind, list(row), [without], "rows"), chat=True)
+    assert parsed.prompt == "2, 2"
+
+
+@pytest.mark.parametrize(("value", "text"), [(7, "7"), (7.0, "7"), (0.5, "0.5"), (True, "true"), (0, "0")])
+def test_numbers_in_columns_of_text_are_written_out(value, text):
+    for kind, row in {
+        "sft": {"prompt": value, "completion": value},
+        "preference": {"prompt": value, "chosen": value, "rejected": "other"},
+        "unpaired": {"prompt": value, "completion": value, "label": 1},
+        "completions": {"prompt": value, "completions": [value, "other"]},
+    }.items():
+        (parsed,) = parse_rows([row], kind, DropReport("rows", 100))
+        assert (parsed.prompt, parsed.completions[0]) == (text, text)
+    (parsed,) = parse_rows(
+        [dict.fromkeys(("question", "rationale", "answer"), value)], "rationale", DropReport("rows", 100)
+    )
+    assert (parsed.question, parsed.rationale, parsed.answer) == (text,) * 3
+
+
 def test_text_is_scored_from_its_second_token(run):
     (example,) = run([{"text": "How many apples?"}], kind="sft", chat=True)
     tokens, roles = whole(example)

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from smallr.data.mixing import Mixture, merge_sets, shares
@@ -22,6 +22,7 @@ from tests.data.tokens import whole
     st.integers(0, 5),
 )
 def test_every_example_of_a_source_is_taken_equally_often(sources, seed):
+    assume(all(count * weight >= 1 for count, weight in sources))
     counts, weights = zip(*sources, strict=True)
     mixture, taken, ends = Mixture(counts, weights), np.zeros(sum(counts), int), np.cumsum(counts)
     for epoch in range(7):

@@ -46,14 +46,14 @@ def ends(text):
 
 
 def longest_that_fits(run, rows, limit, share_prompt=True, **options):
-    """The first example, of rows from the longest prompt to the shortest, that fits; alone, with room enough."""
-    made = (run([row], share_prompt=share_prompt, **options)[0] for row in rows)
+    """The first example, of rows from the longest prompt to the shortest, that fits; made with room enough."""
+    made = run(rows, share_prompt=share_prompt, **options)
     return next((example for example in made if size(example, share_prompt) <= limit), None)
 
 
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("share_prompt", [False, True])
-@pytest.mark.parametrize("limit", [40, 47, 60, 74])
+@pytest.mark.parametrize("limit", [24, 38, 60])
 def test_pairs_keep_the_longest_end_of_the_prompt_that_fits(run, chat, share_prompt, limit):
     row = {"prompt": QUESTION, "chosen": " 19 apples", "rejected": " no apples. yes"}
     options = {"chat": chat, "share_prompt": share_prompt}
@@ -64,12 +64,12 @@ def test_pairs_keep_the_longest_end_of_the_prompt_that_fits(run, chat, share_pro
         return
     found = run([row], max_length=limit, **options, **CUT)
     assert same(found[0], expected)
-    assert size(found[0], share_prompt) <= limit < size(run([row], **options)[0], share_prompt)
-    assert found.report.notes[f"prompt shortened from the left to fit {limit} tokens"].rows == [0]
-    assert (found.report.cut, found.report.dropped) == (1, {})
+    is_long = size(run([row], **options)[0], share_prompt) > limit
+    assert (found.report.cut, found.report.dropped) == (int(is_long), {})
+    assert (f"prompt shortened from the left to fit {limit} tokens: 1 (row 0)" in str(found.report)) == is_long
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.text("Tom has 12apples\n é😀", min_size=1, max_size=60), st.integers(8, 40))
 def test_any_text(run_once, text, limit):
     row = {"prompt": f"{text}?", "completion": " 7 more"}
@@ -148,7 +148,8 @@ def test_completions_are_never_cut(run):
     assert TOY.decode(tokens).endswith("b b  7<|im_end|>")
     # Text without a prompt is all completion; log-probs that are given are of the whole prompt.
     pair = {"prompt": QUESTION, "chosen": " yes", "rejected": " no"}
-    scored = run([pair, pair | {"ref_chosen": -1.0, "ref_rejected": -2.0}], max_length=30, **CUT)
+    given = [pair | {"ref_chosen": x, "ref_rejected": x} for x in (None, -1.0)]
+    scored = run(given, max_length=20, **CUT)
     assert [example.row for example in scored] == [0]
     with pytest.raises(DataError, match="longer than 10 tokens"):
         run([{"text": QUESTION}], max_length=10, **CUT)
