@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
 from smallr.core.errors import UserError
 from smallr.data.formats import COLUMNS
@@ -292,6 +293,15 @@ def rationale(order: str, formats: Mapping[str, str] = FORMATS) -> ConfigDict:
     config.objective.amplify = 0.0  # clip of the weight by a sample's rationale NLL; 0: off
     config.objective.window = 256  # examples over which the rank correlation of the two NLLs is taken
     return config
+
+
+def to_plain(value: Any) -> Any:
+    """Returns a config in JSON's types: a list may hold configs, e.g. the sources of `data.train`."""
+    if isinstance(value, ConfigDict | FrozenConfigDict):
+        return to_plain(value.to_dict())
+    if isinstance(value, Mapping):
+        return {name: to_plain(each) for name, each in value.items()}
+    return [to_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def loss_argument(arg: str | None, default: str = "sigmoid") -> tuple[str, str | None]:

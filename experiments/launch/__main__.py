@@ -5,6 +5,8 @@
     sbatch job.sh
     python -m experiments.launch --kind=slurm --set=partition=gpu --set=project=$PWD --set=nodes=2 \
         --command='smallr train cogpo --workdir=/shared/runs/a' > job.sh
+    python -m experiments.launch --kind=slurm --set=partition=gpu --set=project=$PWD --set=shares=8 \
+        --command='smallr sweep cogpo --grid optimizer.learning_rate=1e-6,3e-6 --seeds=3 --out=/shared/lr' > job.sh
     python -m experiments.launch --kind=skypilot --set=bucket=s3://my-bucket --command='… --out=/results/cogpo' > job.yaml
     sky jobs launch job.yaml
     python -m experiments.launch --kind=xpk --set=cluster=C --set=project=P --set=zone=Z --set=image=I --set=storage=S \
@@ -25,7 +27,7 @@ from smallr.core.errors import UserError
 
 KIND = flags.DEFINE_enum("kind", None, list(KINDS), "Which launcher", required=True)
 COMMAND = flags.DEFINE_string(
-    "command", None, "Of a grid without --share, or smallr train … --workdir=FOLDER", required=True
+    "command", None, "Of a grid or smallr sweep, without --share; or smallr train … --workdir=FOLDER", required=True
 )
 SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the template")
 

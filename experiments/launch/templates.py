@@ -57,7 +57,7 @@ def render(kind: str, command: str, values: Mapping[str, str]) -> str:
 
     Args:
       kind: slurm, skypilot or xpk.
-      command: of a grid without `--share`, e.g. `python -m experiments.crv.ablation --out=/shared/cogpo`; or
+      command: of a grid or `smallr sweep` without `--share`, e.g. `python -m experiments.crv.ablation --out=/shared/cogpo`; or
         `smallr train CONFIG --workdir=FOLDER …`.
       values: of the template's fields; those with a default may be left out.
 

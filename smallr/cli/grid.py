@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import re
 import shlex
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from smallr.cli import fields
 from smallr.cli.parsing import UsageError
+from smallr.config import to_plain
 from smallr.core.errors import UserError
 from smallr.data.errors import nearest
 
@@ -111,8 +111,8 @@ def stages_of(config: ConfigDict, settings: Sequence[Setting], seeds: int) -> di
     for seed, setting in itertools.product(range(config.seed, config.seed + seeds), settings):
         run = setting.config(config)
         run.seed = seed
-        told = {"setting": str(setting), "seed": seed, "config": json.loads(json.dumps(run.to_dict()))}
-        same = next((each for each, (other, _) in found.items() if other.to_dict() == run.to_dict()), None)
+        told = {"setting": str(setting), "seed": seed, "config": to_plain(run)}
+        same = next((each for each in found if each.settings["config"] == told["config"]), None)
         if same is not None:
             raise UserError(f"--grid: {setting} is the same as {found[same][1]}: leave one of them out")
         found[Stage(_name(setting, seed), told)] = run, setting

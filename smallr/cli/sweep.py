@@ -29,7 +29,7 @@ from smallr.core.early_signals import exit_on_sigterm
 from smallr.core.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ml_collections import ConfigDict
 
@@ -75,7 +75,7 @@ def run(options: Namespace) -> None:
     _report(options, runs, grid.Results(rows, options.metric, options.goal), plot)
 
 
-def check(configs) -> None:
+def check(configs: Iterable[ConfigDict]) -> None:
     """Checks all that can be known of runs before any of them reads rows or weights.
 
     Raises:
@@ -132,7 +132,9 @@ def _share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _report(options: Namespace, runs: Mapping[Stage, tuple[ConfigDict, grid.Setting]], found: grid.Results, plot: bool):
+def _report(
+    options: Namespace, runs: Mapping[Stage, tuple[ConfigDict, grid.Setting]], found: grid.Results, plot: bool
+) -> None:
     """Prints the table, the best setting and how to train it; writes the files."""
     out = Path(options.out)
     if not found.rows:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from smallr.config import to_plain
 from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json, write_text
 from smallr.training.optimizer import Horizon
@@ -153,7 +154,7 @@ def save_config(workdir: str | Path, config: Any, fingerprint: str, horizons: Se
 
 
 def _as_dict(config: Any) -> dict[str, Any]:
-    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return to_plain(config)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
