@@ -62,6 +62,11 @@ class DropReport:
     over: dict[int, int] = dataclasses.field(default_factory=dict)
     cut: int = 0
 
+    @property
+    def too_long(self) -> str:
+        """The reason for which examples over the limit are left out."""
+        return f"longer than {self.max_length} tokens"
+
     def drop(self, row: int, reason: str) -> None:
         """Counts a row that is left out."""
         self.dropped.setdefault(reason, Tally()).add(row)
@@ -83,7 +88,8 @@ class DropReport:
         if not self.over:
             return ""
         held = whole = self.kept - self.cut
-        total = whole + sum(self.over.values())
+        # Texts that are far too long are dropped before they are measured: no advised length holds them.
+        total = whole + self.cut + self.dropped.get(self.too_long, Tally()).count
         for length in sorted(self.over):
             held += self.over[length]
             if held >= ENOUGH * total:

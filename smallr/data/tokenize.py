@@ -263,18 +263,14 @@ class ExampleMaker:
         made = self._made_choices(rows, report) if self._choices else self._made(rows, report)
         for row, number, example, is_long in made:
             reason = "" if is_long else self._problem(example, report)
-            if (is_long or reason == self._too_long) and (example := self._cut(row, number)) is not None:
+            if (is_long or reason == report.too_long) and (example := self._cut(row, number)) is not None:
                 report.cut += 1
                 report.note(row.row, f"prompt shortened from the left to fit {self._options.max_length} tokens")
             elif is_long or reason:
-                report.drop(row.row, reason or self._too_long)
+                report.drop(row.row, reason or report.too_long)
                 continue
             report.kept += 1
             yield example
-
-    @property
-    def _too_long(self) -> str:
-        return f"longer than {self._options.max_length} tokens"
 
     def _problem(self, example: Example | None, report: DropReport) -> str:
         """Returns why an example cannot be used; empty if it can."""
@@ -283,7 +279,7 @@ class ExampleMaker:
         completions = [completion.tokens for completion in example.completions]
         if self._options.kind == "preference" and completions[0].tolist() == completions[1].tolist():
             return "chosen equal to rejected"
-        return "" if report.measure(example.row, self._length(example)) else self._too_long
+        return "" if report.measure(example.row, self._length(example)) else report.too_long
 
     def _length(self, example: Example) -> int:
         return self._prefixes(example) * len(example.prefix) + sum(len(each.tokens) for each in example.completions)

@@ -111,7 +111,7 @@ def check_config(workdir: str | Path, earlier: Earlier, config: Any) -> list[str
     Raises:
       UserError: a field that a checkpoint is tied to has changed.
     """
-    tied, free = compare_configs(earlier.config, _as_dict(config))
+    tied, free = compare_configs(earlier.config, to_plain(config))
     if tied:
         rows = [(d.field, _show(d.saved), _show(d.current)) for d in tied]
         raise UserError(
@@ -126,7 +126,7 @@ def check_data(workdir: str | Path, earlier: Earlier, config: Any, fingerprint: 
     """Raises UserError where the tokenised training data are not those of the checkpoints."""
     if fingerprint != earlier.data:
         raise UserError(
-            f"the training data ({_data_name(_as_dict(config))}) is not what the checkpoints in {workdir} were trained on, "
+            f"the training data ({_data_name(to_plain(config))}) is not what the checkpoints in {workdir} were trained on, "
             f"though the configuration is the same: its tokenised rows have the fingerprint {fingerprint[:12]}, the run's "
             f"were {earlier.data[:12]}. The rows, or the tokenizer, have changed. Restore them to go on, or use another "
             "workdir to start anew."
@@ -146,15 +146,11 @@ def save_config(workdir: str | Path, config: Any, fingerprint: str, horizons: Se
     path = Path(workdir) / "config.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "config": _as_dict(config),
+        "config": to_plain(config),
         "data_fingerprint": fingerprint,
         "horizons": [dataclasses.asdict(horizon) for horizon in horizons],
     }
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    return to_plain(config)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -167,3 +167,10 @@ def test_advice_counts_what_would_be_whole(run):
 def test_another_policy_is_refused():
     with pytest.raises(DataError, match=r"config.data.truncation=truncate.*must be one of: drop, truncate_prompt_left"):
         TokenizeOptions("sft", 10, truncation="truncate")
+
+
+def test_advice_counts_rows_that_were_never_tokenised(run):
+    rows = [{"prompt": "a" * n, "completion": "b"} for n in (10, 10, 300, 10**6)]
+    report = run(rows, max_length=40, chat=False).report
+    assert report.dropped[report.too_long].count == 2
+    assert "config.batch.row_length=384 keeps 75% of the examples, now 50%" in str(report)
