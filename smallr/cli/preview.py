@@ -59,7 +59,8 @@ def spread(count: int, wanted: int) -> list[int]:
 
 def _show_example(console: Console, tokenizer: PreTrainedTokenizerFast, split: Split, index: int) -> None:
     example = split.examples[index]
-    console.rule(f"{split.examples.place(index)}: {len(example.prefix)} tokens of prompt")
+    console.rule()
+    console.print(f"{split.examples.place(index)}: {len(example.prefix)} tokens of prompt", style="bold", markup=False)
     console.print(tokenizer.decode(example.prefix), style="dim", markup=False)
     for number, completion in enumerate(example.completions):
         name = split.completion_names[number] if number < len(split.completion_names) else f"completion {number}"

@@ -49,7 +49,9 @@ class OnDevice(Trainer):
         self.training = SimpleNamespace(
             batches=lambda mesh, first, count: iter(range(first, first + count)),
             static_columns=dict,
-            examples=SimpleNamespace(rows=np.arange(8), report=SimpleNamespace(source="rows.jsonl")),
+            examples=SimpleNamespace(
+                rows=np.arange(8), report=SimpleNamespace(source="rows.jsonl"), sources=("rows.jsonl",)
+            ),
         )
         self.files = SimpleNamespace(
             write_metrics=lambda step, line, split: self.lines.append((step, line["loss"])),
