@@ -84,14 +84,13 @@ class Stage:
 def write_rows(path: Path, size: int) -> int:
     """Writes about `size` bytes of rows; returns how many."""
     rng, count = np.random.default_rng(0), 0
+    bodies = [[WORDS[i] for i in rng.integers(0, len(WORDS), ROW // 5)] for _ in range(1000)]
     with path.open("w") as file:
         while file.tell() < size:
-            words = [WORDS[i] for i in rng.integers(0, len(WORDS), ROW // 5)]
+            words = bodies[count % len(bodies)]
             half = len(words) // 2
-            file.write(
-                json.dumps({"prompt": " ".join([str(count), *words[:half]]), "completion": " ".join(words[half:])})
-            )
-            file.write("\n")
+            row = {"prompt": " ".join([str(count), *words[:half]]), "completion": " ".join(words[half:])}
+            file.write(json.dumps(row) + "\n")
             count += 1
     return count
 
