@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from smallr.config import finish, preference, unpaired
 from smallr.core.cache import cache_dir
+from smallr.core.comparison import can_plot, say_if_no_plots
 from smallr.core.sharding import make_mesh
 from smallr.losses.preference import LOSSES, RECIPES
 from smallr.models.loading import load_decoder, open_model
@@ -127,7 +128,7 @@ def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> None:
-    """Writes table.csv, table.md and plot.png."""
+    """Writes table.csv, table.md and, if matplotlib is installed, plot.png."""
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -144,7 +145,8 @@ def write(rows: list[dict[str, Any]], about: Mapping[str, Any], out: Path) -> No
         "* ±: standard deviation over seeds",
     ]
     (out / "table.md").write_text("\n".join(lines) + "\n")
-    plot(rows, out / "plot.png")
+    if can_plot():
+        plot(rows, out / "plot.png")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -169,6 +171,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
     out = Path(OUT.value)
+    say_if_no_plots()
     about = {flag.name: flag.value for flag in (MODEL, DATA, TRAIN, TEST, STEPS, ROWS, ROW_LENGTH, RATE, DTYPE)}
     out = out / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:8]  # other settings, other results
     out.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from experiments.adaptive.small_tasks import MORE
 from experiments.adaptive.students import Asker, Recipe, config_of, train
 from experiments.adaptive.teacher_rows import Row, more, read
 from smallr.core.cache import cache_dir
+from smallr.core.comparison import say_if_no_plots
 from smallr.core.sharding import make_mesh
 from smallr.core.stages import Stage, Stages, Stopped
 from smallr.models.loading import open_model
@@ -210,6 +211,7 @@ class Laboratory:
 
 def main(argv: list[str]) -> None:
     """Does what is missing, then writes the report."""
+    say_if_no_plots()
     del argv
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))

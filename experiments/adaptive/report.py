@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from experiments.adaptive.policies import Outcomes, at_rate, bootstrap, choose, oracle, tokens_saved, unsure
 from experiments.adaptive.students import Written
 from experiments.adaptive.teacher_rows import Row
-from smallr.core.comparison import Mean, markdown, mean, write_csv
+from smallr.core.comparison import Mean, can_plot, markdown, mean, write_csv
 from smallr.core.stages import Stage, Stages
 
 
@@ -369,6 +369,8 @@ def write(grid: Stages, runs: Sequence[Stage], rows: Sequence[Row], out: Path) -
     text = "\n".join(parts)
     (out / "report.md").write_text(text)
     write_csv(grid.rows(runs), out / "runs.csv")
+    if not can_plot():
+        return text
     plot_tokens(shown, rows, out / "tokens.png")
     if decided:
         plot_tokens(decided.all, rows, out / "tokens_both.png")

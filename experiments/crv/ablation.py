@@ -29,6 +29,7 @@ from experiments.crv.judge import PAIRS, Examination, Judge, against
 from experiments.crv.report import write_report
 from experiments.crv.rows import Recipe
 from smallr.core.cache import cache_dir
+from smallr.core.comparison import say_if_no_plots
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.core.stages import Stage, Stages, Stopped
@@ -168,6 +169,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     out = Path(OUT.value)
+    say_if_no_plots()
     index, _, count = SHARE.value.partition("/")
     try:
         model = student(out)

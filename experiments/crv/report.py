@@ -11,7 +11,7 @@ import numpy as np
 from experiments.crv.arms import COGPO, CRV, DPO, RAW, AblationPlan
 from experiments.crv.judge import ANSWERS, read_answers
 from experiments.crv.styles import styles
-from smallr.core.comparison import Row, bars, curves, difference, groups, markdown, table, write_csv
+from smallr.core.comparison import Row, bars, can_plot, curves, difference, groups, markdown, table, write_csv
 from smallr.core.stages import Stage, Stages
 from smallr.data.rows import GAPS
 from smallr.evals.statistics import paired_difference
@@ -92,6 +92,8 @@ def write_report(grid: Stages, wanted: Mapping[str, Sequence[Stage]], plan: Abla
     sections.append("## Published\n\n" + PUBLISHED + "\n" + SOURCE)
     page = "\n\n".join(sections) + "\n"
     (out / "table.md").write_text(page)
+    if not can_plot():
+        return page
     shown = {name: METRICS[name] for name in ("correct", "per_token_accuracy", "accuracy", "tokens")}
     bars(arms, "arm", shown | {"nll": METRICS["nll"]}, out / "arms.png")
     panels = {SETTINGS[name][0]: (found, SETTINGS[name][1]) for name, found in sweeps.items() if found}

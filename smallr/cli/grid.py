@@ -188,16 +188,17 @@ class Results:
             lines.append(cells + ([f"{sum(row.get(DIVERGED, 0) for row in rows):g}"] if several else []))
         return markdown(["setting", "runs", *self.shown, *([DIVERGED] if several else [])], lines)
 
-    def write(self, out: Path, plot: bool) -> list[str]:
-        """Writes runs.csv, table.md and, if `plot`, plot.png; returns their names."""
-        from smallr.core.comparison import bars, write_csv
+    def write(self, out: Path) -> list[str]:
+        """Writes runs.csv, table.md and, if matplotlib is installed, plot.png; returns their names."""
+        from smallr.core.comparison import bars, can_plot, write_csv
         from smallr.core.files import write_text
 
         write_csv(self.rows, out / "runs.csv")
         write_text(out / "table.md", self.table())
-        if plot and self.shown:
-            bars(self.rows, "setting", {name: name for name in self.shown}, out / "plot.png")
-        return ["table.md", "runs.csv", *(["plot.png"] if plot and self.shown else [])]
+        if not (self.shown and can_plot()):
+            return ["table.md", "runs.csv"]
+        bars(self.rows, "setting", {name: name for name in self.shown}, out / "plot.png")
+        return ["table.md", "runs.csv", "plot.png"]
 
 
 def train_command(argv: Sequence[str], setting: Setting, seed: int) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import json
 import re
 import shlex
@@ -55,24 +54,22 @@ def run(options: Namespace) -> None:
     if options.goal not in ("", "min", "max"):
         raise UsageError(f"sweep: --goal={options.goal}: must be one of: min, max")
     runs = grid.stages_of(options.config, settings, options.seeds)  # all fields and values are checked here
-    plot = importlib.util.find_spec("matplotlib") is not None
 
+    from smallr.core.comparison import say_if_no_plots
     from smallr.core.programs import keep_programs
     from smallr.core.stages import Stages, Stopped
 
     keep_programs(1.0)
     check(config for config, _ in runs.values())
     out, stages = Path(options.out), Stages(Path(options.out))
-    print(
-        f"{len(settings)} settings x {options.seeds} seeds = {len(runs)} runs in {out}"
-        + ("" if plot else "; no plot, since matplotlib is not installed: pip install matplotlib")
-    )
+    print(f"{len(settings)} settings x {options.seeds} seeds = {len(runs)} runs in {out}")
+    say_if_no_plots()
     try:
         rows = stages.run(list(runs), trains(runs, options.keep_checkpoints), share)
     except Stopped:
         print(f"stopped; go on with: {options.command}")
         return
-    _report(options, runs, grid.Results(rows, options.metric, options.goal), plot)
+    _report(options, runs, grid.Results(rows, options.metric, options.goal))
 
 
 def check(configs: Iterable[ConfigDict]) -> None:
@@ -132,15 +129,13 @@ def _share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _report(
-    options: Namespace, runs: Mapping[Stage, tuple[ConfigDict, grid.Setting]], found: grid.Results, plot: bool
-) -> None:
+def _report(options: Namespace, runs: Mapping[Stage, tuple[ConfigDict, grid.Setting]], found: grid.Results) -> None:
     """Prints the table, the best setting and how to train it; writes the files."""
     out = Path(options.out)
     if not found.rows:
         print("no run is finished yet")
         return
-    files = found.write(out, plot)
+    files = found.write(out)
     print(f"\n{found.table()}\n± is half of a 95 % interval over seeds (Student's t)")
     if len(found.rows) < len(runs):
         print(f"{len(found.rows)} of {len(runs)} runs are finished; the others are of other shares")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,17 @@ def difference(rows: Sequence[Row], baseline: Sequence[Row], metric: str, over: 
     before = {row[over]: row[metric] for row in baseline if row.get(metric) is not None}
     pairs = [(row[metric], before[row[over]]) for row in rows if row[over] in before and row.get(metric) is not None]
     return mean([after - earlier for after, earlier in pairs])
+
+
+def can_plot() -> bool:
+    """Returns whether matplotlib, an extra, is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def say_if_no_plots() -> None:
+    """Prints a line if there will be no plots; to be asked before the first run, not after the last."""
+    if not can_plot():
+        print("there will be no plots, since matplotlib is not installed: pip install matplotlib", flush=True)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import pytest
 
 from experiments.gsm8k_pairs import SYSTEMS, clean, pairs
 from experiments.objectives import METRICS, table, write
+from smallr.core.comparison import say_if_no_plots
 
 
 def result(name, seed, accuracy):
@@ -29,6 +31,15 @@ def test_files_are_written(tmp_path):
     assert [row["objective"] for row in csv.DictReader((tmp_path / "table.csv").open())] == ["b", "a"]
     assert "| b | 1 | 0.900 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_matplotlib_there_is_a_table_and_no_plot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    say_if_no_plots()
+    assert "pip install matplotlib" in capsys.readouterr().out
+    write(table([result("a", 0, 0.5)]), {"model": "m"}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"table.csv", "table.md"}
 
 
 def test_gsm8k_pairs_need_a_right_and_a_wrong_solution():
