@@ -7,7 +7,8 @@ completions stay as they are.
 1. Of a chat the oldest turns behind the system messages are left out, whole: a user's message with all that follows it up
    to the next one. As few as will do.
 2. Where the last of them does not fit, the user's message in it loses its beginning; so do plain prompts, and the question
-   of rationale and choice rows. What is left is the longest end that fits among those that begin with a token of it.
+   of rationale and choice rows. What is left is the longest end that fits among those that begin with a token of it, and
+   neither inside a word nor inside a number: "530 km" is never cut to "30 km".
 
 A row that does not fit even then is dropped, as all long rows are under the policy `drop`. So is one whose log-probs under a
 reference are given (`ref_chosen`): they are of the whole prompt.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from smallr.data.batch import Example
@@ -26,6 +28,9 @@ from smallr.data.rows import RationaleRow, TextRow
 
 DROP, TRUNCATE_PROMPT_LEFT = "drop", "truncate_prompt_left"
 POLICIES = (DROP, TRUNCATE_PROMPT_LEFT)
+
+# Two characters between which no prompt begins: those of a word or a number, in scripts that put spaces between words.
+_JOINED = re.compile(r"[^\W_\u2e80-\uffff\U00020000-\U0003ffff]{2}|\d[.,]|[.,]\d")
 
 Row = TextRow | RationaleRow
 
@@ -73,15 +78,26 @@ class PromptCutter:
             return None
         text = whole[-self._longest :]  # no more than this could fit
         starts = self._encoder.token_starts(text)
-        ends = [text[start:] for start in starts if text[start:].strip()]
+        apart = [start for start in starts if not (start and _JOINED.fullmatch(text[start - 1 : start + 1]))]
+        found = self._cut_at(row, text, starts, apart, make)
+        return self._cut_at(row, text, starts, starts, make) if found is None else found
+
+    def _cut_at(
+        self, row: Row, text: str, starts: list[int], allowed: list[int], make: Callable[[Row], Example | None]
+    ) -> Example | None:
+        """Returns the example with the longest end of a text that fits, of those that begin where it is allowed."""
+        cuts = [start for start in allowed if text[start:].strip()]
+        tokens = [bisect.bisect_left(starts, cut) for cut in cuts]  # that stand before each
 
         def attempt(number: int) -> tuple[Example | None, int]:
-            example = make(_with_text(row, ends[number]))
+            example = make(_with_text(row, text[cuts[number] :].lstrip()))
             return example, self._over(example)
 
+        if not cuts:
+            return None
         number, (example, over) = 0, attempt(0)
-        while over > 0 and number < len(ends) - 1:
-            number = min(number + over, len(ends) - 1)
+        while over > 0 and number < len(cuts) - 1:
+            number = min(bisect.bisect_left(tokens, tokens[number] + over), len(cuts) - 1)
             example, over = attempt(number)
         if over > 0:
             return None
