@@ -148,3 +148,34 @@ def test_results_say_which_metrics_there_are():
     assert grid.Results([]).best() is None
     with pytest.raises(UsageError):
         grid.read_grid(["=1"])
+
+
+def test_metrics_of_a_run_are_those_of_its_end():
+    lines = [
+        {"step": 0, "time": 1.0, "split": "benchmark", "accuracy": 0.1},
+        {"step": 4, "time": 2.0, "split": "train", "loss": 3.0},
+        {"step": 4, "time": 3.0, "split": "benchmark", "accuracy": 0.4, "tokens_per_answer": "NaN"},
+    ]
+    found = grid.metrics_of({"after": {"loss": 1.0}}, lines)
+    assert (found.pop("loss"), found.pop("benchmark/accuracy")) == (1.0, 0.4)
+    assert list(found) == ["benchmark/tokens_per_answer"]
+    assert grid.metrics_of({"after": {}}, []) == {}
+
+
+def test_the_command_of_a_setting_leaves_the_sweeps_own_flags_out():
+    argv = [
+        "cogpo",
+        "--lora",
+        "--grid",
+        "a=1,2",
+        "--seeds=3",
+        "--out",
+        "x",
+        "--config.steps=2",
+        "--keep-checkpoints",
+        "--share=0/2",
+    ]
+    setting = grid.Setting((("objective.loss", "a b"),))
+    assert grid.train_command(argv, setting, 5) == (
+        "smallr train cogpo --lora --config.steps=2 '--config.objective.loss=a b' --config.seed=5"
+    )
