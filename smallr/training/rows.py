@@ -38,9 +38,9 @@ class Part:
 
     source: str
     split: str
-    name: str
-    columns: Mapping[str, str]
-    format: str
+    name: str = ""
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    format: str = ""
     weight: float = 1.0
 
 
