@@ -39,7 +39,7 @@ def run(options: Namespace) -> None:
     exit_on_sigterm()  # imports take seconds
     check_training(options.config)
     workdir = options.workdir or f"runs/{options.config_name}/{time.strftime('%Y%m%d-%H%M%S')}"
-    announce(f"{workdir}: {options.config.model} on {options.config.data.train}; loading JAX …")
+    announce(f"{workdir}: {options.config.model} on {named(options.config.data.train)}; loading JAX …")
     import jax
 
     if options.distributed:
@@ -48,6 +48,11 @@ def run(options: Namespace) -> None:
 
     keep_programs(1.0)
     train(options.config, Path(workdir))
+
+
+def named(source: Any) -> str:
+    """Returns what a run is trained on: the name of a source, or how many there are."""
+    return source if isinstance(source, str) else f"{len(source)} sources"
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -38,6 +38,10 @@ def check_training(config: ConfigDict) -> None:
         spec = config.data[field]
         if isinstance(spec, str) and spec not in ("", "auto"):
             check(f"config.data.{field}", check_source, spec)
+        elif isinstance(spec, tuple | list):  # several sources; what they are made of is checked with the other fields
+            for index, entry in enumerate(spec):
+                if isinstance(entry, Mapping | ConfigDict) and isinstance(entry.get("path"), str):
+                    check(f"config.data.{field}[{index}]", check_source, entry["path"])
     if "lora" in config and config.lora.adapter and not Path(config.lora.adapter).expanduser().is_dir():
         raise UserError(f"config.lora.adapter: there is no folder {config.lora.adapter}")
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallr.cli import grid
+from smallr.cli.inputs import announce, check_training
 from smallr.cli.parsing import Parser, UsageError
 from smallr.core.early_signals import exit_on_sigterm
 from smallr.core.errors import UserError
@@ -54,6 +55,9 @@ def run(options: Namespace) -> None:
     if options.goal not in ("", "min", "max"):
         raise UsageError(f"sweep: --goal={options.goal}: must be one of: min, max")
     runs = grid.stages_of(options.config, settings, options.seeds)  # all fields and values are checked here
+    for config, _ in runs.values():
+        check_training(config)
+    announce(f"{options.out}: {len(runs)} runs; loading JAX …")
 
     from smallr.core.comparison import say_if_no_plots
     from smallr.core.programs import keep_programs
