@@ -100,8 +100,9 @@ def set_value(config: ConfigDict, path: str, value: Any) -> None:
     """
     parent, name = _field(config, path)
     old = parent[name]
-    if _is_sources(config, path) and isinstance(value, tuple | list):
-        _set_sources(parent, name, tuple(value))
+    if _is_sources(config, path) and isinstance(value, tuple | list | str | os.PathLike):
+        several = isinstance(value, tuple | list)
+        _set_sources(parent, name, tuple(value) if several else _sources_of_rows(path, os.fspath(value)))
     elif isinstance(value, Mapping) and isinstance(old, ConfigDict):
         for key, each in value.items():
             set_value(config, f"{path}.{key}", each)

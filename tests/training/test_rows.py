@@ -7,7 +7,7 @@ import json
 import datasets
 import pytest
 
-from smallr.cli.fields import set_field
+from smallr.cli.fields import set_field, set_value
 from smallr.config import base, finish, preference
 from smallr.core.errors import UserError
 from smallr.training.objective import make_objective
@@ -182,6 +182,10 @@ def test_sources_on_the_command_line(two):
     assert [part.weight for part in training_parts(config)] == [2.0, 0.5]
     set_field(config, "data.train", "[ab].jsonl")
     assert config.data.train == "[ab].jsonl"
+    set_value(config, "data.train", two)
+    assert [part.weight for part in training_parts(config)] == [2.0, 0.5]
+    set_value(config, "data.train", "mine.jsonl")
+    assert config.data.train == "mine.jsonl"
     with pytest.raises(UserError, match="cannot be read as a list"):
         set_field(config, "data.train", "[{path: a}]")
 
