@@ -37,7 +37,7 @@ setup(
         "flax>=0.12",
         "gguf>=0.17",
         "grain>=0.2.12",
-        "huggingface_hub",
+        "huggingface_hub>=2",
         "jax>=0.8",
         "jaxtyping",
         "jinja2",

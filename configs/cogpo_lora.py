@@ -3,7 +3,7 @@
 Command:   smallr train cogpo_lora
 Smoke:     smallr train cogpo_lora:smoke
 Export:    smallr convert --from=RUN --to=FOLDER                  (merged into the base)
-           smallr convert --from=RUN --to=FOLDER --adapter_only   (PEFT's format)
+           smallr convert --from=RUN --to=FOLDER --adapter_only --base=BASE   (PEFT's format)
 Hardware:  2 CPU cores with 2.5 GiB of memory free, or any GPU or TPU.
 Time:      3.0 s a step where the config cogpo takes 3.4 (docs/adapters.md).
 Expect:    memory of a step 1.4 GiB instead of 2.8; metrics at full length were not measured.

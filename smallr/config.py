@@ -144,6 +144,11 @@ def _add_schedule(config: ConfigDict) -> None:
     config.checkpoint.every = 100  # steps; the last step is always saved
     config.checkpoint.keep_last = 2  # newest checkpoints that are kept
     config.checkpoint.keep_every = 0  # also keep every so many steps for good; 0: none
+    # Steps between folders for the Hugging Face ecosystem, workdir/hf/step-N, of which keep_last are kept; of LoRA runs they
+    # hold the adapters. The last step gets one too. 0: none.
+    config.checkpoint.hf_every = 0
+    config.checkpoint.push_to = ""  # owner/name on the hub: these folders are uploaded to it, at least the last one
+    config.checkpoint.push_private = False  # that nobody else can read the repository
 
 
 def preference(loss: str = "sigmoid", beta: float | Mapping[str, float] | None = None) -> ConfigDict:

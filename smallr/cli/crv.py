@@ -10,6 +10,7 @@ files: docs/methods/crv.md.
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -46,4 +47,5 @@ def run(options: Namespace) -> None:
         raise UserError(
             f"{report['open']} rows got no reply ({'; '.join(report['open_errors'])}); ask them again: {options.command}"
         )
-    console.print(f"next: smallr pairs --crv={folder} --out={folder / 'pairs'}", soft_wrap=True, highlight=False)
+    following = shlex.join(["smallr", "pairs", f"--crv={folder}", f"--out={folder / 'pairs'}"])
+    console.print(f"next: {following}", soft_wrap=True, highlight=False)

@@ -32,6 +32,7 @@ COMMANDS = {
     "compare": ("smallr.cli.compare", "compare two evaluations, question by question"),
     "lm-eval": ("smallr.cli.lm_eval", "run lm-evaluation-harness on a model"),
     "convert": ("smallr.cli.convert", "export a run or a model for transformers, vLLM, llama.cpp, PEFT"),
+    "push": ("smallr.cli.push", "put a run or a model on the Hugging Face hub"),
     "scratch": ("smallr.cli.scratch", "write a new model with random weights"),
     "crv": ("smallr.cli.crv", "fit a teacher's rationales to a student (critique, rethink, verify)"),
     "pairs": ("smallr.cli.pairs", "make preference pairs of a CRV run"),

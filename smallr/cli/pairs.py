@@ -5,6 +5,7 @@ smallr pairs --crv=FOLDER --out=FOLDER [--mix=natural|balanced|1:1:2] [--holdout
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -34,4 +35,5 @@ def run(options: Namespace) -> None:
         for question in counts["contaminated"][:10]:
             print(f"  in the evaluation set: {question[:100]!r}")
     held_out = " --config.data.eval_split=test" if "test" in report["splits"] else ""
-    print(f"written to {options.out}\nnext: smallr train cogpo --config.data.train={options.out}{held_out}")
+    source = shlex.quote(f"--config.data.train={options.out}")
+    print(f"written to {options.out}\nnext: smallr train cogpo {source}{held_out}")

@@ -174,7 +174,11 @@ class Parser:
         if name is None and config_files.is_run(getattr(options, "workdir", None)):
             options.config_name, config = None, config_files.of_run(options.workdir)
         elif name is None:
-            self._fail(f"name a config, e.g. smallr {self.name} {_example(self._group)} (smallr configs lists them)")
+            workdir = getattr(options, "workdir", None)
+            missing = f"there is no run in {workdir} to go on with; " if workdir else ""
+            self._fail(
+                f"{missing}name a config, e.g. smallr {self.name} {_example(self._group)} (smallr configs lists them)"
+            )
         else:
             config, options.config_name = config_files.load(name, self._group)
         if self._adds_lora and options.lora and "lora" not in config:

@@ -10,11 +10,16 @@ reference pass.
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smallr.cli.inputs import announce, check, check_model, check_source, check_tokenizer
 from smallr.cli.parsing import Parser, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def flags(parser: Parser) -> None:
@@ -57,4 +62,17 @@ def run(options: Namespace) -> None:
     )
     print(f"{len(scored)} rows in {options.out}: {', '.join(scored.column_names)}")
     if options.kind == "preference":
-        print(f"next: smallr train cogpo --config.data.train={options.out} --config.objective.reference=columns")
+        print(f"next: smallr train {next_arguments(scored, options)}")
+
+
+def next_arguments(scored: Dataset, options: Namespace) -> str:
+    """Returns the arguments of `smallr train` for the scored pairs, under the model that has scored them."""
+    config = "cogpo" if {"gap", "beta"} & set(scored.column_names) else "dpo"
+    fields = {
+        "model": options.model,
+        "tokenizer": options.tokenizer,
+        "data.train": options.out,
+        "data.chat": "" if options.chat else "false",
+        "objective.reference": "columns",
+    }
+    return shlex.join([config, *(f"--config.{name}={value}" for name, value in fields.items() if value)])

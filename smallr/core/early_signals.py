@@ -16,5 +16,5 @@ def exit_on_sigterm() -> None:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     # A handler may interrupt anything, and JAX may be compiling: no exception would get through soon.
-    os.write(2, b"\nSIGTERM: stopped; the same command goes on from the newest checkpoint, if there is one\n")
+    os.write(2, b"\nSIGTERM: stopped before the first step of this session, so nothing is lost: start it again\n")
     os._exit(STATUS)

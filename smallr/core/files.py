@@ -91,6 +91,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def check_new_folder(target: Path) -> None:
+    """Raises FileError unless a folder can appear at `target`: nothing is there, or an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileError(f"{target} exists and is not an empty folder: choose another folder, or remove it first")
+
+
 def _swap(new: Path, path: Path) -> None:
     """Puts a folder in the place of another one; another process may be doing the same."""
     while True:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from smallr.core.errors import UserError
-from smallr.core.files import remove_leftovers, whole_folder
+from smallr.core.files import check_new_folder, remove_leftovers, whole_folder
 from smallr.models.chat_template import end_of_turn
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
@@ -72,8 +72,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
       UserError: the target is there and not an empty folder, or cannot be written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder: choose another --to, or remove it first")
+    check_new_folder(target)
     remove_leftovers(target.parent)
     with whole_folder(target) as folder:
         yield folder
@@ -189,7 +188,7 @@ def _llama3_scaling(source: ModelSource) -> dict[str, Any]:
 
 
 def write_tokenizer(folder: Path, source: ModelSource) -> None:
-    """Writes tokenizer, chat template and generation config: the files of the model's folder, or rebuilt ones."""
+    """Writes tokenizer, chat template and licence: the files of the model's folder, or rebuilt ones."""
     tokenizer = source.tokenizer()  # also checks that there is one, and that it fits the embedding
     _copy(source.folder, folder, ("LICENSE*", "NOTICE*"))
     if source.tokenizer_folder is not None:

@@ -26,6 +26,10 @@ MODEL_FILES = (
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    # Its licence goes along with what is made of it.
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
     *TOKENIZER_FILES,
 )
 

@@ -46,6 +46,7 @@ class ModelSource:
       tokenizer_folder: the folder that the tokenizer is read from; None if it is rebuilt from a GGUF file.
       allow_nonfinite: take NaN and infinite weights as they are.
       open_parameters: opens weights that are no longer those of the file; in place of `make_reader`.
+      license: that the file names, in the hub's form; empty if it names none.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelSource:
     tokenizer_folder: Path | None = None
     allow_nonfinite: bool = False
     open_parameters: Callable[[], ReadParameter] | None = None
+    license: str = ""
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Returns the model's tokenizer.
@@ -160,7 +162,8 @@ def _gguf_source(name: str, path: Path) -> ModelSource:
     from smallr.models.gguf_tokenizer import gguf_tokenizer
 
     file = GGUFFile(path)
-    return ModelSource(name, file.config, lambda: gguf_tokenizer(file), lambda: file, file.hf_config())
+    licence = str(file.metadata("general.license", ""))
+    return ModelSource(name, file.config, lambda: gguf_tokenizer(file), lambda: file, file.hf_config(), license=licence)
 
 
 def _folder_source(name: str, folder: Path) -> ModelSource:
@@ -192,5 +195,11 @@ def _tiny_source() -> ModelSource:
     }
     folder = Path(__file__).parent / "tiny_random"
     return ModelSource(
-        TINY, DecoderConfig.from_hf(hf), lambda: folder_tokenizer(folder), None, hf, tokenizer_folder=folder
+        TINY,
+        DecoderConfig.from_hf(hf),
+        lambda: folder_tokenizer(folder),
+        None,
+        hf,
+        tokenizer_folder=folder,
+        license="apache-2.0",
     )

@@ -14,6 +14,11 @@ BUILT_IN = (SMOLLM2, TINY)
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
+def is_hub_id(name: str) -> bool:
+    """Returns whether a name has the form of a repository's on the hub, `owner/name`."""
+    return bool(HUB_ID.fullmatch(name))
+
+
 def check_model(name: str) -> None:
     """Checks that something has this name: a built-in model, a file, a folder; a hub id is looked up later.
 

@@ -14,8 +14,9 @@ from safetensors.numpy import save
 
 from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
-from smallr.models.export import new_folder, parameter_shapes, write_json
+from smallr.models.export import new_folder, parameter_shapes, write_json, write_tokenizer
 from smallr.models.families import Tensor
+from smallr.models.loading import ModelSource
 from smallr.models.lora import LoRA, projections, targets
 from smallr.models.safetensors_writer import DTYPES
 from smallr.models.schema import ADAPTER, read_json
@@ -49,7 +50,7 @@ Pairs = dict[str, tuple[np.ndarray, np.ndarray]]  # path of a projection -> its 
 
 def write_adapter(
     target: Path,
-    config: DecoderConfig,
+    source: ModelSource,
     lora: LoRA,
     pairs: Callable[[str], tuple[np.ndarray, np.ndarray]],
     *,
@@ -58,25 +59,26 @@ def write_adapter(
     dtype: str,
     card: str,
 ) -> None:
-    """Writes an adapter folder that `peft.PeftModel.from_pretrained` reads.
+    """Writes an adapter folder that `peft.PeftModel.from_pretrained` reads, with the base's tokenizer and template.
 
     Args:
       target: the folder; it may exist if it is empty.
-      config: of the base.
+      source: of the base.
       lora: the adapters' configuration.
       pairs: gives a and b of the projection at a path.
-      base: name of the base model.
-      digest: of the base's parameters, by which `read_adapter` knows it.
+      base: name of the base model, by which PEFT finds it.
+      digest: of the base's parameters, by which `read_adapter` knows it; empty: the adapter goes with any base of its
+        shape.
       dtype: of the stored tensors.
       card: text of README.md.
 
     Raises:
       UserError: an adapter on a part of a tensor that the family stores as one.
     """
-    tensors = {}
+    tensors, config = {}, source.config
+    check_whole(config, lora)
     rows = targets(config, lora)
     for path, row in rows.items():
-        _check_whole(path, row)
         a, b = pairs(path)
         for layer in range(config.num_layers):
             module = _module(row, layer)
@@ -98,7 +100,9 @@ def write_adapter(
     }
     with new_folder(target) as folder:
         # Written by us, since save_file leaves a file that nobody else can read.
-        (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt", DIGEST: digest}))
+        metadata = {"format": "pt"} | ({DIGEST: digest} if digest else {})
+        (folder / WEIGHTS).write_bytes(save(tensors, metadata=metadata))
+        write_tokenizer(folder, source)
         write_json(folder / CONFIG, content)
         (folder / "README.md").write_text(card)
 
@@ -209,9 +213,11 @@ def _suffix(row: Tensor) -> str:
     return row.name.partition("{layer}.")[2].removesuffix(".weight")
 
 
-def _check_whole(path: str, row: Tensor) -> None:
-    if row.fused is not None:
-        raise UserError(
-            f"{path} is a part of {row.name} in this family, so PEFT cannot hold its adapter: export it merged "
-            "(without --adapter_only)"
-        )
+def check_whole(config: DecoderConfig, lora: LoRA) -> None:
+    """Raises UserError for an adapter on a part of a tensor that the family stores as one."""
+    for path, row in targets(config, lora).items():
+        if row.fused is not None:
+            raise UserError(
+                f"{path} is a part of {row.name} in this family, so PEFT cannot hold its adapter: export it merged "
+                "(without --adapter_only)"
+            )

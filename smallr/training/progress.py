@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 
@@ -45,8 +45,10 @@ class Progress:
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=None),
                 TextColumn("{task.description}"),
+                TimeElapsedColumn(),
                 console=Console(stderr=True),
                 expand=True,
+                refresh_per_second=1,  # a step takes about as long, and a recorded terminal keeps every picture
                 # Text for a file must not end on the terminal because the bar is there.
                 redirect_stdout=sys.stdout.isatty(),
             )

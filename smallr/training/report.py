@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import jax
+from ml_collections import ConfigDict
 
 from smallr.core.files import write_text
 from smallr.data.packing import describe
 from smallr.data.rows import GAPS
+from smallr.data.sources import is_builtin
 from smallr.losses.logprobs import chunking
 from smallr.models.attention import describe as describe_attention
 from smallr.training.progress import log, table
@@ -138,6 +141,7 @@ def result(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
         "after": after,
         "seconds": {**trainer.clock.laps, "total": trainer.clock.total()},
         "checkpoint": str(trainer.workdir / "checkpoints" / str(trainer.step)),
+        "hf_folders": trainer.publisher.counts(),
     }
 
 
@@ -164,6 +168,7 @@ def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
         f"checkpoint   {found['checkpoint']}",
         f"metrics      {workdir / 'metrics.jsonl'} (and TensorBoard events)",
     ]
+    text += trainer.publisher.lines()
     text += ["", "next:", *(f"  {line}" for line in next_commands(trainer))]
     if jax.process_index() == 0:
         write_text(workdir / "report.json", json.dumps(found, indent=2) + "\n")
@@ -188,8 +193,8 @@ def _number(value: float | None) -> str:
 
 
 def next_commands(trainer: Trainer) -> list[str]:
-    """Returns command lines that make sense after this run."""
-    config, workdir = trainer.config, trainer.workdir
+    """Returns command lines that make sense after this run; what the user has to fill in is in capitals."""
+    config, workdir = trainer.config, shlex.quote(str(trainer.workdir))
     again = f"smallr train --workdir={workdir}"
     if trainer.step < trainer.steps:
         return [f"{again}   # goes on from step {trainer.step}"]
@@ -201,12 +206,23 @@ def next_commands(trainer: Trainer) -> list[str]:
         lines += [(f"smallr convert --from={workdir} --to=FOLDER --adapter_only", "export the soft prompts")]
     else:
         if config.objective.name in ("sft", "rationale"):
-            lines += [(f"smallr train cogpo --config.model={workdir}", "preference training from here")]
+            pairs = "" if _on_builtin(config) else " --config.data.train=PAIRS.jsonl"
+            lines += [(f"smallr train cogpo --config.model={workdir}{pairs}", "preference training from here")]
         lines += [(f"smallr generate --model={workdir} --interactive", "ask it")]
         lines += [(f"smallr convert --from={workdir} --to=FOLDER", "for the Hugging Face ecosystem")]
-    if config.objective.name == "preference":
+        lines += [(f"smallr push --model={workdir} --repo=OWNER/NAME", "to the Hugging Face hub")]
+    if config.objective.name == "preference" and _on_builtin(config):
         variant = ",smoke" if config.model == "tiny-random" else ""
         lines += [(f"smallr train preference:ipo{variant}", "another loss")]
-    lines += [(f"tensorboard --logdir={workdir.parent}", "curves of all runs; pip install tensorboard")]
+    lines += [
+        (
+            f"tensorboard --logdir={shlex.quote(str(trainer.workdir.parent))}",
+            "curves of all runs; pip install tensorboard",
+        )
+    ]
     width = max(len(command) for command, _ in lines)
     return [f"{command:<{width}}   # {about}" for command, about in lines]
+
+
+def _on_builtin(config: ConfigDict) -> bool:
+    return isinstance(config.data.train, str) and is_builtin(config.data.train)

@@ -16,7 +16,6 @@ from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json
 from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
 from smallr.training.digest import read_digest
-from smallr.training.metrics import read_metrics
 
 
 class SavedCheckpoint:
@@ -98,13 +97,6 @@ class SavedRun:
             return {}
         return report if report.get("steps") == self.checkpoint.step else {}
 
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """Returns the last training metrics logged up to this checkpoint."""
-        lines = read_metrics(self.workdir)
-        logged = [line for line in lines if line["split"] == "train" and line["step"] <= self.checkpoint.step]
-        return logged[-1] if logged else {}
-
 
 def find_run(path: Path) -> SavedRun | None:
     """Returns the run at `path`: a workdir, whose newest intact checkpoint is taken, or one checkpoint's folder.
@@ -119,6 +111,19 @@ def find_run(path: Path) -> SavedRun | None:
         return _newest(path)
     if path.name.isdigit() and (path / "metadata" / "metadata").exists():
         return SavedRun(*_configuration(path.parent.parent), _intact(path))
+    return None
+
+
+def run_config(path: Path) -> dict[str, Any] | None:
+    """Returns the configuration of the run at `path`, as `find_run` names one, without a look at its checkpoints.
+
+    Raises:
+      UserError: the run has no configuration that can be read.
+    """
+    if (path / "checkpoints").is_dir():
+        return _configuration(path)[1]
+    if path.name.isdigit() and (path / "metadata" / "metadata").exists():
+        return _configuration(path.parent.parent)[1]
     return None
 
 

@@ -45,7 +45,9 @@ class StepLog:
         self._since, self._waited = time.perf_counter(), self._batches.waited
 
     def add(self, n: int, metrics: dict[str, Array], examples: dict[str, Array]) -> None:
-        """Takes what step n returned."""
+        """Takes what step n returned, and waits for step n - 1: no more are under way, so that a stop is prompt."""
+        if self._steps:
+            jax.block_until_ready(self._steps[-1][1])
         self._steps.append((n, metrics, examples))
 
     def read(self, until: int, *, whole_lines: bool = False) -> dict[str, float]:

@@ -33,6 +33,7 @@ from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
 from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
 from smallr.training.progress import Progress, announce, log
+from smallr.training.publishing import Publisher
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rounds import CompiledSteps, Renewal, Round
 from smallr.training.signals import StopSignal
@@ -64,6 +65,7 @@ class Trainer:
     Attributes:
       config, workdir: of the run.
       files: what is in the workdir.
+      publisher: writes and uploads folders for the Hugging Face ecosystem.
       mesh: of all arrays.
       benchmark: what is measured besides the held-out rows; `fit` wants one if `config.benchmark` names one.
       objective: what the steps minimise.
@@ -106,6 +108,7 @@ class Trainer:
         self._renewal = Renewal()
         self.state: TrainState | None = None
         self._compiled = CompiledSteps()
+        self.publisher = Publisher(config, self.workdir, self.source)
         self.files = Workdir(self.workdir, config)
         self._horizons = self.files.horizons
 
@@ -177,7 +180,9 @@ class Trainer:
                 self.stopped = stop.should_stop(self.step) and self.step < self.steps
                 saving = self.step == until or self.stopped or self.step % self.config.checkpoint.every == 0
                 evaluating, asking = self._due(self.config.eval_every), self._due(self.config.benchmark.every)
-                if saving or evaluating or asking:  # all is read first, so that only finite states are saved
+                publishing = self._due(self.config.checkpoint.hf_every)
+                # All is read before anything is saved, so that only finite states are.
+                if saving or evaluating or asking or publishing:
                     progress.update(self.step, **steps.read(self.step))
                 elif line := steps.read(self.step - 1, whole_lines=True):
                     progress.update(self.step - 1, **line)
@@ -185,15 +190,17 @@ class Trainer:
                     self.evaluate()
                 if asking:
                     self.ask_benchmark()
-                if evaluating or asking:
+                if publishing:
+                    self.publisher.save(self)
+                if evaluating or asking or publishing:
                     steps.restart_clock()
                 if saving:
                     self.save()
                 if self.stopped:
-                    log(
-                        f"asked to stop: saved step {self.step} of {self.steps}; go on with: smallr train --workdir={self.workdir}"
-                    )
-                    return
+                    break
+        if self.stopped:  # said when the bar is gone, since it breaks lines
+            again = report.next_commands(self)[0]
+            log(f"asked to stop: saved step {self.step} of {self.steps}; go on with: {again}")
 
     def take(self, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
         """Dispatches one step, without waiting for it; returns its metrics and the values of its examples."""
@@ -211,6 +218,7 @@ class Trainer:
             after = self.evaluate()
             self.ask_benchmark()
             self.clock.lap("evaluation")
+            self.publisher.save(self)
         self.close()
         return report.finish(self, after)
 
@@ -454,7 +462,8 @@ class Trainer:
         self.files.checkpointer.save(self.step, self.state, metadata)
 
     def close(self) -> None:
-        """Waits for a checkpoint on its way to the disk and frees the workdir; the model stays."""
+        """Waits for what is on its way to the disk and the hub, and frees the workdir; the model stays."""
+        self.publisher.close(patient=0 < self.steps == self.step)
         self.files.close()
 
     def __enter__(self) -> Trainer:

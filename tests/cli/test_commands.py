@@ -37,6 +37,39 @@ def test_a_run_goes_on_by_the_line_that_the_report_prints(run, capsys):
     assert re.search(r"resuming .* step 1\b", shown), shown
 
 
+def following(shown: str) -> list[str]:
+    """The arguments of the command line that a command names as the next one."""
+    command, *argv = shlex.split(re.search(r"^next: (.*)$", shown, re.MULTILINE)[1])
+    assert command == "smallr"
+    return argv
+
+
+def test_what_crv_and_pairs_name_next_works_as_printed(tmp_path, capsys):
+    rows = ["--config.data.splits=train[:12],test[:6]"]
+    folder = tmp_path / "a folder"
+    assert main(["crv", "annotate", "--config.model=oracle:arithmetic", f"--out={folder}", *rows]) == 0
+    assert main(following(capsys.readouterr().out)) == 0
+    argv = following(capsys.readouterr().out)
+    assert argv[:2] == ["train", "cogpo"]
+    small = ["--config.model=tiny-random", "--config.epochs=0", "--config.steps=1", f"--workdir={tmp_path / 'run'}"]
+    assert main([*argv, *small]) == 0
+
+
+@pytest.mark.parametrize(("gap", "config"), [({}, "dpo"), ({"gap": "small"}, "cogpo")])
+def test_what_score_names_next_works_as_printed(tmp_path, capsys, gap, config):
+    rows = [{"prompt": f"What is {i} + 1?", "chosen": str(i + 1), "rejected": str(i), **gap} for i in range(6)]
+    data, scored = tmp_path / "pairs.jsonl", tmp_path / "scored"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model=tiny-random", f"--data={data}", f"--out={scored}", "--rows=2", "--row_length=128"]
+    assert main(["score", *flags]) == 0
+    argv = following(capsys.readouterr().out)
+    assert argv[:2] == ["train", config]
+    workdir = tmp_path / "run"
+    assert main([*argv, f"--workdir={workdir}", "--config.batch.row_length=128"]) == 0
+    first = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(0.6931, abs=2e-3)  # the reference is the model that has scored them
+
+
 def test_lora_for_any_config(tmp_path, capsys):
     workdir = tmp_path / "run"
     flags = ["--lora", "--config.lora.rank=2", f"--workdir={workdir}", "--config.steps=1", *FEW]

@@ -47,6 +47,7 @@ def test_every_command_explains_itself(capsys, name):
     [
         ("trian", 2, "no command 'trian'; did you mean 'train'?"),
         ("train", 2, "name a config, e.g. smallr train cogpo"),
+        ("train --workdir=nowhere", 2, "there is no run in nowhere to go on with; name a config, e.g. smallr train"),
         ("train cogp", 1, "no config 'cogp'.*did you mean 'cogpo'"),
         ("train sft:smok", 1, "'smok' is not known"),
         ("crv annotate:smoke", 1, "annotate takes no argument"),
@@ -93,6 +94,9 @@ def test_every_command_explains_itself(capsys, name):
         ("crv annotate --config.data.source=no.jsonl", 1, "config.data.source: no.jsonl: no such file"),
         ("crv annotate --config.model=/no", 1, "config.model: unknown model '/no'"),
         ("evaluate gsm8k --config.model=local:/no", 1, "config.model: unknown model '/no'"),
+        ("convert --from=a --to=.", 1, "exists and is not an empty folder"),
+        ("convert --from=a --to=b --dtype=int8", 2, "--dtype"),
+        ("push --model=a", 2, "required: --repo"),
     ],
 )
 def test_errors_are_one_line(capsys, argv, code, message):
@@ -133,6 +137,7 @@ assert main.main(["train", "cogpo", "--config.lr=1"]) == 1
 assert main.main(["train", "cogpo", "--config.model=/no"]) == 1
 assert main.main(["train", "cogpo", "--config.data.train=no.jsonl"]) == 1
 assert main.main(["train", "cogpo", "--help"]) == 0
+assert main.main(["convert", "--from=a", "--to=."]) == 1
 for module, _ in main.COMMANDS.values():
     importlib.import_module(module)
 for name in config_files.names():

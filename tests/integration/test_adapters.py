@@ -177,8 +177,9 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
 @pytest.mark.process
 def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_path, lora_run):
     convert(str(lora_run), tmp_path / "merged", **OPTIONS)
-    convert(str(lora_run), tmp_path / "adapter", adapter_only=True, **OPTIONS)
-    convert("tiny-random", tmp_path / "base", **OPTIONS)
+    with pytest.raises(UserError, match=r"PEFT cannot load the adapters' base tiny-random.* add --base=FOLDER"):
+        convert(str(lora_run), tmp_path / "adapter", adapter_only=True, **OPTIONS)
+    convert(str(lora_run), tmp_path / "adapter", adapter_only=True, base=str(tmp_path / "base"), **OPTIONS)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 1280, (2, 40)))
     with torch.no_grad():
         merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(tokens).logits.numpy()
@@ -188,6 +189,11 @@ def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_
     assert np.abs(adapted - plain).max() > 1e-3
     np.testing.assert_allclose(merged, adapted, atol=1e-5)
     assert "library_name: peft" in (tmp_path / "adapter" / "README.md").read_text()
+    # By what stands in the folder alone: the base's name, the tokenizer and its template.
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        np.testing.assert_array_equal(alone(tokens).logits.numpy(), adapted)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "adapter").chat_template
 
     again = {"lora.adapter": str(tmp_path / "adapter"), "data.eval": "", "steps": 1, "data.train_split": "train[:8]"}
     train(smoke("cogpo_lora", **again), tmp_path / "again")

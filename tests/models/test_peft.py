@@ -54,7 +54,7 @@ def written(base, folder, lora, digest="d" * 64):
     source = open_model(str(base))
     pairs = random_pairs(source, lora)
     options = {"base": str(base), "digest": digest, "dtype": "float32", "card": ""}
-    write_adapter(folder, source.config, lora, pairs.get, **options)
+    write_adapter(folder, source, lora, pairs.get, **options)
     return source, pairs
 
 
@@ -92,6 +92,9 @@ def test_what_is_written_is_read_back_bit_for_bit(base, tmp_path, name):
     stored, found = read_adapter(tmp_path / "adapter", source.config, "d" * 64)
     assert (stored.rank, stored.scale, stored.dropout) == (lora.rank, lora.scale, lora.dropout)
     assert found.keys() == pairs.keys() == targets(source.config, stored).keys()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "adapter").iterdir()}
+    assert modes.keys() >= {"tokenizer.json", "tokenizer_config.json"}, "the base's tokenizer is not in the folder"
+    assert set(modes.values()) == {0o644}
     for path, pair in pairs.items():
         for ours, theirs in zip(found[path], pair, strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -119,7 +122,7 @@ def test_bfloat16_adapters_are_read_as_they_are(base, tmp_path):
     source = open_model(str(base))
     pairs = random_pairs(source, LORAS["all"])
     options = {"base": str(base), "digest": "d", "dtype": "bfloat16", "card": ""}
-    write_adapter(tmp_path / "adapter", source.config, LORAS["all"], pairs.get, **options)
+    write_adapter(tmp_path / "adapter", source, LORAS["all"], pairs.get, **options)
     _, found = read_adapter(tmp_path / "adapter", source.config, "d")
     for path, pair in pairs.items():
         for ours, theirs in zip(found[path], pair, strict=True):

@@ -27,9 +27,21 @@ def test_preference_training_follows_sft_and_not_itself():
     assert "smallr train cogpo --config.model=runs/mine/a" in after_sft
     assert "smallr train cogpo" not in after_pairs
     assert "another loss" in after_pairs
+    own = rationale("answer_first")
+    own.data.train = "rows.jsonl"
+    assert "smallr train cogpo --config.model=runs/mine/a --config.data.train=PAIRS.jsonl" in advice(own)
+    own = preference()
+    own.data.train = "pairs.jsonl"
+    assert "another loss" not in advice(own)  # on other data than the user's
     for text in (after_sft, after_pairs):
         assert "smallr convert --from=runs/mine/a --to=FOLDER" in text
+        assert "smallr push --model=runs/mine/a --repo=OWNER/NAME" in text
         assert "tensorboard --logdir=runs/mine " in text
+
+
+def test_a_workdir_with_a_space_can_be_pasted():
+    trainer = SimpleNamespace(config=preference(), workdir=Path("my runs/a"), step=3, steps=8)
+    assert next_commands(trainer)[0].startswith("smallr train --workdir='my runs/a' ")
 
 
 def test_soft_prompts_are_exported_and_not_generated_with():

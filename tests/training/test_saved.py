@@ -12,6 +12,7 @@ import pytest
 from smallr.cli.config_files import of_run
 from smallr.core.errors import UserError
 from smallr.evals.comparison import compare
+from smallr.training.card import Training
 from smallr.training.resume import earlier_run
 from smallr.training.saved import SavedRun, find_run
 from tests.models.test_malformed import mutated, mutated_json
@@ -39,7 +40,7 @@ def saved(workdir: Path) -> SavedRun:
 
 READERS = {
     "report.json": lambda workdir: saved(workdir).report,
-    "metrics.jsonl": lambda workdir: saved(workdir).metrics,
+    "metrics.jsonl": lambda workdir: Training.of(saved(workdir)),
     "config.json": lambda workdir: [read(workdir) for read in (of_run, earlier_run, find_run)],
     "results.json": lambda workdir: compare(workdir, workdir),
     "samples.jsonl": lambda workdir: compare(workdir, workdir),
@@ -74,7 +75,7 @@ def test_a_damaged_report_is_left_out_with_a_warning(content, workdir, caplog):
 
 def test_a_damaged_line_of_metrics_is_left_out_with_its_number(workdir, caplog):
     (workdir / "metrics.jsonl").write_text(json.dumps(METRICS[0]) + "\n{\n" + json.dumps(METRICS[3]) + "\n")
-    assert saved(workdir).metrics["step"] == 4
+    assert Training.of(saved(workdir)).line["step"] == 4
     assert "metrics.jsonl line 2 is not a line of metrics" in caplog.text
 
 

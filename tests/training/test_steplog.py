@@ -16,8 +16,12 @@ from smallr.training.trainer import Trainer
 class Value:
     """A number on a device that works by itself: it is there when it was dispatched, and reading it waits."""
 
-    def __init__(self, events, step, value):
-        self._events, self._step, self._value = events, step, value
+    def __init__(self, events, step, value, finished):
+        self._events, self._step, self._value, self.finished = events, step, value, finished
+
+    def block_until_ready(self):
+        self.finished.append(self._step)
+        return self
 
     def __array__(self, dtype=None, copy=None):
         if self._events[-1] != f"read {self._step}":
@@ -30,10 +34,11 @@ class OnDevice(Trainer):
 
     def __init__(self, *, losses=(), log_every=1, save_every=100, eval_every=0, steps=4):
         self.events, self.lines, self._losses = [], [], losses
+        self.finished = []  # what was waited for when a step was dispatched
         self.config = SimpleNamespace(
             log_every=log_every,
             eval_every=eval_every,
-            checkpoint=SimpleNamespace(every=save_every),
+            checkpoint=SimpleNamespace(every=save_every, hf_every=0),
             benchmark=SimpleNamespace(every=0),
         )
         self.step, self.steps, self.stopped, self._round, self.mesh, self.workdir = (
@@ -64,7 +69,7 @@ class OnDevice(Trainer):
         loss = self._losses[self.step - 1] if self._losses else float(self.step)
         metrics = {"loss": loss, "grad_norm": 1.0, "learning_rate": 0.1, "tokens": 4}
         examples = {"loss": np.full((1, 1), loss), "example": np.full((1, 1), self.step)}
-        return {name: Value(self.events, self.step, value) for name, value in metrics.items()}, examples
+        return {name: Value(self.events, self.step, value, self.finished) for name, value in metrics.items()}, examples
 
     def save(self):
         self.events.append(f"save {self.step}")
@@ -75,6 +80,12 @@ class OnDevice(Trainer):
     def run(self):
         self.take_steps(self.steps, SimpleNamespace(should_stop=lambda step: False))
         return self
+
+
+def test_two_steps_at_most_are_under_way_however_seldom_lines_are_written():
+    trainer = OnDevice(log_every=100, steps=5).run()
+    assert sorted(set(trainer.finished)) == [1, 2, 3, 4]
+    assert trainer.finished == sorted(trainer.finished)
 
 
 def test_the_next_step_is_dispatched_before_the_last_one_is_read():

@@ -22,7 +22,7 @@ from smallr.methods.adaptive.interface import MODES
 from smallr.models.config import DecoderConfig
 from smallr.models.export import new_folder, write_json
 from smallr.models.prompt_tuning import read_soft_prompt, write_soft_prompt
-from smallr.training.card import model_card
+from smallr.training.card import Training, adapter_card
 from smallr.training.opening import open_trained
 from smallr.training.saved import SavedRun
 
@@ -151,7 +151,7 @@ def export(run: SavedRun, target: Path, dtype: str = "float32") -> str:
     source = open_trained(description.model, description.tokenizer)
     digest = run.checkpoint.metadata["frozen"]
     vectors = run_vectors(run, description.kind, source.config, digest)
-    card = model_card(target.name, source.name, dtype, run, library="peft")
+    card = adapter_card(target.name, source, dtype, Training.of(run))
     with new_folder(target) as folder:
         for name, values in vectors.items():
             where = folder / "router" if name == "router" else folder / name
