@@ -2,7 +2,7 @@
 
   kind         our columns                   also recognised
   sft          messages; prompt, completion  ShareGPT (conversations), Alpaca (instruction, input, output), question and
-                                             response, text
+                                             response or answer, text
   preference   prompt, chosen, rejected      pairs without a prompt, Orca (question), Alpaca (instruction), ShareGPT
                                              (conversations), UltraFeedback (instruction, completions)
   unpaired     prompt, completion, label;    messages or conversations with a label
@@ -193,6 +193,14 @@ _FORMATS = (
         ("question", "response"),
         ("system_prompt",),
         lambda row: {"prompt": row["question"], "completion": row["response"]} | _system(row),
+    ),
+    Format(
+        "question_answer",
+        "question and answer",
+        "sft",
+        ("question", "answer"),
+        (),
+        lambda row: {"prompt": row["question"], "completion": row["answer"]},
     ),
     Format("text", "text", "sft", ("text",), (), lambda row: {"text": row["text"]}),
     Format("pairs", "pairs", "preference", ("prompt", "chosen", "rejected")),

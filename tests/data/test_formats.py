@@ -41,6 +41,7 @@ SFT = [
     ("alpaca", {"instruction": "2+2?", "input": "", "output": "4"}),
     ("alpaca", {"instruction": "2+2?", "output": "4", "text": "Below is …"}),
     ("question_response", {"question": "2+2?", "response": "4"}),
+    ("question_answer", {"question": "2+2?", "answer": "4"}),
 ]
 
 
