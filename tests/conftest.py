@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Most of the suite's time is the compiler's, so passes that only make machine code faster are left out. This runs the
+# programs that users run: JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if version("jaxlib").startswith("0.10."):  # its older emitters compile faster; later versions do not know the flag
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # Programs that several tests, workers or runs in processes of their own compile alike come from one folder of the session.
 _PROGRAMS = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has the controller's environment
     _PROGRAMS = tempfile.mkdtemp(prefix="smallr-tests-programs-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
 

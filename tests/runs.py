@@ -44,7 +44,7 @@ def command(config: str, workdir: Path, *overrides: str) -> list[str]:
 
 def environment(devices: int = 1, **extra: str) -> dict[str, str]:
     """Environment of a run on simulated CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **extra}
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks.abstract_step import SHAPES
-from tests.runs import ROOT
+from tests.runs import ROOT, environment
 
 pytestmark = pytest.mark.process
 
@@ -43,8 +42,7 @@ print(json.dumps(found))
 
 def collectives_of(topology: str, *cases: str) -> dict[str, list]:
     """Kind, dtype, dims, group, times and bytes of every collective of each case `mesh:accumulation:reference`."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    env = os.environ | flags | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    env = environment(8, TPU_SKIP_MDS_QUERY="1")
     command = [sys.executable, "-c", CHILD, topology, *cases]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.models.files import save_folder, save_gguf
 from tests.models.helpers import llama3_model
+from tests.runs import environment
 
 pytestmark = [pytest.mark.parity, pytest.mark.process]
 
@@ -67,10 +67,9 @@ def test_every_device_holds_its_shard_and_computes_the_same(tmp_path):
     )
     folder = save_folder(model, tmp_path / "folder")
     file = save_gguf(model, tmp_path / "model.gguf")
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder), str(file)],
-        env=env,
+        env=environment(8),
         capture_output=True,
         text=True,
         timeout=600,

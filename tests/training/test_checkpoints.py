@@ -25,6 +25,7 @@ from flax import nnx
 from smallr.core.errors import UserError
 from smallr.training.checkpoints import Checkpointer, CheckpointError, StructureMismatchError
 from smallr.training.digest import named_leaves, tree_digest
+from tests.runs import environment
 
 
 def _state(seed: int, width: int = 8) -> dict[str, Any]:
@@ -453,10 +454,8 @@ def test_one_device_to_eight_and_back_is_bit_exact(tmp_path):
     checkpointer = Checkpointer(str(tmp_path))
     checkpointer.save(1, state, {})
     checkpointer.close()
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    run = subprocess.run(
-        [sys.executable, "-c", _MESH, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120
-    )
+    command = [sys.executable, "-c", _MESH, str(tmp_path)]
+    run = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
     first, second = run.stdout.split()
     assert first == tree_digest(state)
@@ -504,11 +503,10 @@ def test_two_processes_save_fall_back_and_agree(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", _TWO, str(index), port, str(tmp_path)],
-            env=env,
+            env=environment(2),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from smallr.training.digest import leaf_signature, named_leaves, tree_digest
+from tests.runs import environment
 
 _M = 2**32
 
@@ -219,9 +219,9 @@ if jax.device_count() == 8:
 def test_the_digest_is_the_same_on_any_mesh():
     digests = []
     for devices in (1, 8):
-        env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-c", _SHARDED, str(devices)]
         run = subprocess.run(
-            [sys.executable, "-c", _SHARDED, str(devices)], env=env, capture_output=True, text=True, timeout=120
+            command, env=environment(devices), capture_output=True, text=True, timeout=120, check=False
         )
         assert run.returncode == 0, run.stderr
         digests += run.stdout.split()

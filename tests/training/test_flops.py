@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ import pytest
 from absl import logging as absl_logging
 
 from smallr.training.flops import mfu, peak_flops
+from tests.runs import environment
 
 
 def _device(kind: str) -> SimpleNamespace:
@@ -87,8 +87,7 @@ assert peak_flops("float32") * 4 == _measured("float32")
 
 @pytest.mark.process
 def test_simulated_devices_share_the_cpu():
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", _SHARE], env=env, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", _SHARE], env=environment(4), check=True, timeout=60)
 
 
 def test_mfu():
