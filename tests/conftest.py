@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
@@ -27,6 +28,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
+from tests.devices import EightDevices  # noqa: E402
 
 keep_programs()
 
@@ -35,6 +37,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the session's programs, in the process that made the folder."""
     if _PROGRAMS:
         shutil.rmtree(_PROGRAMS, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def eight_devices() -> Iterator[EightDevices]:
+    """Runs a program on eight simulated devices."""
+    devices = EightDevices()
+    yield devices
+    devices.close()
 
 
 @pytest.fixture(scope="session")

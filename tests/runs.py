@@ -37,9 +37,19 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return trainer.fit()
 
 
+def on_devices(name: str, workdir: Path, fields: dict[str, Any]) -> str:
+    """The program of a smoke run, for the fixture `eight_devices`."""
+    return f"from tests.runs import *; train(smoke({name!r}, **{fields!r}), Path({str(workdir)!r}))"
+
+
 def command(config: str, workdir: Path, *overrides: str) -> list[str]:
     """The command line of a run."""
     return [sys.executable, "-m", "smallr.train", f"--config={config}", f"--workdir={workdir}", *overrides]
+
+
+def overrides(fields: dict[str, Any]) -> list[str]:
+    """Dotted fields as flags of a command line."""
+    return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 def environment(devices: int = 1, **extra: str) -> dict[str, str]:

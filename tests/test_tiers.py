@@ -11,6 +11,7 @@ import pytest
 TESTS = Path(__file__).parent
 LIBRARIES = {"parity": {"torch", "peft", "trl"}, "process": {"subprocess", "multiprocessing"}}
 RUNNERS = {"run", "command"}  # of tests.runs: they start processes
+FIXTURES = {"eight_devices": {"process"}}  # of tests/conftest.py
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> list[tuple[str, str, str]]:
@@ -37,7 +38,7 @@ def _marks_of_import(module: str, name: str) -> set[str]:
 def reached(path: Path) -> dict[str, set[str]]:
     """The marks that each function, class and imported name of a module asks for, through the names it uses."""
     body = ast.parse(path.read_text()).body
-    marks: dict[str, set[str]] = {}
+    marks: dict[str, set[str]] = {name: set(asked) for name, asked in FIXTURES.items()}
     uses: dict[str, set[str]] = {}
     for node in body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import signal
-import subprocess
-import time
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -25,29 +22,28 @@ from smallr.training.opening import load
 from smallr.training.policy import prepare_policy
 from smallr.training.trainer import Trainer
 from tests.models.helpers import whole
-from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke, train
+from tests.runs import final_arrays, metrics, on_devices, smoke, train
 
-CONFIG = "configs/cogpo_lora.py:smoke"
-STEPS = 8
-OVERRIDES = (
-    "--config.data.eval=",
-    f"--config.steps={STEPS}",
-    "--config.eval_every=0",
-    "--config.checkpoint.every=1",
-    "--config.batch.row_length=384",
-    "--config.lora.dropout=0.1",
-)
+STEPS = 6
+FIELDS = {
+    "data.eval": "",
+    "steps": STEPS,
+    "eval_every": 0,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": STEPS,
+    "batch.row_length": 384,
+    "lora.dropout": 0.1,
+}
 OPTIONS = {"dtype": "float32", "shard_size": "5GB"}
 
 
 @pytest.fixture(scope="module")
 def lora_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("lora")
-    run(CONFIG, workdir, *OVERRIDES)
+    train(smoke("cogpo_lora", **FIELDS), workdir)
     return workdir
 
 
-@pytest.mark.process
 def test_adapters_alone_are_trained_and_stored(lora_run):
     arrays = final_arrays(lora_run)
     held = [name for name in arrays if name.endswith(("/a", "/b"))]
@@ -62,23 +58,15 @@ def test_adapters_alone_are_trained_and_stored(lora_run):
     assert all(np.abs(arrays[name]).max() > 0 for name in held if name.startswith("params"))
 
 
-@pytest.mark.process
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run):
-    process = subprocess.Popen(
-        command(CONFIG, tmp_path, *OVERRIDES),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    end = time.monotonic() + 240
-    while not (tmp_path / "checkpoints" / "3").exists():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert "resuming" in run(CONFIG, tmp_path, *OVERRIDES).stdout
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run, capsys):
+    """What a kill leaves: the checkpoint of step 3, and the log of steps after it (tests of resuming kill for real)."""
+    shutil.copytree(lora_run, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > 3:
+            shutil.rmtree(path)
+    (tmp_path / "report.json").unlink()
+    train(smoke("cogpo_lora", **FIELDS), tmp_path)
+    assert f"resuming {tmp_path} at step 3" in capsys.readouterr().out
     expected, found = final_arrays(lora_run), final_arrays(tmp_path)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -86,12 +74,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run):
 
 
 @pytest.mark.process
-def test_eight_devices_equal_one(tmp_path, lora_run):
-    del lora_run
-    more = ("--config.batch.rows=8", "--config.steps=3")
-    run(CONFIG, tmp_path / "one", *OVERRIDES, *more)
-    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    run(CONFIG, tmp_path / "eight", *OVERRIDES, *more, *mesh, devices=8)
+def test_eight_devices_equal_one(tmp_path, eight_devices):
+    fields = FIELDS | {"batch.rows": 8, "steps": 3}
+    train(smoke("cogpo_lora", **fields), tmp_path / "one")
+    fields |= {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    eight_devices(on_devices("cogpo_lora", tmp_path / "eight", fields))
     ours, theirs = (metrics(tmp_path / name) for name in ("eight", "one"))
     for field in ("loss", "grad_norm"):
         values = [[line[field] for line in lines] for lines in (ours, theirs)]
@@ -174,7 +161,6 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.process
 def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_path, lora_run):
     convert(str(lora_run), tmp_path / "merged", **OPTIONS)
     with pytest.raises(UserError, match=r"PEFT cannot load the adapters' base tiny-random.* add --base=FOLDER"):
@@ -257,12 +243,9 @@ def test_bad_fields_are_named(config, changes, words, tmp_path):
         train(smoke(config, **changes, **{"data.eval": "", "data.train_split": "train[:8]"}), tmp_path)
 
 
-@pytest.mark.process
 def test_resuming_with_another_rank_stops(lora_run):
-    changes = dict(line.removeprefix("--config.").split("=") for line in OVERRIDES)
-    typed = {name: json.loads(value) if value else value for name, value in changes.items()}
     with pytest.raises(UserError, match=r"lora\.rank"):
-        train(smoke("cogpo_lora", **typed, **{"lora.rank": 8}), lora_run)
+        train(smoke("cogpo_lora", **FIELDS, **{"lora.rank": 8}), lora_run)
 
 
 @pytest.mark.parity

@@ -17,6 +17,7 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from smallr.cli.main import main
 from smallr.core.errors import UserError
 from smallr.models.decoder import Decoder
 from smallr.models.loading import open_model
@@ -98,9 +99,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_in_the_run_chang
 
 
 @pytest.mark.process
-def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
+def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path, capsys):
     target = tmp_path / "out"
-    line = [sys.executable, "-m", "smallr", "convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
+    flags = ["convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
+    line = [sys.executable, "-m", "smallr", *flags]
     process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     end = time.monotonic() + 120
     while not list(tmp_path.glob(".out-*/model.safetensors")):  # the weights are being written
@@ -111,16 +113,15 @@ def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path):
     process.wait()
     assert not target.exists(), "the export was complete before it was killed"
     assert list(tmp_path.glob(".out-*"))
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(flags) == 0
     assert (target / "config.json").exists()
-    again = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "not an empty folder" in again.stderr
-    assert "Traceback" not in again.stderr
+    capsys.readouterr()
+    assert main(flags) == 1
+    error = capsys.readouterr().err
+    assert "not an empty folder" in error
+    assert "Traceback" not in error
 
 
-@pytest.mark.process
 def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
     """By the command line, and by the configuration of a run."""
     convert("tiny-random", tmp_path / "model", **OPTIONS)
@@ -132,9 +133,7 @@ def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
         convert(str(tmp_path / "model"), tmp_path / "refused", **OPTIONS)
     assert not (tmp_path / "refused").exists()
     flags = [f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'taken'}", "--dtype=float32", "--allow_nonfinite"]
-    line = [sys.executable, "-m", "smallr", "convert", *flags]
-    taken = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert taken.returncode == 0, taken.stderr
+    assert main(["convert", *flags]) == 0
     written = load_file(tmp_path / "taken" / "model.safetensors")
     assert sorted(written) == sorted(tensors)
     for name, tensor in tensors.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import contextlib
+import io
 
 import datasets
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from smallr.cli.main import main
 from smallr.core import cache
 from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
@@ -18,7 +19,7 @@ from smallr.training import cached_scores
 from smallr.training import trainer as trainer_module
 from smallr.training.scoring import ScoreOptions, score_rows, write_scores
 from smallr.training.trainer import Trainer
-from tests.runs import ROOT, environment, final_arrays, metrics, smoke, train
+from tests.runs import final_arrays, metrics, smoke, train
 
 PAIRS = "builtin:arithmetic/preference"
 
@@ -28,16 +29,13 @@ def scored(tmp_path_factory):
     """The smoke run's training rows, scored by the command, in a folder."""
     out = tmp_path_factory.mktemp("scored") / "rows"
     flags = ["--model=tiny-random", f"--data={PAIRS}", "--split=train[:32]", f"--out={out}", "--row_length=512"]
-    command = [sys.executable, "-m", "smallr", "score", *flags]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "token_logps_chosen" in done.stdout
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["score", *flags]) == 0
+    assert "token_logps_chosen" in printed.getvalue()
     return out
 
 
-@pytest.mark.process
 def test_scores_are_those_of_every_row_and_sum_up(scored):
     rows, source = datasets.load_from_disk(str(scored)), load_rows(PAIRS, "train[:32]")
     assert rows["prompt"][:] == source["prompt"][:]
@@ -50,7 +48,6 @@ def test_scores_are_those_of_every_row_and_sum_up(scored):
             assert max(tokens) < 0
 
 
-@pytest.mark.process
 def test_rows_that_were_scored_elsewhere_train_as_with_a_cached_reference(scored, tmp_path):
     losses = {}
     for reference in ("cached", "columns"):

@@ -12,7 +12,7 @@ import pytest
 
 from smallr.core.errors import UserError
 from smallr.training.trainer import Trainer
-from tests.runs import ROOT, command, environment, final_arrays, metrics, run, smoke, train
+from tests.runs import ROOT, command, environment, final_arrays, metrics, overrides, run, smoke, train
 
 CONFIG = "configs/cogpo.py:smoke"
 STEPS = 12
@@ -25,9 +25,9 @@ def fields(small_model):
     return {**changes, "model": small_model, "data.chat": False}
 
 
-def start(workdir, fields, *overrides):
+def start(workdir, fields, *more):
     return subprocess.Popen(
-        command(CONFIG, workdir, *(f"--config.{name}={value}" for name, value in fields.items()), *overrides),
+        command(CONFIG, workdir, *overrides(fields), *more),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,

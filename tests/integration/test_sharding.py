@@ -9,19 +9,20 @@ import sys
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, command, environment, final_arrays, metrics, run
+from tests.runs import ROOT, command, environment, final_arrays, metrics, on_devices, overrides, smoke, train
 from tests.tiny import batch_of, columns_of, pairs, preference, run_step
 
 pytestmark = pytest.mark.process
 
 CONFIG = "configs/cogpo.py:smoke"
-OVERRIDES = ("--config.batch.rows=8", "--config.steps=3", "--config.eval_every=0", "--config.checkpoint.every=3")
+FIELDS = {"batch.rows": 8, "steps": 3, "eval_every": 0, "checkpoint.every": 3}
+OVERRIDES = overrides(FIELDS)
 
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    run(CONFIG, workdir, *OVERRIDES)
+    train(smoke("cogpo", **FIELDS), workdir)
     return workdir
 
 
@@ -41,27 +42,22 @@ def assert_same_training(workdir, one_device):
             assert difference < 1e-4, (name, difference)
 
 
-def test_eight_devices_as_data_2_fsdp_2_tensor_2_equal_one(tmp_path, one_device):
-    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    done = run(CONFIG, tmp_path, *OVERRIDES, *mesh, devices=8)
+def test_eight_devices_as_data_2_fsdp_2_tensor_2_equal_one(tmp_path, one_device, eight_devices):
+    fields = FIELDS | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    done = eight_devices(on_devices("cogpo", tmp_path, fields))
     assert "mesh data 2 x fsdp 2 x tensor 2" in done.stdout
     assert "xla (auto)" in done.stdout, "the implementation of attention is told"
     assert "entries (by platform)" in done.stdout, "and how the head walks the vocabulary"
     assert_same_training(tmp_path, one_device)
 
 
-def test_eight_devices_with_micro_batches_and_a_live_reference_equal_one(tmp_path, one_device):
-    more = (
-        "--config.mesh.fsdp=4",
-        "--config.mesh.tensor=2",
-        "--config.batch.accumulation=2",
-        "--config.objective.reference=live",
-    )
-    run(CONFIG, tmp_path, *OVERRIDES, *more, devices=8)
+def test_eight_devices_with_micro_batches_and_a_live_reference_equal_one(tmp_path, one_device, eight_devices):
+    more = {"mesh.fsdp": 4, "mesh.tensor": 2, "batch.accumulation": 2, "objective.reference": "live"}
+    eight_devices(on_devices("cogpo", tmp_path, FIELDS | more))
     assert_same_training(tmp_path, one_device)
 
 
-def test_state_is_split_over_eight_devices_and_gradients_are_those_of_one(tmp_path):
+def test_state_is_split_over_eight_devices_and_gradients_are_those_of_one(tmp_path, eight_devices):
     program = """
 import sys
 import jax, numpy as np, optax
@@ -81,7 +77,7 @@ outcome = run_step(batch, preference(), mesh=mesh)
 np.savez(sys.argv[1], loss=outcome.metrics["loss"], **outcome.gradient)
 """
     out = tmp_path / "gradient.npz"
-    subprocess.run([sys.executable, "-c", program, str(out)], cwd=ROOT, env=environment(8), check=True, timeout=120)
+    eight_devices(program, str(out))
     eight = np.load(out)
     examples = pairs(8)
     one = run_step(batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], examples, columns_of(examples)), preference())

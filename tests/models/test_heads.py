@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,6 @@ from smallr.core.sharding import MESH_AXES, make_mesh
 from smallr.losses import TokenScores, head_scores
 from smallr.models.decoder import Decoder
 from smallr.models.heads import HeadOptions, attach_heads, fill_heads, follow, is_target_path, split_targets
-from tests.runs import ROOT, environment
 from tests.tiny import CONFIG, VOCAB
 
 EVEN = dataclasses.replace(CONFIG, vocab_size=64)  # so that two devices can share it
@@ -113,7 +110,7 @@ def test_gradients_equal_those_of_dense_heads(decoder):
 
 
 def compare_eight_devices() -> None:
-    """Runs in a process of its own: values and gradients on a mesh of 2 x 2 x 2 devices equal those of one device."""
+    """Runs in the process of eight devices: values and gradients on a mesh of 2 x 2 x 2 devices equal those of one device."""
     hidden, target = case()
     found = []
     for mesh in (jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), MESH_AXES), make_mesh(2, 2, 2)):
@@ -130,12 +127,8 @@ def compare_eight_devices() -> None:
 
 
 @pytest.mark.process
-def test_eight_devices_equal_one():
-    code = "from tests.models import test_heads; test_heads.compare_eight_devices()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(8), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_eight_devices_equal_one(eight_devices):
+    eight_devices("from tests.models import test_heads; test_heads.compare_eight_devices()")
 
 
 def test_the_target_copy_follows_by_hand(decoder):

@@ -1,15 +1,11 @@
-"""Loading and computing on 8 simulated devices, in a process of their own."""
+"""Loading and computing on 8 simulated devices, in a process of such devices."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 
 from tests.models.files import save_folder, save_gguf
 from tests.models.helpers import llama3_model
-from tests.runs import environment
 
 pytestmark = [pytest.mark.parity, pytest.mark.process]
 
@@ -61,20 +57,12 @@ print("shards agree")
 """
 
 
-def test_every_device_holds_its_shard_and_computes_the_same(tmp_path):
+def test_every_device_holds_its_shard_and_computes_the_same(tmp_path, eight_devices):
     model = llama3_model(
         num_hidden_layers=2, num_key_value_heads=2, num_attention_heads=4, hidden_size=64, vocab_size=128, head_dim=16
     )
     folder = save_folder(model, tmp_path / "folder")
     file = save_gguf(model, tmp_path / "model.gguf")
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), str(file)],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    done = eight_devices(CHILD, str(folder), str(file))
     assert "shards agree" in done.stdout
     assert "Involuntary full rematerialization" not in done.stderr, done.stderr[-2000:]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from tests.runs import ROOT, environment
 from tests.sampling.models import engine
 from tests.sampling.test_engine import OTHERS, ask, logprobs, tokens
 
@@ -39,17 +36,8 @@ def requests():
     return [*greedy, ask(OTHERS[4], logprobs=0, temperature=1.0, top_p=0.8, n=2), ask(OTHERS[5], logprobs=0, top_k=5)]
 
 
-def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env=environment(8),
-        check=True,
-        timeout=240,
-        capture_output=True,
-        text=True,
-    )
-    eight = json.loads(done.stdout.splitlines()[-1])
+def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes(eight_devices):
+    eight = json.loads(eight_devices(PROGRAM).stdout.splitlines()[-1])
     one = engine().generate(requests(), progress=False)
     for (ids, values), result in zip(eight, one, strict=True):
         assert ids == tokens(result)

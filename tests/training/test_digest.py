@@ -1,9 +1,9 @@
 import hashlib
+import itertools
 import json
-import subprocess
-import sys
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,11 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from smallr.core.sharding import make_mesh
 from smallr.training.digest import leaf_signature, named_leaves, tree_digest
-from tests.runs import environment
 
 _M = 2**32
 
@@ -194,39 +196,31 @@ def test_clashing_names_and_strange_leaves_are_named():
         tree_digest({"name": "smallr"})
 
 
-_SHARDED = """
-import jax, jax.numpy as jnp, numpy as np, sys
-from jax.sharding import NamedSharding, PartitionSpec as P
-from smallr.core.sharding import make_mesh
-from smallr.training.digest import tree_digest
-assert jax.device_count() == int(sys.argv[1])
-def tree(place):
-    return {
-        "w": place(np.arange(64 * 16 * 8, dtype=np.float32).reshape(64, 16, 8) ** 0.5),
-        "b": place(np.arange(4096).astype(jnp.bfloat16).reshape(64, 8, 8)),
-        "i": place(np.arange(64 * 8 * 8, dtype=np.int32).reshape(64, 8, 8)),
-    }
-print(tree_digest(tree(jnp.asarray)))
-if jax.device_count() == 8:
-    for mesh in (make_mesh(8, 1, 1), make_mesh(2, 2, 2)):
+def digests() -> list[str]:
+    """Of one tree: on a device, and on eight devices where there are, laid out in several ways."""
+
+    def tree(place: Callable) -> dict:
+        return {
+            "w": place(np.arange(64 * 16 * 8, dtype=np.float32).reshape(64, 16, 8) ** 0.5),
+            "b": place(np.arange(4096).astype(jnp.bfloat16).reshape(64, 8, 8)),
+            "i": place(np.arange(64 * 8 * 8, dtype=np.int32).reshape(64, 8, 8)),
+        }
+
+    found = [tree_digest(tree(jnp.asarray))]
+    if jax.device_count() == 8:
         specs = P(), P("data"), P(None, ("fsdp", "tensor")), P("data", "fsdp", "tensor"), P(("tensor", "data"), "fsdp")
-        for spec in specs:
-            print(tree_digest(tree(lambda x: jax.device_put(x, NamedSharding(mesh, spec)))))
-"""
+        for mesh, spec in itertools.product((make_mesh(8, 1, 1), make_mesh(2, 2, 2)), specs):
+            sharding = NamedSharding(mesh, spec)
+            found.append(tree_digest(tree(lambda x: jax.device_put(x, sharding))))  # noqa: B023
+    return found
 
 
 @pytest.mark.process
-def test_the_digest_is_the_same_on_any_mesh():
-    digests = []
-    for devices in (1, 8):
-        command = [sys.executable, "-c", _SHARDED, str(devices)]
-        run = subprocess.run(
-            command, env=environment(devices), capture_output=True, text=True, timeout=120, check=False
-        )
-        assert run.returncode == 0, run.stderr
-        digests += run.stdout.split()
-    assert len(digests) == 1 + 11
-    assert len(set(digests)) == 1, digests
+def test_the_digest_is_the_same_on_any_mesh(eight_devices):
+    printed = eight_devices("from tests.training.test_digest import digests; print(*digests())").stdout
+    found = digests() + printed.split()
+    assert len(found) == 1 + 11
+    assert len(set(found)) == 1, found
 
 
 def test_thirty_million_floats_are_quick():

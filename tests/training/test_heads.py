@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -26,7 +24,7 @@ from smallr.training.objectives.base import Objective
 from smallr.training.opening import open_trained
 from smallr.training.policy import attach_saved_heads
 from smallr.training.trainer import Trainer
-from tests.runs import ROOT, environment, final_arrays, metrics
+from tests.runs import final_arrays, metrics
 
 WORDS = ("red", "blue", "green", "one", "two", "three")
 
@@ -192,21 +190,17 @@ def test_heads_are_left_out_of_exports_and_found_again(model, tmp_path, with_q):
 
 
 def train_on_eight(model: str, workdir: str) -> None:
-    """Runs in a process of its own."""
-    objectives.OBJECTIVES = {"value": lambda node: ValueRegression()}
+    """Runs in the process of eight devices."""
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-    trained(
-        config_of(model, q=2, **{"heads.target_mixing": 0.25, "checkpoint.keep_last": 9}, **mesh), model, Path(workdir)
-    )
+    fields = {"heads.target_mixing": 0.25, "checkpoint.keep_last": 9, **mesh}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objectives, "OBJECTIVES", {"value": lambda node: ValueRegression()})
+        trained(config_of(model, q=2, **fields), model, Path(workdir))
 
 
 @pytest.mark.process
-def test_eight_devices_equal_one(model, tmp_path, with_q):
-    code = f"from tests.training import test_heads; test_heads.train_on_eight({model!r}, {str(tmp_path)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment(8), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_eight_devices_equal_one(model, tmp_path, with_q, eight_devices):
+    eight_devices(f"from tests.training import test_heads; test_heads.train_on_eight({model!r}, {str(tmp_path)!r})")
     ours, theirs = (np.asarray([line["loss"] for line in metrics(folder)]) for folder in (tmp_path, with_q))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     found, expected = final_arrays(tmp_path), final_arrays(with_q)

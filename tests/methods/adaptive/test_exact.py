@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.runs import final_arrays, metrics, run, smoke, train
+from tests.runs import final_arrays, metrics, on_devices, smoke, train
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +50,9 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path, whole, monkeypatch):
 
 
 @pytest.mark.process
-def test_eight_devices_equal_one(tmp_path, whole):
-    overrides = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
-    run("configs/adaptive/prompts.py:smoke", tmp_path, *overrides, *mesh, devices=8)
+def test_eight_devices_equal_one(tmp_path, whole, eight_devices):
+    fields = FIELDS | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    eight_devices(on_devices("adaptive.prompts", tmp_path, fields))
     for field in ("loss", "grad_norm"):
         values = [[line[field] for line in metrics(folder)] for folder in (tmp_path, whole)]
         np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5, err_msg=field)
