@@ -31,8 +31,11 @@ install: $(VENV)/.installed  ## Create .venv with pinned dependencies and the bu
 train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=dpo ARGS="--config.steps=10" change it.
 	$(BIN)/smallr train $(CONFIG) $(ARGS)
 
+# A worker takes neighbouring tests, which share fixtures, and at the end those that another has not begun.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist=worksteal
+
 test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # A second environment, of a newer Python with a newer JAX. There what JAX has deprecated fails, see pyproject.toml.
 .venv-next/.installed: setup.py constraints-next.txt
@@ -53,7 +56,7 @@ test-next: .venv-next/.installed  ## Run all tests on Python 3.12+ with the next
 	.venv-next/bin/python -m pytest -n $(JOBS) $(ARGS)
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take a moment: without parity, process, notebook and slow.
-	$(BIN)/python -m pytest -n $(JOBS) -m "not parity and not process and not notebook and not slow" $(ARGS)
+	$(PYTEST) -m "not parity and not process and not notebook and not slow" $(ARGS)
 
 # An environment for each peer of the benchmarks, from the peer's own list of versions.
 .venv-%/.installed: benchmarks/peers/%.txt

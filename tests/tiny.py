@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -114,6 +115,9 @@ class Outcome(NamedTuple):
     state: TrainState
 
 
+_STEPS: dict[tuple, Callable] = {}  # steps without a reference: traced once for all tests of a process
+
+
 def run_step(
     batch: Batch,
     objective: Objective,
@@ -134,7 +138,12 @@ def run_step(
         state, sharding = init_state(jax.tree.map(jnp.copy, params), optimizer, 0, mesh)
         live = Reference.none() if reference is None else Reference.live(reference)
         options = {"chunk": 7, "accumulation": accumulation, "reference": live}
-        step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, **options)
+        key = (repr(objective), accumulation, mesh)
+        step = _STEPS.get(key) if reference is None else None
+        if step is None:
+            step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, **options)
+            if reference is None:
+                _STEPS[key] = step
         constants = Constants.of(NOTHING, live.params, denominator)
         for _ in range(steps):
             state, metrics, examples = step(state, batch, constants)

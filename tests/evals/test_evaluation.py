@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from smallr.cli.main import main
 from smallr.core.errors import UserError
 from smallr.evals import evaluation, models
 from smallr.evals.benchmarks import BENCHMARKS, find
@@ -22,9 +23,7 @@ from smallr.evals.graders.base import Job
 from smallr.evals.questions import load_items
 from smallr.evals.store import read_samples
 from tests.evals.fakes import FakeModel, FakeScorer
-from tests.runs import environment
-
-ROOT = Path(__file__).parents[2]
+from tests.runs import ROOT, overrides
 
 
 def write(path: Path, rows: list, suffix: str = "jsonl") -> str:
@@ -90,8 +89,7 @@ def test_several_samples(tmp_path):
     assert metrics["maj@4"]["value"] == 0.5  # the first by its earlier answer, the second outvoted
 
 
-@pytest.mark.process
-def test_several_samples_by_the_command(tmp_path):
+def test_several_samples_by_the_command(tmp_path, capsys):
     """All the way: the engine draws, the grader judges, the files hold every sample."""
     fields = {
         "data": write(tmp_path / "rows.jsonl", sums(2)),
@@ -101,24 +99,15 @@ def test_several_samples_by_the_command(tmp_path):
         "sampling.temperature": 1.0,
     }
     fields |= {"model": "tiny-random", "sampling.max_tokens": 6, "compute.decode_slots": 4, "compute.dtype": "float32"}
-    flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "smallr",
-        "evaluate",
-        "--config=configs/eval/gsm8k.py",
-        f"--out={tmp_path}/out",
-        *flags,
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=environment(1), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    flags = [f"--config={ROOT}/configs/eval/gsm8k.py", f"--out={tmp_path}/out", *overrides(fields)]
+    assert main(["evaluate", *flags]) == 0
     samples = read_samples(tmp_path / "out")
     assert [(sample["id"], sample["sample"]) for sample in samples] == [(id, n) for id in "01" for n in range(4)]
     assert len({sample["output"] for sample in samples}) > 4
     metrics = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
     assert list(metrics) == ["pass@1", "pass@2", "pass@4", "maj@4"]
-    assert all(name in done.stdout for name in metrics)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in metrics)
 
 
 def test_plain_prompts_and_seeds(tmp_path):
@@ -440,8 +429,7 @@ def test_code_is_refused_without_isolation_before_the_model_is_asked(tmp_path, m
 # --- comparison
 
 
-@pytest.mark.process
-def test_two_runs_are_compared_question_by_question(tmp_path):
+def test_two_runs_are_compared_question_by_question(tmp_path, capsys):
     rights = {"a": range(4), "b": range(2, 10)}
     for name, right in rights.items():
         config = gsm8k(tmp_path, count=10, model=name)
@@ -452,15 +440,11 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     assert (found.difference.better, found.difference.worse) == (6, 2)
     assert found.difference.p_value == pytest.approx(2 * sum(math.comb(8, k) for k in (0, 1, 2)) / 2**8)
     assert found.models == ("a", "b")
-    run = subprocess.run(
-        [sys.executable, "-m", "smallr", "compare", str(tmp_path / "a"), str(tmp_path / "b")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "B - A  +0.4000, 95% interval" in run.stdout
-    assert "better on 6, worse on 2, equal on 2" in run.stdout
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    printed = capsys.readouterr().out
+    assert "B - A  +0.4000, 95% interval" in printed
+    assert "better on 6, worse on 2, equal on 2" in printed
 
 
 def test_runs_that_cannot_be_compared(tmp_path):
