@@ -7,8 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.devices import EightDevices
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,7 +32,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
-from tests.devices import EightDevices  # noqa: E402
 
 keep_programs()
 
@@ -42,6 +45,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def eight_devices() -> Iterator[EightDevices]:
     """Runs a program on eight simulated devices."""
+    from tests.devices import EightDevices
+
     devices = EightDevices()
     yield devices
     devices.close()
