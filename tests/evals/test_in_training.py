@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from smallr.core.errors import UserError
 from smallr.evals.config import base
@@ -27,23 +25,6 @@ COLOURS = [
 ]
 
 
-@pytest.fixture
-def compiled_once(tmp_path):
-    """The runs of a test train by the same programs: they are compiled for the first and read from disk for the others."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for settings in (wanted, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is wanted:
-            yield
-
-
 def rows(path, content) -> str:
     path.write_text("\n".join(json.dumps(row) for row in content))
     return str(path)
@@ -56,7 +37,7 @@ def run(workdir, **benchmark):
     return metrics(workdir, "benchmark")
 
 
-def test_answers_and_likelihoods_are_those_of_the_checkpoint_and_training_is_as_without(tmp_path, compiled_once):
+def test_answers_and_likelihoods_are_those_of_the_checkpoint_and_training_is_as_without(tmp_path):
     run(tmp_path / "plain")
     plain = [line["loss"] for line in metrics(tmp_path / "plain")]
     for name, content, field in (("gsm8k", SUMS, "sampling"), ("commonsense_qa", COLOURS, "")):
