@@ -40,15 +40,6 @@ print(json.dumps(found))
 """
 
 
-def collectives_of(topology: str, *cases: str) -> dict[str, list]:
-    """Kind, dtype, dims, group, times and bytes of every collective of each case `mesh:accumulation:reference`."""
-    env = environment(8, TPU_SKIP_MDS_QUERY="1")
-    command = [sys.executable, "-c", CHILD, topology, *cases]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def squeezed(dims: list[int]) -> tuple[int, ...]:
     return tuple(sorted(size for size in dims if size > 1))
 
@@ -61,8 +52,10 @@ def weights(tensor: int) -> tuple[set[tuple[int, ...]], tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def simulated():
-    return collectives_of("cpu:8", "1,8,1:1:cached", "2,2,2:1:cached", "1,8,1:2:live")
+def simulated(eight_devices):
+    """Kind, dtype, dims, group, times and bytes of every collective of each case `mesh:accumulation:reference`."""
+    cases = ("1,8,1:1:cached", "2,2,2:1:cached", "1,8,1:2:live")
+    return json.loads(eight_devices(CHILD, "cpu:8", *cases).stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +106,10 @@ def test_the_lookup_exchanges_activations_and_not_the_table(simulated):
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'smallr[tpu]'")
 def test_the_program_of_a_tpu_slice_scatters_the_gradient_of_the_head():
-    found = collectives_of("v5e:2x4", "1,8,1:1:cached")["1,8,1:1:cached"]
+    command, env = [sys.executable, "-c", CHILD, "v5e:2x4", "1,8,1:1:cached"], environment(8, TPU_SKIP_MDS_QUERY="1")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])["1,8,1:1:cached"]
     check_gathers(found, 1, 1, 1)
     table = 4 * TINY.vocab_size * TINY.d_model
     kinds = {
