@@ -32,10 +32,10 @@ train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=dpo ARGS="--c
 	$(BIN)/smallr train $(CONFIG) $(ARGS)
 
 # A worker takes neighbouring tests, which share fixtures, and at the end those that another has not begun.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist=worksteal
+PYTEST := pytest -n $(JOBS) --dist=worksteal
 
 test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
-	$(PYTEST) $(ARGS)
+	$(BIN)/python -m $(PYTEST) $(ARGS)
 
 # A second environment, of a newer Python with a newer JAX. There what JAX has deprecated fails, see pyproject.toml.
 .venv-next/.installed: setup.py constraints-next.txt
@@ -53,10 +53,10 @@ test: $(VENV)/.installed-test  ## Run all tests, JOBS at a time (2).
 	touch $@
 
 test-next: .venv-next/.installed  ## Run all tests on Python 3.12+ with the next JAX; its deprecations fail.
-	.venv-next/bin/python -m pytest -n $(JOBS) $(ARGS)
+	.venv-next/bin/python -m $(PYTEST) $(ARGS)
 
 test-fast: $(VENV)/.installed-test  ## Run the tests that take a moment: without parity, process, notebook and slow.
-	$(PYTEST) -m "not parity and not process and not notebook and not slow" $(ARGS)
+	$(BIN)/python -m $(PYTEST) -m "not parity and not process and not notebook and not slow" $(ARGS)
 
 # An environment for each peer of the benchmarks, from the peer's own list of versions.
 .venv-%/.installed: benchmarks/peers/%.txt

@@ -44,6 +44,7 @@ def lora_run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained_and_stored(lora_run):
     arrays = final_arrays(lora_run)
     held = [name for name in arrays if name.endswith(("/a", "/b"))]
@@ -58,6 +59,7 @@ def test_adapters_alone_are_trained_and_stored(lora_run):
     assert all(np.abs(arrays[name]).max() > 0 for name in held if name.startswith("params"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, lora_run, capsys):
     """What a kill leaves: the checkpoint of step 3, and the log of steps after it (tests of resuming kill for real)."""
     shutil.copytree(lora_run, tmp_path, dirs_exist_ok=True)
@@ -89,6 +91,7 @@ def test_eight_devices_equal_one(tmp_path, eight_devices):
         assert np.linalg.norm(ours[name] - theirs[name]) < 5e-3 * np.linalg.norm(theirs[name]), name
 
 
+@pytest.mark.slow
 def test_a_live_reference_is_the_base_and_costs_no_copy(tmp_path):
     losses = {}
     for reference in ("cached", "live"):
@@ -99,6 +102,7 @@ def test_a_live_reference_is_the_base_and_costs_no_copy(tmp_path):
     np.testing.assert_allclose(losses["live"], losses["cached"], rtol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_live_reference_has_no_parameters_and_dropout_is_off_beside_the_step(tmp_path):
     """What the compiled step takes: the state, the base once, the batch; and what evaluation computes."""
     runs, sizes, values, losses = {}, {}, {}, {}
@@ -243,6 +247,7 @@ def test_bad_fields_are_named(config, changes, words, tmp_path):
         train(smoke(config, **changes, **{"data.eval": "", "data.train_split": "train[:8]"}), tmp_path)
 
 
+@pytest.mark.slow
 def test_resuming_with_another_rank_stops(lora_run):
     with pytest.raises(UserError, match=r"lora\.rank"):
         train(smoke("cogpo_lora", **FIELDS, **{"lora.rank": 8}), lora_run)

@@ -122,6 +122,7 @@ def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path, c
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
     """By the command line, and by the configuration of a run."""
     convert("tiny-random", tmp_path / "model", **OPTIONS)

@@ -36,6 +36,7 @@ def scored(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_every_row_and_sum_up(scored):
     rows, source = datasets.load_from_disk(str(scored)), load_rows(PAIRS, "train[:32]")
     assert rows["prompt"][:] == source["prompt"][:]
@@ -48,6 +49,7 @@ def test_scores_are_those_of_every_row_and_sum_up(scored):
             assert max(tokens) < 0
 
 
+@pytest.mark.slow
 def test_rows_that_were_scored_elsewhere_train_as_with_a_cached_reference(scored, tmp_path):
     losses = {}
     for reference in ("cached", "columns"):
