@@ -229,8 +229,13 @@ def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple
         return None, f"nested deeper than {DEEPEST} levels"
     except _Twice as error:
         return None, str(error)
-    except ValueError:
-        return None, f"a number of more than {sys.get_int_max_str_digits()} digits; write it as text, in quotes"
+    except ValueError:  # more digits than Python makes a number of
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer), ""
+
+
+def _integer(digits: str) -> int | str:
+    """Returns a whole number, as text where it has too many digits: a column that holds one becomes text."""
+    return int(digits) if len(digits) <= sys.get_int_max_str_digits() else digits
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -79,8 +79,9 @@ class TokenSet(Sequence[Example]):
 
     def place(self, index: int) -> str:
         """Returns where an example is from, for messages."""
-        row = f"row {int(self.rows[index])}"
-        return f"{self.sources[self.source[index]].source}, {row}" if len(self.sources) > 1 else row
+        report = self.sources[self.source[index]]
+        row = f"row {report.number(int(self.rows[index]))}"
+        return f"{report.source}, {row}" if len(self.sources) > 1 else row
 
     def __getitem__(self, index: int) -> Example:
         """Returns example `index`, with arrays of its own (not views of the file)."""

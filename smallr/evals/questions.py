@@ -11,7 +11,7 @@ from smallr.core.errors import UserError
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError
 from smallr.data.files import PROBLEM, format_of, read_records
-from smallr.data.sources import load_rows
+from smallr.data.sources import load_part
 from smallr.evals.benchmarks.base import Benchmark, Choice, Question
 
 # Columns that name a row, the first that it has.
@@ -49,7 +49,9 @@ def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int
     source = data or benchmark.source.hub
     report = DropReport(source, max_length=0)
     try:
-        items = _items(benchmark, _rows(source, split or ("train" if data else benchmark.source.split)), limit, report)
+        items = _items(
+            benchmark, _rows(source, split or ("train" if data else benchmark.source.split), report), limit, report
+        )
     except DataError as error:
         advice = (
             f" {benchmark.source.advice[:1].upper()}{benchmark.source.advice[1:]}." if benchmark.source.advice else ""
@@ -84,7 +86,7 @@ def _items(
     return items
 
 
-def _rows(source: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _rows(source: str, split: str, report: DropReport) -> Iterator[tuple[dict[str, Any], str]]:
     """Reads (row, why it cannot be used) one by one.
 
     JSON files are read as they are: a broken line costs that line, and lists may be of any shape.
@@ -93,5 +95,6 @@ def _rows(source: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
     if format_of(path.name) == "json" and path.is_file() and split == "train":
         yield from ((record.value, record.problem) for record in read_records(str(path), strict=False))
         return
-    for row in load_rows(source, split):
+    rows, _, report.numbers = load_part(source, split)
+    for row in rows:
         yield row, row.pop(PROBLEM, None) or ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import TextIO
 
 from smallr.methods.adaptive.interface import Adaptive, Answer, Decisions, always, at_random
+from smallr.sampling.files import write_row
 
 
 def ask(
@@ -51,4 +51,4 @@ def write_answers(questions: Sequence[str], decided: Decisions, answers: Sequenc
         fields |= {"score": None if math.isnan(score) else score, "decision_tokens": tokens}
         if not answer.error:
             del fields["error"]
-        out.write(json.dumps({"question": question, **fields}, ensure_ascii=False) + "\n")
+        write_row({"question": question, **fields}, out)
