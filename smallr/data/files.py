@@ -203,7 +203,9 @@ def _json_records(name: str, lines: Iterator[tuple[int, str]], surrogates: bool)
             yield from _json_list(name, line, number, lines, surrogates)
             return
         first = False
-        value, problem = _parsed(text, lambda error: f"not valid JSON: {error.msg} at character {error.pos + 1}")
+        value, problem = _parsed(
+            text, lambda error: f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        )
         yield _checked(f"{name}, line {number}", value, problem, _signs(text), surrogates)
 
 
@@ -218,6 +220,18 @@ def _json_list(
     signs = _signs(text)  # of all rows: looked for once, not once a row
     for index, row in enumerate(value):
         yield _checked(f"{name}, row {index}", row, "", signs, surrogates)
+
+
+def parse_json(text: str) -> Any:
+    """Parses JSON that stands in a column of text.
+
+    Raises:
+      ValueError: it is no JSON, or is nested too deep.
+    """
+    value, problem = _parsed(text, lambda error: f"not valid JSON: {error.msg} at character {error.pos + 1}")
+    if problem or (_signs(text).deep and _depth(value) > DEEPEST):
+        raise ValueError(problem or f"nested deeper than {DEEPEST} levels")
+    return value
 
 
 def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple[Any, str]:

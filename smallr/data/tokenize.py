@@ -47,7 +47,7 @@ from smallr.data.token_set import TokenSet, write
 from smallr.data.truncation import DROP, POLICIES, PromptCutter
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row, or the files of a set.
-VERSION = 4
+VERSION = 5
 _BATCH = 256
 
 

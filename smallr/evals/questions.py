@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from smallr.data.files import PROBLEM, format_of, read_records
 from smallr.data.sources import load_part
 from smallr.evals.benchmarks.base import Benchmark, Choice, Question
 
+# What an entry's reader raises on a row that it cannot read.
+_MALFORMED = (
+    KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, RecursionError, OverflowError, zlib.error,
+)  # fmt: skip
 # Columns that name a row, the first that it has.
 ID_COLUMNS = ("id", "unique_id", "task_id", "question_id", "qid", "ID", "Record ID", "ind", "uid")
 
@@ -77,7 +82,7 @@ def _items(
             continue
         try:
             task = benchmark.read(row)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError) as error:
+        except _MALFORMED as error:
             report.drop(number, f"malformed: {type(error).__name__}: {str(error)[:100]}")
             continue
         name = next((str(row[column]) for column in ID_COLUMNS if row.get(column) not in (None, "")), str(number))

@@ -131,7 +131,7 @@ def _intact_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             if not (isinstance(line["step"], int) and isinstance(line["split"], str)):
                 raise ValueError("not a line of metrics")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(texts):  # the last one is what a kill leaves
                 logging.warning("%s line %d is not a line of metrics and is dropped", path, number)
             continue

@@ -9,6 +9,7 @@ import pickletools
 import zlib
 from typing import Any
 
+from smallr.data.files import UNPACKED
 from smallr.evals.benchmarks.base import Generation, GraderOptions, Question, Row, Source
 from smallr.evals.extraction.programs import defines
 from smallr.evals.graders.base import Grader
@@ -122,7 +123,11 @@ def _cases(data: str) -> list[dict[str, Any]]:
     try:
         cases = json.loads(data)
     except ValueError:
-        cases = json.loads(_pickled_text(zlib.decompress(base64.b64decode(data))))
+        unpacking = zlib.decompressobj()
+        packed = unpacking.decompress(base64.b64decode(data), UNPACKED)
+        if unpacking.unconsumed_tail:
+            raise ValueError(f"test cases that unpack to more than {UNPACKED} bytes") from None
+        cases = json.loads(_pickled_text(packed))
     if not isinstance(cases, list):
         raise ValueError("test cases are no list")
     return cases
