@@ -85,7 +85,7 @@ def query(text: str) -> str | None:
 
 
 def _bare(box: str) -> str:
-    """Returns what a box holds without `\\text{…}` around it."""
+    r"""Returns what a box holds without `\text{…}` around it."""
     match = _TEXT.fullmatch(box.strip())
     return match[1] if match else box
 
