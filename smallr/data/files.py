@@ -26,7 +26,7 @@ PROBLEM = "_problem"  # column of a data set that says why a row cannot be used;
 DEEPEST = 100  # levels of lists and objects in a row
 LONGEST_LINE = 1 << 28  # bytes, or characters of UTF-16
 # A packed file may hold so much, or so many times its own size; text is packed to a fifth or a tenth.
-UNPACKED, RATIO = 1 << 30, 64
+UNPACKED, RATIO = 1 << 28, 64
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",

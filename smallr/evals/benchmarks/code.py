@@ -9,13 +9,13 @@ import pickletools
 import zlib
 from typing import Any
 
-from smallr.data.files import UNPACKED
 from smallr.evals.benchmarks.base import Generation, GraderOptions, Question, Row, Source
 from smallr.evals.extraction.programs import defines
 from smallr.evals.graders.base import Grader
 from smallr.evals.graders.programs import Calls, Check, Programs, Streams
 from smallr.evals.isolation.sandbox import Limits
 
+UNPACKED = 1 << 30  # bytes of the test cases of a question; some have a hundred million
 _FENCED = "Answer with one Python code block."
 
 
