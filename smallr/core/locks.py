@@ -140,8 +140,13 @@ class FolderLock:
             os.close(descriptor)
             return False
         me = json.dumps(dataclasses.asdict(Holder(host_name(), os.getpid()))) + "\n"
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, me.encode(), 0)
+        try:
+            with _readable_errors(self.folder):  # a full disk
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, me.encode(), 0)
+        except FileError:
+            os.close(descriptor)
+            raise
         self._descriptor = descriptor
         return True
 

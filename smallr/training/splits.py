@@ -108,6 +108,8 @@ def load_split(
         options = dataclasses.replace(tokenize_options(config), format=each.part.format)
         sets.append(tokenize(each.rows, tokenizer, options, source=each.part.name, numbers=each.numbers))
     examples, available = merge_sets(sets), sum(each.available for each in found)
+    for report, each in zip(examples.sources, found, strict=True):
+        report.numbers = each.numbers
     weights = tuple(each.part.weight for each in found)
     mixture = None
     if name == "train" and any(weight != 1 for weight in weights):
