@@ -102,7 +102,8 @@ class DropReport:
             return ""
         held = whole = self.kept - self.cut
         # Texts that are far too long are dropped before they are measured: no advised length holds them.
-        total = whole + self.cut + self.dropped.get(self.too_long, Tally()).count
+        dropped = self.dropped.get(self.too_long, Tally()).count
+        total = max(whole + self.cut + dropped, sum(self.over.values()))
         for length in sorted(self.over):
             held += self.over[length]
             if held >= ENOUGH * total:

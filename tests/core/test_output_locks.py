@@ -53,11 +53,11 @@ def test_models(held):
 @pytest.mark.parametrize(
     "command",
     [
-        ["generate", "hello", "--model=none", "--out=OUT"],
-        ["score", "--model=none", "--data=none", "--out=OUT"],
-        ["labels", "--model=none", "--data=none", "--out=OUT"],
-        ["convert", "--from=none", "--to=OUT"],
-        ["scratch", "--texts=none", "--out=OUT"],
+        ["generate", "hello", "--model=tiny-random", "--out=OUT"],
+        ["score", "--model=tiny-random", "--data=builtin:arithmetic/rationale", "--out=OUT"],
+        ["labels", "--model=tiny-random", "--data=builtin:arithmetic/rationale", "--out=OUT"],
+        ["convert", "--from=tiny-random", "--to=OUT"],
+        ["scratch", "--texts=builtin:arithmetic/rationale", "--out=OUT"],
         ["pairs", "--crv=none", "--out=OUT"],
         ["builtin", "--out=OUT"],
     ],
