@@ -9,9 +9,11 @@ from __future__ import annotations
 import statistics
 from argparse import Namespace
 from collections import Counter
+from pathlib import Path
 
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
+from smallr.core.locks import output_lock
 
 
 def flags(parser: Parser) -> None:
@@ -32,7 +34,10 @@ def run(options: Namespace) -> None:
     train = TRAIN_QUESTIONS if options.train is None else options.train
     test = TEST_QUESTIONS if options.test is None else options.test
     try:
-        built = build(options.out, options.seed, train, test)
+        with output_lock(Path(options.out)):
+            built = build(options.out, options.seed, train, test)
+    except UserError:
+        raise
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     table = Table("data set", "split", "rows", "of", "median words")

@@ -19,6 +19,7 @@ from typing import Any
 from smallr.cli.inputs import announce, check, check_model, check_tokenizer
 from smallr.cli.parsing import Parser
 from smallr.core.files import check_new_folder
+from smallr.core.locks import output_lock
 
 
 def flags(parser: Parser) -> None:
@@ -54,7 +55,8 @@ def run(options: Namespace) -> None:
     if options.tokenizer:
         check_tokenizer(options.tokenizer)
     announce(f"writing {getattr(options, 'from')} to {options.to}; loading JAX …")
-    print(export(getattr(options, "from"), target, options))
+    with output_lock(target):
+        print(export(getattr(options, "from"), target, options))
 
 
 def export(source: str, target: Path, options: Namespace, title: str = "") -> str:

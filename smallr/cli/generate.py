@@ -20,13 +20,15 @@ import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from absl import logging
 
 from smallr.cli.inputs import announce, check, check_model
 from smallr.cli.parsing import Parser, UsageError
 from smallr.core.errors import UserError
+from smallr.core.files import whole_file
+from smallr.core.locks import output_lock
 
 if TYPE_CHECKING:
     from smallr.sampling.files import Prompt
@@ -79,8 +81,14 @@ def run(options: Namespace) -> None:
         check("--model", check_model, options.model)
     if options.prompts and options.prompts != "-" and not Path(options.prompts).is_file():
         raise UserError(f"--prompts: there is no file {options.prompts}")
-    announce(f"loading JAX, then {options.model or options.adaptive} …")
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise UserError(f"--out: there is no folder {Path(options.out).absolute().parent}")
+    with output_lock(Path(options.out)) if options.out else contextlib.nullcontext():
+        announce(f"loading JAX, then {options.model or options.adaptive} …")
+        _generate(options)
 
+
+def _generate(options: Namespace) -> None:
     from smallr.core.programs import keep_programs
     from smallr.sampling.chat import converse
     from smallr.sampling.files import as_requests
@@ -116,14 +124,7 @@ def _prompts(options: Namespace) -> list[tuple[str, Prompt]]:
     """Reads (where it stands, prompt) of each."""
     from smallr.sampling.files import read_prompts
 
-    prompts = [("", options.prompt)] if options.prompt is not None else read_prompts(options.prompts)
-    _check_out(options)
-    return prompts
-
-
-def _check_out(options: Namespace) -> None:
-    if options.out and not Path(options.out).absolute().parent.is_dir():
-        raise UserError(f"--out: there is no folder {Path(options.out).absolute().parent}")
+    return [("", options.prompt)] if options.prompt is not None else read_prompts(options.prompts)
 
 
 def _write(places: list[str], requests: list, engine, options: Namespace) -> None:
@@ -142,8 +143,12 @@ def _write(places: list[str], requests: list, engine, options: Namespace) -> Non
         logging.warning("%s; the first: %s", count, failed[0])
 
 
-def _output(options: Namespace):
-    return Path(options.out).open("w", encoding="utf-8") if options.out else contextlib.nullcontext(sys.stdout)
+def _output(options: Namespace) -> contextlib.AbstractContextManager[TextIO]:
+    if not options.out:
+        return contextlib.nullcontext(sys.stdout)
+    path = Path(options.out)
+    is_device = path.exists() and not (path.is_file() or path.is_dir())  # a pipe, /dev/null: nothing to rename there
+    return path.open("w", encoding="utf-8") if is_device else whole_file(path)
 
 
 def _adaptive(options: Namespace) -> None:
@@ -159,7 +164,6 @@ def _adaptive(options: Namespace) -> None:
             f"--adaptive: --{given[0]} has no effect; of the draws there are --{', --'.join(_ADAPTIVE_PARAMS)}"
         )
     questions = [options.prompt] if options.prompt is not None else read_questions(options.prompts)
-    _check_out(options)
     module = open_adaptive(
         options.adaptive,
         model=options.model or "",

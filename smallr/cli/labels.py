@@ -13,6 +13,7 @@ from pathlib import Path
 from smallr.cli.inputs import announce, check, check_model, check_source
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
+from smallr.core.locks import output_lock
 
 
 def flags(parser: Parser) -> None:
@@ -30,12 +31,16 @@ def flags(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Labels the rows and says what was found."""
     out = Path(options.out)
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
-    check("--model", check_model, options.model)
-    check("--data", check_source, options.data)
-    announce(f"labelling {options.data} with {options.model}; loading JAX …")
+    with output_lock(out):
+        if out.exists():
+            raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
+        check("--model", check_model, options.model)
+        check("--data", check_source, options.data)
+        announce(f"labelling {options.data} with {options.model}; loading JAX …")
+        _label(options, out)
 
+
+def _label(options: Namespace, out: Path) -> None:
     from smallr.core.files import whole_folder
     from smallr.core.programs import keep_programs
     from smallr.data.sources import load_rows

@@ -6,6 +6,7 @@ an exit code or nothing. Its module imports nothing heavy: flags and configs are
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
@@ -46,6 +47,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns the exit code: 1 for an error that the message explains, 2 for wrong usage."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    with contextlib.suppress(AttributeError):  # text that a terminal cannot show, such as half an emoji, ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if name in ("--help", "-h", "help"):
             print(overview())
@@ -55,13 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if name not in COMMANDS:
             raise UsageError(f"no command {name!r}{nearest(name, COMMANDS)} (smallr --help lists them)")
-        return run(name, rest)
+        code = run(name, rest)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"smallr: {error}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"smallr: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader of our output, such as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except KeyboardInterrupt:
         print("smallr: stopped", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from smallr.cli.parsing import Parser
+from smallr.core.locks import output_lock
 
 
 def flags(parser: Parser) -> None:
@@ -27,7 +28,8 @@ def run(options: Namespace) -> None:
     from smallr.methods.crv.pairs import build_pairs
 
     names = ("mix", "holdout", "exempt", "seed")
-    report = build_pairs(Path(options.crv), Path(options.out), **{name: getattr(options, name) for name in names})
+    with output_lock(Path(options.out)):
+        report = build_pairs(Path(options.crv), Path(options.out), **{name: getattr(options, name) for name in names})
     for split, counts in report["splits"].items():
         gaps = ", ".join(f"{count} {gap}" for gap, count in counts["pairs"].items())
         left_out = f"{counts['duplicates']} duplicates and {counts['contaminated_rows']} contaminated rows left out"

@@ -62,8 +62,8 @@ def _show_example(console: Console, tokenizer: PreTrainedTokenizerFast, split: S
     console.rule()
     console.print(f"{split.examples.place(index)}: {len(example.prefix)} tokens of prompt", style="bold", markup=False)
     console.print(tokenizer.decode(example.prefix), style="dim", markup=False)
-    for number, completion in enumerate(example.completions):
-        name = split.completion_names[number] if number < len(split.completion_names) else f"completion {number}"
+    for s, completion in enumerate(example.completions):
+        name = split.completion_names[s] if s < len(split.completion_names) else f"completion {s}"
         scored = int((completion.roles != 0).sum())
         console.print(f"{name}: {len(completion.tokens)} tokens, {scored} scored", style="bold")
         _show_tokens(console, tokenizer, completion.tokens, completion.roles)

@@ -14,6 +14,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from smallr.cli.parsing import Parser
+from smallr.core.locks import output_lock
 
 
 def flags(parser: Parser) -> None:
@@ -39,9 +40,10 @@ def run(options: Namespace) -> None:
     from smallr.models.scratch import Size, train_tokenizer, write_scratch
 
     size = Size(options.family, options.layers, options.width, options.heads, options.context)
-    rows = (row for spec in options.texts.split(",") for row in load_rows(spec, options.split))
-    texts = (value for row in rows for value in row.values() if isinstance(value, str))
-    tokenizer = train_tokenizer(texts, options.vocabulary)
-    config = write_scratch(Path(options.out), tokenizer, size, options.seed)
+    with output_lock(Path(options.out)):
+        rows = (row for spec in options.texts.split(",") for row in load_rows(spec, options.split))
+        texts = (value for row in rows for value in row.values() if isinstance(value, str))
+        tokenizer = train_tokenizer(texts, options.vocabulary)
+        config = write_scratch(Path(options.out), tokenizer, size, options.seed)
     count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     print(f"{count / 1e6:.2f} M random parameters and a vocabulary of {len(tokenizer)} are in {options.out}")

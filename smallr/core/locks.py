@@ -1,9 +1,10 @@
-"""Lets one process at a time work in a folder: a second one is refused at once, and is told who the first is.
+"""Lets one process at a time work in a folder, or at an output: a second one is refused at once and told who is first.
 
-A locked folder has a file `.lock`, on which the process holds an advisory lock of the operating system (`flock`) and in
-which it says who it is. The operating system frees the lock when the process ends, however it ends, so what a dead
-process has left is taken over. Where the file system does not share such locks among machines, the file itself tells:
-its holder touches it every few seconds, and it counts as left behind when that has stopped.
+A locked folder has a file `.lock`, and an output that does not exist yet has one beside it (`.NAME.lock`). On it the
+process holds an advisory lock of the operating system (`flock`), and in it the process says who it is. The operating
+system frees the lock when the process ends, however it ends, so what a dead process has left is taken over. Where the
+file system does not share such locks among machines, the file itself tells: its holder touches it every few seconds, and
+it counts as left behind when that has stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LOCK = ".lock"
 BEAT_SECONDS = 5.0  # between two touches of a held lock's file
 SILENT_SECONDS = 30.0  # without a touch, after which a holder on another machine counts as dead
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # of file systems that have no locks
-_held: dict[tuple[int, int], FolderLock] = {}  # by device and inode of the folder
+_held: dict[tuple[int, int, str], FolderLock] = {}  # by device and inode of the folder, and name of the lock's file
 
 
 class LockedError(UserError):
@@ -53,15 +54,16 @@ class FolderLock:
     Args:
       folder: made if it is missing.
       what: what the folder holds, for messages: "run", "CRV run", …
+      name: of the lock's file.
     """
 
-    def __init__(self, folder: Path, what: str = "run"):
+    def __init__(self, folder: Path, what: str = "run", name: str = LOCK):
         self.folder, self._what = Path(folder), what
-        self._path = self.folder / LOCK
+        self._path = self.folder / name
         self._descriptor = -1
         self._thread, self._depth = 0, 0
         self._outer: FolderLock | None = None
-        self._key: tuple[int, int] = (0, 0)
+        self._key: tuple[int, int, str] = (0, 0, name)
         self._ended = threading.Event()
 
     def __enter__(self) -> FolderLock:
@@ -86,7 +88,7 @@ class FolderLock:
         with _readable_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             status = self.folder.stat()
-        self._key = (status.st_dev, status.st_ino)
+        self._key = (status.st_dev, status.st_ino, self._path.name)
         outer = _held.get(self._key)
         if outer is not None and outer._is_mine():
             self._outer = outer
@@ -133,13 +135,18 @@ class FolderLock:
             if _is_file_of(descriptor, self._path):
                 break
             os.close(descriptor)  # its holder has removed it in the meantime
-        before = holder_of(self.folder)
+        before = _written_in(self._path)
         if before is not None and _is_held_elsewhere(before, self._path, supported):
             os.close(descriptor)
             return False
         me = json.dumps(dataclasses.asdict(Holder(host_name(), os.getpid()))) + "\n"
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, me.encode(), 0)
+        try:
+            with _readable_errors(self.folder):  # a full disk
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, me.encode(), 0)
+        except FileError:
+            os.close(descriptor)
+            raise
         self._descriptor = descriptor
         return True
 
@@ -148,12 +155,17 @@ class FolderLock:
         return self._thread == threading.get_ident() and _is_file_of(self._descriptor, self._path)
 
     def _refusal(self) -> str:
-        holder = holder_of(self.folder)
+        holder = _written_in(self._path)
         who = str(holder) if holder is not None else "another process"
-        text = f"{self.folder}: {who} works on this {self._what}"
+        text = f"{self._place()}: {who} works on this {self._what}"
         if holder is not None and holder.host != host_name():
-            text += f"; if it has ended, the folder is free {SILENT_SECONDS:.0f} seconds later"
-        return f"{text}. Wait for it, stop it, or choose another folder."
+            text += f"; if it has ended, the lock is free {SILENT_SECONDS:.0f} seconds later"
+        return f"{text}. Wait for it, stop it, or choose another place."
+
+    def _place(self) -> Path:
+        """What the lock is of: the folder, or the output beside which the lock's file stands."""
+        name = self._path.name
+        return self.folder if name == LOCK else self.folder / name.removeprefix(".").removesuffix(LOCK)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -167,10 +179,26 @@ class FolderLock:
             self._descriptor = -1
 
 
+def output_lock(path: Path, what: str = "output") -> contextlib.AbstractContextManager[FolderLock | None]:
+    """Locks a file or folder that a command is to write, which need not be there yet.
+
+    The lock stands beside it, so that the output itself appears whole or not at all. What is neither a file nor a folder
+    (a pipe, /dev/stdout) may have several writers.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return contextlib.nullcontext()
+    return FolderLock(path.parent, what, f".{path.name}{LOCK}")
+
+
 def holder_of(folder: Path) -> Holder | None:
     """Returns who has written himself into the folder's lock file, dead or alive; None if there is no readable one."""
+    return _written_in(Path(folder) / LOCK)
+
+
+def _written_in(path: Path) -> Holder | None:
     try:
-        found = json.loads((Path(folder) / LOCK).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         return Holder(str(found["host"]), int(found["pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

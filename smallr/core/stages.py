@@ -137,7 +137,10 @@ class StageFolder:
         try:
             remove_leftovers(self.path, self._files)
             self._claim()
-            (self.path / RESULT).unlink(missing_ok=True)
+            try:
+                (self.path / RESULT).unlink(missing_ok=True)
+            except OSError as error:
+                raise FileError(f"{self.path / RESULT} cannot be replaced ({error.strerror}): move it away") from error
         except BaseException:
             self._lock.release()
             raise

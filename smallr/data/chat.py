@@ -99,11 +99,8 @@ class Renderer:
         """
         if isinstance(row.prompt, str) and (not self._chat or not row.prompt):
             return tuple(_plain(row.prompt, completion) for completion in row.completions)
-        if isinstance(row.prompt, str) and (token := self._template.written_before(row.prompt, *row.completions)):
-            raise Unrenderable(
-                f"the text holds {token!r}, as the chat template writes it: it has been rendered already; set "
-                "data.chat=False"
-            )
+        if isinstance(row.prompt, str):
+            self._check_bare(row.prompt, *row.completions)
         prompt = _messages(row.prompt, "user")
         if row.system:
             prompt = [{"role": "system", "content": row.system}, *prompt]
@@ -127,7 +124,17 @@ class Renderer:
           Unrenderable: the chat template refuses the question.
         """
         head, tail = self._around
+        if self._chat:
+            self._check_bare(question)
         return self._template.opening(_messages(head + question, "user")) if self._chat else head + question + tail
+
+    def _check_bare(self, *texts: str | Sequence[Message]) -> None:
+        """Refuses plain texts that the chat template has rendered before."""
+        if token := self._template.written_before(*(text for text in texts if isinstance(text, str))):
+            raise Unrenderable(
+                f"the text holds {token!r}, as the chat template writes it: it has been rendered already; set "
+                "data.chat=False"
+            )
 
     def _lead(self, question: str, order: str) -> str:
         head, mid, *_ = self._pieces[order]
@@ -159,6 +166,7 @@ class Renderer:
             starts = [0, *ends[:-1]]
             spans = zip(starts, ends, roles, strict=True)
             return (Marked(lead + body, tuple(Span(len(lead) + a, len(lead) + b, r) for a, b, r in spans), False),)
+        self._check_bare(row.question, *(value for _, value in parts))
         prompt = _messages(lead, "user")
         marked = self._template.turns(prompt, _messages(body, "assistant"), self._template.opening(prompt))
         (turn,) = marked.spans

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Row numbers kept for each reason.
@@ -34,7 +35,9 @@ class Tally:
 
 @dataclasses.dataclass
 class DropReport:
-    """Counts per reason over one source; row numbers count from 0 in the rows that were loaded.
+    """Counts per reason over one source; rows are counted from 0 among those that were loaded.
+
+    Messages give a row by its number in the whole split, that is in the file, where a user looks for it.
 
     Attributes:
       source: the spec the rows came from.
@@ -47,6 +50,7 @@ class DropReport:
       longest: tokens of the longest example, dropped ones included, and `longest_row`, the row it was made from.
       over: examples over the limit, by the smallest usual row length that would hold them.
       cut: how many of them are kept with a shorter prompt.
+      numbers: of each row in the whole split; empty: a row's own number. They are not stored with the report.
     """
 
     source: str
@@ -61,11 +65,20 @@ class DropReport:
     longest_row: int = -1
     over: dict[int, int] = dataclasses.field(default_factory=dict)
     cut: int = 0
+    numbers: Sequence[int] | Mapping[int, int] = dataclasses.field(default=(), repr=False, compare=False)
 
     @property
     def too_long(self) -> str:
         """The reason for which examples over the limit are left out."""
         return f"longer than {self.max_length} tokens"
+
+    def number(self, row: int) -> int:
+        """Returns the number of a row in the whole split."""
+        return self.numbers[row] if self.numbers else row
+
+    def place(self, row: int) -> str:
+        """Names a row, for messages."""
+        return f"{self.source}, row {self.number(row)}"
 
     def drop(self, row: int, reason: str) -> None:
         """Counts a row that is left out."""
@@ -89,7 +102,8 @@ class DropReport:
             return ""
         held = whole = self.kept - self.cut
         # Texts that are far too long are dropped before they are measured: no advised length holds them.
-        total = whole + self.cut + self.dropped.get(self.too_long, Tally()).count
+        dropped = self.dropped.get(self.too_long, Tally()).count
+        total = max(whole + self.cut + dropped, sum(self.over.values()))
         for length in sorted(self.over):
             held += self.over[length]
             if held >= ENOUGH * total:
@@ -116,11 +130,14 @@ class DropReport:
         self.cut += other.cut
 
     def __str__(self) -> str:
-        longest = f"longest example {self.longest} tokens (row {self.longest_row})" if self.longest else "no tokens"
+        row = self.number(self.longest_row) if self.longest else -1
+        longest = f"longest example {self.longest} tokens (row {row})" if self.longest else "no tokens"
         lines = [f"{self.source}: {self.total} rows, {self.kept} kept; {longest}, limit {self.max_length}"]
         lines += [f"  {line}" for line in self.about()]
-        lines += [f"  dropped, {reason}: {tally}" for reason, tally in _by_first_row(self.dropped)]
-        lines += [f"  kept, {reason}: {tally}" for reason, tally in _by_first_row(self.notes)]
+        for what, tallies in (("dropped", self.dropped), ("kept", self.notes)):
+            for reason, tally in _by_first_row(tallies):
+                shown = Tally(tally.count, [self.number(row) for row in tally.rows])
+                lines.append(f"  {what}, {reason}: {shown}")
         lines += [f"  {self.advice()}"] if self.over else []
         return "\n".join(lines)
 
@@ -132,7 +149,10 @@ class DropReport:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
         tallies = {key: dict(_by_first_row(getattr(self, key))) for key in ("dropped", "notes")}
-        return dataclasses.asdict(dataclasses.replace(self, **tallies, over=dict(sorted(self.over.items()))))
+        over = dict(sorted(self.over.items()))
+        values = dataclasses.asdict(dataclasses.replace(self, **tallies, over=over, numbers=()))
+        del values["numbers"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DropReport:

@@ -26,7 +26,7 @@ PROBLEM = "_problem"  # column of a data set that says why a row cannot be used;
 DEEPEST = 100  # levels of lists and objects in a row
 LONGEST_LINE = 1 << 28  # bytes, or characters of UTF-16
 # A packed file may hold so much, or so many times its own size; text is packed to a fifth or a tenth.
-UNPACKED, RATIO = 1 << 30, 64
+UNPACKED, RATIO = 1 << 28, 64
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",
@@ -203,7 +203,9 @@ def _json_records(name: str, lines: Iterator[tuple[int, str]], surrogates: bool)
             yield from _json_list(name, line, number, lines, surrogates)
             return
         first = False
-        value, problem = _parsed(text, lambda error: f"not valid JSON: {error.msg} at character {error.pos + 1}")
+        value, problem = _parsed(
+            text, lambda error: f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}"
+        )
         yield _checked(f"{name}, line {number}", value, problem, _signs(text), surrogates)
 
 
@@ -220,6 +222,18 @@ def _json_list(
         yield _checked(f"{name}, row {index}", row, "", signs, surrogates)
 
 
+def parse_json(text: str) -> Any:
+    """Parses JSON that stands in a column of text.
+
+    Raises:
+      ValueError: it is no JSON, or is nested too deep.
+    """
+    value, problem = _parsed(text, lambda error: f"not valid JSON: {error.msg} at character {error.pos + 1}")
+    if problem or (_signs(text).deep and _depth(value) > DEEPEST):
+        raise ValueError(problem or f"nested deeper than {DEEPEST} levels")
+    return value
+
+
 def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple[Any, str]:
     try:
         return json.loads(text, object_pairs_hook=_object), ""
@@ -229,8 +243,13 @@ def _parsed(text: str, describe: Callable[[json.JSONDecodeError], str]) -> tuple
         return None, f"nested deeper than {DEEPEST} levels"
     except _Twice as error:
         return None, str(error)
-    except ValueError:
-        return None, f"a number of more than {sys.get_int_max_str_digits()} digits; write it as text, in quotes"
+    except ValueError:  # more digits than Python makes a number of
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer), ""
+
+
+def _integer(digits: str) -> int | str:
+    """Returns a whole number, as text where it has too many digits: a column that holds one becomes text."""
+    return int(digits) if len(digits) <= sys.get_int_max_str_digits() else digits
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ not scored, and so does `train`, `training` or `loss` that is false. Read are al
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallr.data.errors import nearest, shorten
+from smallr.data.files import parse_json
 from smallr.data.values import LABELS, Cell, as_text, kind_of
 
 Message = Mapping[str, Any]
@@ -92,7 +92,7 @@ def read_tools(value: Any, cell: Cell) -> tuple[dict[str, Any], ...]:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
+            value = parse_json(value) if value.strip() else None
         except ValueError as error:
             raise cell.error(f"expected a list of tools, or one as JSON text: {error}") from error
     else:
@@ -102,7 +102,12 @@ def read_tools(value: Any, cell: Cell) -> tuple[dict[str, Any], ...]:
     value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list):
         raise cell.error(f"expected a list of tools, found {kind_of(value)} {shorten(value)}")
-    tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in value]
+    try:
+        tools = [parse_json(tool) if isinstance(tool, str) else tool for tool in value]
+    except ValueError as error:
+        raise cell.error(
+            f"expected a list of objects, or of each as JSON text: {error}; found {shorten(value)}"
+        ) from error
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise cell.error(f"expected a list of objects, found {shorten(value)}")
     return tuple(dict(tool) for tool in tools)
@@ -224,7 +229,7 @@ def _call(call: Any, cell: Cell) -> dict[str, Any]:
 
 def _object_of(text: str) -> Any:
     try:
-        value = json.loads(text) if text.strip() else {}
+        value = parse_json(text) if text.strip() else {}
     except ValueError:
         return text
     return value if isinstance(value, dict) else text
@@ -233,7 +238,7 @@ def _object_of(text: str) -> Any:
 def _calls_of_text(text: Any, cell: Cell) -> list[Any]:
     """Calls as ShareGPT's `function_call` has them: JSON text of {name, arguments}, or of a list of them."""
     try:
-        calls = json.loads(text) if isinstance(text, str) else text
+        calls = parse_json(text) if isinstance(text, str) else text
     except ValueError:
         calls = None
     calls = calls if isinstance(calls, list) else [calls]

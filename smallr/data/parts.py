@@ -134,7 +134,7 @@ def tokenize_parts(
             return write_here(folder, rows, report, progress=progress)
         size = max(1, min(_MOST_ROWS, len(rows) // (workers * _PARTS_PER_WORKER)))
         parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-        replies = _distribute(parts, rows, scratch, workers, progress)
+        replies = _distribute(parts, rows, scratch, workers, progress, report)
         for number, part in enumerate(parts):
             reply, target = replies.get(number), _tokens(scratch, number)
             if reply is None:
@@ -182,7 +182,7 @@ def _same(a: PreTrainedTokenizerFast, b: PreTrainedTokenizerFast) -> bool:
 
 
 def _distribute(
-    parts: Sequence[range], rows: datasets.Dataset, scratch: Path, count: int, progress: tqdm
+    parts: Sequence[range], rows: datasets.Dataset, scratch: Path, count: int, progress: tqdm, report: DropReport
 ) -> dict[int, dict[str, Any]]:
     """Yields the replies of workers by the number of the part: a report or an error.
 
@@ -197,7 +197,7 @@ def _distribute(
         def give(worker: _Worker) -> None:
             if todo:
                 number = todo.popleft()
-                worker.send(number, tables, parts[number])
+                worker.send(number, tables, parts[number], [report.number(row) for row in parts[number]])
                 busy.register(worker.pipe, selectors.EVENT_READ, (worker, number))
 
         for index in range(count):
@@ -250,14 +250,18 @@ class _Worker:
         )
         self.pipe = self._process.stdout
 
-    def send(self, number: int, tables: datasets.Dataset, part: range) -> None:
-        """Hands over a part of rows in the format "arrow"; if the process is gone, `receive` tells."""
+    def send(self, number: int, tables: datasets.Dataset, part: range, numbers: list[int]) -> None:
+        """Hands over a part of rows in the format "arrow", with their numbers in the whole split.
+
+        If the process is gone, `receive` tells.
+        """
         # With the features of the data set, so that the worker reads the same Python values.
         table = tables[part.start : part.stop].replace_schema_metadata(tables.features.arrow_schema.metadata)
         self._rows = self._scratch / f"rows-{number}.arrow"
         with pa.OSFile(str(self._rows), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
         request = {"rows": str(self._rows), "start": part.start, "tokens": str(_tokens(self._scratch, number))}
+        request["numbers"] = numbers
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()

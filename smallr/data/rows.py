@@ -91,7 +91,8 @@ class _Raw:
 
     Attributes:
       values: by column.
-      row, source: its place, for messages.
+      row: its number among those that were loaded.
+      place: the source and where in it, for messages.
       chat: plain text will be wrapped in a chat.
       repeats: completions that begin with the prompt repeat it.
       note: counts the row as kept in another form.
@@ -99,13 +100,13 @@ class _Raw:
 
     values: Mapping[str, Any]
     row: int
-    source: str
+    place: str
     chat: bool
     repeats: bool
     note: Callable[[str], None]
 
     def cell(self, column: str) -> Cell:
-        return Cell(self.source, self.row, column)
+        return Cell(self.place, column)
 
     def text(self, column: str) -> Text:
         """Returns the text or the messages of a column, not empty."""
@@ -165,7 +166,7 @@ def parse_rows(
             if row.get(PROBLEM):
                 raise Unusable(row[PROBLEM].rpartition(" (")[0])
             values = reading.read(row) if reading.format else row
-            raw = _Raw(values, index, report.source, chat, reading.repeats, _noting(report, index))
+            raw = _Raw(values, index, report.place(index), chat, reading.repeats, _noting(report, index))
             parsed = _PARSERS[kind](raw)
         except Unusable as reason:
             report.drop(index, str(reason))
@@ -178,17 +179,17 @@ def parse_rows(
                     report.note(index, "no rationale: answer loss only")
                 yield each
             else:
-                yield _with_numbers(_with_context(each, raw), row, numbers, report.source)
+                yield _with_numbers(_with_context(each, raw), row, numbers, raw.place)
 
 
 def _noting(report: DropReport, row: int) -> Callable[[str], None]:
     return lambda reason: report.note(row, reason)
 
 
-def _with_numbers(row: TextRow, values: Mapping[str, Any], numbers: CompletionColumns | None, source: str) -> TextRow:
+def _with_numbers(row: TextRow, values: Mapping[str, Any], numbers: CompletionColumns | None, place: str) -> TextRow:
     if numbers is None:
         return row
-    read = numbers.read(values, len(row.completions), f"{source}, row {row.row}")
+    read = numbers.read(values, len(row.completions), place)
     return dataclasses.replace(row, numbers=read)
 
 

@@ -13,9 +13,9 @@ folders that hold no splits have one, `train`. No code of a data set is ever run
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -29,6 +29,20 @@ from smallr.data.tables import read_table
 _SPLIT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
+class LoadedPart(NamedTuple):
+    """Rows of a part of a split.
+
+    Attributes:
+      rows: under our column names.
+      available: rows of the whole split.
+      numbers: of each row in the whole split, from 0.
+    """
+
+    rows: datasets.Dataset
+    available: int
+    numbers: Sequence[int]
+
+
 def load_rows(spec: str, split: str = "train", columns: Mapping[str, str] | None = None) -> datasets.Dataset:
     """Loads the rows of one split.
 
@@ -40,13 +54,11 @@ def load_rows(spec: str, split: str = "train", columns: Mapping[str, str] | None
     Raises:
       DataError: nothing there, a split or a column missing, a line that is not JSON, a hub that cannot be reached.
     """
-    return load_part(spec, split, columns)[0]
+    return load_part(spec, split, columns).rows
 
 
-def load_part(
-    spec: str, split: str, columns: Mapping[str, str] | None = None, without: str = ""
-) -> tuple[datasets.Dataset, int]:
-    """Loads the rows of one split, and counts those of the whole split.
+def load_part(spec: str, split: str, columns: Mapping[str, str] | None = None, without: str = "") -> LoadedPart:
+    """Loads the rows of one split, with their numbers in the whole split.
 
     Args:
       spec: as in `load_rows`.
@@ -60,14 +72,14 @@ def load_part(
     (name, wanted), (other, unwanted) = _named_part(split), _named_part(without or split)
     kind, rest = kind_of(spec)
     rows = _LOADERS[kind](rest, name)
-    part = _part(len(rows), *wanted)
+    part: Sequence[int] = _part(len(rows), *wanted)
     if without and name == other:
         held = _part(len(rows), *unwanted)
         part = [index for index in part if index not in held]
     if not len(part):
         raise DataError(f"{spec}: split {split!r} holds no rows" + (f" besides {without}" if without else ""))
     kept = rows.select(part) if len(part) < len(rows) else rows
-    return rename(kept, columns or {}, spec), len(rows)
+    return LoadedPart(rename(kept, columns or {}, spec), len(rows), part)
 
 
 def is_builtin(spec: str) -> bool:

@@ -29,6 +29,11 @@ DATE = "2024-07-26"
 _THOUGHT = re.compile(r"(?s)(.*)</think>\s*")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _READ = ("role", "content", "weight", "tool_calls", "tool_call_id")
+# Marks of the chat templates of common families, for texts that another tokenizer's template has rendered.
+_MARKS = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system|end|endoftext|end_of_text)\|>"
+    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<[｜|](?:User|Assistant)[｜|]>"
+)
 _CALL_ENDS = ("<|eom_id|>", "<|call|>")
 _ADVICE = "choose a tokenizer with another template (config.tokenizer), or write texts out and set data.chat=False"
 
@@ -273,6 +278,11 @@ class ChatTemplate:
             notes.append("the chat template does not show `tools`")
         if any(self.written_before(message["content"]) for message in messages):
             notes.append("a message holds special tokens of the chat template")
+        elif marks := [found[0] for message in messages if (found := _MARKS.search(message["content"] or ""))]:
+            notes.append(
+                f"the text holds {marks[0]!r}, a mark of some chat template: if it has been rendered before, take the bare "
+                "texts, or set data.chat=False and let config.tokenizer be the one that it was rendered for"
+            )
         return notes
 
     # --- where turns are ---
@@ -283,7 +293,8 @@ class ChatTemplate:
         if "</think>" in content or not (text.startswith(opening) and text.startswith(content, len(opening))):
             return None
         close = self._special.match(text, len(opening) + len(content))
-        if close is None or self.written_before(*(message["content"] for message in messages)):
+        contents = [message["content"] for message in messages]
+        if close is None or self.written_before(*contents) or any(map(_MARKS.search, contents)):
             return None
         return Marked(text, (Span(len(opening), close.end(), ROLE_ANSWER),), True)
 

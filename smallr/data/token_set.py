@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -79,8 +81,9 @@ class TokenSet(Sequence[Example]):
 
     def place(self, index: int) -> str:
         """Returns where an example is from, for messages."""
-        row = f"row {int(self.rows[index])}"
-        return f"{self.sources[self.source[index]].source}, {row}" if len(self.sources) > 1 else row
+        report = self.sources[self.source[index]]
+        row = f"row {report.number(int(self.rows[index]))}"
+        return f"{report.source}, {row}" if len(self.sources) > 1 else row
 
     def __getitem__(self, index: int) -> Example:
         """Returns example `index`, with arrays of its own (not views of the file)."""
@@ -175,7 +178,7 @@ def _write_part(folder: Path, examples: Sequence[Example]) -> None:
         arrays["token_columns"] = np.concatenate(lists, axis=1).astype(np.float32)
     folder.mkdir()
     for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        _save(folder / f"{name}.npy", array)
     (folder / "meta.json").write_text(json.dumps(names))
 
 
@@ -208,10 +211,10 @@ def merge(folder: Path, parts: Sequence[Path], report: DropReport, sources: Sequ
         _concatenate(folder / f"{name}.npy", _Parts(parts, metas, name, names.get(name)))
     if sources:
         counts = [len(_load(part, "rows")) for part in parts]
-        np.save(folder / "source.npy", np.repeat(np.arange(len(parts), dtype=np.int16), counts), allow_pickle=False)
+        _save(folder / "source.npy", np.repeat(np.arange(len(parts), dtype=np.int16), counts))
     lengths = _load(folder, "prefix_lengths").astype(np.int64)
     lengths += np.sum(_load(folder, "completion_lengths"), axis=1, dtype=np.int64)
-    np.save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), allow_pickle=False)
+    _save(folder / "starts.npy", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     meta = {**names, "report": report.to_dict(), "fingerprint": _fingerprint(folder, names)}
     meta["sources"] = [each.to_dict() for each in sources]
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -262,15 +265,27 @@ def _concatenate(path: Path, arrays: _Parts) -> None:
     shape[axis] = sum(each[axis] for each in shapes)
     dtype = next(iter(arrays)).dtype
     if not math.prod(shape):  # nothing can be mapped
-        np.save(path, np.zeros(shape, dtype), allow_pickle=False)
+        _save(path, np.zeros(shape, dtype))
         return
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
+    with open(path, "r+b") as file:  # a full disk is an error here, and would end the process in the lines below
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     start = 0
     for array in arrays:
         place = [slice(0, size) for size in array.shape]
         place[axis] = slice(start, start := start + array.shape[axis])
         out[tuple(place)] = array  # what is not written is zero
     out.flush()
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # NumPy says how many of the values it could write, and not that the disk is full.
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({error})", str(path)) from error
 
 
 def _fingerprint(folder: Path, names: dict[str, list[str]]) -> str:

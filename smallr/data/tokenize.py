@@ -15,7 +15,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from smallr.data.token_set import TokenSet, write
 from smallr.data.truncation import DROP, POLICIES, PromptCutter
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row, or the files of a set.
-VERSION = 4
+VERSION = 5
 _BATCH = 256
 
 
@@ -156,6 +156,7 @@ def tokenize(
     *,
     source: str = "rows",
     cache: Path | None = None,
+    numbers: Sequence[int] = (),
 ) -> TokenSet:
     """Tokenises a data set, or finds the result of having done so.
 
@@ -165,6 +166,7 @@ def tokenize(
       options: what is made of them.
       source: name of the rows in messages and reports.
       cache: folder of results, by default `cache_dir("tokens")`.
+      numbers: of the rows in their file or split, for messages and reports; by default they count from 0.
 
     Returns:
       The examples in the order of the rows, with the report of what was dropped.
@@ -177,7 +179,9 @@ def tokenize(
     options.numbers.check(names, source)
     rows = rows.select_columns(list(dict.fromkeys((*reading.columns, *options.numbers.sources))))
     unread = tuple(name for name in names if name not in rows.column_names)
-    about = functools.partial(DropReport, source, options.max_length, read_as=reading.describe(), unread=unread)
+    about = functools.partial(
+        DropReport, source, options.max_length, read_as=reading.describe(), unread=unread, numbers=numbers
+    )
     encoder = Encoder(tokenizer)
     key = _key(rows, encoder, tokenizer, options, reading)
     folder = (cache or cache_dir("tokens")) / key[:32]
@@ -227,7 +231,7 @@ class ExampleMaker:
         self._choices = choice_ids(encoder, options.choices) if options.kind == "choice" else None
         self._options = options
         self._cutter = PromptCutter(encoder, self._longest, self._excess)
-        self._source = ""
+        self._place: Callable[[int], str] = str
 
     def write(
         self, folder: Path, rows: datasets.Dataset, report: DropReport, start: int = 0, progress: tqdm | None = None
@@ -244,7 +248,7 @@ class ExampleMaker:
         Returns:
           The report.
         """
-        options, self._source = self._options, report.source
+        options, self._place = self._options, report.place
         parsed = parse_rows(
             _iterate(rows, progress),
             options.kind,
@@ -318,7 +322,7 @@ class ExampleMaker:
             encoded = [without_first(whole) for whole in encoded]
         example = to_example(encoded, columns, row.row)
         if example is not None and isinstance(row, TextRow):
-            example = self._options.numbers.attach(example, row.numbers, f"{self._source}, row {row.row}")
+            example = self._options.numbers.attach(example, row.numbers, self._place(row.row))
         return self._with_soft(example, number)
 
     def _with_soft(self, example: Example | None, number: int) -> Example | None:
@@ -429,5 +433,5 @@ def _key(
 def _opened(folder: Path, about: DropReport) -> TokenSet:
     """Opens a result; the rows may have been cached under another name, and beside other columns, than these."""
     tokens = TokenSet(folder)
-    tokens.report.source, tokens.report.unread = about.source, about.unread
+    tokens.report.source, tokens.report.unread, tokens.report.numbers = about.source, about.unread, about.numbers
     return tokens

@@ -35,8 +35,10 @@ def main() -> None:
     options, reading = TokenizeOptions(**job["options"]), Reading(**job["reading"])
     maker = ExampleMaker(Encoder(tokenizer), tokenizer, options, reading)
     for line in sys.stdin:
-        report = DropReport(job["source"], options.max_length)
-        print(json.dumps(_answer(maker, json.loads(line), report)), file=answers, flush=True)
+        part = json.loads(line)
+        numbers = dict(enumerate(part["numbers"], part["start"]))
+        report = DropReport(job["source"], options.max_length, numbers=numbers)
+        print(json.dumps(_answer(maker, part, report)), file=answers, flush=True)
 
 
 def _answer(maker: ExampleMaker, part: dict[str, Any], report: DropReport) -> dict[str, Any]:

@@ -17,13 +17,12 @@ LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 class Cell:
     """Says where a value stands, for messages."""
 
-    source: str
-    row: int
+    place: str
     column: str
 
     def error(self, problem: str) -> DataError:
         """Returns the error that names the place."""
-        return DataError(f"{self.source}, row {self.row}, column {self.column!r}: {problem}")
+        return DataError(f"{self.place}, column {self.column!r}: {problem}")
 
 
 def as_text(value: Any) -> str | None:

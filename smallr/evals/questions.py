@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,13 @@ from smallr.core.errors import UserError
 from smallr.data.drops import DropReport
 from smallr.data.errors import DataError
 from smallr.data.files import PROBLEM, format_of, read_records
-from smallr.data.sources import load_rows
+from smallr.data.sources import load_part
 from smallr.evals.benchmarks.base import Benchmark, Choice, Question
 
+# What an entry's reader raises on a row that it cannot read.
+_MALFORMED = (
+    KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError, RecursionError, OverflowError, zlib.error,
+)  # fmt: skip
 # Columns that name a row, the first that it has.
 ID_COLUMNS = ("id", "unique_id", "task_id", "question_id", "qid", "ID", "Record ID", "ind", "uid")
 
@@ -49,7 +54,9 @@ def load_items(benchmark: Benchmark, data: str = "", split: str = "", limit: int
     source = data or benchmark.source.hub
     report = DropReport(source, max_length=0)
     try:
-        items = _items(benchmark, _rows(source, split or ("train" if data else benchmark.source.split)), limit, report)
+        items = _items(
+            benchmark, _rows(source, split or ("train" if data else benchmark.source.split), report), limit, report
+        )
     except DataError as error:
         advice = (
             f" {benchmark.source.advice[:1].upper()}{benchmark.source.advice[1:]}." if benchmark.source.advice else ""
@@ -75,7 +82,7 @@ def _items(
             continue
         try:
             task = benchmark.read(row)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, SyntaxError) as error:
+        except _MALFORMED as error:
             report.drop(number, f"malformed: {type(error).__name__}: {str(error)[:100]}")
             continue
         name = next((str(row[column]) for column in ID_COLUMNS if row.get(column) not in (None, "")), str(number))
@@ -84,7 +91,7 @@ def _items(
     return items
 
 
-def _rows(source: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
+def _rows(source: str, split: str, report: DropReport) -> Iterator[tuple[dict[str, Any], str]]:
     """Reads (row, why it cannot be used) one by one.
 
     JSON files are read as they are: a broken line costs that line, and lists may be of any shape.
@@ -93,5 +100,6 @@ def _rows(source: str, split: str) -> Iterator[tuple[dict[str, Any], str]]:
     if format_of(path.name) == "json" and path.is_file() and split == "train":
         yield from ((record.value, record.problem) for record in read_records(str(path), strict=False))
         return
-    for row in load_rows(source, split):
+    rows, _, report.numbers = load_part(source, split)
+    for row in rows:
         yield row, row.pop(PROBLEM, None) or ""

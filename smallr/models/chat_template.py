@@ -72,4 +72,6 @@ def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     except Exception:  # a template for other roles
         return ()
     after = tokenizer(text.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    return tuple(token for token in after if token in tokenizer.all_special_ids)[:1]
+    # A special token need not be one of those that tokenizer_config.json names.
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tuple(token for token in after if token in special or token in tokenizer.all_special_ids)[:1]

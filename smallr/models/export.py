@@ -15,6 +15,7 @@ from flax import nnx
 
 from smallr.core.errors import UserError
 from smallr.core.files import check_new_folder, remove_leftovers, whole_folder
+from smallr.core.locks import output_lock
 from smallr.models.chat_template import end_of_turn
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
@@ -70,12 +71,13 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Gives a folder beside `target` that is renamed to it at the end, or removed after an error.
 
     Raises:
-      UserError: the target is there and not an empty folder, or cannot be written.
+      UserError: the target is there and not an empty folder, another process writes it, or it cannot be written.
     """
-    check_new_folder(target)
-    remove_leftovers(target.parent)
-    with whole_folder(target) as folder:
-        yield folder
+    with output_lock(target):
+        check_new_folder(target)
+        remove_leftovers(target.parent)
+        with whole_folder(target) as folder:
+            yield folder
 
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:

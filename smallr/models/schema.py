@@ -90,7 +90,12 @@ _KINDS = {
 _WIDTH, _COUNT = Field("int", low=1, high=2**20), Field("int", low=1, high=2**14)
 _LAYERS, _POSITIONS = Field("int", low=1, high=1000), Field("int", low=1, high=2**30)
 _EPS, _POSITIVE = Field("number", above=0, high=1), Field("number", above=0, high=1e12)
-_THETA, _BOOL, _TEXT, _OBJECT = Field("number", above=1, high=1e12), Field("bool"), Field("str"), Field("dict")
+_THETA, _BOOL, _TEXT, _OBJECT = (
+    Field("number", above=1, high=1e12),
+    Field("bool"),
+    Field("str", high=200),
+    Field("dict"),
+)
 _PER_LAYER = {"low": 1, "high": 1000}
 _FACTORS = Field("list", low=1, high=2**14, items=Field("number", above=0, high=1e12, null=False))
 _TOKEN_ID = Field("int", low=-1, high=2**31 - 1)  # -1 stands for none in older files
@@ -133,6 +138,7 @@ ROPE: Mapping[str, Field] = {
     "original_max_position_embeddings": Field("int", low=2, high=2**30),
     "partial_rotary_factor": Field("number", above=0, high=1),
     "truncate": _BOOL,
+    **dict.fromkeys(("full_attention", "sliding_attention"), _OBJECT),  # of each kind of layer
 }
 GENERATION: Mapping[str, Field] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _TOKEN_IDS)
 TEMPLATE = Field("str", high=2**20)
@@ -153,7 +159,7 @@ TOKENIZER: Mapping[str, Field] = {
 # adapter_config.json of PEFT, of LoRA and of prompt tuning
 ADAPTER: Mapping[str, Field] = {
     "peft_type": _TEXT,
-    "base_model_name_or_path": _TEXT,
+    "base_model_name_or_path": Field("str", high=4096),
     "r": _COUNT,
     "lora_alpha": _POSITIVE,
     "lora_dropout": Field("number", low=0, high=1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -100,7 +100,7 @@ def _messages(value: Any, place: str) -> tuple[dict[str, str], ...]:
         for message in value
     )
     try:
-        messages = text_or_chat(value, Cell(place, 0, "messages"))
+        messages = text_or_chat(value, Cell(place, "messages"))
     except (DataError, Unusable) as error:
         raise UserError(
             f"{place}: `messages` is not a list of objects with the strings `role` and `content`: {error}"
@@ -131,24 +131,41 @@ def write_results(requests: Sequence[Request], results: Iterable[Result], out: T
         samples = [_sample(sample) for sample in result.samples]
         usage = {"prompt_tokens": result.usage.prompt_tokens, "completion_tokens": result.usage.completion_tokens}
         row = asked | {"samples": samples, "usage": usage} | ({"error": result.error} if result.error else {})
-        line = json.dumps(row, ensure_ascii=False)
-        try:
-            line.encode(out.encoding or "utf-8")
-        except UnicodeEncodeError:  # half a surrogate pair in a prompt, or a terminal that knows ASCII alone
-            line = json.dumps(row)
-        out.write(line + "\n")
+        write_row(row, out)
+
+
+def write_row(row: Mapping[str, Any], out: TextIO) -> None:
+    """Writes a line of JSON, in ASCII where the file cannot hold what is in it.
+
+    That is half a surrogate pair in a prompt, or a terminal that knows ASCII alone.
+    """
+    line = json.dumps(row, ensure_ascii=False)
+    out.write((line if _can_hold(out, line) else json.dumps(row)) + "\n")
+
+
+def _can_hold(out: TextIO, text: str) -> bool:
+    try:
+        text.encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_texts(requests: Sequence[Request], results: Iterable[Result], out: TextIO) -> None:
     """Writes the completions as text, for people: one prompt's alone, several prompts' each behind its prompt."""
+
+    def write(text: str) -> None:
+        encoding = out.encoding or "utf-8"
+        out.write(text if _can_hold(out, text) else text.encode(encoding, "backslashreplace").decode(encoding))
+
     for request, result in zip(requests, results, strict=True):
         if len(requests) > 1:
             asked = request.messages[-1]["content"] if request.messages else request.prompt
-            out.write(f"> {asked}\n")
+            write(f"> {asked}\n")
         for sample in result.samples:
-            out.write(sample.text.strip() + "\n")
+            write(sample.text.strip() + "\n")
         if result.error:
-            out.write(f"[{result.error}]\n")
+            write(f"[{result.error}]\n")
         if len(requests) > 1:
             out.write("\n")
         out.flush()

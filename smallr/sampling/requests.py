@@ -45,6 +45,8 @@ class SamplingParams:
             raise ValueError("sampling: top_p must be above 0")
         _check_number("min_p", self.min_p, 0, 1)
         _check_whole("n", self.n, 1, MAX_SAMPLES)
+        if isinstance(self.stop, str):
+            raise ValueError(f"sampling: stop must be a tuple of texts, not the text {self.stop!r}")
         for stop in self.stop:
             if not isinstance(stop, str) or not stop:
                 raise ValueError(f"sampling: stop must hold texts that are not empty, not {stop!r}")

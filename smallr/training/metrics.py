@@ -28,7 +28,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from smallr.core.files import whole_file
+from smallr.core.files import FileError, whole_file
 
 _RESERVED = ("step", "time", "split")
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")
@@ -50,7 +50,7 @@ class MetricsWriter:
           tensorboard: whether to write event files too.
 
         Raises:
-          OSError: the folder cannot be written to.
+          OSError: the folder cannot be written to, or something else is in the place of a file.
         """
         self._file: int | None = None
         self._tensorboard: EventsWriter | None = None
@@ -60,6 +60,10 @@ class MetricsWriter:
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
+        if path.is_dir():
+            raise FileError(f"{path} is a folder where a file should be: move it away")
+        if (workdir / "tensorboard").is_file():
+            raise FileError(f"{workdir / 'tensorboard'} is a file where a folder should be: move it away")
         kept = [line for line in _intact_lines(path) if line["step"] <= resume_step] if resume_step else []
         _rewrite(path, kept)
         # A resumed loop may evaluate the checkpoint's step again; the first line stands.
@@ -131,7 +135,7 @@ def _intact_lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
             if not (isinstance(line["step"], int) and isinstance(line["split"], str)):
                 raise ValueError("not a line of metrics")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(texts):  # the last one is what a kill leaves
                 logging.warning("%s line %d is not a line of metrics and is dropped", path, number)
             continue

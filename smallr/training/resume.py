@@ -94,6 +94,8 @@ def earlier_run(workdir: str | Path) -> Earlier | None:
     try:
         saved = read_json(path, fields={"config": dict, "data_fingerprint": str, "horizons": list})
         horizons = tuple(Horizon(**fields) for fields in saved["horizons"])
+        if not all(isinstance(each.start, int) and isinstance(each.steps, int) for each in horizons):
+            raise TypeError("'horizons' holds something else than numbers of steps")
         return Earlier(saved["config"], saved["data_fingerprint"], horizons)
     except (FileError, TypeError) as error:
         raise UserError(

@@ -46,11 +46,19 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class SplitRows:
-    """Holds the rows of a part, under our column names, and how many rows the whole split of the source has."""
+    """Holds the rows of a part.
+
+    Attributes:
+      part: what they are.
+      rows: under our column names.
+      available: rows of the whole split of the source; 0: as many as there are here.
+      numbers: of each row in the whole split; empty: they count from 0.
+    """
 
     part: Part
     rows: datasets.Dataset
-    available: int
+    available: int = 0
+    numbers: Sequence[int] = ()
 
 
 def training_parts(config: ConfigDict) -> tuple[Part, ...]:
@@ -169,11 +177,12 @@ def read_parts(config: ConfigDict, name: str) -> list[SplitRows]:
     found = []
     for part in parts:
         without = heldout.split if name == "train" and heldout and heldout.source == part.source else ""
-        rows, available = load_part(part.source, part.split, columns=part.columns, without=without)
+        rows, available, numbers = load_part(part.source, part.split, columns=part.columns, without=without)
         if fraction:
             held = _drawn(len(rows), fraction, config.seed)
-            rows = rows.select(sorted(held) if name == "eval" else [i for i in range(len(rows)) if i not in held])
-        found.append(SplitRows(part, rows, available))
+            chosen = sorted(held) if name == "eval" else [i for i in range(len(rows)) if i not in held]
+            rows, numbers = rows.select(chosen), [numbers[i] for i in chosen]
+        found.append(SplitRows(part, rows, available, numbers))
     return found
 
 

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from smallr.core.errors import UserError
 from smallr.core.files import whole_folder
+from smallr.core.locks import output_lock
 from smallr.core.sharding import make_mesh
 from smallr.data import completion_columns
 from smallr.data.batch import Example
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import values_by_completion
-from smallr.data.sources import load_rows
+from smallr.data.sources import load_part
 from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import TokenizeOptions, tokenize
 from smallr.models.decoder import Decoder
@@ -69,13 +70,14 @@ def write_scores(options: ScoreOptions, out: Path) -> datasets.Dataset:
     """Scores rows and writes them to the folder `out`, for `load_from_disk`; whole or not at all.
 
     Raises:
-      UserError: `out` exists, or the options or rows cannot be used.
+      UserError: `out` exists, another process writes it, or the options or rows cannot be used.
     """
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
-    scored = score_rows(options)
-    with whole_folder(out) as folder:
-        scored.save_to_disk(folder)
+    with output_lock(out):
+        if out.exists():
+            raise UserError(f"{out} exists: remove it, or write elsewhere with --out")
+        scored = score_rows(options)
+        with whole_folder(out) as folder:
+            scored.save_to_disk(folder)
     return scored
 
 
@@ -94,10 +96,10 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
         raise UserError("scoring runs in one process; score parts of a split (--split=train[:50%]) on several machines")
     source = open_trained(options.model, options.tokenizer)
     renamed = {ours: theirs for ours, theirs in options.columns.items() if ours != theirs}
-    rows = load_rows(options.data, options.split, columns=renamed)
+    rows, _, numbers = load_part(options.data, options.split, columns=renamed)
     order = {"order": options.order} if options.kind == "rationale" else {}
     how = TokenizeOptions(options.kind, options.row_length, chat=options.chat, format=options.format, **order)
-    examples = tokenize(rows, source.tokenizer(), how, source=options.data)
+    examples = tokenize(rows, source.tokenizer(), how, source=options.data, numbers=numbers)
     if examples.report.dropped:
         log(str(examples.report))
     mesh = make_mesh(-1, 1, 1)

@@ -106,8 +106,10 @@ def load_split(
         return None
     for each in found:
         options = dataclasses.replace(tokenize_options(config), format=each.part.format)
-        sets.append(tokenize(each.rows, tokenizer, options, source=each.part.name))
+        sets.append(tokenize(each.rows, tokenizer, options, source=each.part.name, numbers=each.numbers))
     examples, available = merge_sets(sets), sum(each.available for each in found)
+    for report, each in zip(examples.sources, found, strict=True):
+        report.numbers = each.numbers
     weights = tuple(each.part.weight for each in found)
     mixture = None
     if name == "train" and any(weight != 1 for weight in weights):
@@ -209,7 +211,7 @@ def _describe(split: Split) -> None:
     )
     found = shares(split.examples.source, plan.drawn(0), plan.sizes.tokens(plan.share_prompt))
     for number, (report, (of_examples, of_tokens)) in enumerate(zip(sources, found, strict=True)):
-        log(f"{which}, counted from 0 in their part: {report}")
+        log(f"{which}, counted from 0 in the whole split: {report}")
         if len(sources) > 1:
             weight = f"weight {plan.mixture.weights[number]:g}: " if plan.mixture else ""
             log(f"  {weight}{of_examples:.1%} of the examples and {of_tokens:.1%} of the tokens of an epoch")

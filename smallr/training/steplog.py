@@ -134,5 +134,5 @@ def _places(split: Split, index: np.ndarray) -> str:
     """Writes the rows that examples are from, ascending."""
     examples = split.examples
     if len(examples.sources) == 1:
-        return ", ".join(map(str, sorted(examples.rows[index].tolist())))
+        return ", ".join(str(examples.report.number(row)) for row in sorted(examples.rows[index].tolist()))
     return ", ".join(examples.place(i) for i in sorted(index.tolist()))

@@ -236,11 +236,17 @@ def test_csv_has_lines_of_every_end_and_keeps_those_in_quotes(tmp_path, end):
 
 
 @pytest.mark.parametrize("text", ['{"a": "x", "id": %s}\n', '[{"a": "x", "id": %s}]\n'])
-def test_a_number_of_too_many_digits_is_named_in_plain_words(tmp_path, text):
-    (tmp_path / "a.jsonl").write_text(text % ("9" * 5000))
-    with pytest.raises(DataError, match=r"a number of more than 4300 digits; write it as text, in quotes") as error:
-        values(tmp_path / "a.jsonl")
-    assert "int_max_str_digits" not in str(error.value)
+def test_a_number_of_too_many_digits_is_text(tmp_path, text):
+    digits = "9" * 5000
+    (tmp_path / "a.jsonl").write_text(text % digits)
+    assert values(tmp_path / "a.jsonl") == [{"a": "x", "id": digits}]
+    assert load_rows(str(tmp_path / "a.jsonl"))["id"][:] == [digits]
+
+
+@pytest.mark.parametrize("value", ["-" + "9" * 5000, '[1, {"b": ' + "9" * 5000 + "}]"])
+def test_a_number_of_too_many_digits_costs_no_other_row(tmp_path, value):
+    (tmp_path / "a.jsonl").write_text(f'{{"a": "x", "id": 1}}\n{{"a": "y", "id": {value}}}\n{{"a": "z"}}\n')
+    assert load_rows(str(tmp_path / "a.jsonl"))["a"][:] == ["x", "y", "z"]
 
 
 @pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])

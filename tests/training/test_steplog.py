@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from smallr.data.drops import DropReport
 from smallr.training.report import Costs
 from smallr.training.rounds import Round
 from smallr.training.steplog import NonFiniteError
@@ -54,9 +55,7 @@ class OnDevice(Trainer):
         self.training = SimpleNamespace(
             batches=lambda mesh, first, count: iter(range(first, first + count)),
             static_columns=dict,
-            examples=SimpleNamespace(
-                rows=np.arange(8), report=SimpleNamespace(source="rows.jsonl"), sources=("rows.jsonl",)
-            ),
+            examples=SimpleNamespace(rows=np.arange(8), report=DropReport("rows.jsonl", 9), sources=("rows.jsonl",)),
         )
         self.files = SimpleNamespace(
             write_metrics=lambda step, line, split: self.lines.append((step, line["loss"])),

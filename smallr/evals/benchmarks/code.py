@@ -15,6 +15,7 @@ from smallr.evals.graders.base import Grader
 from smallr.evals.graders.programs import Calls, Check, Programs, Streams
 from smallr.evals.isolation.sandbox import Limits
 
+UNPACKED = 1 << 30  # bytes of the test cases of a question; some have a hundred million
 _FENCED = "Answer with one Python code block."
 
 
@@ -122,7 +123,11 @@ def _cases(data: str) -> list[dict[str, Any]]:
     try:
         cases = json.loads(data)
     except ValueError:
-        cases = json.loads(_pickled_text(zlib.decompress(base64.b64decode(data))))
+        unpacking = zlib.decompressobj()
+        packed = unpacking.decompress(base64.b64decode(data), UNPACKED)
+        if unpacking.unconsumed_tail:
+            raise ValueError(f"test cases that unpack to more than {UNPACKED} bytes") from None
+        cases = json.loads(_pickled_text(packed))
     if not isinstance(cases, list):
         raise ValueError("test cases are no list")
     return cases

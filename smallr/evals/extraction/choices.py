@@ -44,7 +44,9 @@ _IS_WRONG = re.compile(
 )
 _DOUBT = re.compile(r"\b(?:if|unless|maybe|perhaps|might|may|could|either|or)\b", re.IGNORECASE)
 _CONCLUSION = re.compile(
-    rf"(?:(?:so|thus|hence|therefore|finally|it is|it's|must be|that is)\b[\s,:]*)*+{_HEAD.pattern}", re.IGNORECASE
+    rf"(?:(?:so|thus|hence|therefore|finally|it is|it's|must be|that is|my (?:final )?(?:choice|pick|guess|selection))\b"
+    rf"[\s,:]*)*+{_HEAD.pattern}",
+    re.IGNORECASE,
 )
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full width -> ASCII
 _LINE = 1000  # characters of a line that are read
@@ -224,7 +226,7 @@ class _Words:
         self.token = rf"(?<![\w-])({'|'.join(map(re.escape, (*words, *self.meanings)))})(?![\w'’-])"
         # "no" is also an article: a word counts where a clause ends behind it, or the next one begins.
         clause = r"because|since|as|it|he|she|they|this|that|the|there|not|we|you|or|and"
-        alone = rf"{self.token}(?=[\s*_\"'”)]*(?:\Z|[.,;:!)\]}}\n])|\s+(?:{clause})\b)"
+        alone = rf"{self.token}(?=[\s*_\"'”)]*(?:\Z|[.,;:!/)\]}}\n])|\s+(?:{clause})\b)"
         self.alone = re.compile(alone, re.IGNORECASE)
         self.second = re.compile(rf"[\s*_\"'”]*(?:or|and|/)\s+{self.token}", re.IGNORECASE)
         self.whole = re.compile(rf"\W*{self.token}\W*\Z", re.IGNORECASE)

@@ -8,6 +8,11 @@ from smallr.evals.extraction import numerals
 from smallr.evals.extraction.places import MARK, affirmed, answer_part, boxed, statements
 
 _NUMBER = r"(?:\d|\\frac)"
+_UNKNOWN = re.compile(
+    r"\W*(?:unknown|undefined|unclear|undetermined|impossible|none|(?:not|n['’]t) (?:known|given|possible|clear|defined)|"
+    r"(?:cannot|can't|could not|couldn't) be)\b",
+    re.IGNORECASE,
+)
 
 
 def number(text: str) -> str | None:
@@ -23,6 +28,8 @@ def number(text: str) -> str | None:
     for statement in reversed(statements(text)):
         if numerals.mentions_number(statement):
             return numerals.find(affirmed(statement, _NUMBER))
+        if _UNKNOWN.match(statement):
+            return None
     return numerals.last(text)
 
 

@@ -275,6 +275,7 @@ _UNSURE = re.compile(
 )
 _NEGATIVE = re.compile(r"\b(?:minus|negative)\s*\Z", re.IGNORECASE)
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])(?:\s?\^\s?\{?-?\d\}?|\d)(?![\d.,]\d)")
+_FACTOR = re.compile(r"[({]\s*+-?\s*+(?:\.?\d|\\)")  # right behind a number
 _NEXT = re.compile(r"\\frac|\d|√|π|∞")
 # The word between two numbers that makes the second a circumstance of the first; "and", "or", "to", a comma do not.
 _JOINT = re.compile(
@@ -359,6 +360,8 @@ def _of_side(text: str) -> str:
 
 def _check_rest(rest: str) -> None:
     """Refuses what makes a number another one, or one of several."""
+    if _FACTOR.match(rest):
+        raise NotANumber
     rest = rest.lstrip(" %")
     letters = re.match(r"[A-Za-z]+", rest)
     if letters and (letters[0] in _FUNCTIONS or (len(letters[0]) == 1 and letters[0] not in _SINGLE_UNITS)):

@@ -14,6 +14,7 @@ MAX_STATEMENTS = 20
 _BRACES = re.compile(
     r"(?P<box>(?:\\f?boxed|\x08oxed|(?<![A-Za-z\\])boxed)\s*+\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
 )
+_BOX = re.compile(r"boxed\{")
 _BARE_BOX = re.compile(r"\\boxed\s*+(?![{\s])([^\s${}]{1,40}+)")
 _VERBS = r"is|are|was|would\s++be|will\s++be|should\s++be|must\s++be|has\s++to\s++be|comes\s++to|equals"  # also "isn't"
 STATED = re.compile(
@@ -77,12 +78,10 @@ def after_reasoning(text: str) -> str:
 def answer_part(text: str) -> str:
     """Returns the text behind the reasoning, up to the question that a model asks itself after its answer."""
     text = after_reasoning(text)[-MAX_CHARACTERS:]
-    for match in _RUN_ON.finditer(text):
-        before = text[: match.start()]
-        if MARK.search(before) or STATED.search(before) or "boxed{" in before:
-            return before
-        break  # a question before any answer is the one that was asked
-    return text
+    answered = [match.start() for match in (MARK.search(text), STATED.search(text), _BOX.search(text)) if match]
+    # A question before any answer is the one that was asked.
+    match = _RUN_ON.search(text, min(answered)) if answered else None
+    return text[: match.start()] if match else text
 
 
 def statements(text: str) -> list[str]:

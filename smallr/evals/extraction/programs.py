@@ -18,7 +18,8 @@ _KEYWORDS = "async def|def|class|import|from|if|for|while|try|except|finally|els
 _GOES_ON = re.compile(rf"[\s#@)\]}}]|(?:{_KEYWORDS})\b|[A-Za-z_][\w.]*(?:\s*[-+*/|&]?=|\(|\[|,\s*\w+\s*=)")
 _PROMPTED = re.compile(r"^[ \t]*+>>> (?:async def|def|class|import|from|@)", re.MULTILINE)  # in an interpreter
 _INLINE = re.compile(r"`((?:async def|def|class)\s[^`\n]++)`")
-_MAX_HELPERS = 20  # blocks before the solution that are searched for what it uses
+_HARD_SPACES = re.compile("^ *+\u00a0[ \u00a0]*+", re.MULTILINE)  # of web pages, before a line of code
+_MAX_HELPERS = 20  # blocks before the solution, and behind it, that are searched for what it uses
 _READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0")
 
 
@@ -39,10 +40,10 @@ def code(text: str, names: Sequence[str] = ()) -> str | None:
 
     Returns:
       The last block that defines most of the names (without names: that reads input), else the last block in Python, else
-      the last in no language, behind the earlier blocks that define what it uses; of a text without fences the part that
+      the last in no language, behind the other blocks that define what it uses; of a text without fences the part that
       is code. None where there is none.
     """
-    text = _unquoted(after_reasoning(text)[-MAX_CHARACTERS:])
+    text = _HARD_SPACES.sub(lambda match: " " * len(match[0]), _unquoted(after_reasoning(text)[-MAX_CHARACTERS:]))
     if not text.strip():
         return None
     blocks = _blocks(text)
@@ -54,11 +55,12 @@ def code(text: str, names: Sequence[str] = ()) -> str | None:
         return None
     scores = [_score(block, names) for block in blocks]
     best = max(range(len(blocks)), key=lambda index: (scores[index], index))
-    return _with_helpers(blocks[best].code, [block.code for block in blocks[max(best - _MAX_HELPERS, 0) : best]], names)
+    helpers = [*reversed(blocks[best + 1 :][:_MAX_HELPERS]), *blocks[max(best - _MAX_HELPERS, 0) : best]]
+    return _with_helpers(blocks[best].code, [block.code for block in helpers], names)
 
 
 def _with_helpers(code: str, earlier: Sequence[str], names: Sequence[str]) -> str:
-    """Returns code behind those earlier blocks that do nothing but define or import what it uses."""
+    """Returns code behind those other blocks that do nothing but define or import what it uses."""
     tree = _parsed(code) if earlier else None
     if tree is None:
         return code

@@ -34,6 +34,10 @@ _STARTS_LINE = re.compile(
     rf"^[ \t>]*+(?:sqlite>[ \t]*+)?(?:(?:final\s+|sqlite\s+)?(?:sql|query|answer|sql\s*query)\s*:\s*)?(?:\*\*)?[`(]*+(?={_QUERY})",
     re.I | re.M,
 )
+_TEXT = re.compile(r"\\(?:text|texttt|mathrm)\s*\{(.*)\}", re.DOTALL)
+_IN_QUOTES = re.compile(r"[\"“]([^\"“”]*+)[\"”]")
+# A sentence in the line behind a query that has no semicolon.
+_SENTENCE = re.compile(rf"\n(?=(?:This|The|It|Here|In|Note|Explanation|We|You|Which)\b:?(?:{_WORD}){{2}})")
 _EMPTY_LINE = re.compile(r"\n[ \t]*\n")
 _INLINE = re.compile(r"(?<![\w`])`?(?=SELECT\b)|`(?=select\b)|(?:(?<=:)|(?<=\bis))\s++(?=select\s)")
 # With these a query goes on behind an empty line.
@@ -59,13 +63,18 @@ def query(text: str) -> str | None:
     It ends at its semicolon, unless another statement follows: two statements are no answer, and are refused as such when
     they are run.
     """
-    text = _fenced(_in_json(after_reasoning(text)[-MAX_CHARACTERS:].strip()))
-    blocks = [body for language, body in _BLOCK.findall(text) if language.lower() not in _NOT_SQL]
+    text = after_reasoning(text)[-MAX_CHARACTERS:].strip()
+    if whole := _IN_QUOTES.fullmatch(text):
+        text = whole[1]
+    text = _fenced(_in_json(text))
+    found = [(language.lower(), body) for language, body in _BLOCK.findall(text)]
+    found = [("", _in_json(body.strip())) if language == "json" else (language, body) for language, body in found]
+    blocks = [body for language, body in found if language not in _NOT_SQL and not body.startswith("{")]
     held = [body for body in blocks if _is_query(body)]
     before = text.partition("```")[0]
     if held:
         found = _first_statement(held[-1].strip())
-    elif (box := boxed(text)) and _is_query(box):
+    elif (box := _bare(boxed(text) or "")) and _is_query(box):
         found = box
     elif text.count("```") == 1 and (_STATEMENT.match(before) or _STARTS_LINE.search(before)):
         found = _in_prose(before)  # a fence that was opened by the prompt
@@ -73,6 +82,12 @@ def query(text: str) -> str | None:
         found = _first_statement(blocks[-1].strip()) if blocks else _in_prose(text)
     found = _balanced(found.strip()).rstrip(";").strip()
     return _HARD_SPACE.sub(lambda match: match[1] or " ", found) or None
+
+
+def _bare(box: str) -> str:
+    r"""Returns what a box holds without `\text{…}` around it."""
+    match = _TEXT.fullmatch(box.strip())
+    return match[1] if match else box
 
 
 def _in_json(text: str) -> str:
@@ -127,6 +142,8 @@ def _in_prose(text: str) -> str:
         start, end = inline[-1].end(), len(text)
     else:
         return text
+    if sentence := _SENTENCE.search(text, start, end):
+        end = sentence.start()
     return _first_statement(text[start:], end - start, within=_mark_before(text, start))
 
 

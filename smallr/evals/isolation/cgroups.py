@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-_MOUNT = Path("/sys/fs/cgroup")
+_MOUNT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _LIMITS = ("memory.max", "memory.limit_in_bytes")  # of version 2 and of version 1
 _SWAP = {"memory.max": ("memory.swap.max", "0"), "memory.limit_in_bytes": ("memory.memsw.limit_in_bytes", "")}
 _numbers = itertools.count()
@@ -74,7 +74,7 @@ def _own_groups() -> list[Path]:
     """Returns where this process' groups may be: below the mounts of version 1 and 2, or those themselves in a container."""
     found = []
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in _OWN.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers or "memory" in controllers.split(","):
                 mount = _MOUNT / "memory" if controllers else _MOUNT

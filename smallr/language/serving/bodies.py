@@ -6,6 +6,7 @@ is not there.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
@@ -54,6 +55,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
+    "best_of": (1,),  # of a chat
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "chat_template_kwargs": ({},),
+    "return_token_ids": (False,),
+    "detokenize": (True,),
 }
 # Fields that have no meaning here, whatever they say.
 IGNORED = frozenset(
@@ -63,7 +70,10 @@ IGNORED = frozenset(
     }
 )  # fmt: skip
 # What a client's `message.model_dump()` adds to a message; null or empty it says nothing.
-EMPTY_IN_MESSAGES = ("tool_calls", "function_call", "refusal", "annotations", "audio", "reasoning", "reasoning_content")
+EMPTY_IN_MESSAGES = (
+    "tool_calls", "function_call", "refusal", "annotations", "audio", "reasoning", "reasoning_content", "prefix",
+)  # fmt: skip
+_UNION = re.compile(r"str|int|list\[.*|constrained-.*|function-.*|nullable\[.*")  # pydantic's names of alternatives
 
 
 class Fields(BaseModel):
@@ -139,7 +149,7 @@ class Message(Fields):
         if not isinstance(fields, dict):
             return fields
         for name in EMPTY_IN_MESSAGES:
-            if fields.get(name) not in (None, [], "", {}):
+            if fields.get(name) not in (None, False, [], "", {}):
                 raise ValueError(f"{name} is not supported in a message")
         return {k: v for k, v in fields.items() if k not in EMPTY_IN_MESSAGES}
 
@@ -236,9 +246,13 @@ def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
 
 def _named(error: ValidationError) -> BadRequest:
     """Returns the first thing that pydantic found, with the path of the field."""
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # Of a list that may also be a string, what is wrong in the list.
+    first = next(
+        (each for each in found if not (each["type"] == "string_type" and isinstance(each["input"], list))), found[0]
+    )
     field = str(first["loc"][0]) if first["loc"] else None
-    place = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"] if not (isinstance(part, str) and _UNION.fullmatch(part)))
     if first["type"] == "extra_forbidden":
         return BadRequest(f"{place}: smallr does not know this field", param=field)
     if first["type"] == "value_error":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
 
 MAX_BODY_BYTES = 4 * 2**20
 MAX_DEPTH = 64
+MAX_DIGITS = 1000  # of a whole number
 MAX_KEYS = 1000  # of one object
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -96,7 +98,7 @@ def _parse(body: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8-sig")
         _check_depth(text)
-        fields = json.loads(text, parse_constant=_refuse_constant)
+        fields = json.loads(text, parse_constant=float, parse_int=_whole)
     except UnicodeDecodeError as error:
         raise BadRequest(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
     except ValueError as error:
@@ -108,8 +110,9 @@ def _parse(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+def _whole(digits: str) -> int | float:
+    """Reads a whole number; one of thousands of digits is infinite, and refused with its field like infinity."""
+    return int(digits) if len(digits) <= MAX_DIGITS else math.inf
 
 
 def _check_depth(text: str) -> None:
@@ -129,6 +132,9 @@ def _problems(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
     if isinstance(value, str):
         if not value.isascii() and (lone := _lone_surrogate(value)):
             yield place, f"holds U+{lone}, half of a surrogate pair (a cut emoji?), which is no text"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield place, "NaN, infinity and numbers of thousands of digits are not accepted"
     elif isinstance(value, dict):
         if len(value) > MAX_KEYS:
             yield place, f"has {len(value)} keys, more than {MAX_KEYS}"
@@ -138,7 +144,7 @@ def _problems(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, .
             yield from _problems(item, name)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            if isinstance(item, str | dict | list):
+            if isinstance(item, str | dict | list | float):
                 yield from _problems(item, (*place, str(index)))
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from smallr.data.errors import DataError, nearest, shorten
 from smallr.data.files import PROBLEM, separator_hint
-from smallr.data.sources import load_rows
+from smallr.data.sources import load_part
 from smallr.data.values import as_text
 from smallr.methods.crv.holdout import Holdout, normalise
 from smallr.methods.crv.rows import TeacherRow
@@ -86,7 +86,7 @@ def load_teacher(config: ConfigDict) -> Teacher:
 def _rows(config: ConfigDict, name: str, part: str, teacher: Teacher) -> list[TeacherRow]:
     """Reads the rows of a split; those that cannot be used are counted."""
     source = config.data.source
-    loaded = load_rows(source, part)
+    loaded, _, numbers = load_part(source, part)
     columns = _columns(config.data.columns, loaded, source)
     found = []
     for number, row in enumerate(loaded):
@@ -98,7 +98,9 @@ def _rows(config: ConfigDict, name: str, part: str, teacher: Teacher) -> list[Te
 
         def text(ours: str, row: Mapping[str, Any] = row, number: int = number) -> str:
             return (
-                _text(row[columns[ours]], f"{source}, row {number}, column {columns[ours]!r}") if columns[ours] else ""
+                _text(row[columns[ours]], f"{source}, row {numbers[number]}, column {columns[ours]!r}")
+                if columns[ours]
+                else ""
             )
 
         found.append(

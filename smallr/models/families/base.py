@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from smallr.core.errors import UserError
+from smallr.data.errors import shorten
 from smallr.models.config import DecoderConfig, RopeScaling
 
 Layout = Literal["same", "flat", "linear", "conv1d"]
@@ -204,7 +205,7 @@ def check_neutral(hf: Mapping[str, Any], handled: tuple[str, ...] = ()) -> None:
             continue
         fine = " or ".join("absent" if value is None else repr(value) for value in allowed)
         raise UserError(
-            f"config.json of model_type {hf.get('model_type')!r}: {key} = {hf[key]!r} is not supported "
+            f"config.json of model_type {hf.get('model_type')!r}: {key} = {shorten(hf[key])} is not supported "
             f"(it must be {fine}); the numbers would be wrong without it"
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallr.core.errors import UserError
+from smallr.data.errors import shorten
 from smallr.models.config import DecoderConfig
 from smallr.models.families.base import Family, Tensor, activation_of, required
 
@@ -46,7 +47,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     for key, value in _NEUTRAL.items():
         if hf.get(key, value) != value:
             raise UserError(
-                f"config.json of model_type 'gpt2': {key} = {hf[key]!r} is not supported (it must be {value})"
+                f"config.json of model_type 'gpt2': {key} = {shorten(hf[key])} is not supported (it must be {value})"
             )
     d_model, heads = int(required(hf, "n_embd")), int(required(hf, "n_head"))
     return DecoderConfig(
@@ -60,7 +61,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
         d_ff=int(hf.get("n_inner") or 4 * d_model),
         learned_positions=True,
         norm="layer",
-        norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=float(hf.get("layer_norm_epsilon") or 1e-5),
         qkv_bias=True,
         o_bias=True,
         mlp_bias=True,

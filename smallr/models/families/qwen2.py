@@ -18,7 +18,8 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
 
 def windows(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the window of the layers from `max_window_layers` on, if the file switches it on."""
-    layers, first = int(required(hf, "num_hidden_layers")), int(hf.get("max_window_layers", 28))
+    layers, first = int(required(hf, "num_hidden_layers")), hf.get("max_window_layers")
+    first = 28 if first is None else int(first)
     kinds = ["full_attention" if layer < first else "sliding_attention" for layer in range(layers)]
     return windows_of(hf, kinds, hf.get("sliding_window") if hf.get("use_sliding_window") else None)
 

@@ -25,7 +25,7 @@ def config(hf: Mapping[str, Any]) -> DecoderConfig:
     fields = llama.base_fields(hf, theta=2e6, tied=True)
     rotates = hf.get("no_rope_layers")  # 1 where a layer does rotate
     if rotates is None:
-        interval = int(hf.get("no_rope_layer_interval", 4))
+        interval = int(hf.get("no_rope_layer_interval") or 4)
         rotates = [(layer + 1) % interval for layer in range(fields["num_layers"])]
     nope = tuple(layer for layer in range(fields["num_layers"]) if not rotates[layer])
     kinds = ["sliding_attention" if layer in nope else "full_attention" for layer in range(fields["num_layers"])]

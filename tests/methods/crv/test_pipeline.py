@@ -27,6 +27,7 @@ from smallr.core.stage_table import State, states
 from smallr.core.stages import Stopped
 from smallr.data import builtin
 from smallr.data.builtin.reading import mistake, style
+from smallr.data.sources import LoadedPart
 from smallr.methods.crv import report as crv_report
 from smallr.methods.crv.names import LABELS, ROLES
 from smallr.methods.crv.oracle import Oracle, OracleOptions
@@ -460,7 +461,8 @@ def test_one_bad_row_does_not_take_the_others_with_it(teacher, tmp_path, monkeyp
             raise RuntimeError("a fault of this request")
         return await complete(self, requests, **options)
 
-    monkeypatch.setattr("smallr.methods.crv.teacher_rows.load_rows", lambda *_: Dataset.from_list(teacher[:6]))
+    loaded = LoadedPart(Dataset.from_list(teacher[:6]), 6, range(6))
+    monkeypatch.setattr("smallr.methods.crv.teacher_rows.load_part", lambda *_: loaded)
     real = TeacherRow.encodable
     monkeypatch.setattr(
         TeacherRow,
