@@ -221,6 +221,10 @@ The answer is x7|7
 The answer is A7|7
 The answer is -7.|7
 The answer is unknown. Question 7|7
+The answer cannot be determined from 7|7
+The answer can't be 7|7
+There is no answer for 7|7
+We cannot determine it from 7|7
 I don't know|7
 |7
 The answer is 3+4=8|7

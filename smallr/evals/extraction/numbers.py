@@ -13,6 +13,13 @@ _UNKNOWN = re.compile(
     r"(?:cannot|can't|could not|couldn't) be)\b",
     re.IGNORECASE,
 )
+# "The answer cannot be determined from 7": said instead of "the answer is …".
+_DECLINED = re.compile(
+    r"\banswers?\s++(?:(?:cannot|can\s*+not|can['’]t|could\s*+n[o'’]t|couldn['’]t|may\s++not)\s++be|"
+    r"does(?:\s++not|n['’]t)\s++exist|depends\b)|\bno\s++(?:unique\s++|single\s++|definite\s++)?answer\b|"
+    r"\b(?:cannot|can['’]t|impossible\s++to|not\s++enough\s++information\s++to)\s++(?:determine|answer|compute|find|say)\b",
+    re.IGNORECASE,
+)
 
 
 def number(text: str) -> str | None:
@@ -30,7 +37,7 @@ def number(text: str) -> str | None:
             return numerals.find(affirmed(statement, _NUMBER))
         if _UNKNOWN.match(statement):
             return None
-    return numerals.last(text)
+    return None if _DECLINED.search(text) else numerals.last(text)
 
 
 def _is_answer_mark(line: str) -> bool:
