@@ -30,7 +30,12 @@ setup(
     packages=[*find_packages(include=["smallr", "smallr.*"]), *(f"smallr.{name}" for name in CONFIGS)],
     package_dir={f"smallr.{name}": name.replace(".", "/") for name in CONFIGS},
     entry_points={"console_scripts": ["smallr=smallr.cli.main:main"]},
-    package_data={"smallr": ["py.typed"], "smallr.methods.crv": ["prompts/*.txt"], "smallr.models": ["tiny_random/*"]},
+    package_data={
+        "smallr": ["py.typed"],
+        "smallr.methods.crv": ["prompts/*.txt"],
+        "smallr.methods.planner": ["prompts/*.txt"],
+        "smallr.models": ["tiny_random/*"],
+    },
     install_requires=[
         "absl-py",
         "datasets>=5",
@@ -50,6 +55,7 @@ setup(
         "rich",
         "safetensors",
         "scipy",
+        "sqlglot>=30.30,<30.31",  # its tokens and trees change between minor versions
         "tensorboardX",
         "tokenizers",
         "tqdm",

@@ -36,16 +36,21 @@ def mistake(problem: Problem, text: str) -> str:
     lines = solve(problem)
     assert lines is not None
     known = {*problem.givens.values(), *(line.value for line in lines), *(line.left for line in lines)}
-    for chain in _CHAIN.findall(_STEP.sub("", text)):
-        values = [_value(side) for side in chain.split("=")]
+    for chain, values in equations(text):
         if None in values or len(set(values)) != 1:
-            return f"{chain.strip()} does not hold."
+            return f"{chain} does not hold."
         if values[-1] not in known:
-            return f"{chain.strip()} is no step of the solution."
+            return f"{chain} is no step of the solution."
     box = _BOX.findall(text)
     if not box:
         return "There is no \\boxed answer."
     return "" if box[-1].strip() == str(lines[-1].value) else f"The answer is not {box[-1]}."
+
+
+def equations(text: str) -> list[tuple[str, list[Fraction | None]]]:
+    """Finds the equations of a rationale, and the value of each of their sides; None for a side that cannot be calculated."""
+    chains = _CHAIN.findall(_STEP.sub("", text))
+    return [(chain.strip(), [_value(side) for side in chain.split("=")]) for chain in chains]
 
 
 def _value(expression: str) -> Fraction | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import sqlite3
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 from smallr.evals.extraction import query
 from smallr.evals.graders.base import Job, Verdict
 from smallr.evals.isolation.pool import Pool
+from smallr.evals.isolation.sqlite import Limits, connect
 
 MAX_ROWS = 10_000
 MAX_VALUE_BYTES = 1_000_000
 MAX_PAIRINGS = 20_000  # of columns, tried before two results count as different
-
-_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 
 Rows = list[tuple[Any, ...]]
 
@@ -83,12 +81,8 @@ def execute(database: str, sql: str) -> Rows:
     Raises:
       sqlite3.Error: it is no single query, or does more than read.
     """
-    connection = sqlite3.connect(f"file:{urllib.parse.quote(database)}?mode=ro&immutable=1", uri=True)
+    connection = connect(database, Limits(cell_bytes=MAX_VALUE_BYTES))
     try:
-        connection.text_factory = lambda data: data.decode(errors="replace")
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        connection.set_authorizer(_authorize)
         return connection.execute(sql).fetchmany(MAX_ROWS + 1)
     finally:
         connection.close()
@@ -124,11 +118,6 @@ def same_result(found: Rows, wanted: Rows, ordered: bool) -> bool:
         if (permuted if ordered else Counter(permuted)) == rows:
             return True
     return False
-
-
-def _authorize(action: int, first: str | None, second: str | None, *_: Any) -> int:
-    harmless = action in _ALLOWED and not (action == sqlite3.SQLITE_FUNCTION and second == "load_extension")
-    return sqlite3.SQLITE_OK if harmless else sqlite3.SQLITE_DENY
 
 
 def _canonical(value: Any) -> Any:

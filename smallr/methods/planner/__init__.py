@@ -1,0 +1,1 @@
+"""Picks a plan out of several: a generator proposes, a discriminator scores, a planner chooses."""

@@ -1,0 +1,180 @@
+"""Evaluates a benchmark: execution match of every way to pick, and how well discriminators tell right from wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from smallr.evals.statistics import paired_difference, pass_at_1
+from smallr.methods.planner import metrics
+from smallr.methods.planner.baselines import BASELINES
+from smallr.methods.planner.discriminators.base import MODES, Judgement, scores
+from smallr.methods.planner.planners import best
+from smallr.methods.planner.rows import Executed, of_rows
+
+VOTE = "majority of proposals"  # what every pick is compared with
+RESAMPLES = 2000
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to score: a kind of discriminator, a mode and a rule."""
+
+    kind: str
+    mode: str
+    rule: str
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        return f"{self.kind} {self.mode} {self.rule}"
+
+    @property
+    def judgements(self) -> str:
+        """Which judgements it scores."""
+        return f"{self.kind}_results" if MODES[self.mode][1] else self.kind
+
+
+def variants(config: Mapping[str, Any]) -> list[Variant]:
+    """Returns all ways to score of a run; one word of yes or no has no hard rule."""
+    fields = config["discriminator"]
+    return [
+        Variant(kind, mode, rule)
+        for kind in (fields["kinds"] if fields["model"] else ())
+        for mode in fields["modes"]
+        for rule in (fields["rules"] if kind == "reasoning" else ("soft",))
+    ]
+
+
+def evaluate(
+    config: Mapping[str, Any], executed: Rows, judgements: Mapping[str, Rows], searches: Mapping[str, Rows]
+) -> dict[str, Any]:
+    """Returns all figures of a run, in JSON's types.
+
+    Problems whose gold plan is unknown or fails are left out of every figure, and listed.
+    """
+    candidates = of_rows(executed)
+    judged = [index for index, found in enumerate(candidates) if found and found[0].correct is not None]
+    kept = [candidates[index] for index in judged]
+    ids = [executed[index]["id"] for index in judged]
+    scored = {
+        variant.name: _scores(variant, kept, [judgements[variant.judgements][index] for index in judged])
+        for variant in variants(config)
+    }
+    found = {name: [pick(each) for each in kept] for name, pick in BASELINES.items()}
+    found |= {
+        f"rerank, {name}": [best([each.plan for each in rows], values) for rows, values in zip(kept, per, strict=True)]
+        for name, per in scored.items()
+        if "rerank" in config["planners"]
+    }
+    correct = {
+        name: [pick is not None and bool(rows[pick].correct) for rows, pick in zip(kept, picks, strict=True)]
+        for name, picks in found.items()
+    }
+    correct |= {name: [bool(rows[index]["correct"]) for index in judged] for name, rows in searches.items()}
+    correct["any of the candidates right"] = [any(each.correct for each in rows) for rows in kept]
+    return {
+        "counts": _counts(candidates, kept),
+        "unusable": [row["id"] for row in executed if row["id"] not in set(ids)],
+        "picks": {name: pick_figures(values, correct[VOTE]) for name, values in correct.items()} if kept else {},
+        "mean_candidate": float(np.mean([np.mean([bool(each.correct) for each in rows]) for rows in kept]))
+        if kept
+        else math.nan,
+        "intrinsic": {
+            variant.name: _intrinsic(variant, kept, scored[variant.name], judgements[variant.judgements], judged)
+            for variant in variants(config)
+            if kept
+        },
+        "searches": {name: _costs(rows) for name, rows in searches.items()},
+        "chosen": {"ids": ids, "correct": correct},
+    }
+
+
+def pick_figures(correct: Sequence[bool], vote: Sequence[bool]) -> dict[str, float]:
+    """Returns execution match with its 95 % interval, and the difference from the vote with McNemar's exact test."""
+    estimate = pass_at_1([[float(value)] for value in correct])
+    low, high = estimate.interval()
+    gap = paired_difference([[float(v)] for v in vote], [[float(v)] for v in correct], resamples=RESAMPLES)
+    return {
+        "ex": estimate.value,
+        "low": low,
+        "high": high,
+        "difference": gap.difference,
+        "difference_low": gap.low,
+        "difference_high": gap.high,
+        "better": gap.better,
+        "worse": gap.worse,
+        "p_value": gap.p_value,
+    }
+
+
+def _scores(variant: Variant, kept: Sequence[Sequence[Executed]], rows: Rows) -> list[list[float]]:
+    return [
+        scores(
+            [Judgement(**each) for each in row["judgements"]],
+            [each.outcome for each in found],
+            variant.mode,
+            variant.rule,
+        )
+        for found, row in zip(kept, rows, strict=True)
+    ]
+
+
+def _intrinsic(
+    variant: Variant,
+    kept: Sequence[Sequence[Executed]],
+    values: Sequence[Sequence[float]],
+    rows: Rows,
+    judged: Sequence[int],
+) -> dict[str, Any]:
+    labels = [[bool(each.correct) for each in found] for found in kept]
+    ranks = metrics.reciprocal_ranks(labels, values)
+    checks, _ = MODES[variant.mode]
+    sent = [
+        Judgement(**each)
+        for index, found in zip(judged, kept, strict=True)
+        for each, candidate in zip(rows[index]["judgements"], found, strict=True)
+        if not (checks and candidate.error)
+    ]
+    hit = pass_at_1([[float(rank == 1.0)] for rank in ranks])
+    rng = np.random.default_rng(0)
+    drawn = np.array(ranks)[rng.integers(0, len(ranks), (RESAMPLES, len(ranks)))].mean(1)
+    return {
+        "pairwise_accuracy": metrics.pairwise_accuracy(labels, values),
+        "pairwise_interval": metrics.pairwise_interval(labels, values, resamples=RESAMPLES),
+        "macro_f1": metrics.macro_f1(labels, values),
+        "hit_at_1": hit.value,
+        "hit_interval": hit.interval(),
+        "mrr": float(np.mean(ranks)),
+        "mrr_interval": tuple(map(float, np.quantile(drawn, (0.025, 0.975)))),
+        "fail_rate": float(np.mean([each.correct is None for each in sent])) if sent else math.nan,
+        "asked": len(sent),
+        "prompt_tokens": sum(each.prompt_tokens for each in sent),
+        "tokens": sum(each.tokens for each in sent),
+        "text": metrics.text_statistics([each.text for each in sent if each.text]),
+    }
+
+
+def _counts(candidates: Sequence[Sequence[Executed]], kept: Sequence[Sequence[Executed]]) -> dict[str, Any]:
+    every = [each for found in candidates for each in found]
+    labels = [{bool(each.correct) for each in found} for found in kept]
+    return {
+        "questions": len(candidates),
+        "judged_questions": len(kept),
+        "candidates": len(every),
+        "correct": sum(each.correct is True for each in every),
+        "executable": sum(not each.error for each in every),
+        "mixed_questions": sum(len(found) == 2 for found in labels),
+        "errors": dict(Counter(each.kind for each in every if each.error).most_common()),
+    }
+
+
+def _costs(rows: Rows) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in ("proposals", "judged", "expansions")}

@@ -1,0 +1,168 @@
+"""Runs a benchmark of planning, on one page: questions in; candidates, outcomes, judgements, picks and a report out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from smallr.core.journal import Journal
+from smallr.core.stage_values import identity_of
+from smallr.core.stages import Stages
+from smallr.methods.planner import config as fields
+from smallr.methods.planner.data import load_problems
+from smallr.methods.planner.discriminators.base import MODES, Case
+from smallr.methods.planner.opening import Judging, Tools, model_identity, open_tools, open_writer
+from smallr.methods.planner.report import write_report
+from smallr.methods.planner.rows import as_rows, execute_all, of_rows
+from smallr.methods.planner.searching import planned_searches, search
+from smallr.methods.planner.task import Candidate, Problem
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The problems of a run, as an input of its stages.
+
+    Attributes:
+      given: candidates of each problem; None where the generator proposes them.
+    """
+
+    tools: Tools
+    problems: Sequence[Problem]
+    given: Sequence[Sequence[Candidate]] | None
+
+    @property
+    def digest(self) -> str:
+        """A digest of the questions, what is executed on, and how."""
+        databases = {problem.source for problem in self.problems if problem.source}
+        config = self.tools.config
+        content = [
+            [[problem.id, problem.question, problem.context, problem.gold] for problem in self.problems],
+            [[dataclasses.astuple(each) for each in candidates] for candidates in self.given or ()],
+            sorted(json.dumps(identity_of(Path(each))) for each in databases),
+            [config.task, config.data.keep_distinct, config.limits.seconds, config.limits.rows, config.seed],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
+    """Runs a benchmark, or goes on with the one in `folder`.
+
+    Args:
+      config: of `smallr.methods.planner.config.base`.
+      folder: gets a folder for each stage, report.json, report.md and plots.
+
+    Returns:
+      The report, as it stands in report.json.
+
+    Raises:
+      Stopped: it was interrupted, or requests got no reply; the same command goes on.
+      UserError: anything else that the user must change.
+    """
+    fields.check(config)
+    with open_tools(config) as tools:
+        problems, given = load_problems(config, tools.task)
+        benchmark, stages = Benchmark(tools, problems, given), Stages(folder)
+
+        candidates = stages.do("candidates", propose, benchmark, generator_identity(config))
+        executed = stages.do("executed", execute, benchmark, candidates)
+        judgements = {
+            judging.name: stages.do(f"judgements_{judging.name}", judge, benchmark, judging, executed)
+            for judging in judgings(tools)
+        }
+        searches = {
+            each.name: stages.do(f"search_{each.name}", search, benchmark, each, candidates)
+            for each in planned_searches(tools, generator_identity(config))
+        }
+        stages.run()
+        return write_report(
+            folder,
+            config,
+            stages.value(executed),
+            {name: stages.value(stage) for name, stage in judgements.items()},
+            {name: stages.value(stage) for name, stage in searches.items()},
+            {stage.name: stages.result(stage).seconds for stage in (candidates, executed, *judgements.values())},
+        )
+
+
+# Stages
+
+
+def propose(folder: Path, benchmark: Benchmark, _: Mapping[str, Any]) -> Rows:
+    """Gives the candidates of each problem: those of the rows, or what the generator proposes."""
+    tools, config = benchmark.tools, benchmark.tools.config
+    if benchmark.given is not None:
+        return [
+            _candidate_row(problem, each) for problem, each in zip(benchmark.problems, benchmark.given, strict=True)
+        ]
+    journal = Journal(folder / "journal.jsonl", ("candidates",))
+    todo = [problem for problem in benchmark.problems if problem.id not in journal]
+    if todo:
+        with open_writer(config) as writer:
+            size = 4 * config.compute.decode_slots
+            for start in tqdm(range(0, len(todo), size), desc="candidates", disable=None):
+                _propose_some(tools, writer, todo[start : start + size], journal)
+    return [{"id": problem.id, **journal[problem.id]} for problem in benchmark.problems]
+
+
+def _propose_some(tools: Tools, writer: Any, problems: Sequence[Problem], journal: Journal) -> None:
+    """Has the generator write for several problems at once."""
+    drafts = []
+    for problem in problems:  # the task writes the prompt; nothing is generated yet
+        tools.task.propose(problem, lambda _, draft: drafts.append(draft) or [], tools.config.budget.candidates)
+    for problem, texts in zip(problems, writer.write_all(drafts), strict=True):
+        candidates = tools.task.propose(problem, lambda *_, texts=texts: texts, tools.config.budget.candidates)
+        row = _candidate_row(problem, candidates)
+        journal.add(row.pop("id"), {**row, "replies": texts})
+
+
+def execute(folder: Path, benchmark: Benchmark, candidates: Rows) -> Rows:
+    """Executes all candidates."""
+    found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
+    return as_rows(benchmark.problems, execute_all(benchmark.tools.task, benchmark.problems, found))
+
+
+def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) -> Rows:
+    """Has a discriminator judge all candidates; problems that are finished are kept over a kill."""
+    journal = Journal(folder / "journal.jsonl", ("judgements",))
+    cases = [
+        Case(problem, tuple(each.plan for each in found), tuple(each.outcome for each in found))
+        for problem, found in zip(benchmark.problems, of_rows(executed), strict=True)
+    ]
+    todo = [case for case in cases if case.problem.id not in journal]
+    if todo:
+        with judging.open() as discriminator:
+            for index, judgements in discriminator.judge(todo):
+                entry = {"judgements": [dataclasses.asdict(each) for each in judgements]}
+                journal.add(todo[index].problem.id, entry)
+    return [{"id": case.problem.id, **journal[case.problem.id]} for case in cases]
+
+
+def _candidate_row(problem: Problem, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    return {"id": problem.id, "candidates": [dataclasses.asdict(each) for each in candidates]}
+
+
+def judgings(tools: Tools) -> list[Judging]:
+    """Returns the discriminators that a run needs: one for all modes that show the same prompt."""
+    discriminator = tools.config.discriminator
+    shown = sorted({MODES[mode][1] for mode in discriminator.modes})
+    kinds = discriminator.kinds if discriminator.model else ()
+    return [Judging(tools, kind, shows) for kind in kinds for shows in shown]
+
+
+def generator_identity(config: ConfigDict) -> dict[str, Any]:
+    """Returns what generated candidates depend on, besides the questions."""
+    if not config.generator.model:
+        return {}
+    settings = {name: config.generator[name] for name in ("temperature", "top_p", "max_tokens")}
+    compute = {"dtype": config.compute.dtype, "max_length": config.compute.max_length}
+    model = model_identity(config.generator.model)
+    return {"model": model, **settings, **compute, "candidates": config.budget.candidates, "seed": config.seed}

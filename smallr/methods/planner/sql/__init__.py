@@ -1,0 +1,1 @@
+"""SQL as a task of the planner."""

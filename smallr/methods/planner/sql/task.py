@@ -1,0 +1,142 @@
+"""Answers questions about a SQLite database by queries."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smallr.agents.prompts import Prompts
+from smallr.evals.extraction import query
+from smallr.evals.graders.sql import same_result
+from smallr.evals.isolation.queries import QueryResult, QueryRunner
+from smallr.methods.planner.prompts import context_block
+from smallr.methods.planner.sql import text
+from smallr.methods.planner.task import Candidate, Draft, Outcome, Problem, Write, gather
+
+PREVIEW_ROWS, PREVIEW_CELL = 5, 128  # of a result that a model is shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Rows that a query returned, and whether their order counts.
+
+    Attributes:
+      rows: as they are.
+      judged: as they are compared: those of the query without DISTINCT, where that is left out.
+    """
+
+    rows: tuple[tuple[Any, ...], ...]
+    judged: tuple[tuple[Any, ...], ...]
+    ordered: bool
+
+
+class SqlTask:
+    """Proposes, executes and compares queries.
+
+    Args:
+      runner: executes them; the caller closes it.
+      prompts: of the method.
+      keep_distinct: whether DISTINCT counts; the official comparison of Spider leaves it out of both queries.
+    """
+
+    noun, context_title = "SQL query", "Database schema"
+
+    def __init__(self, runner: QueryRunner, prompts: Prompts, *, keep_distinct: bool = True):
+        self._runner, self._prompts, self._keep_distinct = runner, prompts, keep_distinct
+        self._tables: dict[str, list[dict[str, Any]]] = {}
+
+    def problem(self, id: str, question: str, database: Path, gold: str = "") -> Problem:
+        """Makes a problem, with the schema of its database as context."""
+        return Problem(id, question, schema_text(self._schema(str(database))), str(database), gold)
+
+    def propose(
+        self, problem: Problem, write: Write, count: int, *, prefix: str = "", rejected: str = "", round: int = 0
+    ) -> list[Candidate]:
+        """See `Task.propose`."""
+        fields = {"context": context_block(self.context_title, problem.context), "question": problem.question}
+        fields |= {"rejected": rejected} if rejected else {}
+        prompt = self._prompts.render("repair" if rejected else "generate", noun=self.noun, **fields)
+        draft = Draft(prompt, prefix, rejected, count, round)
+        return self.candidates(problem, write(problem, draft))
+
+    def candidates(self, problem: Problem, texts: Sequence[str]) -> list[Candidate]:
+        """Reads the queries of replies, and joins those with the same normal form."""
+        names = self._names(problem.source)
+        return gather(texts, lambda reply: text.normalise(query(reply) or "", names))
+
+    def check(self, plan: str) -> str:
+        """See `Task.check`."""
+        return text.refusal(plan)
+
+    def execute(self, jobs: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Outcome]]:
+        """See `Task.execute`."""
+        refusals = [[self.check(plan) for plan in plans] for _, plans in jobs]
+        calls, counts = [], []
+        for (problem, plans), refused in zip(jobs, refusals, strict=True):
+            allowed = [plan for plan, problem_found in zip(plans, refused, strict=True) if not problem_found]
+            bare = [] if self._keep_distinct else [text.without_distinct(plan) for plan in allowed]
+            extra = [query for query, plan in zip(bare, allowed, strict=False) if query != plan]
+            calls.append((Path(problem.source), [*allowed, *extra]))
+            counts.append(len(allowed))
+        results = self._runner.run(calls)
+        return [
+            self._outcomes(plans, refused, found[:count], iter(found[count:]))
+            for (_, plans), refused, found, count in zip(jobs, refusals, results, counts, strict=True)
+        ]
+
+    def _outcomes(self, plans, refused, found, extra) -> list[Outcome]:
+        found, outcomes = iter(found), []
+        for plan, problem in zip(plans, refused, strict=True):
+            if problem:
+                outcomes.append(Outcome(error=problem, kind="no query"))
+                continue
+            result, judged = next(found), None
+            if not self._keep_distinct and text.without_distinct(plan) != plan:
+                judged = next(extra)
+            outcomes.append(_outcome(plan, result, judged))
+        return outcomes
+
+    def gold(self, problems: Sequence[Problem]) -> list[Outcome]:
+        """See `Task.gold`."""
+        return [outcomes[0] for outcomes in self.execute([(problem, [problem.gold]) for problem in problems])]
+
+    def equal(self, found: Outcome, wanted: Outcome) -> bool:
+        """Compares rows as multisets, or in order if the wanted query has an ORDER BY; columns in any order."""
+        return same_result(list(found.value.judged), list(wanted.value.judged), ordered=wanted.value.ordered)
+
+    def next_step(self, plan: str, prefix: str) -> str:
+        """See `Task.next_step`; a step is a clause."""
+        return text.next_clause(plan, prefix)
+
+    def _schema(self, database: str) -> list[dict[str, Any]]:
+        if database not in self._tables:
+            self._tables[database] = self._runner.tables(Path(database))
+        return self._tables[database]
+
+    def _names(self, database: str) -> frozenset[str]:
+        tables = self._schema(database)
+        names = [name for table in tables for name in (table["name"], *table["columns"])]
+        return frozenset(name.lower() for name in names)
+
+
+def schema_text(tables: Sequence[Mapping[str, Any]]) -> str:
+    """Writes a schema for a prompt: a line a table, `name: column, column`, in lower case."""
+    return "\n".join(f"{table['name']}: {', '.join(table['columns'])}".lower() for table in tables)
+
+
+def _outcome(plan: str, result: QueryResult, judged: QueryResult | None) -> Outcome:
+    if result.error:
+        return Outcome(error=result.error, kind=result.kind)
+    rows = result.rows if judged is None or judged.error else judged.rows
+    answer = Answer(result.rows, rows, text.is_ordered(plan))
+    return Outcome(answer, preview(result), empty=not result.rows)
+
+
+def preview(result: QueryResult) -> str:
+    """Shows the first rows of a result, long cells cut."""
+    lines = [" | ".join(result.columns)]
+    lines += [" | ".join(str(value)[:PREVIEW_CELL] for value in row) for row in result.rows[:PREVIEW_ROWS]]
+    count = len(result.rows)
+    return "\n".join([*lines, f"({count} row{'' if count == 1 else 's'})"])
