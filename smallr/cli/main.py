@@ -37,6 +37,7 @@ COMMANDS = {
     "scratch": ("smallr.cli.scratch", "write a new model with random weights"),
     "crv": ("smallr.cli.crv", "fit a teacher's rationales to a student (critique, rethink, verify)"),
     "pairs": ("smallr.cli.pairs", "make preference pairs of a CRV run"),
+    "plan": ("smallr.cli.plan", "pick the best of several queries: one question, or a benchmark"),
     "labels": ("smallr.cli.labels", "label questions: answer first, or think first"),
     "score": ("smallr.cli.score", "score rows under a model"),
     "builtin": ("smallr.cli.builtin", "write the built-in data sets"),

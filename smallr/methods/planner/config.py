@@ -94,7 +94,18 @@ def _add_compute(config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses values that would fail late.
+    """Refuses values of a benchmark that would fail late.
+
+    Raises:
+      UserError: names the field.
+    """
+    if not config.data.source:
+        raise UserError("config.data.source is empty: name a file of questions, e.g. --config.data.source=dev.jsonl")
+    check_choices(config)
+
+
+def check_choices(config: ConfigDict) -> None:
+    """Refuses values that are none of their choices, or out of range.
 
     Raises:
       UserError: names the field.
@@ -119,8 +130,6 @@ def check(config: ConfigDict) -> None:
     for accuracy in config.oracle.accuracies:
         if not 0 <= accuracy <= 1:
             raise UserError(f"config.oracle.accuracies: {accuracy} must be from 0 to 1")
-    if not config.data.source:
-        raise UserError("config.data.source is empty: name a file of questions, e.g. --config.data.source=dev.jsonl")
 
 
 def budget(config: ConfigDict) -> Budget:

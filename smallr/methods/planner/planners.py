@@ -57,7 +57,8 @@ class Search:
         """Asks the generator; `how` as in `Task.propose`."""
         candidates = self.task.propose(self.problem, self.write, count, **how)
         self.proposals += count
-        self.trace.append({"event": "propose", **how, "plans": [each.plan for each in candidates]})
+        plans, votes = [each.plan for each in candidates], [each.votes for each in candidates]
+        self.trace.append({"event": "propose", **how, "plans": plans, "votes": votes})
         return candidates
 
     def score(self, plans: Sequence[str]) -> list[float]:
@@ -125,12 +126,13 @@ def tree(search: Search) -> str | None:
             for each in search.propose(search.budget.candidates, prefix=prefix, round=search.expansions)
             if _begins(search.task, each.plan, prefix)
         ]
-        values: dict[str, float] = {}
+        values: dict[tuple[str, bool], float] = {}  # (step, whether it is a whole plan)
         for plan, value in zip(plans, search.score(plans), strict=True):
             step = search.task.next_step(plan, prefix)
-            values[step] = max(value, values.get(step, float("-inf")))
-        for step, value in values.items():
-            heapq.heappush(queue, (-value, next(order), step, step in search.scored))
+            key = (step, step == plan)
+            values[key] = max(value, values.get(key, float("-inf")))
+        for (step, is_whole), value in values.items():
+            heapq.heappush(queue, (-value, next(order), step, is_whole))
     seen = list(search.scored)
     chosen = best(seen, [search.scored[plan] for plan in seen])
     return None if chosen is None else seen[chosen]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from smallr.core.journal import Journal
 from smallr.methods.planner.config import SEARCHES, budget
-from smallr.methods.planner.discriminators.base import MODES, NOT_EXECUTABLE, Case, Discriminator, scores
+from smallr.methods.planner.discriminators.base import MODES, NOT_EXECUTABLE, Case, Discriminator, Judgement, scores
 from smallr.methods.planner.discriminators.oracle import Oracle
 from smallr.methods.planner.opening import Judging, Tools, open_writer
 from smallr.methods.planner.planners import PLANNERS, Judge, Search
@@ -32,6 +32,7 @@ class PlannedSearch:
       judging: the discriminator; None for an oracle.
       accuracy: of the oracle.
       generator: what tells the generator from another one.
+      seen: plan -> what the discriminator said, of the problems that were searched.
     """
 
     tools: Tools
@@ -41,6 +42,7 @@ class PlannedSearch:
     rule: str
     accuracy: float
     generator: Mapping[str, Any]
+    seen: dict[str, Judgement] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -75,6 +77,7 @@ class PlannedSearch:
             sent = [index for index, outcome in enumerate(outcomes) if not (checks and outcome.error)]
             case = Case(problem, tuple(plans[index] for index in sent), tuple(outcomes[index] for index in sent))
             ((_, judgements),) = discriminator.judge([case])
+            self.seen.update(zip(case.plans, judgements, strict=True))
             values = scores(judgements, case.outcomes, self.mode, self.rule)
             return list(spread(values, sent, len(plans)))
 

@@ -23,10 +23,12 @@ class Answer:
     """Rows that a query returned, and whether their order counts.
 
     Attributes:
+      columns: their names.
       rows: as they are.
       judged: as they are compared: those of the query without DISTINCT, where that is left out.
     """
 
+    columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     judged: tuple[tuple[Any, ...], ...]
     ordered: bool
@@ -130,7 +132,7 @@ def _outcome(plan: str, result: QueryResult, judged: QueryResult | None) -> Outc
     if result.error:
         return Outcome(error=result.error, kind=result.kind)
     rows = result.rows if judged is None or judged.error else judged.rows
-    answer = Answer(result.rows, rows, text.is_ordered(plan))
+    answer = Answer(result.columns, result.rows, rows, text.is_ordered(plan))
     return Outcome(answer, preview(result), empty=not result.rows)
 
 

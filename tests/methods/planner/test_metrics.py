@@ -1,0 +1,84 @@
+"""The spec's formulas on cases worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from smallr.methods.planner import metrics
+from smallr.methods.planner.baselines import BASELINES, executable_best_of_n, majority, majority_of_plans
+from smallr.methods.planner.discriminators.base import Judgement, score, scores
+from smallr.methods.planner.rows import Executed
+from smallr.methods.planner.task import Outcome
+
+LABELS = [[True, False, False], [False, True], [True, True], [False]]
+SCORES = [[0.6, 0.6, 0.2], [0.9, 0.3], [0.1, 0.8], [-0.5]]
+
+
+def test_pairs_are_pooled_and_ties_count_as_wrong():
+    # First problem: a tie (wrong) and a win; second: a loss; the others have no pair.
+    assert metrics.pairwise_accuracy(LABELS, SCORES) == pytest.approx(1 / 3)
+    assert math.isnan(metrics.pairwise_accuracy([[True]], [[0.3]]))
+    low, high = metrics.pairwise_interval(LABELS, SCORES)
+    assert 0 <= low <= 1 / 3 <= high <= 1
+
+
+def test_macro_f1_at_one_half():
+    # Said correct: 0.6, 0.6, 0.9, 0.8. Truth: 4 of 8. Hits: 0.6 and 0.8 as correct; 0.2 and -0.5 as wrong.
+    correct, wrong = 2 * 2 / (4 + 4), 2 * 2 / (4 + 4)
+    assert metrics.macro_f1(LABELS, SCORES) == pytest.approx((correct + wrong) / 2)
+    assert metrics.macro_f1([[True]], [[0.5]]) == 0.0  # 0.5 is not above 0.5, and neither class is ever right
+
+
+def test_hits_and_ranks_by_a_stable_sort_with_all_questions():
+    assert metrics.reciprocal_ranks(LABELS, SCORES) == [1.0, 0.5, 1.0, 0.0]
+    assert metrics.hits(LABELS, SCORES) == [True, False, True, False]
+    assert metrics.reciprocal_ranks([[False, True]], [[0.5, 0.5]]) == [0.5]  # a tie keeps the order
+
+
+def test_scores_of_verdicts():
+    true, false, none = Judgement(True, 0.8), Judgement(False, 0.3), Judgement()
+    assert [score(each) for each in (true, false, none)] == [0.8, 0.3, -0.5]
+    assert [score(each, "hard") for each in (true, false, none)] == [1.0, 0.0, -0.5]
+    outcomes = [Outcome(), Outcome(error="no such table"), Outcome()]
+    assert scores([true, true, none], outcomes, "check") == [0.8, -1.0, -0.5]
+    assert scores([true, true, none], outcomes, "naive") == [0.8, 0.8, -0.5]
+    with pytest.raises(ValueError, match="choose config.rules=hard|choose .*hard"):
+        score(Judgement(True, None))
+
+
+def test_text_statistics():
+    found = metrics.text_statistics(["a b a b. c", ""])
+    assert found["words"] == 5
+    assert found["one_minus_ttr"] == pytest.approx(1 - 4 / 5)  # a, b, b. and c
+    assert found["repetition_2"] == 0.0
+    assert found["entropy"] == pytest.approx(-(0.4 * math.log2(0.4) + 3 * 0.2 * math.log2(0.2)))
+    assert metrics.text_statistics(["go on. go on. stop"])["repetition"] == pytest.approx(1 / 3)
+
+
+def candidate(group: int, votes: int = 1, error: str = "", empty: bool = False) -> Executed:
+    return Executed(f"plan {group} {votes}", votes, error, "name" if error else "", "", empty, group, None)
+
+
+def test_baselines():
+    found = [
+        candidate(-1, 9, error="no"),
+        candidate(0, 1, empty=True),
+        candidate(1, 2),
+        candidate(2, 1),
+        candidate(2, 2),
+    ]
+    picks = {name: pick(found) for name, pick in BASELINES.items()}
+    assert picks == {
+        "first candidate": 0,
+        "first executable": 1,
+        "executable best-of-N": 2,
+        "majority of plans": 3,
+        "majority of proposals": 3,
+    }
+    assert majority([candidate(0, 1), candidate(1, 3)]) == 1
+    assert majority_of_plans([candidate(0, 1), candidate(1, 3)]) == 0
+    assert executable_best_of_n([candidate(-1, error="no"), candidate(0, empty=True)]) == 1
+    assert all(pick([]) is None for pick in BASELINES.values())
+    assert majority([candidate(-1, error="no")]) == 0
