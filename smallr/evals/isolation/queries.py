@@ -18,6 +18,7 @@ _WORKER = "smallr.evals.isolation.sqlite"
 _WAL = 2  # in byte 18 of the header: the file is written by way of a write-ahead log
 # Beyond this much wall time a call of many queries is taken for stuck, and its queries are run one by one.
 _CALL_SECONDS = 30.0
+_GRACE = 0.5  # seconds beyond a query's limit after which its process is killed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class QueryRunner:
         self.limits = limits = limits or Limits()
         memory = limits.heap_bytes + (1 << 30)
         self._many = Pool(f"{_WORKER}:run_queries", workers, max(_CALL_SECONDS, 2 * limits.seconds), memory)
-        self._single = Pool(f"{_WORKER}:run_queries", 1, 2 * limits.seconds + 1, memory)
+        self._single = Pool(f"{_WORKER}:run_queries", 1, limits.seconds + _GRACE, memory)
         self._describer = Pool(f"{_WORKER}:describe", 1, _CALL_SECONDS, memory)
 
     def run(self, jobs: Sequence[tuple[Path, Sequence[str]]]) -> list[list[QueryResult]]:
@@ -89,7 +90,8 @@ class QueryRunner:
         self.close()
 
     def _call(self, database: Path, queries: Sequence[str]) -> dict[str, Any]:
-        return {"database": str(database), "queries": list(queries), **dataclasses.asdict(self.limits)}
+        limits = {**dataclasses.asdict(self.limits), "kill_after": self.limits.seconds + 2 * _GRACE}
+        return {"database": str(database), "queries": list(queries), **limits}
 
     def _one_by_one(self, database: Path, queries: Sequence[str], answer: Answer) -> list[QueryResult]:
         """Finds out which query of a call ended the worker; its neighbours get their results."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import sqlite3
 import time
 import urllib.parse
@@ -19,7 +20,7 @@ _STEPS = 2000  # of SQLite's virtual machine between two looks at the clock
 # What an error's message says about its kind, the first that is found.
 _KINDS = (
     ("several statements", r"one statement at a time"),
-    ("refused", r"not authorized|prohibited|attempt to write|readonly"),
+    ("refused", r"not authorized|authorization denied|prohibited|attempt to write|readonly"),
     ("time", r"interrupted"),
     ("size", r"too big|too many|too large|too long|limit"),
     ("name", r"no such|ambiguous column|has no column"),
@@ -60,8 +61,17 @@ def connect(database: str, limits: Limits) -> sqlite3.Connection:
     return connection
 
 
-def run_queries(database: str, queries: Sequence[str], **limits: float) -> list[dict[str, Any]]:
+def run_queries(
+    database: str, queries: Sequence[str], kill_after: float = 0.0, **limits: float
+) -> list[dict[str, Any]]:
     """Runs queries one after the other on one connection.
+
+    Args:
+      database: the file.
+      queries: in order.
+      kill_after: seconds of a query after which the process ends, since single steps of SQLite cannot be interrupted: a
+        `printf` with a width of a billion takes a quarter of a minute. 0: never.
+      **limits: fields of `Limits`.
 
     Returns:
       For each: columns, rows (of JSON's types; blobs as text that no query returns), error, kind of the error, seconds.
@@ -72,8 +82,13 @@ def run_queries(database: str, queries: Sequence[str], **limits: float) -> list[
     except sqlite3.Error as error:
         return [_failure(error, time.perf_counter()) for _ in queries]
     try:
-        return [_run(connection, query, allowed) for query in queries]
+        results = []
+        for query in queries:
+            signal.setitimer(signal.ITIMER_REAL, kill_after)  # the signal's default action ends the process
+            results.append(_run(connection, query, allowed))
+        return results
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         connection.close()
 
 
@@ -119,6 +134,8 @@ def _run(connection: sqlite3.Connection, query: str, limits: Limits) -> dict[str
                 raise sqlite3.DataError(f"too many rows: more than {limits.rows}")
             if size > limits.result_bytes:
                 raise sqlite3.DataError(f"too large: more than {limits.result_bytes} bytes")
+        if time.perf_counter() > deadline:
+            raise sqlite3.OperationalError("interrupted")  # a single long step has passed over the handler
     except (sqlite3.Error, sqlite3.Warning, MemoryError, ValueError, OverflowError) as error:
         return _failure(error, start)
     return {

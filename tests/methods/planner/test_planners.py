@@ -9,9 +9,8 @@ import pytest
 from smallr.methods.planner.discriminators.base import Case
 from smallr.methods.planner.discriminators.oracle import Oracle
 from smallr.methods.planner.planners import PLANNERS, Budget, Search, best
-from smallr.methods.planner.task import Outcome, Problem, gather, groups
+from smallr.methods.planner.task import Candidate, Draft, Outcome, Problem, gather, groups
 from smallr.methods.planner.writers import GivenWriter
-from smallr.methods.planner.task import Candidate, Draft
 
 PROBLEM = Problem("p", "spell it", gold="cab")
 
@@ -68,14 +67,16 @@ def test_iterative_stops_by_patience_rounds_or_acceptance():
         asked.append(draft.rejected)
         return [f"{'abc'[draft.round % 3]}"]
 
-    plan, found = searched("iterative", write, constant, patience=3, rounds=10)
-    assert plan == "a" and asked == ["", "a", "a", "a"]  # one better round, then three without
+    plan, _found = searched("iterative", write, constant, patience=3, rounds=10)
+    assert plan == "a"
+    assert asked == ["", "a", "a", "a"]
     asked.clear()
     searched("iterative", write, constant, patience=9, rounds=4)
     assert len(asked) == 4
     asked.clear()
     plan, _ = searched("iterative", write, lambda _, plans, __: [1.0 if p == "b" else 0.1 for p in plans], accept=0.9)
-    assert plan == "b" and asked == ["", "a"]
+    assert plan == "b"
+    assert asked == ["", "a"]
 
 
 def test_iterative_keeps_the_best_and_survives_rounds_without_proposals():
@@ -83,7 +84,8 @@ def test_iterative_keeps_the_best_and_survives_rounds_without_proposals():
         return [["b"], [], ["c"], []][draft.round]
 
     plan, found = searched("iterative", write, lambda _, plans, __: [{"b": 0.8, "c": 0.2}[p] for p in plans], rounds=4)
-    assert plan == "b" and set(found.scored) == {"b", "c"}
+    assert plan == "b"
+    assert set(found.scored) == {"b", "c"}
     assert searched("iterative", lambda *_: [], constant)[0] is None
 
 
@@ -112,13 +114,14 @@ def test_tree_follows_the_best_rollouts_to_the_goal():
         return [sum(a == b for a, b in zip(plan, "cab", strict=True)) / 3 for plan in plans]
 
     plan, found = searched("tree", random_writer(1), judge, candidates=12, expansions=50)
-    assert plan == "cab" and 1 < found.expansions <= 10
+    assert plan == "cab"
+    assert 1 < found.expansions <= 10
     assert searched("tree", lambda *_: [], constant)[0] is None
 
 
 def test_tree_leaves_plans_that_only_look_like_the_prefix():
     given = {"p": [Candidate("ab"), Candidate("abc")]}
-    plan, found = searched("tree", GivenWriter(given), lambda _, plans, __: [float(len(p)) for p in plans])
+    plan, _found = searched("tree", GivenWriter(given), lambda _, plans, __: [float(len(p)) for p in plans])
     assert plan == "abc"
 
 
@@ -157,7 +160,8 @@ def test_a_given_generator_repeats_itself_and_keeps_to_prefixes():
     write = GivenWriter(given, 0)
     assert write(PROBLEM, Draft("", count=1)) == ["abc"]
     drawn = write(PROBLEM, Draft("", prefix="a", count=50))
-    assert set(drawn) == {"abc", "acb"} and drawn.count("abc") > 30
+    assert set(drawn) == {"abc", "acb"}
+    assert drawn.count("abc") > 30
     assert drawn == GivenWriter(given, 0)(PROBLEM, Draft("", prefix="a", count=50))
     assert drawn != write(PROBLEM, Draft("", prefix="a", count=50, round=1))
     assert "abc" not in write(PROBLEM, Draft("", rejected="abc", count=50))

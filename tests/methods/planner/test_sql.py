@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from smallr.methods.planner.sql.text import next_clause, normalise, refusal, without_distinct
 from smallr.methods.planner.sql.task import SqlTask
+from smallr.methods.planner.sql.text import next_clause, normalise, refusal, without_distinct
 
 NAMES = {"item", "shop", "name", "price", "city", "id", "shop_id"}
 
@@ -90,7 +90,8 @@ def test_distinct_is_left_out_outside_quotes():
 )
 def test_results_that_are_equal(task, problem, found, gold, equal):
     ((one, other),) = task.execute([(problem, [found, gold])])
-    assert not one.error and not other.error
+    assert not one.error
+    assert not other.error
     assert task.equal(one, other) is equal
 
 
@@ -137,4 +138,6 @@ def test_previews_are_cut(task, problem):
         ]
     )
     lines = outcome.preview.splitlines()
-    assert len(lines) == 7 and len(lines[1]) == len("1 | ") + 128 and lines[-1] == "(9 rows)"
+    assert len(lines) == 7
+    assert len(lines[1]) == len("1 | ") + 128
+    assert lines[-1] == "(9 rows)"
