@@ -227,7 +227,7 @@ def test_a_database_without_tables_or_with_damage(tmp_path, runner):
     broken = make_database(tmp_path / "broken.sqlite")
     data = broken.read_bytes()
     broken.write_bytes(data[:100] + b"\xff" * (len(data) - 100))
-    with pytest.raises(UserError, match="broken.sqlite cannot be read"):
+    with pytest.raises(UserError, match=r"broken\.sqlite cannot be read"):
         runner.tables(broken)
 
 

@@ -102,7 +102,10 @@ def random_writer(seed: int = 0):
 def test_tree_never_exceeds_its_budget(expansions):
     for seed in range(5):
         rng = random.Random(seed)
-        judge = lambda _, plans, __: [rng.random() for _ in plans]  # noqa: E731
+
+        def judge(_, plans, outcomes, rng=rng):
+            return [rng.random() for _ in plans]
+
         plan, found = searched("tree", random_writer(seed), judge, expansions=expansions, candidates=3)
         assert found.expansions <= expansions
         assert found.proposals <= 3 * expansions

@@ -71,7 +71,7 @@ def score(judgement: Judgement, rule: str = "soft") -> float:
         return float(judgement.correct)
     if judgement.probability is None:
         raise UserError(
-            "the discriminator's server gives no log-probs, which soft scores need: choose config.rules=hard"
+            "the discriminator's server gives no log-probs, which soft scores need: choose config.discriminator.rules=hard"
         )
     return judgement.probability
 

@@ -16,6 +16,7 @@ from smallr.methods.planner.sql import text
 from smallr.methods.planner.task import Candidate, Draft, Outcome, Problem, Write, gather
 
 PREVIEW_ROWS, PREVIEW_CELL = 5, 128  # of a result that a model is shown
+KEPT_ROWS = 1000  # results that are longer are not remembered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class SqlTask:
     def __init__(self, runner: QueryRunner, prompts: Prompts, *, keep_distinct: bool = True):
         self._runner, self._prompts, self._keep_distinct = runner, prompts, keep_distinct
         self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._known: dict[tuple[str, str], Outcome] = {}  # of plans by their database
 
     def problem(self, id: str, question: str, database: Path, gold: str = "") -> Problem:
         """Makes a problem, with the schema of its database as context."""
@@ -73,7 +75,24 @@ class SqlTask:
         return text.refusal(plan)
 
     def execute(self, jobs: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Outcome]]:
-        """See `Task.execute`."""
+        """See `Task.execute`; a plan is executed once."""
+        unknown = [
+            (problem, [plan for plan in dict.fromkeys(plans) if (problem.source, plan) not in self._known])
+            for problem, plans in jobs
+        ]
+        todo = [job for job in unknown if job[1]]
+        fresh = {
+            (problem.source, plan): outcome
+            for (problem, plans), outcomes in zip(todo, self._execute(todo), strict=True)
+            for plan, outcome in zip(plans, outcomes, strict=True)
+        }
+        self._known |= {key: each for key, each in fresh.items() if each.error or len(each.value.rows) <= KEPT_ROWS}
+        return [
+            [fresh.get(key) or self._known[key] for key in ((problem.source, plan) for plan in plans)]
+            for problem, plans in jobs
+        ]
+
+    def _execute(self, jobs: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Outcome]]:
         refusals = [[self.check(plan) for plan in plans] for _, plans in jobs]
         calls, counts = [], []
         for (problem, plans), refused in zip(jobs, refusals, strict=True):
