@@ -73,6 +73,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data.columns = ConfigDict({name: name for name in ("id", "question", "database", "gold", "candidates")})
     config.data.databases = ""  # the folder of NAME.sqlite, or of NAME/NAME.sqlite, for each name in `database`
     config.data.keep_distinct = False  # DISTINCT counts when results are compared
+    config.data.instances = 0  # further instances of each database, on which a right candidate must be right too
     config.limits = ConfigDict()  # of one query
     config.limits.seconds = 5.0
     config.limits.rows = 10_000
@@ -125,6 +126,10 @@ def check_choices(config: ConfigDict) -> None:
     for name, least in (("candidates", 1), ("rounds", 1), ("patience", 1), ("expansions", 1)):
         if config.budget[name] < least:
             raise UserError(f"config.budget.{name} = {config.budget[name]} must be at least {least}")
+    if config.data.instances and config.task != "sql":
+        raise UserError(
+            f"config.data.instances = {config.data.instances}: only databases have instances; 0 for {config.task}"
+        )
     if config.discriminator.budget < 1:
         raise UserError(f"config.discriminator.budget = {config.discriminator.budget} must be at least 1")
     for accuracy in config.oracle.accuracies:

@@ -18,6 +18,7 @@ from smallr.core.stages import Stages
 from smallr.methods.planner import config as fields
 from smallr.methods.planner.data import load_problems
 from smallr.methods.planner.discriminators.base import MODES, Case
+from smallr.methods.planner.instances import execute_on_instances
 from smallr.methods.planner.opening import Judging, Tools, model_identity, open_tools, open_writer
 from smallr.methods.planner.report import write_report
 from smallr.methods.planner.rows import as_rows, execute_all, of_rows
@@ -82,14 +83,20 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
             each.name: stages.do(f"search_{each.name}", search, benchmark, each, candidates)
             for each in planned_searches(tools, generator_identity(config))
         }
+        count = config.data.instances
+        instances = [stages.do("instances", vary, benchmark, candidates, count)] if count else []
         stages.run()
         return write_report(
             folder,
             config,
             stages.value(executed),
+            stages.value(instances[0])["rows"] if instances else [],
             {name: stages.value(stage) for name, stage in judgements.items()},
             {name: stages.value(stage) for name, stage in searches.items()},
-            {stage.name: stages.result(stage).seconds for stage in (candidates, executed, *judgements.values())},
+            {
+                stage.name: stages.result(stage).seconds
+                for stage in (candidates, executed, *instances, *judgements.values())
+            },
         )
 
 
@@ -128,6 +135,13 @@ def execute(folder: Path, benchmark: Benchmark, candidates: Rows) -> Rows:
     """Executes all candidates."""
     found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
     return as_rows(benchmark.problems, execute_all(benchmark.tools.task, benchmark.problems, found))
+
+
+def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> dict[str, list[Rows]]:
+    """Executes all candidates on further instances of the databases."""
+    found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
+    task, seed = benchmark.tools.task, benchmark.tools.config.seed
+    return {"rows": execute_on_instances(folder, task, benchmark.problems, found, count, seed)}
 
 
 def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) -> Rows:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from smallr.core.files import whole_file, write_json, write_text
 from smallr.methods.planner.evaluation import VOTE, evaluate
+from smallr.methods.planner.instances import agreement, with_all_instances
 
 _SHOWN = 20  # questions listed by name
 
@@ -20,6 +21,7 @@ def write_report(
     folder: Path,
     config: ConfigDict,
     executed: Sequence[Mapping[str, Any]],
+    instances: Sequence[Sequence[Mapping[str, Any]]],
     judgements: Mapping[str, Sequence[Mapping[str, Any]]],
     searches: Mapping[str, Sequence[Mapping[str, Any]]],
     seconds: Mapping[str, float],
@@ -29,13 +31,17 @@ def write_report(
     Args:
       folder: of the run.
       config: of the run.
-      executed: value of the stage, as the next two.
+      executed: value of the stage, as the next three.
+      instances: executed on each further instance.
       judgements: by the name of the discriminator.
       searches: by the name of the search.
       seconds: that stages took.
     """
     settings = json.loads(json.dumps(config.to_dict()))
     report = {**evaluate(settings, executed, judgements, searches), "seconds": dict(seconds), "config": settings}
+    if instances:
+        every = evaluate(settings, with_all_instances(executed, instances), judgements, {})
+        report["instances"] = {**agreement(executed, instances), "picks": every["picks"]}
     report["cost"] = _cost(config, report)
     report["plot"] = plot_picks(folder / "picks.png", report["picks"])
     report["oracle_plot"] = plot_oracle(folder / "oracle.png", report["picks"])
@@ -69,6 +75,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             for name, each in report["searches"].items()
         ]
         lines += ["", *_table(("search", "proposals", "judged", "expansions"), rows)]
+    lines += _instances(report)
     if counts["errors"]:
         errors = ", ".join(f"{number} {kind}" for kind, number in counts["errors"].items())
         lines += ["", f"Candidates that do not execute: {errors}."]
@@ -79,6 +86,24 @@ def markdown(report: Mapping[str, Any]) -> str:
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
     lines += ["", f"Time: {spent}. Cost: {report['cost']:.4f}.", ""]
     return "\n".join(lines)
+
+
+def _instances(report: Mapping[str, Any]) -> list[str]:
+    """Writes what further instances of the databases say."""
+    if "instances" not in report:
+        return []
+    found = report["instances"]
+    lines = [
+        "",
+        f"On {found['instances']} further instances of each database {found['lost']} of {found['right_on_one']} candidates "
+        f"that are right on the given one are wrong at least once, of {len(found['questions_with_lost'])} questions.",
+        "",
+    ]
+    rows = (_pick_line(name, each) for name, each in found["picks"].items())
+    return [
+        *lines,
+        *_table(("pick, all instances", "EX %", "95 %", f"minus {VOTE}", "95 %", "better/worse", "p"), rows),
+    ]
 
 
 def _pick_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:

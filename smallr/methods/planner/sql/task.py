@@ -48,12 +48,12 @@ class SqlTask:
 
     def __init__(self, runner: QueryRunner, prompts: Prompts, *, keep_distinct: bool = True):
         self._runner, self._prompts, self._keep_distinct = runner, prompts, keep_distinct
-        self._tables: dict[str, list[dict[str, Any]]] = {}
+        self._schemas: dict[str, list[dict[str, Any]]] = {}
         self._known: dict[tuple[str, str], Outcome] = {}  # of plans by their database
 
     def problem(self, id: str, question: str, database: Path, gold: str = "") -> Problem:
         """Makes a problem, with the schema of its database as context."""
-        return Problem(id, question, schema_text(self._schema(str(database))), str(database), gold)
+        return Problem(id, question, schema_text(self.tables(str(database))), str(database), gold)
 
     def propose(
         self, problem: Problem, write: Write, count: int, *, prefix: str = "", rejected: str = "", round: int = 0
@@ -131,13 +131,14 @@ class SqlTask:
         """See `Task.next_step`; a step is a clause."""
         return text.next_clause(plan, prefix)
 
-    def _schema(self, database: str) -> list[dict[str, Any]]:
-        if database not in self._tables:
-            self._tables[database] = self._runner.tables(Path(database))
-        return self._tables[database]
+    def tables(self, database: str) -> list[dict[str, Any]]:
+        """Returns the tables of a database, read once; see `QueryRunner.tables`."""
+        if database not in self._schemas:
+            self._schemas[database] = self._runner.tables(Path(database))
+        return self._schemas[database]
 
     def _names(self, database: str) -> frozenset[str]:
-        tables = self._schema(database)
+        tables = self.tables(database)
         names = [name for table in tables for name in (table["name"], *table["columns"])]
         return frozenset(name.lower() for name in names)
 
