@@ -6,8 +6,9 @@ Smoke:     the same with spider:smoke, 40 questions
 Hardware:  2 CPU cores; a GPU for a discriminator on all questions.
 Time:      half a minute without a discriminator (--config.discriminator.model= is the default).
 Expect:    see docs/methods/planner.md.
-Fields:    config.discriminator.model=smollm2-135m-instruct adds a judge, config.planners=greedy,rerank,oracle the curve of
-           the oracle.
+Fields:    --config.discriminator.model=smollm2-135m-instruct adds a judge,
+           --config.planners="('rerank','iterative','tree','oracle')" the curve of the oracle,
+           --config.data.instances=5 further instances of each database.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of draws
     config.task = "sql"  # sql | arithmetic
-    config.planners = ("rerank",)  # greedy | rerank | iterative | tree | oracle, separated by commas
+    config.planners = ("rerank",)  # greedy | rerank | iterative | tree | oracle
     _add_data(config)
     config.generator = ConfigDict()
     # Who proposes: http(s)://HOST/v1#MODEL or any local model; empty: the candidates of the rows, from which searches
@@ -55,9 +55,8 @@ def base() -> ConfigDict:
     config.budget.accept = Budget.accept  # score from which iterative stops
     config.budget.patience = Budget.patience  # rounds without a better plan after which iterative stops
     config.budget.expansions = Budget.expansions  # of tree
-    config.prompts = ConfigDict(
-        dict.fromkeys(FIELDS, "")
-    )  # a file each; empty: smallr/methods/planner/prompts/NAME.txt
+    # A file each; empty: smallr/methods/planner/prompts/NAME.txt
+    config.prompts = ConfigDict(dict.fromkeys(FIELDS, ""))
     _add_compute(config)
     return config
 
