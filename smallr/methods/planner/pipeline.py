@@ -23,6 +23,7 @@ from smallr.methods.planner.opening import Judging, Tools, model_identity, open_
 from smallr.methods.planner.report import write_report
 from smallr.methods.planner.rows import as_rows, execute_all, of_rows
 from smallr.methods.planner.searching import planned_searches, search
+from smallr.methods.planner.sql.components import compare_rows
 from smallr.methods.planner.task import Candidate, Problem
 
 Rows = list[dict[str, Any]]
@@ -85,12 +86,14 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         }
         count = config.data.instances
         instances = [stages.do("instances", vary, benchmark, candidates, count)] if count else []
+        exact = [stages.make("exact_match", compare_rows, executed)] if config.task == "sql" else []
         stages.run()
         return write_report(
             folder,
             config,
             stages.value(executed),
             stages.value(instances[0])["rows"] if instances else [],
+            stages.value(exact[0]) if exact else {},
             {name: stages.value(stage) for name, stage in judgements.items()},
             {name: stages.value(stage) for name, stage in searches.items()},
             {

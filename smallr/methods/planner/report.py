@@ -22,6 +22,7 @@ def write_report(
     config: ConfigDict,
     executed: Sequence[Mapping[str, Any]],
     instances: Sequence[Sequence[Mapping[str, Any]]],
+    exact: Mapping[str, Any],
     judgements: Mapping[str, Sequence[Mapping[str, Any]]],
     searches: Mapping[str, Sequence[Mapping[str, Any]]],
     seconds: Mapping[str, float],
@@ -31,14 +32,16 @@ def write_report(
     Args:
       folder: of the run.
       config: of the run.
-      executed: value of the stage, as the next three.
+      executed: value of the stage, as all that follow.
       instances: executed on each further instance.
+      exact: counts of exact matches; empty for a task that has none.
       judgements: by the name of the discriminator.
       searches: by the name of the search.
       seconds: that stages took.
     """
     settings = json.loads(json.dumps(config.to_dict()))
     report = {**evaluate(settings, executed, judgements, searches), "seconds": dict(seconds), "config": settings}
+    report["exact"] = dict(exact)
     if instances:
         every = evaluate(settings, with_all_instances(executed, instances), judgements, {})
         report["instances"] = {**agreement(executed, instances), "picks": every["picks"]}
@@ -76,6 +79,16 @@ def markdown(report: Mapping[str, Any]) -> str:
         ]
         lines += ["", *_table(("search", "proposals", "judged", "expansions"), rows)]
     lines += _instances(report)
+    if report["exact"]:
+        found = report["exact"]
+        parts = ", ".join(
+            f"{name} {_percent(count / max(found['parsed'], 1))}" for name, count in found["parts"].items()
+        )
+        lines += [
+            "",
+            f"Exact match with the gold query, part by part: {found['exact']} of {found['parsed']} candidates that can be "
+            f"parsed, {found['exact_wrong']} of them with another result. The same part, in %: {parts}.",
+        ]
     if counts["errors"]:
         errors = ", ".join(f"{number} {kind}" for kind, number in counts["errors"].items())
         lines += ["", f"Candidates that do not execute: {errors}."]

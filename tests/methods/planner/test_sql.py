@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from smallr.methods.planner.sql.components import exact_match, matching_parts
 from smallr.methods.planner.sql.task import SqlTask
 from smallr.methods.planner.sql.text import next_clause, normalise, refusal, without_distinct
 
@@ -141,3 +142,23 @@ def test_previews_are_cut(task, problem):
     assert len(lines) == 7
     assert len(lines[1]) == len("1 | ") + 128
     assert lines[-1] == "(9 rows)"
+
+
+@pytest.mark.parametrize(
+    ("found", "gold", "differs"),
+    [
+        ("SELECT a, b FROM t", "select B, A from T", ()),
+        ("SELECT x.a FROM t AS x JOIN u AS y ON x.i = y.i", "SELECT t.a FROM t JOIN u ON u.i = t.i", ()),
+        ("SELECT a FROM t WHERE b = 1 AND c = 'X'", "SELECT a FROM t WHERE c = 'X' AND b = 1", ()),
+        ("SELECT a FROM t WHERE c = 'x'", "SELECT a FROM t WHERE c = 'X'", ("where",)),
+        ("SELECT a FROM t ORDER BY a, b", "SELECT a FROM t ORDER BY b, a", ("order",)),
+        ("SELECT count(*) FROM t GROUP BY a LIMIT 1", "SELECT count(*) FROM t", ("group", "limit")),
+        ("SELECT a FROM t UNION SELECT a FROM u", "SELECT a FROM t INTERSECT SELECT a FROM u", ("set",)),
+        ("SELECT DISTINCT a FROM t", "SELECT a FROM t", ("select",)),
+    ],
+)
+def test_parts_of_queries(found, gold, differs):
+    parts = matching_parts(found, gold)
+    assert tuple(name for name, same in parts.items() if not same) == differs
+    assert exact_match(found, gold) is not bool(differs)
+    assert exact_match("SELECT ((", gold) is None
