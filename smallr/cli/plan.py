@@ -106,7 +106,8 @@ def _show(trace: dict[str, Any]) -> None:
     for row in trace["rows"][:_SHOWN]:
         rows.add_row(*(Text(printable(str(value))) for value in row))
     console.print(rows)
-    console.print(f"{len(trace['rows'])} rows" + (f", {_SHOWN} shown" if len(trace["rows"]) > _SHOWN else ""))
+    count = len(trace["rows"])
+    console.print(f"{count} row{'' if count == 1 else 's'}" + (f", {_SHOWN} shown" if count > _SHOWN else ""))
 
 
 def printable(text: str) -> str:

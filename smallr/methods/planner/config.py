@@ -49,6 +49,10 @@ def base() -> ConfigDict:
     config.discriminator.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of a million tokens
     config.oracle = ConfigDict()
     config.oracle.accuracies = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of true verdicts
+    config.training = ConfigDict()
+    # Databases whose labelled candidates are the split `test` of rows to train a discriminator on, the others being
+    # `train`; empty: no rows are written.
+    config.training.holdout = ()
     config.budget = ConfigDict()
     config.budget.candidates = Budget.candidates  # proposals asked for at once
     config.budget.rounds = Budget.rounds  # of iterative
@@ -66,6 +70,7 @@ def _add_data(config: ConfigDict) -> None:
     config.data = ConfigDict()
     config.data.source = ""  # a folder, file or glob, or hub id of questions, or builtin:arithmetic
     config.data.split = "train"  # of the source, or a part of it: train[:200]; a file is one split, train
+    config.data.only = ()  # databases whose questions are taken; empty: all
     config.data.sample = 0  # so many questions, drawn by the seed; 0: all
     # The source's name of each of our columns. `candidates` is a list of plans, or of objects with `sql` or `plan` and
     # perhaps `votes` or a list `systems`; the column may be missing if there is a generator.

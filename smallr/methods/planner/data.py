@@ -31,9 +31,12 @@ def load_problems(
         problems, given = builtin_problems(config.data.sample or _BUILTIN_QUESTIONS, config.seed)
         return problems, None if config.generator.model else given
     rows = [_renamed(config, row) for row in load_rows(config.data.source, config.data.split)]
-    numbers = range(len(rows))
+    only = set(config.data.only)
+    numbers = [number for number, row in enumerate(rows) if not only or row.get("database") in only]
+    if not numbers:
+        raise UserError(f"config.data.only: no row of {config.data.source} is of {', '.join(sorted(only))}")
     if config.data.sample:
-        count = min(config.data.sample, len(rows))
+        count = min(config.data.sample, len(numbers))
         numbers = sorted(random.Random(f"{config.seed} questions").sample(numbers, count))
     problems = [_problem(config, task, rows[number], number) for number in numbers]
     _check_ids(problems)

@@ -22,7 +22,6 @@ from smallr.methods.planner.arithmetic import ArithmeticTask
 from smallr.methods.planner.discriminators.base import Discriminator
 from smallr.methods.planner.prompts import JudgePrompt, load_examples, load_prompts
 from smallr.methods.planner.sql.task import SqlTask
-from smallr.methods.planner.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +85,9 @@ class Judging:
           UserError: no such model, or one that cannot judge in this way.
         """
         config = self.tools.config
-        fields, task = config.discriminator, self.tools.task
+        fields = config.discriminator
         name = "reason" if self.kind == "reasoning" else self.kind
-        prompt = JudgePrompt(
-            self.tools.prompts,
-            name,
-            task,
-            shows_context=fields.context,
-            shows_result=self.shows_results,
-            examples=load_examples(config.task, name) if fields.few_shot else "",
-        )
+        prompt = judge_prompt(self.tools, name, shows_results=self.shows_results)
         if self.kind == "reasoning":
             from smallr.methods.planner.discriminators.reasoning import THINK, Reasoning
 
@@ -104,6 +96,19 @@ class Judging:
                 yield Reasoning(model, prompt, identity=fields.model, budget=fields.budget, opening=opening)
         else:
             yield _yes_no(config, prompt)
+
+
+def judge_prompt(tools: Tools, name: str, *, shows_results: bool) -> JudgePrompt:
+    """Returns what writes a discriminator's prompts, as the config wants them."""
+    fields = tools.config.discriminator
+    return JudgePrompt(
+        tools.prompts,
+        name,
+        tools.task,
+        shows_context=fields.context,
+        shows_result=shows_results,
+        examples=load_examples(tools.config.task, name) if fields.few_shot else "",
+    )
 
 
 def _yes_no(config: ConfigDict, prompt: JudgePrompt) -> Discriminator:
@@ -169,6 +174,3 @@ def model_identity(name: str) -> object:
 def prices(fields: ConfigDict) -> Prices:
     """Reads the prices of a generator or discriminator."""
     return Prices(fields.prices.prompt, fields.prices.completion)
-
-
-__all__ = ["Judging", "Task", "Tools", "model_identity", "open_model", "open_tools", "open_writer", "prices"]

@@ -19,12 +19,13 @@ from smallr.methods.planner import config as fields
 from smallr.methods.planner.data import load_problems
 from smallr.methods.planner.discriminators.base import MODES, Case
 from smallr.methods.planner.instances import execute_on_instances
-from smallr.methods.planner.opening import Judging, Tools, model_identity, open_tools, open_writer
+from smallr.methods.planner.opening import Judging, Tools, judge_prompt, model_identity, open_tools, open_writer
 from smallr.methods.planner.report import write_report
 from smallr.methods.planner.rows import as_rows, execute_all, of_rows
 from smallr.methods.planner.searching import planned_searches, search
 from smallr.methods.planner.sql.components import compare_rows
 from smallr.methods.planner.task import Candidate, Problem
+from smallr.methods.planner.training_rows import training_rows, write_training_rows
 
 Rows = list[dict[str, Any]]
 
@@ -87,6 +88,8 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         count = config.data.instances
         instances = [stages.do("instances", vary, benchmark, candidates, count)] if count else []
         exact = [stages.make("exact_match", compare_rows, executed)] if config.task == "sql" else []
+        if config.training.holdout:
+            stages.do("training_rows", label, benchmark, executed, tuple(config.training.holdout))
         stages.run()
         return write_report(
             folder,
@@ -145,6 +148,12 @@ def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> di
     found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
     task, seed = benchmark.tools.task, benchmark.tools.config.seed
     return {"rows": execute_on_instances(folder, task, benchmark.problems, found, count, seed)}
+
+
+def label(folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[str]) -> Path:
+    """Writes rows to train a discriminator on."""
+    rows = training_rows(benchmark.problems, executed, judge_prompt(benchmark.tools, "yes_no", shows_results=False))
+    return write_training_rows(folder, rows, holdout)
 
 
 def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) -> Rows:

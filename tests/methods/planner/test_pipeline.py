@@ -294,3 +294,25 @@ def test_command_lines(capsys):
     assert "--question is missing" in capsys.readouterr().err
     assert main(["plan", "--db=x", "--question=y", "--planner=z", "--candidate=q"]) == 2
     assert searching.SEARCHES == ("iterative", "tree")
+
+
+def test_rows_to_train_a_discriminator_on_are_split_by_database(config, tmp_path):
+    from datasets import load_from_disk
+
+    make_database(tmp_path / "databases" / "other.sqlite")
+    write(tmp_path, [ROWS[0], {**ROWS[1], "database": "other"}])
+    config.training.holdout = ("other",)
+    run_planner(config, tmp_path / "run")
+    (folder,) = (tmp_path / "run").glob("training_rows-*")
+    pairs, answers = load_from_disk(str(folder / "preference")), load_from_disk(str(folder / "sft"))
+    assert {name: set(part["database"]) for name, part in pairs.items()} == {"train": {"shop"}, "test": {"other"}}
+    assert list(pairs["train"]["chosen"]) == ["No", "Yes"]
+    assert list(pairs["train"]["rejected"]) == ["Yes", "No"]
+    assert list(answers["test"]["completion"]) == ["No", "Yes"]
+    assert "SELECT count(*) FROM shop;" in pairs["train"]["prompt"][1]
+    config.training.holdout = ("nowhere",)
+    with pytest.raises(UserError, match=r"no rows of 'nowhere'; there are other, shop"):
+        run_planner(config, tmp_path / "run")
+    config.data.only = ("other",)
+    config.training.holdout = ()
+    assert run_planner(config, tmp_path / "run2")["counts"]["questions"] == 1

@@ -1,0 +1,22 @@
+"""A discriminator by a preference loss: the word that execution says is chosen, the other one is rejected.
+
+Command:   smallr train planner/judge_preference --config.data.train=runs/plan/training_rows-DIGEST/preference
+First:     smallr plan spider … --out=runs/plan --config.training.holdout="('world_1','car_1')"
+Smoke:     the same with planner/judge_preference:smoke
+Hardware:  a GPU; on 2 CPU cores a few hundred steps an hour.
+Time:      not measured.
+Expect:    not measured; compared as planner/judge_sft.
+"""
+
+from ml_collections import ConfigDict
+
+from smallr.config import finish, preference
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """DPO on pairs of verdicts."""
+    config = preference()
+    config.data.train_split, config.data.eval_split = "train", "test"
+    config.batch.row_length = 2048
+    config.objective.beta = 0.1
+    return finish(config, arg)
