@@ -1,0 +1,1 @@
+"""Compares discriminators of the planner."""
