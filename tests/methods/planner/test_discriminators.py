@@ -43,7 +43,7 @@ def probabilities(judge: YesNo, cases) -> dict[int, list[float]]:
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_packed_plans_score_as_one_by_one(small_model, prompts, task, problem, chat):
-    judge = open_yes_no(small_model, JudgePrompt(prompts, "yes_no", task, shows_result=True), row_length=1024)
+    judge = open_yes_no(small_model, JudgePrompt(prompts, "yes_no", task, shows_result=True), row_length=512)
     if chat:
         judge._chat = True
         judge._tokenizer.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}>"
@@ -52,10 +52,12 @@ def test_packed_plans_score_as_one_by_one(small_model, prompts, task, problem, c
     assert packed[2] == []
     assert all(0 < value < 1 for value in packed[0])
     assert len(set(packed[0])) == len(PLANS)  # they depend on the plan
-    for index, case in enumerate(cases):
-        for place, plan in enumerate(case.plans):
-            single = Case(case.problem, (plan,), (case.outcomes[place],))
-            assert probabilities(judge, [single])[0][0] == pytest.approx(packed[index][place], rel=1e-5)
+    places = [(index, place) for index, case in enumerate(cases) for place in range(len(case.plans))]
+    singles = [Case(cases[i].problem, cases[i].plans[p : p + 1], cases[i].outcomes[p : p + 1]) for i, p in places]
+    judge._rows = len(singles)  # a row of its own for each
+    alone = probabilities(judge, singles)
+    for number, (index, place) in enumerate(places):
+        assert alone[number][0] == pytest.approx(packed[index][place], rel=1e-5)
 
 
 def test_what_a_row_cannot_hold(small_model, prompts, task, problem):
