@@ -30,7 +30,7 @@ def execute_on_instances(
     found = []
     for number in range(count):
         moved = [dataclasses.replace(problem, source=str(files[problem.source][number])) for problem in problems]
-        found.append(as_rows(moved, execute_all(task, moved, candidates)))
+        found.append(as_rows(task, moved, execute_all(task, moved, candidates)))
     return found
 
 
@@ -64,4 +64,9 @@ def agreement(executed: Rows, instances: Sequence[Rows]) -> dict[str, Any]:
         "right_on_all": sum(after for _, after, _ in pairs),
         "lost": len(lost),
         "questions_with_lost": sorted(set(lost), key=lost.index),
+        "gold_empty_everywhere": [
+            row["id"]
+            for number, row in enumerate(executed)
+            if all(each["gold_empty"] for each in (row, *(instance[number] for instance in instances)))
+        ],
     }

@@ -140,7 +140,8 @@ def _propose_some(tools: Tools, writer: Any, problems: Sequence[Problem], journa
 def execute(folder: Path, benchmark: Benchmark, candidates: Rows) -> Rows:
     """Executes all candidates."""
     found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
-    return as_rows(benchmark.problems, execute_all(benchmark.tools.task, benchmark.problems, found))
+    task = benchmark.tools.task
+    return as_rows(task, benchmark.problems, execute_all(task, benchmark.problems, found))
 
 
 def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> dict[str, list[Rows]]:

@@ -109,7 +109,9 @@ def _instances(report: Mapping[str, Any]) -> list[str]:
     lines = [
         "",
         f"On {found['instances']} further instances of each database {found['lost']} of {found['right_on_one']} candidates "
-        f"that are right on the given one are wrong at least once, of {len(found['questions_with_lost'])} questions.",
+        f"that are right on the given one are wrong at least once, of {len(found['questions_with_lost'])} questions. The gold "
+        f"query of {len(found['gold_empty_everywhere'])} questions is empty on all: "
+        f"{', '.join(found['gold_empty_everywhere'][:_SHOWN]) or 'none'}.",
         "",
     ]
     rows = (_pick_line(name, each) for name, each in found["picks"].items())

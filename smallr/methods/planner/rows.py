@@ -63,14 +63,18 @@ def _executed(
     return rows
 
 
-def as_rows(problems: Sequence[Problem], executed: Sequence[Sequence[Executed]]) -> list[dict[str, Any]]:
-    """Returns a row a problem: id, question, source, gold and candidates."""
+def as_rows(task: Task, problems: Sequence[Problem], executed: Sequence[Sequence[Executed]]) -> list[dict[str, Any]]:
+    """Returns a row a problem: id, question, source, gold and what came of it, candidates."""
+    known = [problem for problem in problems if problem.gold]
+    gold = dict(zip((problem.id for problem in known), task.gold(known), strict=True))
     return [
         {
             "id": problem.id,
             "question": problem.question,
             "source": problem.source.rpartition("/")[2],
             "gold": problem.gold,
+            "gold_error": gold[problem.id].error if problem.id in gold else "no gold plan is known",
+            "gold_empty": problem.id in gold and gold[problem.id].empty,
             "candidates": [dataclasses.asdict(each) for each in found],
         }
         for problem, found in zip(problems, executed, strict=True)

@@ -59,7 +59,7 @@ def test_a_query_that_is_right_by_chance_is_found_out(tmp_path, task):
         Candidate(f"{problem.gold};"),
         Candidate("SELECT 8;"),
     ]
-    executed = as_rows([problem], execute_all(task, [problem], [plans]))
+    executed = as_rows(task, [problem], execute_all(task, [problem], [plans]))
     (tmp_path / "made").mkdir()
     instances = execute_on_instances(tmp_path / "made", task, [problem], [plans], 3, 0)
     assert [each["correct"] for each in executed[0]["candidates"]] == [True, True, True]
@@ -74,4 +74,9 @@ def test_a_query_that_is_right_by_chance_is_found_out(tmp_path, task):
         "right_on_all": 1,
         "lost": 2,
         "questions_with_lost": ["q"],
+        "gold_empty_everywhere": [],
     }
+    none = task.problem("n", "Which shop is nameless?", path, "SELECT id FROM shop WHERE city = 'nowhere'")
+    (tmp_path / "more").mkdir()
+    found = execute_on_instances(tmp_path / "more", task, [none], [plans], 2, 0)
+    assert agreement(as_rows(task, [none], execute_all(task, [none], [plans])), found)["gold_empty_everywhere"] == ["n"]
