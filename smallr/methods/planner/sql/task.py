@@ -93,31 +93,27 @@ class SqlTask:
         ]
 
     def _execute(self, jobs: Sequence[tuple[Problem, Sequence[str]]]) -> list[list[Outcome]]:
-        refusals = [[self.check(plan) for plan in plans] for _, plans in jobs]
-        calls, counts = [], []
-        for (problem, plans), refused in zip(jobs, refusals, strict=True):
-            allowed = [plan for plan, problem_found in zip(plans, refused, strict=True) if not problem_found]
-            bare = [] if self._keep_distinct else [text.without_distinct(plan) for plan in allowed]
-            extra = [query for query, plan in zip(bare, allowed, strict=False) if query != plan]
-            calls.append((Path(problem.source), [*allowed, *extra]))
-            counts.append(len(allowed))
+        calls = []
+        for problem, plans in jobs:
+            queries = [query for plan in plans if not self.check(plan) for query in (plan, self._judged(plan))]
+            calls.append((Path(problem.source), list(dict.fromkeys(queries))))
         results = self._runner.run(calls)
-        return [
-            self._outcomes(plans, refused, found[:count], iter(found[count:]))
-            for (_, plans), refused, found, count in zip(jobs, refusals, results, counts, strict=True)
-        ]
+        found = [dict(zip(queries, each, strict=True)) for (_, queries), each in zip(calls, results, strict=True)]
+        return [[self._outcome(plan, each) for plan in plans] for (_, plans), each in zip(jobs, found, strict=True)]
 
-    def _outcomes(self, plans, refused, found, extra) -> list[Outcome]:
-        found, outcomes = iter(found), []
-        for plan, problem in zip(plans, refused, strict=True):
-            if problem:
-                outcomes.append(Outcome(error=problem, kind="no query"))
-                continue
-            result, judged = next(found), None
-            if not self._keep_distinct and text.without_distinct(plan) != plan:
-                judged = next(extra)
-            outcomes.append(_outcome(plan, result, judged))
-        return outcomes
+    def _judged(self, plan: str) -> str:
+        """Returns the query whose rows are compared."""
+        return plan if self._keep_distinct else text.without_distinct(plan)
+
+    def _outcome(self, plan: str, found: Mapping[str, QueryResult]) -> Outcome:
+        if refusal := self.check(plan):
+            return Outcome(error=refusal, kind="no query")
+        result, judged = found[plan], found[self._judged(plan)]
+        if result.error:
+            return Outcome(error=result.error, kind=result.kind)
+        rows = result.rows if judged.error else judged.rows
+        answer = Answer(result.columns, result.rows, rows, text.is_ordered(plan))
+        return Outcome(answer, preview(result), empty=not result.rows)
 
     def gold(self, problems: Sequence[Problem]) -> list[Outcome]:
         """See `Task.gold`."""
@@ -146,14 +142,6 @@ class SqlTask:
 def schema_text(tables: Sequence[Mapping[str, Any]]) -> str:
     """Writes a schema for a prompt: a line a table, `name: column, column`, in lower case."""
     return "\n".join(f"{table['name']}: {', '.join(table['columns'])}".lower() for table in tables)
-
-
-def _outcome(plan: str, result: QueryResult, judged: QueryResult | None) -> Outcome:
-    if result.error:
-        return Outcome(error=result.error, kind=result.kind)
-    rows = result.rows if judged is None or judged.error else judged.rows
-    answer = Answer(result.columns, result.rows, rows, text.is_ordered(plan))
-    return Outcome(answer, preview(result), empty=not result.rows)
 
 
 def preview(result: QueryResult) -> str:
