@@ -182,11 +182,10 @@ def plot_picks(path: Path, picks: Mapping[str, Mapping[str, float]]) -> bool:
         return False
     axes = figure.add_subplot()
     values = [each["ex"] for each in shown.values()]
-    errors = [
-        [each["ex"] - each["low"] for each in shown.values()],
-        [each["high"] - each["ex"] for each in shown.values()],
-    ]
-    axes.barh(list(shown), values, xerr=errors, color="#7a9cc6")
+    # An interval's end may be off by a rounding error where all are right.
+    below = [max(each["ex"] - each["low"], 0.0) for each in shown.values()]
+    above = [max(each["high"] - each["ex"], 0.0) for each in shown.values()]
+    axes.barh(list(shown), values, xerr=[below, above], color="#7a9cc6")
     axes.invert_yaxis()
     axes.set_xlabel("execution match")
     axes.set_xlim(max(0.0, min(values) - 0.15), 1.0)

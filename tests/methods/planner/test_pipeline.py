@@ -316,3 +316,13 @@ def test_rows_to_train_a_discriminator_on_are_split_by_database(config, tmp_path
     config.data.only = ("other",)
     config.training.holdout = ()
     assert run_planner(config, tmp_path / "run2")["counts"]["questions"] == 1
+
+
+def test_a_plot_of_picks_that_are_all_right(tmp_path):
+    """The interval's upper end, 1, may be below the estimate by a rounding error."""
+    from smallr.methods.planner.evaluation import pick_figures
+    from smallr.methods.planner.report import plot_picks
+
+    picks = {str(count): pick_figures([True] * count, [True] * count) for count in range(2, 40)}
+    picks |= {"none": pick_figures([False] * 7, [True] * 7)}
+    assert plot_picks(tmp_path / "picks.png", picks)
