@@ -49,7 +49,12 @@ _ELSEWHERE = {
     "gradient_checkpointing": "compute.remat",
     "bf16": "compute.dtype",
 }
-_MODULES = {"training": "config.py", "evaluation": "evals/config.py", "crv": "methods/crv/config.py"}
+_MODULES = {
+    "training": "config.py",
+    "evaluation": "evals/config.py",
+    "crv": "methods/crv/config.py",
+    "collate": "methods/collate/config.py",
+}
 _LINE = re.compile(r"\s+(?P<root>\w+)\.(?P<path>[\w.]+)(?:, config\.[\w.]+)* = .*?(?:  # (?P<meaning>.+))?$")
 _COMMENT = re.compile(r"\s+# (.+)$")
 
@@ -235,6 +240,8 @@ def _sources(kind: str) -> list[tuple[str, str, str]]:
 def _kind(config: ConfigDict) -> str:
     if "agents" in config:
         return "crv"
+    if "marks" in config:
+        return "collate"
     return "evaluation" if isinstance(config.get("benchmark"), str) else "training"
 
 

@@ -234,4 +234,4 @@ def _underscored(word: str) -> str:
 
 
 def _example(group: str) -> str:
-    return {"": "cogpo", "eval": "gsm8k", "crv": "annotate"}[group]
+    return {"": "cogpo", "eval": "gsm8k", "crv": "annotate", "collate": "base"}[group]

@@ -144,6 +144,19 @@ class Engine:
             self._hook_shared = hook_shared
         self._table.forget()
 
+    def update_adapters(self, decoder: Decoder) -> None:
+        """Takes other adapters beside the same base, which is neither read nor packed again.
+
+        Raises:
+          RuntimeError: requests are under way.
+          ValueError: another structure.
+        """
+        if self.busy:
+            raise RuntimeError("the adapters cannot change while requests are under way")
+        with jax.set_mesh(self.mesh):
+            self._weights = self._packer.with_adapters(self._weights, decoder)
+        self._table.forget()
+
     @property
     def bytes_of_a_step(self) -> int:
         """Returns bytes that are read to draw a token for every slot: all weights, and the cache in its present size.

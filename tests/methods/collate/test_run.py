@@ -1,0 +1,183 @@
+"""A whole run: its graph, its files, its resumption, its folder as a model."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallr.core.errors import UserError
+from smallr.core.files import read_json
+from smallr.core.journal import Journal
+from smallr.core.stage_table import State, states
+from smallr.methods.collate import data, stages
+from smallr.methods.collate.data import opened
+from smallr.methods.collate.stages import Collate, run_collate
+from smallr.methods.collate.utility import UtilityScorer
+from smallr.methods.collate.writer import Writer
+from smallr.training.checkpoints import Checkpointer
+from smallr.training.trainer import Trainer
+from tests.methods.collate.small import ROWS, small_config, write_by_rule, write_lines, write_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a model in it."""
+    folder = tmp_path_factory.mktemp("collate")
+    write_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _writes_by_rule(monkeypatch):
+    monkeypatch.setattr(Writer, "complete", write_by_rule)
+
+
+def config_of(home: Path, **changes: Any):
+    return small_config(home, str(home / "model"), **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(home) -> tuple[Path, dict]:
+    """A run of two rounds, all of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "complete", write_by_rule)
+        return home / "run", run_collate(config_of(home, rounds=2, indirect=True), home / "run")
+
+
+def data_sets(out: Path) -> dict[str, list[dict]]:
+    """The rows of all data sets of a run, by stage."""
+    return {path.parent.name: list(opened({"rows": path})) for path in sorted(out.glob("*/rows")) if path.is_dir()}
+
+
+def test_every_stage_leaves_its_rows_and_counts(finished):
+    out, report = finished
+    assert {line.state for line in states(out)} == {State.DONE}
+    assert len(data_sets(out)) == len(report["stages"])
+    for name, counts in report["stages"].items():
+        assert counts["rows in"] == sum(
+            n for reason, n in counts.items() if reason not in ("rows in", "kept")
+        ) + counts.get("kept", 0) or not name.startswith(("pairs", "provider_pairs", "rationales", "own")), name
+    assert report["stages"]["pairs_0"]["tie"] + report["stages"]["pairs_0"]["kept"] == 24
+    page = (out / "report.md").read_text()
+    for part in (
+        "| M_IFT | I→A |",
+        "| provider 1 | I→R→A |",
+        "[I;R]→A",
+        "smallr evaluate gsm8k --config.model=",
+        "utilities",
+    ):
+        assert part in page
+    assert report["choice"]["chosen"] in (0, 1)
+    accuracy = {(each["model"], each["mode"]): each for each in report["accuracy"]}
+    assert accuracy["M_IFT", "I→A"]["accuracy"] == 1
+    assert accuracy["M_IFT", "I→A"]["low"] < 1
+
+
+def test_round_two_starts_from_round_one_with_the_same_judge(finished, home):
+    out, _ = finished
+    run = Collate(config_of(home, rounds=2, indirect=True), out.absolute())
+    for s in range(2):
+        started = [read_json(run.value(providers[s]) / "config.json")["config"]["model"] for providers in run.providers]
+        assert started == [str(run.value(each)) for each in (run.tuned, run.providers[0][s], run.providers[1][s])]
+    judges = [next(need for need in stage.needs if need.name == "instruction_tuning") for stage in run.scored]
+    assert judges == [run.tuned] * 2
+
+
+def test_another_round_draws_other_samples(finished, home):
+    run = Collate(config_of(home, rounds=2, indirect=True), finished[0].absolute())
+    rounds = [run.sampling(0, number)["round"] for number in (1, 2)]
+    assert len(set(rounds)) == 2
+    assert [opened(run.value(stage))["rationales"] for stage in run.scored][0] != [
+        opened(run.value(stage))["rationales"] for stage in run.scored
+    ][1]
+
+
+def test_one_seed_reproduces_all_data_sets(finished, home):
+    again = home / "again"
+    run_collate(config_of(home, rounds=2, indirect=True), again)
+    assert data_sets(again) == data_sets(finished[0])
+    files = {path.relative_to(again) for path in again.glob("*/rows/*.arrow")}
+    assert files
+    for file in files:
+        assert (again / file).read_bytes() == (finished[0] / file).read_bytes(), file
+
+
+def test_a_finished_run_does_nothing(finished, home, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", None)
+    monkeypatch.setattr(Writer, "complete", None)
+    assert run_collate(config_of(home, rounds=2, indirect=True), finished[0]) == finished[1]
+
+
+def test_another_model_under_the_same_folder_is_refused(finished, home):
+    shutil.copytree(home / "model", home / "other", dirs_exist_ok=True)
+    config = config_of(home)
+    with config.unlocked():
+        config.model = str(home / "other")
+    with pytest.raises(UserError, match=r"holds another COLLATE run \(model: .*choose another folder with --out"):
+        run_collate(config, finished[0])
+
+
+def test_equal_providers_leave_no_pair(home):
+    with pytest.raises(UserError, match=r"round 0: no pair left \(rows in 24, tie 24\); .* train them longer"):
+        run_collate(config_of(home, distinct=False), home / "clones")
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_kill_at_any_moment_ends_in_the_same_data_sets(home, monkeypatch):
+    """Ten moments, drawn at random among steps, saves, pieces of generation and scoring, and writes of data sets."""
+    calls = {"n": 0, "at": -1}
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls["n"] += 1
+            if calls["n"] == calls["at"]:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (Trainer, "take"),
+        (Checkpointer, "save"),
+        (Journal, "add"),
+        (UtilityScorer, "__call__"),
+        (data, "save_rows"),
+        (stages, "train_in"),
+    ):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    run_collate(config_of(home), home / "whole")
+    total, kills = calls["n"], 0
+    rng = random.Random(0)
+    for moment in sorted(rng.sample(range(1, total), 10)):
+        calls |= {"n": 0, "at": max(1, moment // 4)}  # each start goes on, so that later moments come sooner
+        try:
+            run_collate(config_of(home), home / "killed")
+        except Killed:
+            kills += 1
+    calls["at"] = -1
+    run_collate(config_of(home), home / "killed")
+    assert kills >= 5
+    assert data_sets(home / "killed") == data_sets(home / "whole")
+    assert (
+        json.loads((home / "killed" / "report.json").read_text())["accuracy"]
+        == json.loads((home / "whole" / "report.json").read_text())["accuracy"]
+    )
+
+
+def test_rows_without_rationales_are_refused_before_the_first_stage(home):
+    config = config_of(home)
+    with config.unlocked():
+        config.data.rows = write_lines(home / "bare.jsonl", [{**row, "rationale": ""} for row in ROWS[:24]])
+    with pytest.raises(UserError, match="no row has a rationale"):
+        run_collate(config, home / "bare")
+    assert not list((home / "bare").glob("*-*"))
