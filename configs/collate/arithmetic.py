@@ -18,6 +18,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base()
     config.training.dtype, config.training.remat = "float32", "none"
     config.training.rows, config.training.row_length = 8, 512
+    config.training.scored, config.training.examples = 512, 32
     config.utility.row_length, config.generation.max_tokens = 1024, 160
     config.tuning.learning_rate, config.provider.learning_rate, config.task.learning_rate = 1e-4, 2e-5, 2e-5
     config.provider.epochs, config.task.epochs = 1, 1

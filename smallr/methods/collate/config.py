@@ -80,6 +80,9 @@ def _add_training(config: ConfigDict) -> None:
     config.training.remat = "dots"  # what the backward pass recomputes: none | dots | full
     config.training.rows = 16  # packed rows a step
     config.training.row_length = 1024  # tokens of a row
+    # Capacities of a row; 0: chosen for the data of each stage. Set them, and stages of one kind share one program.
+    config.training.scored = 0  # scored tokens
+    config.training.examples = 0  # examples
     config.training.accumulation = 1  # micro-batches a step; divides rows
     config.training.warmup = 0.1  # share of the steps
     config.training.checkpoint_every = 100  # steps; the last one is always saved
@@ -140,6 +143,7 @@ def training_config(config: ConfigDict, stage: str) -> ConfigDict:
         shared.row_length,
         shared.accumulation,
     )
+    full.batch.scored, full.batch.examples = shared.scored, shared.examples
     if stage != "tuning" and config.lora.rank:
         add_lora(full, config.lora.rank, config.lora.alpha)
         full.lora.target = config.lora.target

@@ -159,6 +159,19 @@ def shares(rows: Sequence[Row], count: int, seed: int, least: int) -> list[list[
     return cut
 
 
+def task_parts(rows: Sequence[Row], count: int, seed: int) -> list[list[Row]]:
+    """Cuts the task rows at random into disjoint parts, one for each training of a run with refinement.
+
+    Raises:
+      UserError: fewer rows than parts.
+    """
+    if len(rows) < count:
+        raise UserError(f"config.refine: {len(rows)} task rows cannot be cut into {count} parts; give more rows")
+    order = list(rows)
+    random.Random(f"collate task {seed}").shuffle(order)
+    return [order[number::count] for number in range(count)]
+
+
 def written(folder: Path, rows: Sequence[Row], counts: Mapping[str, int]) -> dict[str, Any]:
     """Writes a stage's data set, for `load_from_disk`; returns its folder and the counts, which are the stage's value."""
     save_rows(rows, folder / ROWS)

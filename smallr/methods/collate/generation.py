@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from smallr.core.errors import UserError
-from smallr.methods.collate.data import Row, written
-from smallr.methods.collate.modes import Modes
+from smallr.methods.collate.data import Row, opened, written
+from smallr.methods.collate.modes import REFINE, Modes
 from smallr.methods.collate.writer import Writer
 
 EMPTY, CUT, MARK, REFUSED = "empty", "cut off by max_tokens", "holds the answer mark", "question too long"
+NO_DRAFT = "its draft cannot be used"
 
 
 def write_rationales(
@@ -43,6 +44,28 @@ def write_rationales(
             "config.generation.max_tokens where they are cut off, or train the model of instruction tuning longer"
         )
     return written(folder, rows, counts)
+
+
+def refine_rationales(
+    folder: Path,
+    writer: Writer,
+    model: Path,
+    rows: Sequence[Row],
+    drafts: Mapping[str, Any],
+    modes: Modes,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Has a model refine the rationale of each row; as `write_rationales`. A rationale that cannot be used has no refinement."""
+    given = opened(drafts)
+    prompts = [modes.prompt(REFINE, row["question"], each["text"]) for row, each in zip(rows, given, strict=True)]
+    value = write_rationales(folder, writer, model, prompts, modes, options)
+    refined = [
+        each if draft["usable"] else {"text": "", "usable": False, "problem": NO_DRAFT}
+        for each, draft in zip(opened(value), given, strict=True)
+    ]
+    counts = Counter({"rows in": len(refined), "kept": sum(each["usable"] for each in refined)})
+    counts.update(each["problem"] for each in refined if not each["usable"])
+    return written(folder, refined, counts)
 
 
 def _checked(row: Row, modes: Modes) -> dict[str, Any]:

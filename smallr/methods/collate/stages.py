@@ -12,10 +12,10 @@ from smallr.agents.method_stages import train_in
 from smallr.core.stages import Stage, StageFolder, Stages
 from smallr.methods.collate import config as fields
 from smallr.methods.collate.answers import answer_questions, choose_provider
-from smallr.methods.collate.data import load_data, mixed_modes, opened, shares, written
-from smallr.methods.collate.generation import write_rationales
+from smallr.methods.collate.data import Row, load_data, mixed_modes, opened, shares, task_parts, written
+from smallr.methods.collate.generation import refine_rationales, write_rationales
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, Modes, open_modes, write_tokenizer
-from smallr.methods.collate.pairs import gold_over_own, prefer_useful
+from smallr.methods.collate.pairs import gold_over_own, prefer_useful, refined_pairs
 from smallr.methods.collate.report import PLOT, REPORT, write_report
 from smallr.methods.collate.utility import score_rationales
 from smallr.methods.collate.writer import Writer
@@ -73,39 +73,65 @@ class Collate:
         self.modes = open_modes(tokenizer, config.marks.to_dict())
         lora = LoRA(config.lora.rank, config.lora.alpha, target=config.lora.target) if config.lora.rank else None
         self.writer = Writer(dtype=config.training.dtype, decode_slots=config.generation.decode_slots, lora=lora)
-        parts = shares(self.data.tuning, config.providers, config.seed, config.training.rows)
-        do, task, modes = self.stages.do, self.data.task, self.modes
-
+        do = self.stages.do
         self.tokenizer = do("tokenizer", write_tokenizer, config.model, config.marks.to_dict())
-        self.mixed = do("tuning_rows", mixed_modes, self.data.tuning, modes, config.refine)
+        self.mixed = do("tuning_rows", mixed_modes, self.data.tuning, self.modes, config.refine)
         self.tuned = self.train("instruction_tuning", "tuning", self.mixed, config.model)
+        self.providers, self.scored, self.pairs = [], [], []
+        self.build()
 
+    def build(self) -> None:
+        """Names the stages behind instruction tuning."""
+        config = self.config
+        parts = shares(self.data.tuning, config.providers, config.seed, config.training.rows)
         providers = [self.distinct_provider(s, share) for s, share in enumerate(parts)]
-        self.providers, self.scored, self.pairs = [providers], [], []
+        self.providers.append(providers)
+        play = self.refining_round if config.refine else self.round
         for number in range(config.rounds):
-            rationales = [
-                self.rationales(f"rationales_{number}_{s}", provider, task, number + 1)
-                for s, provider in enumerate(providers)
-            ]
-            self.scored.append(
-                do(f"utilities_{number}", score_rationales, self.tuned, task, rationales, modes, self.scoring)
-            )
-            rule = {**config.pairs.to_dict(), "seed": f"{config.seed} {number}"}
-            self.pairs.append(do(f"pairs_{number}", prefer_useful, self.scored[-1], modes, rule, f"round {number}"))
-            providers = [
-                self.train(f"round_{number}_{s}", "task", self.pairs[-1], provider)
-                for s, provider in enumerate(providers)
-            ]
+            providers = play(number, providers)
             self.providers.append(providers)
         self.measure(providers)
 
-    def distinct_provider(self, s: int, share: Sequence[Mapping[str, Any]]) -> Stage:
+    def distinct_provider(self, s: int, share: Sequence[Row]) -> Stage:
         """Names the stages that make provider s of its share of the rationale data."""
         if not self.config.distinct:
             return self.tuned
         own = self.rationales(f"own_{s}", self.tuned, share, 0)
         pairs = self.stages.do(f"provider_pairs_{s}", gold_over_own, share, own, self.modes)
         return self.train(f"provider_{s}", "provider", pairs, self.tuned)
+
+    def round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
+        """Names the stages of a round: all write, the instruction-tuned model judges, all train on the pairs it prefers."""
+        written = [
+            self.rationales(f"rationales_{number}_{s}", each, self.data.task, number + 1)
+            for s, each in enumerate(providers)
+        ]
+        scored = self.utilities(f"utilities_{number}", self.data.task, written)
+        rule = {**self.config.pairs.to_dict(), "seed": f"{self.config.seed} {number}"}
+        pairs = self.stages.do(f"pairs_{number}", prefer_useful, scored, self.modes, rule, f"round {number}")
+        self.scored.append(scored)
+        self.pairs.append(pairs)
+        return [self.train(f"round_{number}_{s}", "task", pairs, each) for s, each in enumerate(providers)]
+
+    def refining_round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
+        """Names the stages of a round with refinement: each provider trains on its own part of the task rows."""
+        parts, trained = task_parts(self.data.task, self.config.rounds * len(providers), self.config.seed), []
+        for s, start in enumerate(providers):
+            part, name = parts[number * len(providers) + s], f"{number}_{s}"
+            drafts = [self.rationales(f"drafts_{name}_{w}", each, part, number + 1) for w, each in enumerate(providers)]
+            refined = [
+                self.refinements(f"refined_{name}_{w}_{v}", each, part, draft, number + 1)
+                for w, draft in enumerate(drafts)
+                for v, each in enumerate(providers)
+            ]
+            scored = self.utilities(f"utilities_{name}", part, drafts)
+            better = self.utilities(f"refined_utilities_{name}", part, refined)
+            where = f"round {number}, provider {s}"
+            pairs = self.stages.do(f"pairs_{name}", refined_pairs, scored, better, self.modes, where)
+            self.scored.append(scored)
+            self.pairs.append(pairs)
+            trained.append(self.train(f"round_{name}", "task", pairs, start))
+        return trained
 
     def measure(self, providers: Sequence[Stage]) -> None:
         """Names the stages that answer the validation questions, choose a provider and train on its rationales."""
@@ -125,8 +151,7 @@ class Collate:
             for mode, label in ((ANSWER, "at_once"), (RATIONALE, "with_rationale"))
         }
         written = [self.answers[f"provider {s}", RATIONALE] for s in range(len(providers))]
-        scored = do("validation_utilities", score_rationales, self.tuned, held, written, self.modes, self.scoring)
-        self.validation = scored
+        scored = self.utilities("validation_utilities", held, written)
         self.choice = self.stages.make("choice", choose_provider, scored, written)
         self.chosen = self.stages.make("chosen_provider", pick, self.choice, list(providers))
         self.indirect = self.fine_tuned_base(written) if self.config.indirect else None
@@ -150,10 +175,20 @@ class Collate:
         config = fields.training_config(self.config, kind)
         return self.stages.do(name, train_on, self.writer, config, rows, start, self.tokenizer)
 
-    def rationales(self, name: str, model: Stage, rows: Sequence[Mapping[str, Any]], round: int) -> Stage:
+    def rationales(self, name: str, model: Stage, rows: Sequence[Row], round: int) -> Stage:
         """Names a stage in which a model writes a rationale for each row."""
         prompts = [self.modes.prompt(RATIONALE, row["question"]) for row in rows]
         return self.stages.do(name, write_rationales, self.writer, model, prompts, self.modes, self.sampling(0, round))
+
+    def refinements(self, name: str, model: Stage, rows: Sequence[Row], drafts: Stage, round: int) -> Stage:
+        """Names a stage in which a model refines the rationale that another one wrote for each row."""
+        return self.stages.do(
+            name, refine_rationales, self.writer, model, rows, drafts, self.modes, self.sampling(0, round)
+        )
+
+    def utilities(self, name: str, rows: Sequence[Row], written: Sequence[Stage]) -> Stage:
+        """Names a stage in which the instruction-tuned model scores all rationales of each row."""
+        return self.stages.do(name, score_rationales, self.tuned, rows, list(written), self.modes, self.scoring)
 
     def sampling(self, more: int, round: int, temperature: float | None = None) -> dict[str, Any]:
         """Returns the options of generation, with `more` tokens than a rationale may have."""
@@ -193,7 +228,7 @@ def train_on(
     config = config.copy_and_resolve_references()
     run = find_run(start) if isinstance(start, Path) else None
     with config.unlocked():
-        config.tokenizer = str(tokenizer["tokenizer"])
+        config.tokenizer, config.data.train = str(tokenizer["tokenizer"]), str(rows["rows"])
         if run is not None and "lora" in run.config:
             start, config.lora.adapter = run.config["model"], str(folder / "start")
             if not (folder / "start").exists():
@@ -206,9 +241,7 @@ def pick(choice: Mapping[str, Any], values: Sequence[Any]) -> Any:
     return values[choice["chosen"]]
 
 
-def rows_with_rationales(
-    folder: Path, task: Sequence[Mapping[str, Any]], own: Mapping[str, Any], modes: Modes
-) -> dict[str, Any]:
+def rows_with_rationales(folder: Path, task: Sequence[Row], own: Mapping[str, Any], modes: Modes) -> dict[str, Any]:
     """Writes rows of mode [I;R]→A whose rationales a provider has written."""
     rows = [
         {

@@ -49,6 +49,7 @@ def small_config(folder: Path, model: str, **changes: Any) -> ConfigDict:
     config.data.validation = write_lines(folder / "test.jsonl", ROWS[24:])
     config.training.dtype, config.training.remat = "float32", "none"
     config.training.rows, config.training.row_length, config.training.checkpoint_every = 4, 128, 2
+    config.training.scored, config.training.examples = 128, 8
     config.utility.rows, config.utility.row_length = 4, 256
     config.generation.max_tokens, config.generation.answer_tokens, config.generation.decode_slots = 16, 8, 4
     config.pairs.filter = False

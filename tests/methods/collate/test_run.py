@@ -94,9 +94,8 @@ def test_another_round_draws_other_samples(finished, home):
     run = Collate(config_of(home, rounds=2, indirect=True), finished[0].absolute())
     rounds = [run.sampling(0, number)["round"] for number in (1, 2)]
     assert len(set(rounds)) == 2
-    assert [opened(run.value(stage))["rationales"] for stage in run.scored][0] != [
-        opened(run.value(stage))["rationales"] for stage in run.scored
-    ][1]
+    first, second = (opened(run.value(stage))["rationales"] for stage in run.scored)
+    assert first != second
 
 
 def test_one_seed_reproduces_all_data_sets(finished, home):
