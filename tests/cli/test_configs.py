@@ -52,7 +52,8 @@ def test_a_field_is_shown_with_its_value_and_meaning(capsys):
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("eval/")])
 def test_a_config_says_how_to_run_it(name):
     text = config_files.docstring(name)
-    assert ("smallr train " if not name.startswith("crv/annotate") else "smallr crv ") in text
+    command = {"crv/annotate": "crv"}.get(name, "collate" if name.startswith("collate/") else "train")
+    assert f"smallr {command} " in text
     assert "Hardware:" in text
     assert "Time:" in text
     assert "Expect:" in text

@@ -103,7 +103,7 @@ class Collate:
     def round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
         """Names the stages of a round: all write, the instruction-tuned model judges, all train on the pairs it prefers."""
         written = [
-            self.rationales(f"rationales_{number}_{s}", each, self.data.task, number + 1)
+            self.rationales(f"rationales_{number}_{s}", each, self.data.task, self.stream(number, s))
             for s, each in enumerate(providers)
         ]
         scored = self.utilities(f"utilities_{number}", self.data.task, written)
@@ -118,9 +118,12 @@ class Collate:
         parts, trained = task_parts(self.data.task, self.config.rounds * len(providers), self.config.seed), []
         for s, start in enumerate(providers):
             part, name = parts[number * len(providers) + s], f"{number}_{s}"
-            drafts = [self.rationales(f"drafts_{name}_{w}", each, part, number + 1) for w, each in enumerate(providers)]
+            drafts = [
+                self.rationales(f"drafts_{name}_{w}", each, part, self.stream(number, w))
+                for w, each in enumerate(providers)
+            ]
             refined = [
-                self.refinements(f"refined_{name}_{w}_{v}", each, part, draft, number + 1)
+                self.refinements(f"refined_{name}_{w}_{v}", each, part, draft, self.stream(number, v))
                 for w, draft in enumerate(drafts)
                 for v, each in enumerate(providers)
             ]
@@ -159,7 +162,7 @@ class Collate:
     def fine_tuned_base(self, answers: Sequence[Stage]) -> Stage:
         """Names the published metric's stages: the base model fine-tuned on instruction and generated rationale."""
         do, config, task = self.stages.do, self.config, self.data.task
-        own = self.rationales("rationales_indirect", self.chosen, task, config.rounds + 1)
+        own = self.rationales("rationales_indirect", self.chosen, task, self.stream(config.rounds, 0))
         rows = do("indirect_rows", rows_with_rationales, task, own, self.modes)
         model = self.train("indirect", "tuning", rows, config.model)
         given = self.stages.make("given_rationales", pick, self.choice, list(answers))
@@ -196,6 +199,10 @@ class Collate:
         how = {"max_tokens": own.max_tokens + more}
         how["temperature"] = own.temperature if temperature is None else temperature
         return {"seed": config.seed, "round": round, "sampling": how}
+
+    def stream(self, number: int, provider: int) -> int:
+        """Returns the number under which a provider samples in a round: no two share one, and 0 is instruction tuning's."""
+        return number * self.config.providers + provider + 1
 
     @property
     def answering(self) -> dict[str, Any]:

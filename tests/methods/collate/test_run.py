@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from smallr.methods.collate.writer import Writer
 from smallr.training.checkpoints import Checkpointer
 from smallr.training.trainer import Trainer
 from tests.methods.collate.small import ROWS, small_config, write_by_rule, write_lines, write_model
+from tests.runs import ROOT, environment
 
 pytestmark = pytest.mark.slow
 
@@ -92,8 +97,7 @@ def test_round_two_starts_from_round_one_with_the_same_judge(finished, home):
 
 def test_another_round_draws_other_samples(finished, home):
     run = Collate(config_of(home, rounds=2, indirect=True), finished[0].absolute())
-    rounds = [run.sampling(0, number)["round"] for number in (1, 2)]
-    assert len(set(rounds)) == 2
+    assert len({run.stream(number, s) for number in range(2) for s in range(2)} - {0}) == 4
     first, second = (opened(run.value(stage))["rationales"] for stage in run.scored)
     assert first != second
 
@@ -123,7 +127,8 @@ def test_another_model_under_the_same_folder_is_refused(finished, home):
         run_collate(config, finished[0])
 
 
-def test_equal_providers_leave_no_pair(home):
+def test_equal_providers_leave_no_pair(home, monkeypatch):
+    monkeypatch.setattr("tests.methods.collate.small.by_rule", lambda *_: "1 + 1 = 2.")
     with pytest.raises(UserError, match=r"round 0: no pair left \(rows in 24, tie 24\); .* train them longer"):
         run_collate(config_of(home, distinct=False), home / "clones")
 
@@ -171,6 +176,32 @@ def test_a_kill_at_any_moment_ends_in_the_same_data_sets(home, monkeypatch):
         json.loads((home / "killed" / "report.json").read_text())["accuracy"]
         == json.loads((home / "whole" / "report.json").read_text())["accuracy"]
     )
+
+
+@pytest.mark.process
+def test_sigkill_inside_training_and_scoring_ends_in_the_same_data_sets(home, finished):
+    out, script = (
+        home / "sigkilled",
+        (
+            "from tests.methods.collate.small import *; from smallr.methods.collate.writer import Writer; "
+            "from smallr.methods.collate.stages import run_collate; Writer.complete = write_by_rule; "
+            f"home = Path({str(home)!r}); "
+            "config = small_config(home, str(home / 'model'), rounds=2, indirect=True); run_collate(config, home / 'sigkilled')"
+        ),
+    )
+
+    def killed_when(pattern: str) -> bool:
+        """Runs until a file appears, then kills; says whether it was killed."""
+        run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        while run.poll() is None and not any(out.glob(pattern)):
+            time.sleep(0.01)
+        run.kill()
+        return run.wait() == -signal.SIGKILL
+
+    assert killed_when("provider_1-*/checkpoints/*")
+    assert killed_when("utilities_1-*/run.json")
+    run_collate(config_of(home, rounds=2, indirect=True), out)
+    assert data_sets(out) == data_sets(finished[0])
 
 
 def test_rows_without_rationales_are_refused_before_the_first_stage(home):
