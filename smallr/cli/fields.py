@@ -287,7 +287,7 @@ def _described(config: ConfigDict, group: ConfigDict, prefix: str, order: dict[s
 
 
 def _line(path: str, value: Any, text: str) -> Iterator[str]:
-    field = f"  {path}={value}" if isinstance(value, str) and value else f"  {path}={value!r}"
+    field = f"  {path}={value}" if isinstance(value, str) and value.isprintable() and value else f"  {path}={value!r}"
     wrapped = textwrap.wrap(text, 72) or [""]
     if len(field) > 46:
         yield field

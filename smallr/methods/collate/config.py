@@ -40,9 +40,7 @@ def base() -> ConfigDict:
     config.generation.decode_slots = 32  # rationales written at once
 
     config.utility = ConfigDict()
-    config.utility.form = (
-        "mean"  # of the answer's log-probs: mean (exp of the mean, as published) | sum (exp of the sum)
-    )
+    config.utility.form = "mean"  # mean: exp of the answer's mean log-prob, as published | sum: exp of the sum
     config.utility.rows = 8  # packed rows a step of scoring
     config.utility.row_length = 1024  # tokens of a row: a question and all its rationales must fit
 
