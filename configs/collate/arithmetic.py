@@ -14,6 +14,7 @@ from smallr.methods.collate.config import base
 def get_config() -> ConfigDict:
     """Two providers, two rounds, an epoch of DPO each."""
     config = base()
+    config.marks.answer = "\n\nResult:"  # the rationales may hold "Answer:"
     config.training.dtype, config.training.remat = "float32", "none"
     config.training.rows, config.training.row_length = 8, 512
     config.training.scored, config.training.examples = 512, 32

@@ -45,6 +45,7 @@ def config_of(options: argparse.Namespace, seed: int, model: str, rows: str, val
     config = fields()
     config.seed, config.model, config.indirect = seed, model, False
     config.data.rows, config.data.validation, config.data.answer_mark = rows, validation, options.answer_mark
+    config.marks.answer = "\n\nResult:"  # rationales of the built-in rows may hold "Answer:"
     config.rounds = options.rounds
     training = config.training
     training.dtype, training.remat, training.rows, training.row_length = (
