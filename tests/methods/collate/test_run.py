@@ -14,16 +14,23 @@ from typing import Any
 
 import pytest
 
+from smallr.cli.main import main
 from smallr.core.errors import UserError
 from smallr.core.files import read_json
 from smallr.core.journal import Journal
 from smallr.core.stage_table import State, states
+from smallr.language.loading import load_engine
 from smallr.methods.collate import data, stages
 from smallr.methods.collate.data import opened
 from smallr.methods.collate.stages import Collate, run_collate
 from smallr.methods.collate.utility import UtilityScorer
 from smallr.methods.collate.writer import Writer
+from smallr.models.peft import read_adapter
+from smallr.sampling.requests import Request
 from smallr.training.checkpoints import Checkpointer
+from smallr.training.exporting import convert
+from smallr.training.opening import open_trained, saved_pair
+from smallr.training.saved import find_run
 from smallr.training.trainer import Trainer
 from tests.methods.collate.small import ROWS, small_config, write_by_rule, write_lines, write_model
 from tests.runs import ROOT, environment
@@ -211,3 +218,66 @@ def test_rows_without_rationales_are_refused_before_the_first_stage(home):
     with pytest.raises(UserError, match="no row has a rationale"):
         run_collate(config, home / "bare")
     assert not list((home / "bare").glob("*-*"))
+
+
+def test_the_folder_is_the_chosen_provider_for_every_command(finished, tmp_path):
+    out, report = finished
+    run = find_run(out)
+    assert run.workdir == out.absolute() / report["choice"]["model"]
+    assert report["choice"]["model"].startswith(f"round_1_{report['choice']['chosen']}-")
+    engine = load_engine(str(out), dtype="float32", decode_slots=1).engine
+    question = ROWS[-1]["question"]
+    ids = engine.encode(Request(messages=({"role": "user", "content": question},)))
+    assert engine.tokenizer.decode(ids) == f"{question}\n\nRationale:"
+    assert len(engine.end_ids) == 1
+    convert(str(out), tmp_path / "exported", dtype="float32", shard_size="5GB")
+    exported = open_trained(str(tmp_path / "exported"))
+    assert exported.tokenizer().chat_template == engine.tokenizer.chat_template
+    assert main(["generate", f"--model={out}", "--dtype=float32", "--max_tokens=2", question]) == 0
+
+
+def test_the_command_ends_with_the_next_commands(home, tmp_path, capsys):
+    config = config_of(home, rounds=0, providers=1)
+    (tmp_path / "mine.py").write_text(
+        "from tests.methods.collate.small import small_config\nfrom pathlib import Path\n\n"
+        f"def get_config():\n    return small_config(Path({str(home)!r}), {config.model!r}, rounds=0, providers=1)\n"
+    )
+    assert main(["collate", str(tmp_path / "mine.py"), f"--out={home / 'one'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "provider 0 is chosen" in printed
+    assert f"next: smallr generate --model={home / 'one'}" in printed
+    assert main(["collate", str(tmp_path / "mine.py"), "--config.providers=0", f"--out={home / 'bad'}"]) == 1
+
+
+def test_with_adapters_all_rounds_stand_on_one_base(home):
+    out = (home / "lora").absolute()
+    config = config_of(home, rounds=2, **{"lora.rank": 2})
+    run_collate(config, out)
+    run = Collate(config, out)
+    tuned = str(run.value(run.tuned))
+    for number, providers in enumerate(run.providers):
+        for s, provider in enumerate(providers):
+            found = read_json(run.value(provider) / "config.json")["config"]
+            assert found["model"] == tuned
+            assert found["lora"]["adapter"] == (str(run.value(provider) / "start") if number else "")
+            if number:
+                before = find_run(run.value(run.providers[number - 1][s]))
+                start = saved_pair(before, "layers.attention.q")[1]
+                folder, sizes = Path(found["lora"]["adapter"]), open_trained(str(out)).config
+                _, pairs = read_adapter(folder, sizes, before.checkpoint.metadata["frozen"])
+                assert (pairs["layers.attention.q"][1] == start).all()
+                assert abs(start).max() > 0
+
+
+def test_a_run_with_refinement(home):
+    out = (home / "refined").absolute()
+    config = config_of(home, refine=True, **{"utility.row_length": 512})
+    report = run_collate(config, out)
+    run = Collate(config, out)
+    questions = [{row["question"] for row in opened(run.value(stage))} for stage in run.scored]
+    assert not questions[0] & questions[1]
+    assert sum(map(len, questions)) == 24
+    assert report["stages"]["tuning_rows"]["refine"] == 24
+    pairs = [opened(run.value(stage))["prompt"] for stage in run.pairs]
+    assert {"Draft" in prompt for each in pairs for prompt in each} == {True, False}
+    assert report["stages"]["refined_0_0_1_0"]["rows in"] == 12
