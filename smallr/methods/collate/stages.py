@@ -138,18 +138,10 @@ class Collate:
 
     def measure(self, providers: Sequence[Stage]) -> None:
         """Names the stages that answer the validation questions, choose a provider and train on its rationales."""
-        do, held = self.stages.do, self.data.validation
+        held = self.data.validation
         models = {"M_IFT": self.tuned, **{f"provider {s}": provider for s, provider in enumerate(providers)}}
         self.answers = {
-            (name, mode): do(
-                f"answers_{name.replace(' ', '_')}_{label}",
-                answer_questions,
-                model,
-                held,
-                mode,
-                self.modes,
-                self.answering,
-            )
+            (name, mode): self.answer(f"answers_{name.replace(' ', '_')}_{label}", model, mode)
             for name, model in models.items()
             for mode, label in ((ANSWER, "at_once"), (RATIONALE, "with_rationale"))
         }
@@ -166,10 +158,7 @@ class Collate:
         rows = do("indirect_rows", rows_with_rationales, task, own, self.modes)
         model = self.train("indirect", "tuning", rows, config.model)
         given = self.stages.make("given_rationales", pick, self.choice, list(answers))
-        held = self.data.validation
-        return do(
-            "answers_indirect", answer_questions, self.writer, model, held, GIVEN, self.modes, self.answering, given
-        )
+        return self.answer("answers_indirect", model, GIVEN, given)
 
     # Kinds of stages ----------------------------------------------------------------------------------------------
 
@@ -188,6 +177,11 @@ class Collate:
         return self.stages.do(
             name, refine_rationales, self.writer, model, rows, drafts, self.modes, self.sampling(0, round)
         )
+
+    def answer(self, name: str, model: Stage, mode: str, given: Stage | None = None) -> Stage:
+        """Names a stage in which a model answers the validation questions in a mode."""
+        rows, how = self.data.validation, (self.modes, self.answering)
+        return self.stages.do(name, answer_questions, self.writer, model, rows, mode, *how, given)
 
     def utilities(self, name: str, rows: Sequence[Row], written: Sequence[Stage]) -> Stage:
         """Names a stage in which the instruction-tuned model scores all rationales of each row."""

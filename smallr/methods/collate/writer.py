@@ -22,7 +22,7 @@ from smallr.core.journal import Journal
 from smallr.core.sharding import make_mesh
 from smallr.language.loading import load_trained
 from smallr.models.decoder import Decoder
-from smallr.models.lora import LoRA, attach, fill, is_adapter_path, targets
+from smallr.models.lora import LoRA, attach, fill, targets
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
 from smallr.sampling.requests import Result
@@ -53,7 +53,7 @@ class Writer:
         self._mesh = make_mesh(1, 1, -1)
         self._engine: Engine | None = None
         self._decoder: Decoder | None = None
-        self._base = self._current = ""
+        self._base = ""
         self._adapters: dict[str, Pairs] = {}
 
     def complete(
@@ -88,17 +88,13 @@ class Writer:
     def close(self) -> None:
         """Frees the models' memory; the next completion loads again what it needs."""
         self._engine = self._decoder = None
-        self._base = self._current = ""
-        self._adapters = {}
+        self._base, self._adapters = "", {}
 
     @property
     def num_bytes(self) -> dict[str, int]:
-        """Returns the bytes of the base in the engine, and of each run's adapters that are kept."""
-        layers = [dict(nnx.to_flat_state(state)) for state in self._engine._weights.layers]
-        base = [value for layer in layers for path, value in layer.items() if not is_adapter_path(path)]
+        """Returns the bytes of the base in the engine, and of the adapters of each run that are kept beside it."""
         kept = {name: sum(a.nbytes + b.nbytes for a, b in pairs.values()) for name, pairs in self._adapters.items()}
-        whole = jax.tree.leaves((base, self._engine._weights.trunk, self._engine._weights.head))
-        return {"base": sum(leaf.nbytes for leaf in whole), **kept}
+        return {"base": self._engine.weight_bytes[0], **kept}
 
     def _take(self, model: Path) -> None:
         """Puts a run's weights into the engine, and empties its cache."""
@@ -108,7 +104,7 @@ class Writer:
         if base != self._base:
             self._load(base)
         if self._lora is None:
-            self._engine.update(self._decoder)
+            self._engine.forget()
             return
         if str(model) not in self._adapters:
             paths = targets(self._decoder.config, self._lora)
@@ -122,20 +118,17 @@ class Writer:
         """Loads a base, with adapters that are switched off if runs may have some."""
         self._adapters = {}
         with jax.set_mesh(self._mesh):
-            source, self._decoder = load_trained(base, self._mesh, dtype=self._dtype)
+            source, decoder = load_trained(base, self._mesh, dtype=self._dtype)
             if self._lora is not None:
-                attach(self._decoder, self._lora, 0, self._mesh)
+                attach(decoder, self._lora, 0, self._mesh)
             if self._engine is None:
+                ends = end_ids(source)
                 self._engine = Engine(
-                    self._decoder,
-                    source.tokenizer(),
-                    self._mesh,
-                    decode_slots=self._decode_slots,
-                    end_ids=end_ids(source),
+                    decoder, source.tokenizer(), self._mesh, decode_slots=self._decode_slots, end_ids=ends
                 )
             else:
-                self._engine.update(self._decoder)
-        self._base = base
+                self._engine.update(decoder)
+        self._base, self._decoder = base, decoder if self._lora is not None else None
 
     def _switched_off(self) -> Pairs:
         state = dict(nnx.to_flat_state(nnx.state(self._decoder)))
