@@ -23,6 +23,7 @@ from smallr.core.sharding import make_mesh
 from smallr.language.loading import load_trained
 from smallr.models.decoder import Decoder
 from smallr.models.lora import LoRA, attach, fill, targets
+from smallr.models.projection import adapter_name
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
 from smallr.sampling.requests import Result
@@ -131,9 +132,13 @@ class Writer:
         self._base, self._decoder = base, decoder if self._lora is not None else None
 
     def _switched_off(self) -> Pairs:
-        state = dict(nnx.to_flat_state(nnx.state(self._decoder)))
-        shapes = {path: state[tuple(f"{path}_lora".split("."))] for path in targets(self._decoder.config, self._lora)}
-        return {path: (np.asarray(each["a"]), np.zeros(each["b"].shape, np.float32)) for path, each in shapes.items()}
+        """Returns adapters that add nothing: b is zero."""
+        flat = dict(nnx.to_flat_state(nnx.state(self._decoder)))
+        found = {}
+        for path in targets(self._decoder.config, self._lora):
+            a, b = (flat[(*adapter_name(path).split("."), name)].get_value() for name in ("a", "b"))
+            found[path] = np.asarray(a), np.zeros(b.shape, np.float32)
+        return found
 
 
 def _completion(result: Result) -> dict[str, str]:
