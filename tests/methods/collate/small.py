@@ -63,7 +63,8 @@ def small_config(folder: Path, model: str, **changes: Any) -> ConfigDict:
 def by_rule(model: str, round: int, prompt: str) -> str:
     """What a model writes: sums that are wrong for some questions, others for each model and round."""
     a, b = map(int, re.findall(r"Add (\d) and (\d)", prompt)[0])
-    slip = (a + 2 * b + sum(model.encode()) + round) % 3
+    provider = re.findall(r"_(\d)-", model)  # none: the instruction-tuned model
+    slip = (a + 2 * b + int(provider[-1] if provider else 2) + (round + 1) // 2) % 3
     if prompt.endswith(MARKS["answer"]):
         return str(a + b)
     return f"{a} + {b} = {a + b + slip}."
