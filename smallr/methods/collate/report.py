@@ -10,7 +10,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smallr.core.files import read_json, whole_file, write_json, write_text
-from smallr.core.stages import Stage
 from smallr.evals.statistics import pass_at_1
 from smallr.methods.collate.data import opened
 from smallr.methods.collate.modes import ANSWER, RATIONALE
@@ -28,11 +27,11 @@ def write_report(out: Path, config: ConfigDict, run: Collate) -> dict[str, Any]:
     Returns:
       What report.json holds: `data`, `stages` (counts of each), `accuracy` and `choice`.
     """
-    listed = [stage for stage in run.stages.named if isinstance(_of(run, stage), Mapping)]
+    values = {stage.name: (run.stages.folder(stage), run.value(stage)) for stage in run.stages.named}
     report = {
         "data": run.data.counts,
-        "stages": {stage.name: _of(run, stage)["counts"] for stage in listed if "counts" in _of(run, stage)},
-        "training": {stage.name: _training(_of(run, stage)) for stage in run.stages.named if _is_run(_of(run, stage))},
+        "stages": {name: value["counts"] for name, (folder, value) in values.items() if _has_rows(folder, value)},
+        "training": {name: _training(value) for name, (folder, value) in values.items() if value == folder},
         "accuracy": _accuracies(run),
         "choice": {**run.value(run.choice), "model": run.value(run.chosen).name},
     }
@@ -42,17 +41,15 @@ def write_report(out: Path, config: ConfigDict, run: Collate) -> dict[str, Any]:
     return report
 
 
-def _of(run: Collate, stage: Stage) -> Any:
-    return run.value(stage)
+def _has_rows(folder: Path, value: Any) -> bool:
+    """Returns whether a stage has written a data set of its own."""
+    return isinstance(value, Mapping) and "rows" in value and value["rows"].parent == folder
 
 
-def _is_run(value: Any) -> bool:
-    return isinstance(value, Path) and (value / "report.json").exists()
-
-
-def _training(folder: Path) -> dict[str, Any]:
+def _training(folder: Path) -> dict[str, int]:
+    """Returns the steps of a run, and its examples: pairs, or prompts with their completions."""
     found = read_json(folder / "report.json")
-    return {name: found[name] for name in ("steps", "examples", "seconds") if name in found}
+    return {"steps": found["steps"], **{name: found[name] for name in ("examples",) if name in found}}
 
 
 def _accuracies(run: Collate) -> list[dict[str, Any]]:
@@ -104,7 +101,14 @@ def _page(out: Path, config: ConfigDict, report: Mapping[str, Any], has_plot: bo
     lines += _agreement(choice["agreement"])
     if has_plot:
         lines += ["## Utilities", "", f"![utilities of each round]({PLOT})", ""]
-    lines += ["## Rows", "", *_counts(report["data"]), "## Stages", "", *_counts(report["stages"])]
+    lines += [
+        "## Rows",
+        "",
+        *_counts(report["data"]),
+        "## Stages",
+        "",
+        *_counts({**report["stages"], **report["training"]}),
+    ]
     lines += [
         "## Next",
         "",
