@@ -24,7 +24,7 @@ from experiments.collate.arms import ARMS, Majority, open_arm
 from experiments.crv.arms import TrainSettings
 from experiments.crv.base import Base
 from experiments.crv.questions import Questions
-from experiments.tables import markdown, table, write_csv
+from smallr.core.comparison import markdown, table, write_csv
 from smallr.core.errors import UserError
 from smallr.core.programs import keep_programs
 from smallr.core.stages import Stage, Stages, Stopped
