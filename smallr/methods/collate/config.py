@@ -129,11 +129,11 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.marks: {', '.join(map(repr, marks.values()))} must differ, else no mode is told apart")
 
 
-def training_config(config: ConfigDict, stage: str) -> ConfigDict:
+def training_config(config: ConfigDict, stage: str, seed: int = 0) -> ConfigDict:
     """Returns the config of a training run of a stage: tuning, provider or task."""
     shared, own = config.training, config[stage]
     full = _sft() if stage == "tuning" else preference("sigmoid", own.beta)
-    full.seed = config.seed
+    full.seed = seed
     full.compute.dtype, full.compute.remat = shared.dtype, shared.remat
     full.data.eval, full.data.chat, full.data.end = "", False, False  # rows are written out, with their end
     full.batch.rows, full.batch.row_length, full.batch.accumulation = (

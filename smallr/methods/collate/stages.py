@@ -20,9 +20,10 @@ from smallr.methods.collate.report import PLOT, REPORT, write_report
 from smallr.methods.collate.utility import score_rationales
 from smallr.methods.collate.writer import Writer
 from smallr.models.lora import LoRA
-from smallr.training.exporting import convert
-from smallr.training.opening import open_trained
-from smallr.training.saved import MODEL, choose_run, find_run
+from smallr.models.peft import write_adapter
+from smallr.training.opening import base_source, open_trained, saved_pair
+from smallr.training.policy import lora_of
+from smallr.training.saved import MODEL, SavedRun, choose_run, find_run
 
 
 def run_collate(config: ConfigDict, out: Path) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class Collate:
             return self.tuned
         own = self.rationales(f"own_{s}", self.tuned, share, 0)
         pairs = self.stages.do(f"provider_pairs_{s}", gold_over_own, share, own, self.modes)
-        return self.train(f"provider_{s}", "provider", pairs, self.tuned)
+        return self.train(f"provider_{s}", "provider", pairs, self.tuned, s)
 
     def round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
         """Names the stages of a round: all write, the instruction-tuned model judges, all train on the pairs it prefers."""
@@ -111,7 +112,7 @@ class Collate:
         pairs = self.stages.do(f"pairs_{number}", prefer_useful, scored, self.modes, rule, f"round {number}")
         self.scored.append(scored)
         self.pairs.append(pairs)
-        return [self.train(f"round_{number}_{s}", "task", pairs, each) for s, each in enumerate(providers)]
+        return [self.train(f"round_{number}_{s}", "task", pairs, each, s) for s, each in enumerate(providers)]
 
     def refining_round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
         """Names the stages of a round with refinement: each provider trains on its own part of the task rows."""
@@ -133,7 +134,7 @@ class Collate:
             pairs = self.stages.do(f"pairs_{name}", refined_pairs, scored, better, self.modes, where)
             self.scored.append(scored)
             self.pairs.append(pairs)
-            trained.append(self.train(f"round_{name}", "task", pairs, start))
+            trained.append(self.train(f"round_{name}", "task", pairs, start, s))
         return trained
 
     def measure(self, providers: Sequence[Stage]) -> None:
@@ -162,9 +163,9 @@ class Collate:
 
     # Kinds of stages ----------------------------------------------------------------------------------------------
 
-    def train(self, name: str, kind: str, rows: Stage, start: str | Stage) -> Stage:
-        """Names a stage that trains a model from `start`; its value is the run's folder."""
-        config = fields.training_config(self.config, kind)
+    def train(self, name: str, kind: str, rows: Stage, start: str | Stage, number: int = 0) -> Stage:
+        """Names a stage that trains a model from `start`; its value is the run's folder. `number` changes the rows' order."""
+        config = fields.training_config(self.config, kind, self.config.seed + number)
         return self.stages.do(name, train_on, self.writer, config, rows, start, self.tokenizer)
 
     def rationales(self, name: str, model: Stage, rows: Sequence[Row], round: int) -> Stage:
@@ -233,8 +234,22 @@ def train_on(
         if run is not None and "lora" in run.config:
             start, config.lora.adapter = run.config["model"], str(folder / "start")
             if not (folder / "start").exists():
-                convert(str(run.workdir), folder / "start", dtype="float32", shard_size="5GB", adapter_only=True)
+                write_adapters(run, folder / "start")
     return train_in(folder, config, opened(rows), start)
+
+
+def write_adapters(run: SavedRun, target: Path) -> None:
+    """Writes a run's adapters in the format that another run starts from."""
+    write_adapter(
+        target,
+        base_source(run),
+        lora_of(run.config["lora"]),
+        lambda path: saved_pair(run, path),
+        base=run.config["model"],
+        digest=run.checkpoint.metadata["frozen"],
+        dtype="float32",
+        card="",
+    )
 
 
 def pick(choice: Mapping[str, Any], values: Sequence[Any]) -> Any:
