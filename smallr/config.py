@@ -87,6 +87,7 @@ def _add_data(config: ConfigDict) -> None:
     # Of an example that is longer than a row: drop | truncate_prompt_left, which shortens the prompt, see docs/data.md. A
     # completion is never cut.
     config.data.truncation = "drop"
+    config.data.end = True  # put the end token behind plain completions; False: they write it out, or have no end
     config.data.date = "2024-07-26"  # written by chat templates that write today's, so that days do not matter
 
 

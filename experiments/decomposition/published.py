@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.tables import markdown
+from smallr.core.comparison import markdown
 from smallr.core.errors import UserError
 from smallr.evals.extraction import numerals
 from smallr.evals.graders.matching import close, to_decimal

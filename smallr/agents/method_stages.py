@@ -109,7 +109,7 @@ def generate_in(folder: Path, model: str | Path, prompts: Sequence[str], options
     """
     journal = Journal(folder / "journal.jsonl", ("completions", "error"))
     params = sampling_params("sampling", **_tuples(options["sampling"]))
-    requests = {_key(number, prompt): _request(prompt, params, options) for number, prompt in enumerate(prompts)}
+    requests = {_key(number, prompt): request_of(prompt, params, options) for number, prompt in enumerate(prompts)}
     todo = [key for key in requests if key not in journal]
     unanswered: list[str] = []
     with tqdm(total=len(requests), initial=len(requests) - len(todo), desc="completions", disable=None) as bar:
@@ -129,7 +129,8 @@ def generate_in(folder: Path, model: str | Path, prompts: Sequence[str], options
     return [{"prompt": prompt, **journal[_key(number, prompt)]} for number, prompt in enumerate(prompts)]
 
 
-def _request(prompt: str, params: SamplingParams, options: Mapping[str, Any]) -> Request:
+def request_of(prompt: str, params: SamplingParams, options: Mapping[str, Any]) -> Request:
+    """Returns a user's message whose samples depend on the run's seed, the round, the prompt and their numbers alone."""
     stream = f"{options['seed']}:{options['round']}:{prompt}".encode("utf-8", "surrogatepass")
     seed = int.from_bytes(hashlib.sha256(stream).digest()[:4], "big") >> 1
     return Request(

@@ -12,7 +12,13 @@ from itertools import groupby
 from smallr.cli import config_files, fields
 from smallr.cli.parsing import Parser, UsageError
 
-_GROUPS = {"": "train", "adaptive": "answer first or think first", "crv": "rationales that fit", "eval": "benchmarks"}
+_GROUPS = {
+    "": "train",
+    "adaptive": "answer first or think first",
+    "collate": "models that teach each other",
+    "crv": "rationales that fit",
+    "eval": "benchmarks",
+}
 
 
 def flags(parser: Parser) -> None:

@@ -54,6 +54,7 @@ _MODULES = {
     "evaluation": "evals/config.py",
     "crv": "methods/crv/config.py",
     "planner": "methods/planner/config.py",
+    "collate": "methods/collate/config.py",
 }
 _LINE = re.compile(r"\s+(?P<root>\w+)\.(?P<path>[\w.]+)(?:, config\.[\w.]+)* = .*?(?:  # (?P<meaning>.+))?$")
 _COMMENT = re.compile(r"\s+# (.+)$")
@@ -242,6 +243,8 @@ def _kind(config: ConfigDict) -> str:
         return "crv"
     if "planners" in config:
         return "planner"
+    if "marks" in config:
+        return "collate"
     return "evaluation" if isinstance(config.get("benchmark"), str) else "training"
 
 
@@ -287,7 +290,7 @@ def _described(config: ConfigDict, group: ConfigDict, prefix: str, order: dict[s
 
 
 def _line(path: str, value: Any, text: str) -> Iterator[str]:
-    field = f"  {path}={value}" if isinstance(value, str) and value else f"  {path}={value!r}"
+    field = f"  {path}={value}" if isinstance(value, str) and value.isprintable() and value else f"  {path}={value!r}"
     wrapped = textwrap.wrap(text, 72) or [""]
     if len(field) > 46:
         yield field

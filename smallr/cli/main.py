@@ -36,6 +36,7 @@ COMMANDS = {
     "push": ("smallr.cli.push", "put a run or a model on the Hugging Face hub"),
     "scratch": ("smallr.cli.scratch", "write a new model with random weights"),
     "crv": ("smallr.cli.crv", "fit a teacher's rationales to a student (critique, rethink, verify)"),
+    "collate": ("smallr.cli.collate", "small models that teach each other by the likelihood of the answer"),
     "pairs": ("smallr.cli.pairs", "make preference pairs of a CRV run"),
     "plan": ("smallr.cli.plan", "pick the best of several queries: one question, or a benchmark"),
     "labels": ("smallr.cli.labels", "label questions: answer first, or think first"),

@@ -236,4 +236,4 @@ def _underscored(word: str) -> str:
 
 
 def _example(group: str) -> str:
-    return {"": "cogpo", "eval": "gsm8k", "crv": "annotate", "planner": "spider"}[group]
+    return {"": "cogpo", "eval": "gsm8k", "crv": "annotate", "collate": "base", "planner": "spider"}[group]

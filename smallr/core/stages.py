@@ -228,6 +228,11 @@ class Stages:
         self._made[stage] = lambda _, folder, __: call(folder, replace(inputs, Stage, self.value))
         return stage
 
+    @property
+    def named(self) -> list[Stage]:
+        """Returns the stages that `make` and `do` have named, in their order."""
+        return list(self._made)
+
     # What is done
 
     def folder(self, stage: Stage) -> Path:

@@ -69,6 +69,7 @@ class Renderer:
         has before it; what it has behind the question is left out.
       prompt: of choice rows, see `choice_pieces`; in a chat likewise.
       date: that a chat template writes where it writes today's.
+      end: put the end token behind plain completions; without it more may follow them.
 
     Raises:
       DataError: `chat` without a chat template.
@@ -82,9 +83,10 @@ class Renderer:
         formats: Mapping[str, str] = FORMATS,
         prompt: str = PROMPT,
         date: str = DATE,
+        end: bool = True,
     ) -> None:
         self._template = ChatTemplate(tokenizer, date)
-        self._chat = chat
+        self._chat, self._end = chat, end
         self._pieces = {order: rationale_pieces(template) for order, template in formats.items()}
         self._around = choice_pieces(prompt)
         self._separators = {order: separator(template) for order, template in formats.items()}
@@ -98,7 +100,7 @@ class Renderer:
           Unrenderable: the chat template cannot show the row, or the row's texts have been rendered by it before.
         """
         if isinstance(row.prompt, str) and (not self._chat or not row.prompt):
-            return tuple(_plain(row.prompt, completion) for completion in row.completions)
+            return tuple(plain_text(row.prompt, completion, end=self._end) for completion in row.completions)
         if isinstance(row.prompt, str):
             self._check_bare(row.prompt, *row.completions)
         prompt = _messages(row.prompt, "user")
@@ -175,9 +177,10 @@ class Renderer:
         return (Marked(marked.text, tuple(map(Span, cuts[:-1], cuts[1:], roles)), True),)
 
 
-def _plain(prompt: str, completion: str) -> Marked:
+def plain_text(prompt: str, completion: str, *, end: bool = True) -> Marked:
+    """Returns a completion, scored, behind its prompt; with `end` the end token is put behind it."""
     text = prompt + completion
-    return Marked(text, (Span(len(prompt), len(text), ROLE_ANSWER),), False)
+    return Marked(text, (Span(len(prompt), len(text), ROLE_ANSWER),), False, ends=end)
 
 
 def _messages(text: str | Sequence[Message], role: str) -> list[Message]:

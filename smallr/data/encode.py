@@ -96,7 +96,9 @@ class Encoder:
             first = np.searchsorted(ends, span.start, side="right")
             stop = np.searchsorted(starts, span.end, side="left")
             roles[first:stop] = span.role
-        if not text.is_chat:
+        if not text.is_chat and not text.ends:
+            tokens, roles = tokens[~behind], roles[~behind]
+        elif not text.is_chat:
             if len(tokens) > 1 and tokens[-1] == tokens[-2] == self.eos and behind[-1]:
                 tokens, roles = tokens[:-1], roles[:-1]  # the text has an end of its own
             if (not len(tokens) or tokens[-1] != self.eos) and not self._ended(text.text):

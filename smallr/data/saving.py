@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import DatasetDict
@@ -24,6 +25,12 @@ def save_splits(splits: DatasetDict, target: str | os.PathLike[str]) -> None:
     with whole_folder(Path(target)) as folder, _no_bars():
         # Without a shard an empty split cannot be read again.
         splits.save_to_disk(folder, num_shards={name: None if len(rows) else 1 for name, rows in splits.items()})
+
+
+def save_rows(rows: Sequence[Mapping[str, Any]], target: Path) -> None:
+    """Writes one data set, as `save_splits` does."""
+    with whole_folder(target) as folder, _no_bars():
+        datasets.Dataset.from_list([dict(row) for row in rows]).save_to_disk(folder, num_shards=1)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,8 @@ class Marked:
       text: prompt and completion.
       spans: scored characters, ascending, at least one.
       is_chat: rendered by a template, which writes every special token itself. Plain text gets the special tokens that
-        the tokenizer adds, and EOS (scored, with the role of the last span).
+        the tokenizer adds.
+      ends: plain text gets EOS too (scored, with the role of the last span).
       notes: what is not as it might be expected, though the row is kept.
     """
 
@@ -67,6 +68,7 @@ class Marked:
     spans: tuple[Span, ...]
     is_chat: bool
     notes: tuple[str, ...] = ()
+    ends: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,7 @@ class TokenizeOptions:
       format: how the columns are read, one of `formats.format_names(kind)`; empty: found out from the columns.
       date: that a chat template writes where it writes today's, so that tokens are the same on every day.
       truncation: what happens to a longer example, one of `truncation.POLICIES`.
+      end: put the end token behind plain completions; without it they say their end themselves, or have none.
       completion_columns, token_columns: numbers that rows have of their completions and of their scored tokens, see
         `smallr.data.completion_columns`.
 
@@ -91,6 +92,7 @@ class TokenizeOptions:
     format: str = ""
     date: str = DATE
     truncation: str = DROP
+    end: bool = True
     completion_columns: Sequence[str] = ()
     token_columns: Sequence[str] = ()
 
@@ -226,7 +228,12 @@ class ExampleMaker:
         self._longest = longest_text(tokenizer, options.max_length)
         formats = {order: options.all_formats[order] for order in options.orders}
         self._renderer = Renderer(
-            tokenizer, chat=options.chat, formats=formats, prompt=options.prompt, date=options.date
+            tokenizer,
+            chat=options.chat,
+            formats=formats,
+            prompt=options.prompt,
+            date=options.date,
+            end=options.end,
         )
         self._choices = choice_ids(encoder, options.choices) if options.kind == "choice" else None
         self._options = options

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from smallr.data.templates import DATE, parse_date
 from smallr.models.cached_attention import TILE
 from smallr.models.chat_template import end_of_turn
 from smallr.models.decoder import Decoder
+from smallr.models.lora import is_adapter_path
 from smallr.models.soft import soft_tokens
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
@@ -143,6 +145,30 @@ class Engine:
         if hook_shared is not None:
             self._hook_shared = hook_shared
         self._table.forget()
+
+    def update_adapters(self, decoder: Decoder) -> None:
+        """Takes other adapters beside the same base, which is neither read nor packed again.
+
+        Raises:
+          RuntimeError: requests are under way.
+          ValueError: another structure.
+        """
+        if self.busy:
+            raise RuntimeError("the adapters cannot change while requests are under way")
+        with jax.set_mesh(self.mesh):
+            self._weights = self._packer.with_adapters(self._weights, decoder)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets the prompts whose beginnings later ones might share: what follows does not depend on what was before."""
+        self._table.forget()
+
+    @property
+    def weight_bytes(self) -> tuple[int, int]:
+        """Returns the bytes of all weights but adapters, and of the adapters."""
+        flat = [(path, leaf) for state in self._weights.layers for path, leaf in nnx.to_flat_state(state)]
+        adapters = sum(x.nbytes for path, leaf in flat if is_adapter_path(path) for x in jax.tree.leaves(leaf))
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._weights)) - adapters, adapters
 
     @property
     def bytes_of_a_step(self) -> int:

@@ -62,10 +62,7 @@ class Packer:
         Raises:
           ValueError: a decoder of another structure.
         """
-        graphdef, stacked = nnx.split(decoder.layers)
-        if decoder.config != self.config or graphdef != self.block:
-            raise ValueError("the decoder has not the structure of the one that this engine was made with")
-        flat = dict(nnx.to_flat_state(stacked))
+        flat = self._flat(decoder)
         parts = {path: each for group in self._groups(flat) for path, each in self._by_layer(group, flat)}
         layers = tuple(
             nnx.from_flat_state([(path, variable.replace(parts[path][layer])) for path, variable in flat.items()])
@@ -74,6 +71,32 @@ class Packer:
         head = decoder.unembedding()
         head = head if head.dtype == self.config.dtype else self._head(head)
         return Weights(layers, nnx.split(_trunk(decoder))[1], head)
+
+    def with_adapters(self, weights: Weights, decoder: Decoder) -> Weights:
+        """Returns the weights with the adapters of a decoder in the place of their own; all else is the same arrays.
+
+        Raises:
+          ValueError: a decoder of another structure.
+        """
+        flat = {path: variable for path, variable in self._flat(decoder).items() if is_adapter_path(path)}
+        parts = {path: each for path in flat for _, each in self._by_layer((path,), flat)}
+        layers = tuple(
+            nnx.from_flat_state(
+                [
+                    (path, variable.replace(parts[path][layer]) if path in parts else variable)
+                    for path, variable in nnx.to_flat_state(state)
+                ]
+            )
+            for layer, state in enumerate(weights.layers)
+        )
+        return weights._replace(layers=layers)
+
+    def _flat(self, decoder: Decoder) -> dict[Path, nnx.Variable]:
+        """Returns the parameters of all layers by their paths."""
+        graphdef, stacked = nnx.split(decoder.layers)
+        if decoder.config != self.config or graphdef != self.block:
+            raise ValueError("the decoder has not the structure of the one that this engine was made with")
+        return dict(nnx.to_flat_state(stacked))
 
     def _groups(self, flat: Mapping[Path, nnx.Variable]) -> list[tuple[Path, ...]]:
         """Groups the paths of projections that are fused.

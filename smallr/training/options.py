@@ -29,6 +29,7 @@ def tokenize_options(config: ConfigDict) -> TokenizeOptions:
         format=data.get("format", ""),
         date=data.get("date", DATE),
         truncation=data.get("truncation", DROP),
+        end=data.get("end", True),
         share_prompt=config.batch.get("share_prompt", True),
         soft_tokens=config.soft.length if "soft" in config else 0,
         **fields,

@@ -13,9 +13,11 @@ from absl import logging
 from etils import epath
 
 from smallr.core.errors import UserError
-from smallr.core.files import FileError, read_json
+from smallr.core.files import FileError, read_json, write_json
 from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
 from smallr.training.digest import read_digest
+
+MODEL = "model.json"  # in the folder of a job: which of its runs it stands for
 
 
 class SavedCheckpoint:
@@ -98,8 +100,15 @@ class SavedRun:
         return report if report.get("steps") == self.checkpoint.step else {}
 
 
+def choose_run(folder: Path, run: Path) -> None:
+    """Makes the folder of a job stand for one of the runs in it, wherever a model is named."""
+    write_json(folder / MODEL, {"model": str(run.relative_to(folder))})
+
+
 def find_run(path: Path) -> SavedRun | None:
     """Returns the run at `path`: a workdir, whose newest intact checkpoint is taken, or one checkpoint's folder.
+
+    The folder of a job that has chosen one of its runs (`choose_run`) is that run.
 
     Returns:
       None if `path` is neither.
@@ -107,6 +116,8 @@ def find_run(path: Path) -> SavedRun | None:
     Raises:
       UserError: a run without a checkpoint, all of them damaged, or without its configuration.
     """
+    if (path / MODEL).is_file():
+        path /= read_json(path / MODEL, fields={"model": str})["model"]
     if (path / "checkpoints").is_dir():
         return _newest(path)
     if path.name.isdigit() and (path / "metadata" / "metadata").exists():

@@ -49,7 +49,7 @@ class Split:
     """
 
     name: str
-    examples: TokenSet
+    examples: TokenSet  # or any sequence of examples, where nothing but batches is asked for
     plan: PackingPlan
     columns: Mapping[str, Float[np.ndarray, "examples"]]
     completion_names: tuple[str, ...]

@@ -53,7 +53,8 @@ def test_a_field_is_shown_with_its_value_and_meaning(capsys):
 def test_a_config_says_how_to_run_it(name):
     text = config_files.docstring(name)
     plans = name.startswith("planner/") and "judge" not in name
-    command = "crv" if name == "crv/annotate" else "plan" if plans else "train"
+    of_folder = {"crv/annotate": "crv"} | ({name: "plan"} if plans else {})
+    command = of_folder.get(name, "collate" if name.startswith("collate/") else "train")
     assert f"smallr {command} " in text
     assert "Hardware:" in text
     assert "Time:" in text

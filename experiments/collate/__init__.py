@@ -1,0 +1,1 @@
+"""Holds the parts of `experiments.crv.ablation`: rows, runs, judgement, report."""

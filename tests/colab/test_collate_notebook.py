@@ -1,0 +1,28 @@
+"""The notebook on COLLATE runs from top to bottom: rows, all stages, the choice, a question to the run's folder."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.colab.notebooks import check_plain, run_whole
+
+NOTEBOOK = "collate.ipynb"
+
+
+def test_cells_are_plain_python_without_outputs():
+    check_plain(NOTEBOOK)
+
+
+@pytest.mark.notebook
+@pytest.mark.process
+@pytest.mark.slow
+def test_runs_from_top_to_bottom(tmp_path):
+    printed = run_whole(NOTEBOOK, tmp_path)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["stages"]["pairs_1"]["kept"] > 0
+    assert f"provider {report['choice']['chosen']}: mean utility" in printed
+    assert re.search(r"M_IFT +I→R→A +[01]\.\d\d", printed)
+    assert "Next" in (tmp_path / "run" / "report.md").read_text()

@@ -1,0 +1,279 @@
+"""A whole run: its graph, its files, its resumption, its folder as a model."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallr.cli.main import main
+from smallr.core.errors import UserError
+from smallr.core.files import read_json
+from smallr.core.journal import Journal
+from smallr.core.stage_table import State, states
+from smallr.language.loading import load_engine
+from smallr.methods.collate import data, stages
+from smallr.methods.collate.data import opened
+from smallr.methods.collate.stages import Collate, run_collate
+from smallr.methods.collate.utility import UtilityScorer
+from smallr.methods.collate.writer import Writer
+from smallr.models.peft import read_adapter
+from smallr.sampling.requests import Request
+from smallr.training.checkpoints import Checkpointer
+from smallr.training.exporting import convert
+from smallr.training.opening import open_trained, saved_pair
+from smallr.training.saved import find_run
+from smallr.training.trainer import Trainer
+from tests.methods.collate.small import ROWS, small_config, write_by_rule, write_lines, write_model
+from tests.runs import ROOT, environment
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a model in it."""
+    folder = tmp_path_factory.mktemp("collate")
+    write_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _writes_by_rule(monkeypatch):
+    monkeypatch.setattr(Writer, "complete", write_by_rule)
+
+
+def config_of(home: Path, **changes: Any):
+    return small_config(home, str(home / "model"), **changes)
+
+
+@pytest.fixture(scope="module")
+def finished(home) -> tuple[Path, dict]:
+    """A run of two rounds, all of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "complete", write_by_rule)
+        return home / "run", run_collate(config_of(home, rounds=2, indirect=True), home / "run")
+
+
+def data_sets(out: Path) -> dict[str, list[dict]]:
+    """The rows of all data sets of a run, by stage."""
+    return {path.parent.name: list(opened({"rows": path})) for path in sorted(out.glob("*/rows")) if path.is_dir()}
+
+
+def test_every_stage_leaves_its_rows_and_counts(finished):
+    out, report = finished
+    assert {line.state for line in states(out)} == {State.DONE}
+    assert len(data_sets(out)) == len(report["stages"])
+    chosen = [name for name in report["stages"] if name.startswith(("pairs", "provider_pairs", "rationales", "own"))]
+    assert len(chosen) == 11
+    for name in chosen:
+        counts = report["stages"][name]
+        assert counts["rows in"] == sum(count for reason, count in counts.items() if reason != "rows in"), name
+    assert report["stages"]["pairs_0"] == {"rows in": 24, "kept": 24}
+    assert report["training"]["round_1_1"]["steps"] > 0
+    page = (out / "report.md").read_text()
+    for part in (
+        "| M_IFT | I→A |",
+        "| provider 1 | I→R→A |",
+        "[I;R]→A",
+        "smallr evaluate gsm8k --config.model=",
+        "utilities",
+    ):
+        assert part in page
+    assert report["choice"]["chosen"] in (0, 1)
+    accuracy = {(each["model"], each["mode"]): each for each in report["accuracy"]}
+    assert accuracy["M_IFT", "I→A"]["accuracy"] == 1
+    assert accuracy["M_IFT", "I→A"]["low"] < 1
+
+
+def test_round_two_starts_from_round_one_with_the_same_judge(finished, home):
+    out, _ = finished
+    run = Collate(config_of(home, rounds=2, indirect=True), out.absolute())
+    for s in range(2):
+        started = [read_json(run.value(providers[s]) / "config.json")["config"]["model"] for providers in run.providers]
+        assert started == [str(run.value(each)) for each in (run.tuned, run.providers[0][s], run.providers[1][s])]
+    judges = [next(need for need in stage.needs if need.name == "instruction_tuning") for stage in run.scored]
+    assert judges == [run.tuned] * 2
+
+
+def test_another_round_draws_other_samples(finished, home):
+    run = Collate(config_of(home, rounds=2, indirect=True), finished[0].absolute())
+    assert len({run.stream(number, s) for number in range(2) for s in range(2)} - {0}) == 4
+    first, second = (opened(run.value(stage))["rationales"] for stage in run.scored)
+    assert first != second
+
+
+def test_a_finished_run_does_nothing(finished, home, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", None)
+    monkeypatch.setattr(Writer, "complete", None)
+    assert run_collate(config_of(home, rounds=2, indirect=True), finished[0]) == finished[1]
+
+
+def test_another_model_under_the_same_folder_is_refused(finished, home):
+    shutil.copytree(home / "model", home / "other", dirs_exist_ok=True)
+    config = config_of(home)
+    with config.unlocked():
+        config.model = str(home / "other")
+    with pytest.raises(UserError, match=r"holds another COLLATE run \(model: .*choose another folder with --out"):
+        run_collate(config, finished[0])
+
+
+def test_equal_providers_leave_no_pair(home, monkeypatch):
+    monkeypatch.setattr("tests.methods.collate.small.by_rule", lambda *_: "1 + 1 = 2.")
+    with pytest.raises(UserError, match=r"round 0: no pair left \(rows in 24, tie 24\); .* train them longer"):
+        run_collate(config_of(home, distinct=False), home / "clones")
+
+
+class Killed(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_kill_at_any_moment_ends_in_the_same_data_sets(home, monkeypatch):
+    """Ten moments, drawn at random among steps, saves, pieces of generation and scoring, and writes of data sets."""
+    calls = {"n": 0, "at": -1}
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls["n"] += 1
+            if calls["n"] == calls["at"]:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (Trainer, "take"),
+        (Checkpointer, "save"),
+        (Journal, "add"),
+        (UtilityScorer, "__call__"),
+        (data, "save_rows"),
+        (stages, "train_in"),
+    ):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
+    run_collate(config_of(home), home / "whole")
+    total, kills = calls["n"], 0
+    rng = random.Random(0)
+    for moment in sorted(rng.sample(range(1, total), 10)):
+        calls |= {"n": 0, "at": max(1, moment // 4)}  # each start goes on, so that later moments come sooner
+        try:
+            run_collate(config_of(home), home / "killed")
+        except Killed:
+            kills += 1
+    calls["at"] = -1
+    run_collate(config_of(home), home / "killed")
+    assert kills >= 5
+    assert data_sets(home / "killed") == data_sets(home / "whole")
+    assert (
+        json.loads((home / "killed" / "report.json").read_text())["accuracy"]
+        == json.loads((home / "whole" / "report.json").read_text())["accuracy"]
+    )
+
+
+@pytest.mark.process
+def test_one_seed_reproduces_all_data_sets_to_the_byte_over_two_kills(home, finished):
+    """SIGKILL inside training, then while a stage of scoring begins; the rest runs in this process."""
+    out, script = (
+        home / "sigkilled",
+        (
+            "from tests.methods.collate.small import *; from smallr.methods.collate.writer import Writer; "
+            "from smallr.methods.collate.stages import run_collate; Writer.complete = write_by_rule; "
+            f"home = Path({str(home)!r}); "
+            "config = small_config(home, str(home / 'model'), rounds=2, indirect=True); run_collate(config, home / 'sigkilled')"
+        ),
+    )
+
+    def killed_when(pattern: str) -> bool:
+        """Runs until a file appears, then kills; says whether it was killed."""
+        run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        while run.poll() is None and not any(out.glob(pattern)):
+            time.sleep(0.01)
+        run.kill()
+        return run.wait() == -signal.SIGKILL
+
+    assert killed_when("provider_1-*/checkpoints/*")
+    assert killed_when("utilities_1-*/run.json")
+    run_collate(config_of(home, rounds=2, indirect=True), out)
+    files = {path.relative_to(out) for path in out.glob("*/rows/*.arrow")}
+    assert len(files) == len(data_sets(finished[0]))
+    for file in files:
+        assert (out / file).read_bytes() == (finished[0] / file).read_bytes(), file
+
+
+def test_rows_without_rationales_are_refused_before_the_first_stage(home):
+    config = config_of(home)
+    with config.unlocked():
+        config.data.rows = write_lines(home / "bare.jsonl", [{**row, "rationale": ""} for row in ROWS[:24]])
+    with pytest.raises(UserError, match="no row has a rationale"):
+        run_collate(config, home / "bare")
+    assert not list((home / "bare").glob("*-*"))
+
+
+def test_the_folder_is_the_chosen_provider_for_every_command(finished, tmp_path):
+    out, report = finished
+    run = find_run(out)
+    assert run.workdir == out.absolute() / report["choice"]["model"]
+    assert report["choice"]["model"].startswith(f"round_1_{report['choice']['chosen']}-")
+    engine = load_engine(str(out), dtype="float32", decode_slots=1).engine
+    question = ROWS[-1]["question"]
+    ids = engine.encode(Request(messages=({"role": "user", "content": question},)))
+    assert engine.tokenizer.decode(ids) == f"{question}\n\nRationale:"
+    assert len(engine.end_ids) == 1
+    convert(str(out), tmp_path / "exported", dtype="float32", shard_size="5GB")
+    exported = open_trained(str(tmp_path / "exported"))
+    assert exported.tokenizer().chat_template == engine.tokenizer.chat_template
+    assert main(["generate", f"--model={out}", "--dtype=float32", "--max_tokens=2", question]) == 0
+
+
+def test_the_command_ends_with_the_next_commands(home, tmp_path, capsys):
+    config = config_of(home, rounds=0, providers=1)
+    (tmp_path / "mine.py").write_text(
+        "from tests.methods.collate.small import small_config\nfrom pathlib import Path\n\n"
+        f"def get_config():\n    return small_config(Path({str(home)!r}), {config.model!r}, rounds=0, providers=1)\n"
+    )
+    assert main(["collate", str(tmp_path / "mine.py"), f"--out={home / 'one'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "provider 0 is chosen" in printed
+    assert f"next: smallr generate --model={home / 'one'}" in printed
+    assert main(["collate", str(tmp_path / "mine.py"), "--config.providers=0", f"--out={home / 'bad'}"]) == 1
+
+
+def test_with_adapters_all_rounds_stand_on_one_base(home):
+    out = (home / "lora").absolute()
+    config = config_of(home, rounds=2, **{"lora.rank": 2})
+    run_collate(config, out)
+    run = Collate(config, out)
+    tuned = str(run.value(run.tuned))
+    for number, providers in enumerate(run.providers):
+        for s, provider in enumerate(providers):
+            found = read_json(run.value(provider) / "config.json")["config"]
+            assert found["model"] == tuned
+            assert found["lora"]["adapter"] == (str(run.value(provider) / "start") if number else "")
+            if number:
+                before = find_run(run.value(run.providers[number - 1][s]))
+                start = saved_pair(before, "layers.attention.q")[1]
+                folder, sizes = Path(found["lora"]["adapter"]), open_trained(str(out)).config
+                _, pairs = read_adapter(folder, sizes, before.checkpoint.metadata["frozen"])
+                assert (pairs["layers.attention.q"][1] == start).all()
+                assert abs(start).max() > 0
+
+
+def test_a_run_with_refinement(home):
+    out = (home / "refined").absolute()
+    config = config_of(home, refine=True, **{"utility.row_length": 512})
+    report = run_collate(config, out)
+    run = Collate(config, out)
+    questions = [{row["question"] for row in opened(run.value(stage))} for stage in run.scored]
+    assert not questions[0] & questions[1]
+    assert sum(map(len, questions)) == 24
+    assert report["stages"]["tuning_rows"]["refine"] == 24
+    pairs = [opened(run.value(stage))["prompt"] for stage in run.pairs]
+    assert {"Draft" in prompt for each in pairs for prompt in each} == {True, False}
+    assert report["stages"]["refined_0_0_1_0"]["rows in"] == 12
