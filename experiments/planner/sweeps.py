@@ -16,8 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.tables import markdown, write_csv
 from smallr.cli.parsing import Parser
+from smallr.core.comparison import markdown, write_csv
 from smallr.core.errors import UserError
 from smallr.core.files import write_text
 from smallr.methods.planner.pipeline import run_planner

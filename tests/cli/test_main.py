@@ -117,7 +117,8 @@ def test_errors_are_one_line(capsys, argv, code, message):
 )
 def test_a_command_says_at_once_what_it_loads(capsys, monkeypatch, argv, line):
     """The line stands there before JAX is imported."""
-    for module in ("jax", "smallr.core.programs", "smallr.methods.adaptive.stored"):
+    # What an earlier test has imported would not be imported again.
+    for module in ("jax", "smallr.core.programs", "smallr.methods.adaptive.stored", "smallr.training.exporting"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr("smallr.train.exit_on_sigterm", lambda: None)
     with pytest.raises(ImportError):

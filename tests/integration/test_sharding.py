@@ -181,6 +181,7 @@ def test_four_processes_of_two_devices_equal_one_on_every_axis(tmp_path):
     assert len(names) == 4
     for mesh in ("2x2x2", "1x2x4"):
         for name in names:
+            # Log-ratios are differences of sums over tokens near 50 nats; other rows would differ by whole nats.
             np.testing.assert_allclose(
-                four[f"{mesh}/{name}"], one[f"1x1x1/{name}"], rtol=2e-5, atol=2e-5, err_msg=f"{mesh} {name}"
+                four[f"{mesh}/{name}"], one[f"1x1x1/{name}"], rtol=2e-5, atol=2e-4, err_msg=f"{mesh} {name}"
             )

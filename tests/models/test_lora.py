@@ -84,7 +84,7 @@ def test_merged_weights_give_the_same_hidden_states():
         variable = getattr(getattr(plain.layers, part), name)
         a, b = (np.asarray(x.get_value()) for x in (adapter.a, adapter.b))
         variable.set_value(jnp.asarray(merged(np.asarray(variable.get_value()), a, b, lora.scale)))
-    np.testing.assert_allclose(plain(jnp.asarray(TOKENS), *whole(24, 2)), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(plain(jnp.asarray(TOKENS), *whole(24, 2)), expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_fresh_adapters_add_nothing_and_have_the_size_that_peft_gives():

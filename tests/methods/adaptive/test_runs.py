@@ -37,7 +37,7 @@ def prompts_run(tmp_path_factory):
     workdir, seen = tmp_path_factory.mktemp("prompts"), set()
     config = smoke("adaptive.prompts", **FEW)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smallr.training.resume._as_dict", lambda config: config._node.to_dict())
+        patch.setattr("smallr.training.resume.to_plain", lambda config: config._node.to_dict())
         report = train(Recorder(config, seen), workdir)
     assert leaves(config) == seen, "fields that nothing reads"
     return workdir, report
