@@ -46,6 +46,9 @@ class Recorder:
     def items(self):
         return [(name, getattr(self, name)) for name in self._node]
 
+    def to_dict(self):
+        return {name: value.to_dict() if isinstance(value, Recorder) else value for name, value in self.items()}
+
 
 def leaves(node: ConfigDict, prefix: str = "") -> set[str]:
     found = set()
