@@ -25,6 +25,7 @@ def exported(loaded, tmp_path_factory):
     return loaded.save_hf(tmp_path_factory.mktemp("hf") / "model", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [model, configs], ids=lambda module: module.__name__)
 def test_examples_of_docstrings(module):
     outcome = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
@@ -32,6 +33,7 @@ def test_examples_of_docstrings(module):
     assert outcome.failed == 0
 
 
+@pytest.mark.slow
 def test_packed_log_probs_are_those_of_one_by_one(loaded, monkeypatch):
     together = loaded.logps(PROMPTS, COMPLETIONS)
     assert [sums.shape for sums in together] == [(3,), (1,)]

@@ -25,6 +25,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_the_line_that_the_report_prints(run, capsys):
     """The line names the workdir alone: the run's own config is taken."""
     lines = (run / "report.txt").read_text().splitlines()
@@ -44,6 +45,7 @@ def following(shown: str) -> list[str]:
     return argv
 
 
+@pytest.mark.slow
 def test_what_crv_and_pairs_name_next_works_as_printed(tmp_path, capsys):
     rows = ["--config.data.splits=train[:12],test[:6]"]
     folder = tmp_path / "a folder"
@@ -55,6 +57,7 @@ def test_what_crv_and_pairs_name_next_works_as_printed(tmp_path, capsys):
     assert main([*argv, *small]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gap", "config"), [({}, "dpo"), ({"gap": "small"}, "cogpo")])
 def test_what_score_names_next_works_as_printed(tmp_path, capsys, gap, config):
     rows = [{"prompt": f"What is {i} + 1?", "chosen": str(i + 1), "rejected": str(i), **gap} for i in range(6)]
@@ -70,6 +73,7 @@ def test_what_score_names_next_works_as_printed(tmp_path, capsys, gap, config):
     assert first["loss"] == pytest.approx(0.6931, abs=2e-3)  # the reference is the model that has scored them
 
 
+@pytest.mark.slow
 def test_lora_for_any_config(tmp_path, capsys):
     workdir = tmp_path / "run"
     flags = ["--lora", "--config.lora.rank=2", f"--workdir={workdir}", "--config.steps=1", *FEW]

@@ -82,6 +82,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(trained, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_and_the_best_is_named(trained, tmp_path, capsys):
     argv = ["--grid", "optimizer.learning_rate=1e-3,3e-3", "--grid", "objective.beta.large=0.3,0.5", "--seeds=2"]
     assert sweep(tmp_path, *argv, "--share=0/2") == 0
@@ -127,6 +128,7 @@ def test_a_stopped_run_is_gone_on_with(tmp_path, capsys, monkeypatch):
     assert f"stopped; go on with: smallr sweep cogpo:smoke --out={tmp_path}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_of_the_best_trains_the_same_model(tmp_path, capsys):
     out = tmp_path / "sweep"
     assert sweep(out, *FEW, "--grid", "objective.beta.large=0.6") == 0

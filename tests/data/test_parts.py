@@ -97,6 +97,7 @@ def assert_same(several, one):
     assert str(several.report) == str(one.report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MAKERS)
 def test_two_processes_tokenise_as_one_does(run, kind, monkeypatch, tmp_path, caplog):
     rows = rows_of(kind)
@@ -127,6 +128,7 @@ def test_two_processes_tokenise_as_one_does(run, kind, monkeypatch, tmp_path, ca
     assert set(several.report.notes) == ({"no rationale: answer loss only"} if kind == "rationale" else set())
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_no_row(run, monkeypatch, caplog):
     rows = rows_of("preference", 100)
     one = run(rows, "preference", 1)
@@ -151,6 +153,7 @@ def test_a_process_that_does_not_start_is_named(run, monkeypatch, caplog):
     assert "no more than 0 processes that tokenise could be started" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_first_mistake_is_the_error(run):
     rows = [preference(n) for n in range(80)]
     rows[37]["beta"] = rows[72]["beta"] = -1.0

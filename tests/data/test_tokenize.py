@@ -60,6 +60,7 @@ def tokenizer(request):
 # --- chats ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", CONVERSATIONS)
 def test_tokens_are_those_of_apply_chat_template(tokenizer, run, pairs):
     (example,) = run([{"messages": chat(pairs)}], tokenizer)
@@ -68,6 +69,7 @@ def test_tokens_are_those_of_apply_chat_template(tokenizer, run, pairs):
     assert tokenizer.decode(whole(example)[0]) == tokenizer.apply_chat_template(chat(pairs), tokenize=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", CONVERSATIONS)
 def test_scored_are_all_assistant_turns_with_their_end(tokenizer, run, pairs):
     (example,) = run([{"messages": chat(pairs)}], tokenizer)
@@ -423,6 +425,7 @@ def need(path):
     return str(SHARED / path)
 
 
+@pytest.mark.slow
 def test_real_rationales(tokenizer, run):
     path = need("teacher/palm/cqa_train.jsonl.gz")
     rows = load_rows(path, "train[:300]", {"rationale": "palm_rationale"})

@@ -37,6 +37,7 @@ def run(workdir, **benchmark):
     return metrics(workdir, "benchmark")
 
 
+@pytest.mark.slow
 def test_answers_and_likelihoods_are_those_of_the_checkpoint_and_training_is_as_without(tmp_path):
     run(tmp_path / "plain")
     plain = [line["loss"] for line in metrics(tmp_path / "plain")]

@@ -65,6 +65,7 @@ def load(folder, name, split="train"):
     return datasets.load_from_disk(str(folder / name))[split].to_list()
 
 
+@pytest.mark.slow
 def test_crv_fits_what_the_critic_has_judged(rows):
     def styles(folder, name):
         return Counter(style(find_problem(row["prompt"]), row["completion"]) for row in load(folder, name))

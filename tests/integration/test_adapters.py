@@ -205,6 +205,7 @@ def frozen_run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_frozen_parameters_do_not_change_and_have_no_state(tmp_path, frozen_run):
     arrays = final_arrays(frozen_run)
     assert not [name for name in arrays if "embed" in name or "layers/attention/" in name]
@@ -221,6 +222,7 @@ def test_frozen_parameters_do_not_change_and_have_no_state(tmp_path, frozen_run)
         assert same == (path[0] == "embed" or path[1] == "attention"), path
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_checked_on_resuming_and_on_export(tmp_path, frozen_run, monkeypatch):
     monkeypatch.setattr("smallr.models.loading.RANDOM_SEED", 1)
     changes = {"freeze": FROZEN, "data.eval": "", "steps": 3, "optimizer.learning_rate": 0.01}

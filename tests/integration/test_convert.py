@@ -70,6 +70,7 @@ def test_a_run_gives_the_same_logits_in_transformers(run, tmp_path):
     assert '"learning_rate": 0.02' in card
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_step_can_be_named(run, tmp_path):
     message = convert(str(run / "checkpoints" / "2"), tmp_path / "two", **OPTIONS)
     assert "step 2" in message
@@ -147,6 +148,7 @@ def test_weights_that_are_not_finite_pass_if_asked_for(tmp_path):
         train(smoke("sft", **fields, allow_nonfinite=True), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_used_and_goes_along(tmp_path):
     toy = toy_tokenizer.build()
     toy.save_pretrained(tmp_path / "tokenizer")

@@ -62,6 +62,7 @@ def test_rows_that_were_scored_elsewhere_train_as_with_a_cached_reference(scored
     np.testing.assert_allclose(losses["columns"], losses["cached"], rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_rows_that_are_too_long_have_no_score_and_other_kinds_one_side():
     rows = score_rows(ScoreOptions("tiny-random", PAIRS, "test[:6]", row_length=200, rows=2))
     kept = [value is not None for value in rows["ref_chosen"]]
@@ -112,6 +113,7 @@ def cached(small_model, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_cached_reference_is_found_again_and_missed_after_any_change_of_its_bits(cached, monkeypatch):
     """Weights, template, a row; and all that decides how sums are rounded, so that no run depends on another one."""
     assert cached(), "the same once more"
@@ -144,6 +146,7 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change_of_its_bi
     assert not cached()
 
 
+@pytest.mark.slow
 def test_a_damaged_or_unwritable_cache_is_warned_of(cached, tmp_path, monkeypatch, caplog):
     (entry,) = (tmp_path / "cache" / "reference").iterdir()
     content = bytearray(entry.read_bytes())
@@ -165,6 +168,7 @@ def test_a_damaged_or_unwritable_cache_is_warned_of(cached, tmp_path, monkeypatc
     assert cached()
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_the_same_bits_whichever_run_filled_the_cache(small_model, tmp_path, monkeypatch):
     """In bfloat16 the order of a sum shows in the weights at once."""
 
@@ -183,6 +187,7 @@ def test_a_run_ends_in_the_same_bits_whichever_run_filled_the_cache(small_model,
     assert len(list((tmp_path / "shared" / "reference").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_run_with_a_moving_reference_resumes_bit_for_bit(tmp_path):
     changes = {
         "objective.reference": "live",

@@ -107,6 +107,7 @@ def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_pat
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_its_handler_only_while_steps_are_taken(tmp_path, fields):
     before = signal.getsignal(signal.SIGTERM)
     with Trainer(smoke("cogpo", **fields), tmp_path) as trainer:
@@ -123,6 +124,7 @@ def test_sigterm_keeps_its_handler_only_while_steps_are_taken(tmp_path, fields):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, uninterrupted, capsys, caplog, fields):
     train(smoke("cogpo", **fields, **{"checkpoint.keep_last": 3}), tmp_path)
     newest = steps_saved(tmp_path)[-1]
@@ -137,12 +139,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, unin
     assert_same_end(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_resuming_with_another_objective_or_rate_stops_and_shows_the_difference(uninterrupted, fields):
     for field, value in (("objective.beta.small", 0.3), ("optimizer.learning_rate", 0.5)):
         with pytest.raises(UserError, match=rf"{field} +\S+ +{value}"):
             Trainer(smoke("cogpo", **fields, **{field: value}), uninterrupted)
 
 
+@pytest.mark.slow
 def test_an_extension_asks_what_the_learning_rate_does_and_is_noted(tmp_path, capsys, fields):
     short, more = {**fields, "steps": 2}, {**fields, "steps": 4, "log_every": 3}
     train(smoke("cogpo", **short), tmp_path)
@@ -160,6 +164,7 @@ def test_an_extension_asks_what_the_learning_rate_does_and_is_noted(tmp_path, ca
     assert again["steps"] == 4, "the same length again asks nothing"
 
 
+@pytest.mark.slow
 def test_epochs_added_to_a_finished_run_are_taken(tmp_path, fields):
     changes = {**fields, "steps": 0, "epochs": 1, "data.train_split": "train[:6]", "optimizer.schedule": "constant"}
     changes["optimizer.warmup"] = 0

@@ -144,7 +144,7 @@ examples = pairs(40)
 plan = PackingPlan(Sizes.of(examples), 8, 64, seed=3)
 split = Split("train", examples, plan, columns_of(examples), ("chosen", "rejected"))
 found = {}
-for sizes in [(2, 2, 2), (1, 2, 4)] if int(count) > 1 else [(1, 1, 1)]:
+for sizes in [(2, 2, 1), (1, 2, 2)] if int(count) > 1 else [(1, 1, 1)]:
     # A rate of 0.5 makes the gradient grow from 10 to 42 in three steps, and rounding with it, to 1e-4.
     mesh, optimizer, schedule = make_mesh(*sizes), optax.sgd(0.02), optax.constant_schedule(0.02)
     with jax.set_mesh(mesh):
@@ -166,7 +166,7 @@ if int(index) == 0:
 """
 
 
-def test_four_processes_of_two_devices_equal_one_on_every_axis(tmp_path):
+def test_four_processes_equal_one_on_every_axis(tmp_path):
     """Between processes lie data and fsdp on the first mesh, fsdp and tensor on the second."""
     program = tmp_path / "program.py"
     program.write_text(FOUR_PROCESSES)
@@ -174,12 +174,12 @@ def test_four_processes_of_two_devices_equal_one_on_every_axis(tmp_path):
     def arguments(port, index, count=4):
         return [sys.executable, str(program), str(port), str(index), str(count), str(tmp_path / f"{count}.npz")]
 
-    in_processes(4, arguments, 2)
+    in_processes(4, arguments, 1)
     in_processes(1, lambda port, index: arguments(port, index, 1), 1)
     four, one = np.load(tmp_path / "4.npz"), np.load(tmp_path / "1.npz")
     names = [name.split("/")[1] for name in one]
     assert len(names) == 4
-    for mesh in ("2x2x2", "1x2x4"):
+    for mesh in ("2x2x1", "1x2x2"):
         for name in names:
             # Log-ratios are differences of sums over tokens near 50 nats; other rows would differ by whole nats.
             np.testing.assert_allclose(

@@ -210,6 +210,7 @@ def test_a_chain_is_solved():
     np.testing.assert_allclose(tables["q"].mean(axis=0)[:4, 1], q[:, 1], atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_shortest_paths_on_random_graphs(seed):
     """Walks at random over a graph are logged, a step costs 1 until the goal; the policy learnt takes shortest paths."""

@@ -253,6 +253,7 @@ def extreme(dtype):
     return run_all
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(rows, st.sampled_from([0.01, 0.1, 0.5, 2.0]), st.sampled_from(["float32", "bfloat16"]))
 def test_values_and_gradients_are_finite_for_any_log_probs(rows, beta, dtype):

@@ -71,6 +71,7 @@ def test_any_length(length):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiling", [(26, 13, 2), (39, 13, 50), (64, 64, 1), (512, 256, 8)])
 def test_the_tiling_does_not_matter(monkeypatch, tiling):
     """Tiles that do and do not divide the row; lists of key tiles taken one by one, in several parts, at once."""
@@ -102,6 +103,7 @@ def _lists(horizon, positions, window=None, queries=128):
     return [[int(tile) for tile in tiles[:count]] for tiles, count in zip(rule.lists, rule.counts, strict=True)]
 
 
+@pytest.mark.slow
 def test_only_tiles_with_a_visible_pair_are_computed():
     """Three examples of two tiles each: 3 tiles each of 21 under the diagonal; the rejected completion skips the chosen."""
     positions, horizon = packed_rule([[(128, 128)] * 3], 768)
@@ -122,6 +124,7 @@ def test_parts_of_a_list_are_about_as_wide_as_each_other():
     assert rule.width.tolist() == [2, 4, 3, 4, 5, 4, 5, 4]
 
 
+@pytest.mark.slow
 def test_unseen_queries_give_zeros_and_no_gradient():
     q, k, v, _ = _qkv(4, 2, 2, 40)
     positions, horizon = packed_rule([[(5, 6)], []], 40)
@@ -147,6 +150,7 @@ def test_large_scores_stay_finite():
     np.testing.assert_allclose(got, dense_attention(8 * q, 8 * k, v, horizon, positions), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_rounding():
     q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH, dtype="bfloat16")
     positions, horizon = packed_rule(LAYOUT, LENGTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from smallr.models.decoder import Decoder
@@ -33,6 +34,7 @@ def _alone(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(_hidden(decoder, jnp.asarray(tokens)[None], positions, horizon)[0])
 
 
+@pytest.mark.slow
 def test_a_sequence_among_others_is_the_sequence_alone():
     decoder = _decoder()
     positions, horizon = packed_rule([[(40, 30), (50, 20), (3, 7)], [(100, 90)]], 200)
@@ -41,6 +43,7 @@ def test_a_sequence_among_others_is_the_sequence_alone():
         np.testing.assert_allclose(packed[row, start:stop], _alone(decoder, TOKENS[row, start:stop]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_shared_prompt_is_two_sequences_in_values_and_gradients():
     decoder = _decoder()
     graphdef, state = nnx.split(decoder)
@@ -66,6 +69,7 @@ def test_a_shared_prompt_is_two_sequences_in_values_and_gradients():
     _assert_close(grads, wanted, 1e-5)
 
 
+@pytest.mark.slow
 def test_padding_gives_no_nan_and_no_gradient():
     graphdef, state = nnx.split(_decoder())
     positions, horizon = packed_rule([[(20, 10)], []], 200)
@@ -85,6 +89,7 @@ def test_padding_gives_no_nan_and_no_gradient():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything))
 
 
+@pytest.mark.slow
 def test_remat_does_not_change_gradients():
     positions, horizon = packed_rule([[(40, 30), (50, 20, 25)], [(100, 90)]], 200)
 
@@ -102,6 +107,7 @@ def test_remat_does_not_change_gradients():
         _assert_close(gradients(remat), none, 1e-5)
 
 
+@pytest.mark.slow
 def test_remat_keeps_less():
     def temporary_bytes(remat: str) -> int:
         graphdef, state = nnx.split(_decoder(remat=remat, num_layers=6, qkv_bias=False))
@@ -112,6 +118,7 @@ def test_remat_keeps_less():
     assert full < 0.8 * dots < 0.8 * 0.8 * none, (none, dots, full)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_rounding():
     positions, horizon = packed_rule([[(40, 30), (50, 20, 25)], [(100, 90)]], 200)
     wide = np.asarray(_hidden(_decoder(), jnp.asarray(TOKENS), positions, horizon))

@@ -106,6 +106,7 @@ def test_padded_vocabulary(tmp_path, smollm2_tokenizer):
         small.tokenizer()
 
 
+@pytest.mark.slow
 def test_built_in_smollm2(smollm2, smollm2_decoder):
     config = smollm2.config
     assert (config.num_layers, config.d_model, config.num_heads, config.num_kv_heads) == (30, 576, 9, 3)

@@ -37,6 +37,7 @@ def loss(decoder: Decoder) -> jax.Array:
     return jnp.sum(jnp.sin(hidden @ decoder.unembedding().T)) / 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lora",
     [LoRA(4, 8.0), LoRA(3, 6.0, rslora=True, target=r"mlp\.down|attention\.(o|q)$")],
@@ -71,6 +72,7 @@ def test_values_and_gradients_are_those_of_the_dense_weights(lora):
         np.testing.assert_allclose(leaf.get_value() / size, reference / size, atol=1e-4, err_msg=str(path))
 
 
+@pytest.mark.slow
 def test_merged_weights_give_the_same_hidden_states():
     lora = LoRA(4, 8.0)
     graphdef, params, base = built(lora)
@@ -101,6 +103,7 @@ def test_fresh_adapters_add_nothing_and_have_the_size_that_peft_gives():
     assert not np.array_equal(first, second), "two projections began alike"
 
 
+@pytest.mark.slow
 def test_dropout_is_of_the_training_step_alone_and_follows_its_key():
     config = smoke("cogpo_lora", **{"lora.dropout": 0.25, "lora.rank": 4})
     mesh = make_mesh(1, 1, 1)

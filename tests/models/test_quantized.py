@@ -43,6 +43,7 @@ def test_packed_codes_are_those_of_qwix_and_take_the_bits_that_they_claim(format
     assert relative < {"int8": 0.01, "int4": 0.15, "nf4": 0.12}[format]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "remat"), [("int8", "none"), ("int4", "full"), ("nf4", "full")])
 def test_hidden_states_and_gradients_are_those_of_the_dequantised_base(format, remat):
     config = dataclasses.replace(TINY, remat=remat)

@@ -27,6 +27,7 @@ def test_the_file_is_what_the_reduction_makes(smollm2_tokenizer):
     assert len(made["model"]["vocab"]) == tiny_tokenizer.SIZE
 
 
+@pytest.mark.slow
 def test_needed_texts_have_the_tokens_of_smollm2(tiny, smollm2_tokenizer):
     for text in tiny_tokenizer.texts()[::50]:
         assert tiny.tokenize(text) == smollm2_tokenizer.tokenize(text), text

@@ -73,6 +73,7 @@ def test_equals_at_the_edge_are_all_kept():
         assert int(kept(scaled, rules(1, **case)).sum()) == want, case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [{}, {"temperature": 0.5, "top_p": 0.9}, {"top_k": 12, "min_p": 0.02}], ids=str)
 def test_frequencies_are_the_probabilities(case):
     """Chi-square of 40,000 draws over tokens with at least 5 expected: within 4 standard deviations of its mean."""

@@ -117,6 +117,7 @@ def with_q(model, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_values_learn(model, tmp_path):
     changes = {"checkpoint.every": 60, "freeze": ".", "optimizer.groups.heads.learning_rate": 3e-2}
     trained(config_of(model, steps=60, **changes), model, tmp_path)
@@ -125,6 +126,7 @@ def test_values_learn(model, tmp_path):
     assert losses[-1] < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_goes_on_bit_for_bit(model, tmp_path, with_q):
     config = config_of(model, q=2, **{"heads.target_mixing": 0.25, "checkpoint.keep_last": 9})
     trained(config, model, tmp_path, until=2)
@@ -135,6 +137,7 @@ def test_a_run_that_is_cut_goes_on_bit_for_bit(model, tmp_path, with_q):
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_heads_have_their_learning_rate_and_target_copies_no_optimizer_state(with_q):
     arrays = final_arrays(with_q)
     moments = [name for name in arrays if "/mu/heads/" in name]
@@ -143,6 +146,7 @@ def test_heads_have_their_learning_rate_and_target_copies_no_optimizer_state(wit
     assert np.any(arrays["params/heads/q/table"])
 
 
+@pytest.mark.slow
 def test_the_target_copy_is_the_polyak_average_of_the_steps(model, tmp_path):
     config = config_of(model, q=1, steps=3, **{"heads.target_mixing": 0.25, "checkpoint.every": 1})
     expected = 0.0
@@ -158,6 +162,7 @@ def test_the_target_copy_is_the_polyak_average_of_the_steps(model, tmp_path):
     np.testing.assert_allclose(arrays["params/heads/target_q/table"], expected, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_with_adapters_only_adapters_and_heads_are_saved(model, tmp_path):
     trained(config_of(model, lora=True, steps=2), model, tmp_path)
     saved = {name for name in final_arrays(tmp_path) if name.startswith("params/")}
@@ -165,6 +170,7 @@ def test_with_adapters_only_adapters_and_heads_are_saved(model, tmp_path):
     assert any("/heads/" in name for name in saved)
 
 
+@pytest.mark.slow
 def test_heads_are_left_out_of_exports_and_found_again(model, tmp_path, with_q):
     message = convert(str(with_q), tmp_path / "out", dtype="float32", shard_size="5GB")
     assert "its heads (config.heads) are left out" in message

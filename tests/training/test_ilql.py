@@ -94,6 +94,7 @@ def dense(built, batch, chunk):
     )
 
 
+@pytest.mark.slow
 def test_the_walk_equals_a_dense_head_in_loss_and_gradients(model):
     examples = with_rewards(0, 5)
     batch = batch_of([[0, 1], [2, 3], [4]], examples)
@@ -105,6 +106,7 @@ def test_the_walk_equals_a_dense_head_in_loss_and_gradients(model):
         assert (np.abs(value).max() > 0) == ("target_q" not in path and path[-1] != "table_bias")
 
 
+@pytest.mark.slow
 def test_packed_rows_equal_one_by_one_in_loss_and_gradients(model):
     examples = with_rewards(1, 4)
     batch = batch_of([[0, 1, 2], [3]], examples)
@@ -171,6 +173,7 @@ def fitted(config, rows, workdir) -> None:
         trainer.fit()
 
 
+@pytest.mark.slow
 def test_a_run_learns_that_one_word_is_better(words, tmp_path):
     fitted(config_of(words), rows_for(words), tmp_path)
     lines = metrics(tmp_path)

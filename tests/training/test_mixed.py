@@ -31,6 +31,7 @@ def config(tmp_path_factory):
     return config
 
 
+@pytest.mark.slow
 def test_a_mixed_run_goes_on_as_if_it_had_not_stopped(config, tmp_path, capsys):
     with Trainer(config, tmp_path / "whole") as whole:
         report = whole.fit()

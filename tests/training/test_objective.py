@@ -160,6 +160,7 @@ def test_kto_by_the_formula(case):
         assert all(tokens_of(batch, gradient, 0, i).all() for i in range(8))
 
 
+@pytest.mark.slow
 def test_wpo_runs_in_a_step_and_ignores_the_packing(case):
     """`log_sum_p2` comes out of the head; alone or packed, the weights are the same."""
     examples, columns, batch = case
@@ -169,6 +170,7 @@ def test_wpo_runs_in_a_step_and_ignores_the_packing(case):
     assert packed.metrics["loss"] != pytest.approx(run_step(batch, Preference("sigmoid", BETAS)).metrics["loss"])
 
 
+@pytest.mark.slow
 def test_the_reference_moves_towards_the_policy_when_it_is_due(case):
     *_, batch = case
     objective, moving = Preference("sigmoid", BETAS, "live"), Reference.moving(2, 0.6)

@@ -49,6 +49,7 @@ class Watched(Trainer):
         return taken
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_an_upload_waits_and_the_newest_comes_next(hub, tmp_path, monkeypatch):
     gate, upload = threading.Event(), HubRepo.upload
 
@@ -79,6 +80,7 @@ def test_steps_go_on_while_an_upload_waits_and_the_newest_comes_next(hub, tmp_pa
     assert str(tmp_path) not in (folders / "step-5" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_is_tried_again_and_never_ends_a_run(hub, tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.0, 0.0))
     hub.failures += [503, 503]
@@ -126,6 +128,7 @@ def embedding(workdir) -> str:
     return next(name for name in final_arrays(workdir) if name.startswith("params/") and "embed" in name)
 
 
+@pytest.mark.slow
 def test_a_lora_run_writes_adapters(hub, tmp_path):
     base = tmp_path / "base"
     convert("tiny-random", base, dtype="float32")

@@ -52,6 +52,7 @@ def test_packed_and_shared_equals_padded_one_by_one(case, padded, rows, share_pr
     assert_same(gradient, padded.gradient)
 
 
+@pytest.mark.slow
 def test_four_micro_batches_of_two_rows_equal_eight_rows(case, padded):
     batch = batch_of([[i] for i in range(8)], *case)
     metrics, examples, gradient, _ = run_step(batch, preference(), accumulation=4)
@@ -60,6 +61,7 @@ def test_four_micro_batches_of_two_rows_equal_eight_rows(case, padded):
     assert_same(gradient, padded.gradient)
 
 
+@pytest.mark.slow
 def test_micro_batches_with_different_numbers_of_pairs_weigh_pairs_alike(case, padded):
     batch = batch_of([[0, 1, 2, 3], [4], [5, 6, 7], []], *case, tokens=192)
     assert_same(run_step(batch, preference(), accumulation=2).gradient, padded.gradient)
@@ -73,6 +75,7 @@ def test_loss_starts_at_ln_2_with_a_live_reference(case):
     np.testing.assert_array_equal(examples["reward_chosen"], 0)
 
 
+@pytest.mark.slow
 def test_live_reference_equals_the_same_values_as_columns(case):
     examples, columns = case
     rows = [[0, 1, 2], [3, 4], [5, 6], [7]]
@@ -99,6 +102,7 @@ def test_equal_betas_are_dpo(case):
     np.testing.assert_allclose(run_step(batch, dpo).metrics["loss"], run_step(batch, cogpo).metrics["loss"], rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_pairs_count_the_same_in_full_steps_and_in_those_of_few_pairs(case):
     """By epoch, the gradients of two steps add up to that of all their pairs; by step, a pair alone counts double."""
     examples, columns = case
@@ -130,6 +134,7 @@ def test_a_pair_with_beta_zero_changes_nothing_but_the_mean(case):
     assert with_zeros.examples["loss"][1] == pytest.approx(np.full(5, np.log(2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalisation", ["sum", "token_mean", "sample_mean"])
 def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
     examples = rationale_examples(6)
@@ -142,6 +147,7 @@ def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
     assert_same(run_step(single, objective, accumulation=3).gradient, alone.gradient)
 
 
+@pytest.mark.slow
 def test_state_counts_steps_and_tokens_are_real_ones(case):
     batch = batch_of([[0, 1, 2], [3, 4]], *case)
     outcome = run_step(batch, preference(), steps=3)

@@ -49,6 +49,7 @@ def expected(model: str) -> list[list[np.ndarray | None]]:
     return values
 
 
+@pytest.mark.slow
 def test_packed_and_shared_equals_one_by_one(model):
     rows = ROWS[: len(RATIONALES)]
     logps = expected(model)

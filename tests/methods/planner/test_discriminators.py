@@ -41,6 +41,7 @@ def probabilities(judge: YesNo, cases) -> dict[int, list[float]]:
     return {index: [each.probability for each in found] for index, found in judge.judge(cases)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_packed_plans_score_as_one_by_one(small_model, prompts, task, problem, chat):
     judge = open_yes_no(small_model, JudgePrompt(prompts, "yes_no", task, shows_result=True), row_length=512)

@@ -116,6 +116,7 @@ def short():
         yield opened
 
 
+@pytest.mark.slow
 def test_hostile_queries_have_no_effect(place, short):
     assert len(QUERIES) >= 60
     digest = hashlib.sha256(place.read_bytes()).hexdigest()

@@ -54,6 +54,7 @@ def same(found, wanted, ordered: bool) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_labels_agree_with_an_independent_computation_and_the_published_ones(rows, prompts):
     databases = {row["db_id"]: SPIDER / "database" / f"{row['db_id']}.sqlite" for row in rows}
     digests = {path: hashlib.sha256(path.read_bytes()).digest() for path in databases.values()}
