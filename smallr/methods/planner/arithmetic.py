@@ -11,8 +11,8 @@ from smallr.agents.prompts import Prompts
 from smallr.data.builtin.dataset import make_questions
 from smallr.data.builtin.reading import equations
 from smallr.evals.extraction.places import boxed
-from smallr.methods.planner.prompts import context_block
-from smallr.methods.planner.task import Candidate, Draft, Outcome, Problem, Write, gather
+from smallr.methods.planner.prompts import make_draft
+from smallr.methods.planner.task import Candidate, Outcome, Problem, Write, gather
 
 _SENTENCE = re.compile(r"[^.\n]*(?:[.\n]+\s*|\Z)")
 
@@ -35,11 +35,8 @@ class ArithmeticTask:
         self, problem: Problem, write: Write, count: int, *, prefix: str = "", rejected: str = "", round: int = 0
     ) -> list[Candidate]:
         """See `Task.propose`."""
-        fields = {"context": context_block(self.context_title, problem.context), "question": problem.question}
-        fields |= {"rejected": rejected} if rejected else {}
-        prompt = self._prompts.render("repair" if rejected else "generate", noun=self.noun, **fields)
-        draft = Draft(prompt, prefix, rejected, count, round)
-        return self.candidates(problem, write(problem, draft))
+        options = {"prefix": prefix, "rejected": rejected, "round": round}
+        return self.candidates(problem, write(problem, make_draft(self, self._prompts, problem, count, **options)))
 
     def candidates(self, problem: Problem, texts: Sequence[str]) -> list[Candidate]:
         """Joins texts that differ in spaces alone."""

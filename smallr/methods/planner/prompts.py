@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import resources
 
 from smallr.agents.prompts import PromptFields, Prompts
-from smallr.methods.planner.task import Outcome, Problem, Task
+from smallr.methods.planner.task import Draft, Outcome, Problem, Task
 
 _PROBLEM = frozenset({"context", "question"})
 _JUDGED = PromptFields(_PROBLEM | {"plan"}, frozenset({"noun", "result", "examples"}))
@@ -89,3 +89,13 @@ class JudgePrompt:
         """A digest of all that the prompts depend on besides the problem."""
         settings = (self._name, self._task.noun, self._shows_context, self._shows_result, self._examples)
         return f"{self._prompts.digest} {settings}"
+
+
+def make_draft(
+    task: Task, prompts: Prompts, problem: Problem, count: int, *, prefix: str, rejected: str, round: int
+) -> Draft:
+    """Renders what a generator is asked: to write plans, or to mend the one that was `rejected`; as in `Task.propose`."""
+    fields = {"context": context_block(task.context_title, problem.context), "question": problem.question}
+    fields |= {"rejected": rejected} if rejected else {}
+    prompt = prompts.render("repair" if rejected else "generate", noun=task.noun, **fields)
+    return Draft(prompt, prefix, rejected, count, round)

@@ -11,9 +11,9 @@ from smallr.agents.prompts import Prompts
 from smallr.evals.extraction import query
 from smallr.evals.graders.sql import same_result
 from smallr.evals.isolation.queries import QueryResult, QueryRunner
-from smallr.methods.planner.prompts import context_block
+from smallr.methods.planner.prompts import make_draft
 from smallr.methods.planner.sql import text
-from smallr.methods.planner.task import Candidate, Draft, Outcome, Problem, Write, gather
+from smallr.methods.planner.task import Candidate, Outcome, Problem, Write, gather
 
 PREVIEW_ROWS, PREVIEW_CELL = 5, 128  # of a result that a model is shown
 KEPT_ROWS = 1000  # results that are longer are not remembered
@@ -59,11 +59,8 @@ class SqlTask:
         self, problem: Problem, write: Write, count: int, *, prefix: str = "", rejected: str = "", round: int = 0
     ) -> list[Candidate]:
         """See `Task.propose`."""
-        fields = {"context": context_block(self.context_title, problem.context), "question": problem.question}
-        fields |= {"rejected": rejected} if rejected else {}
-        prompt = self._prompts.render("repair" if rejected else "generate", noun=self.noun, **fields)
-        draft = Draft(prompt, prefix, rejected, count, round)
-        return self.candidates(problem, write(problem, draft))
+        options = {"prefix": prefix, "rejected": rejected, "round": round}
+        return self.candidates(problem, write(problem, make_draft(self, self._prompts, problem, count, **options)))
 
     def candidates(self, problem: Problem, texts: Sequence[str]) -> list[Candidate]:
         """Reads the queries of replies, and joins those with the same normal form."""
