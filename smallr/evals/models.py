@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
 from smallr.language.base import LanguageModel
-from smallr.language.opening import open_language_model
+from smallr.language.opening import open_configured
 
 if TYPE_CHECKING:
     from smallr.evals.likelihood import LikelihoodScorer
@@ -20,14 +20,7 @@ def open_for_answers(config: ConfigDict) -> LanguageModel:
     Raises:
       UserError: no such model, a run without a checkpoint, a server that is down.
     """
-    return open_language_model(
-        config.model,
-        cache=config.cache,
-        dtype=config.compute.dtype,
-        decode_slots=config.compute.decode_slots,
-        max_length=config.compute.max_length or None,
-        **{**config.server, "api_key_env": config.server.api_key_env or None},
-    )
+    return open_configured(config, config.model)
 
 
 def open_scorer(

@@ -6,6 +6,8 @@ import difflib
 import re
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from smallr.core.cache import cache_dir
 from smallr.core.errors import UserError
 from smallr.language.base import LanguageModel
@@ -70,6 +72,18 @@ def open_language_model(
     except UserError as error:
         raise UserError(f"{error} {CHOICES}" if str(error).startswith("unknown model") else str(error)) from error
     return LocalModel(name, loaded.engine, identity=loaded.identity, cache=_cache(cache))
+
+
+def open_configured(config: ConfigDict, spec: str) -> LanguageModel:
+    """Opens a language model with the settings `cache`, `compute` and `server` of a method's or an evaluation's config."""
+    return open_language_model(
+        spec,
+        cache=config.cache,
+        dtype=config.compute.dtype,
+        decode_slots=config.compute.decode_slots,
+        max_length=config.compute.max_length or None,
+        **{**config.server, "api_key_env": config.server.api_key_env or None},
+    )
 
 
 def _cache(wanted: bool) -> ResultCache | None:

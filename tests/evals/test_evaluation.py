@@ -13,7 +13,7 @@ import pytest
 
 from smallr.cli.main import main
 from smallr.core.errors import UserError
-from smallr.evals import evaluation, models
+from smallr.evals import evaluation
 from smallr.evals.benchmarks import BENCHMARKS, find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
 from smallr.evals.comparison import compare
@@ -360,7 +360,7 @@ def test_every_field_reaches_the_model_or_the_grader(tmp_path, monkeypatch):
         opened.update(options, name=name)
         return FakeModel(add)
 
-    monkeypatch.setattr(models, "open_language_model", open_model)
+    monkeypatch.setattr("smallr.language.opening.open_language_model", open_model)
     changes = {
         "model": "m",
         "compute__dtype": "float32",

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from smallr.agents import agent as general
 from smallr.agents.agent import Agent, AgentSpec, sampling_params
 from smallr.language.base import LanguageModel, Prices
-from smallr.language.opening import open_language_model
+from smallr.language.opening import open_configured
 from smallr.methods.crv.config import sources, spec_of
 from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.oracle import PREFIX, Oracle, parse_oracle
@@ -48,11 +48,4 @@ def _spec(config: ConfigDict, role: str) -> AgentSpec:
 def _open(spec: str, role: str, config: ConfigDict) -> LanguageModel:
     if spec.startswith(PREFIX):
         return Oracle(role, parse_oracle(spec), spec)
-    return open_language_model(
-        spec,
-        cache=config.cache,
-        dtype=config.compute.dtype,
-        decode_slots=config.compute.decode_slots,
-        max_length=config.compute.max_length or None,
-        **{**config.server, "api_key_env": config.server.api_key_env or None},
-    )
+    return open_configured(config, spec)

@@ -16,8 +16,8 @@ from smallr.core.errors import UserError
 from smallr.core.stage_values import identity_of
 from smallr.evals.isolation.queries import QueryRunner
 from smallr.evals.isolation.sqlite import Limits
-from smallr.language.base import LanguageModel, Prices
-from smallr.language.opening import open_language_model
+from smallr.language.base import Prices
+from smallr.language.opening import open_configured
 from smallr.methods.planner.arithmetic import ArithmeticTask
 from smallr.methods.planner.discriminators.base import Discriminator
 from smallr.methods.planner.prompts import JudgePrompt, load_examples, load_prompts
@@ -91,7 +91,7 @@ class Judging:
         if self.kind == "reasoning":
             from smallr.methods.planner.discriminators.reasoning import THINK, Reasoning
 
-            with contextlib.closing(open_model(config, fields.model)) as model:
+            with contextlib.closing(open_configured(config, fields.model)) as model:
                 opening = THINK if fields.think else ""
                 yield Reasoning(model, prompt, identity=fields.model, budget=fields.budget, opening=opening)
         else:
@@ -140,18 +140,6 @@ def _yes_no(config: ConfigDict, prompt: JudgePrompt) -> Discriminator:
     )
 
 
-def open_model(config: ConfigDict, name: str) -> LanguageModel:
-    """Opens a language model with the settings of a config."""
-    return open_language_model(
-        name,
-        cache=config.cache,
-        dtype=config.compute.dtype,
-        decode_slots=config.compute.decode_slots,
-        max_length=config.compute.max_length or None,
-        **{**config.server, "api_key_env": config.server.api_key_env or None},
-    )
-
-
 @contextlib.contextmanager
 def open_writer(config: ConfigDict) -> Iterator:
     """Opens the generator, and frees it at the end."""
@@ -161,7 +149,7 @@ def open_writer(config: ConfigDict) -> Iterator:
     params = sampling_params(
         "config.generator", temperature=fields.temperature, top_p=fields.top_p, max_tokens=fields.max_tokens
     )
-    with contextlib.closing(open_model(config, fields.model)) as model:
+    with contextlib.closing(open_configured(config, fields.model)) as model:
         yield ModelWriter(model, params, config.seed)
 
 

@@ -74,7 +74,7 @@ def verdicts(prompt: str) -> Result:
 @pytest.fixture
 def judge(monkeypatch):
     model = Reasoner(verdicts)
-    monkeypatch.setattr(opening, "open_language_model", lambda *_, **__: model)
+    monkeypatch.setattr(opening, "open_configured", lambda *_, **__: model)
     return model
 
 
@@ -155,7 +155,7 @@ def test_a_generator_proposes(config, tmp_path, monkeypatch):
     model = FakeModel(
         lambda prompt: next((texts for word, texts in replies.items() if word in prompt), ["SELECT 1"] * 2)
     )
-    monkeypatch.setattr(opening, "open_language_model", lambda *_, **__: model)
+    monkeypatch.setattr(opening, "open_configured", lambda *_, **__: model)
     config.generator.model = "fake"
     config.budget.candidates = 2
     write(tmp_path, [{key: value for key, value in row.items() if key != "candidates"} for row in ROWS])
@@ -281,7 +281,7 @@ def test_questions_that_cannot_be_asked(config, tmp_path, capsys, flags, says):
 
 
 def test_a_generator_that_writes_nothing(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(opening, "open_language_model", lambda *_, **__: FakeModel(lambda _: ""))
+    monkeypatch.setattr(opening, "open_configured", lambda *_, **__: FakeModel(lambda _: ""))
     code, _, err = asked(tmp_path, capsys, "--generator=fake")
     assert code == 1
     assert "the generator fake wrote ''" in err
