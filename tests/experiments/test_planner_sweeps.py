@@ -15,7 +15,7 @@ def test_each_setting_is_a_run_and_a_row(tmp_path, monkeypatch):
         prompts.append(prompt)
         return reply('{"correct": true}' if len(prompt) % 2 else "no idea")
 
-    monkeypatch.setattr(opening, "open_language_model", lambda *_, **__: Reasoner(verdict))
+    monkeypatch.setattr(opening, "open_configured", lambda *_, **__: Reasoner(verdict))
     config = base()
     config.task, config.data.source, config.data.sample = "arithmetic", "builtin:arithmetic", 3
     config.discriminator.model, config.discriminator.kinds = "fake", ("reasoning",)
