@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Workdir:
         self._writer: MetricsWriter | None = None
         self._lock = FolderLock(path)
         self._closed = False
+        self._is_new = jax.process_index() == 0 and not path.exists()
         if jax.process_index() == 0:
             self._lock.acquire()
         try:
@@ -84,3 +86,7 @@ class Workdir:
             if self._writer is not None:
                 self._writer.close()
             self._lock.release()
+            if self._is_new:  # a run that failed before it wrote anything leaves no folder
+                for folder in (self.path / "checkpoints", self.path):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
