@@ -13,6 +13,7 @@ import pytest
 from smallr.core.errors import UserError
 from smallr.training.trainer import Trainer
 from tests.runs import ROOT, command, environment, final_arrays, metrics, overrides, run, smoke, train
+from tests.tiles import narrowed
 
 CONFIG = "configs/cogpo.py:smoke"
 STEPS = 12
@@ -27,8 +28,7 @@ def fields(small_model):
 
 def start(workdir, fields, *more):
     """A run in a process, whose numbers have the bits of those in this one."""
-    python, m, *rest = command(CONFIG, workdir, *overrides(fields), *more)
-    return started([python, m, "tests.tiles", *rest])
+    return started(narrowed(command(CONFIG, workdir, *overrides(fields), *more)))
 
 
 def started(arguments):

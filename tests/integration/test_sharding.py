@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runs import ROOT, command, environment, final_arrays, metrics, on_devices, overrides, smoke, train
+from tests.tiles import narrowed
 from tests.tiny import batch_of, columns_of, pairs, preference, run_step
 
 pytestmark = pytest.mark.process
@@ -115,7 +116,7 @@ def test_two_processes_that_share_every_row_equal_one(tmp_path, one_device):
     def arguments(port, index):
         joining = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}")
         mesh = ("--config.mesh.fsdp=1", "--config.mesh.tensor=2")
-        return command(CONFIG, tmp_path / "run", *OVERRIDES, "--distributed", *joining, *mesh)
+        return narrowed(command(CONFIG, tmp_path / "run", *OVERRIDES, "--distributed", *joining, *mesh))
 
     # Only process 0 finds the cache of reference log-probs: the other must take its word.
     outputs = in_processes(2, arguments, 1, SMALLR_CACHE=str(tmp_path / "cache"))
