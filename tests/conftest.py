@@ -34,7 +34,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
-from tests.tiles import narrow  # noqa: E402
+from tests.compiling import narrow  # noqa: E402
 
 keep_programs()
 narrow()

@@ -85,7 +85,7 @@ def run_programs() -> None:
 
 if __name__ == "__main__":
     from smallr.core.programs import keep_programs
-    from tests.tiles import narrow
+    from tests.compiling import narrow
 
     keep_programs()
     narrow()

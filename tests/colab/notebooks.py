@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-NARROW = "from tests.tiles import narrow\nnarrow()"  # compiles faster
+NARROW = "from tests.compiling import narrow\nnarrow()"  # compiles faster
 
 
 def cells(name: str, kind: str = "code") -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ import pytest
 
 from smallr.core.errors import UserError
 from smallr.training.trainer import Trainer
+from tests.compiling import narrowed
 from tests.runs import ROOT, command, environment, final_arrays, metrics, overrides, run, smoke, train
-from tests.tiles import narrowed
 
 CONFIG = "configs/cogpo.py:smoke"
 STEPS = 12

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.compiling import narrowed
 from tests.runs import ROOT, command, environment, final_arrays, metrics, on_devices, overrides, smoke, train
-from tests.tiles import narrowed
 from tests.tiny import batch_of, columns_of, pairs, preference, run_step
 
 pytestmark = pytest.mark.process

@@ -11,8 +11,8 @@ from smallr.models import attention_xla
 from smallr.models.attention import attention
 from smallr.models.attention_xla import Tiling
 from smallr.models.decoder import NO_WINDOW
+from tests.compiling import USUAL, narrow
 from tests.models.helpers import dense_attention, packed_rule, whole
-from tests.tiles import USUAL, narrow
 
 # Rows of examples (prefix, completion...): plain, packed, shared prefixes, padding at the end, an empty row.
 LAYOUT = [[(60, 20, 30), (25, 10), (9, 4, 4)], [(1, 1), (128, 30, 7)], []]
