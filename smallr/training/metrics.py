@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,15 +27,6 @@ from absl import logging
 
 from smallr.core.files import FileError, whole_file
 from smallr.training.tracking import Tracker
-
-# tensorboardX imports PyTorch where it is installed, for tensors, which nobody logs here: seconds of every start.
-sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
-from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
-
-if sys.modules["torch"] is None:
-    del sys.modules["torch"]
 
 _RESERVED = ("step", "time", "split")
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")
