@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from benchmarks.abstract_step import Pairs, abstract_step
+from smallr.cli.fit import KEPT_FREE
 from smallr.config import preference
 from smallr.core.sharding import make_mesh
 from smallr.models.config import DecoderConfig
@@ -92,3 +93,18 @@ def test_what_costs_more_fits_fewer_rows():
     live, parts = dataclasses.replace(setting, live=True), dataclasses.replace(setting, accumulation=2)
     assert estimate(model, live).reference == 4 * model.num_params
     assert estimate(model, parts).gradients == 2 * estimate(model, setting).gradients
+
+
+def test_the_page_has_the_estimates_of_gpus():
+    """Rows of docs/memory.md: model, what is trained, the most rows with dots and full, on 24 and on 80 GiB."""
+    page = (SCALE.parent / "memory.md").read_text()
+    cases = re.findall(r"^\| ([\d.]+B) \| (all|LoRA)(?: on `(\w+)`)? \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    assert len(cases) == 6
+    for name, trained, base, *shown in cases:
+        lora = {"lora": 16, "base": base or "float32"} if trained == "LoRA" else {}
+        for gib, rows in zip((24, 80), shown, strict=True):
+            found = [
+                most_rows(SIZES[NAMES[name]], Setting(1, 2048, remat=remat, **lora), gib * GIB * (1 - KEPT_FREE))
+                for remat in ("dots", "full")
+            ]
+            assert rows == ("none" if not any(found) else ", ".join(map(str, found))), (name, trained, gib)
