@@ -1,17 +1,16 @@
 """Draws the pictures of docs/performance.md and docs/scale.md from the tables of these pages.
 
-    python docs/figures.py
+python docs/figures.py
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parent
 
@@ -30,6 +29,8 @@ def table(page: str, first: str) -> list[list[str]]:
 
 def performance() -> None:
     """Draws seconds and memory of a step beside TRL's."""
+    import matplotlib.pyplot as plt
+
     rows = table("performance.md", "case")
     names = [f"{case} ({dtype})" for case, dtype, *_ in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
@@ -47,6 +48,8 @@ def performance() -> None:
 
 def scale() -> None:
     """Draws the bounds of a step of each model on each slice."""
+    import matplotlib.pyplot as plt
+
     rows, slices = table("scale.md", "slice"), []
     for row in rows:
         slices.append(row[0] or slices[-1])
@@ -68,7 +71,7 @@ def scale() -> None:
     _save(figure, "scale_bounds.png")
 
 
-def _save(figure: plt.Figure, name: str) -> None:
+def _save(figure: Figure, name: str) -> None:
     figure.tight_layout()
     figure.savefig(DOCS / "results" / name, dpi=110)
 

@@ -1,11 +1,12 @@
 """Makes the pages that are generated, when the site is built; a hook of mkdocs, and a script that writes them to a folder.
 
-    python docs/generate.py --out=FOLDER
+python docs/generate.py --out=FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # mkdocs knows a hook by its file alone
@@ -42,6 +44,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, make in PAGES.items():
         files.append(File.generated(config, path, content=make()))
     return files
+
+
+_LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Turns links to files of the repository, which the site does not have, into their names."""
+    folder = (ROOT / "docs" / page.file.src_uri).parent
+
+    def named(match: re.Match[str]) -> str:
+        target = (folder / match[2]).resolve()
+        outside = target.is_relative_to(ROOT) and not target.is_relative_to(ROOT / "docs")
+        return f"{match[1]} (`{target.relative_to(ROOT)}`)" if outside else match[0]
+
+    return _LINK.sub(named, markdown)
 
 
 def main() -> None:

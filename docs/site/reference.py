@@ -52,7 +52,11 @@ def _sections() -> Iterator[tuple[str, str, list[tuple[str, object, str]]]]:
     """Yields title, introduction and fields of each section of the training configs."""
     yield "Every training run", "", list(fields.described(tree.base()))
     for title, text, make in (
-        ("Pairs", "`dpo`, `cogpo`, `preference:LOSS`; `simpo_gamma` and the like belong to their losses.", tree.preference),
+        (
+            "Pairs",
+            "`dpo`, `cogpo`, `preference:LOSS`; `simpo_gamma` and the like belong to their losses.",
+            tree.preference,
+        ),
         ("KTO", "`kto`.", tree.unpaired),
         ("Rationales", "`adaptive/answer_first` and its like.", lambda: tree.rationale("answer_first")),
         ("Choices", "`adaptive/router`.", tree.choice),
@@ -60,10 +64,16 @@ def _sections() -> Iterator[tuple[str, str, list[tuple[str, object, str]]]]:
     ):
         config = make()
         common = {path for path, _, _ in fields.described(tree.base())}
-        own = [entry for entry in fields.described(config) if entry[0] not in common and entry[0].split(".")[0] != "heads"]
+        own = [
+            entry for entry in fields.described(config) if entry[0] not in common and entry[0].split(".")[0] != "heads"
+        ]
         yield title, text, own
     yield "LoRA", "Added by `--lora`; see [adapters](../adapters.md).", list(_added(tree.add_lora, ("lora",)))
-    yield "Heads", "Added by `smallr.config.add_heads`.", list(_added(functools.partial(tree.add_heads, q=2), ("heads",)))
+    yield (
+        "Heads",
+        "Added by `smallr.config.add_heads`.",
+        list(_added(functools.partial(tree.add_heads, q=2), ("heads",))),
+    )
     yield "Soft prompts", "Added by `smallr.config.add_soft_prompts`.", list(_added(tree.add_soft_prompts, ("soft",)))
     labels = list(_added(tree.add_labels, ("student", "labels")))
     yield "Labels of a router", "Added by `smallr.config.add_labels`.", labels
@@ -94,7 +104,7 @@ def configs() -> str:
     ]
     for name in names:
         first, _, rest = config_files.docstring(name).partition("\n")
-        lines += [f"??? note \"`{name}`: {first.replace(chr(34), chr(39))}\"", ""]
+        lines += [f'??? note "`{name}`: {first.replace(chr(34), chr(39))}"', ""]
         lines += [f"    {line}".rstrip() for line in ["```", *rest.strip("\n").splitlines(), "```"]]
         lines.append("")
     lines += ["## Fields of training configs", ""]
@@ -107,7 +117,12 @@ def configs() -> str:
         ("Planner", "planner/spider"),
     ):
         lines += [f"## Fields of {name.partition('/')[0]} configs: {title}", ""]
-        lines += [f"Defaults are those of `{name}`.", "", *_table(list(fields.described(config_files.load(name)[0]))), ""]
+        lines += [
+            f"Defaults are those of `{name}`.",
+            "",
+            *_table(list(fields.described(config_files.load(name)[0]))),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -238,7 +253,12 @@ def help_of(name: str) -> str:
 
 def commands() -> str:
     """Returns the page of all commands and their flags."""
-    lines = ["# Commands", "", "What `smallr COMMAND --help` prints. Configs and exit codes: [command line](../command_line.md).", ""]
+    lines = [
+        "# Commands",
+        "",
+        "What `smallr COMMAND --help` prints. Configs and exit codes: [command line](../command_line.md).",
+        "",
+    ]
     lines += ["| command | does |", "| --- | --- |"]
     lines += [f"| [`{name}`](#{name}) | {summary} |" for name, (_, summary) in COMMANDS.items()]
     for name in COMMANDS:

@@ -143,8 +143,8 @@ class Model:
         >>> len(model.generate(["What is 2 + 3?", "Who are you?"], max_tokens=4))
         2
         >>> reply = model.generate([{"role": "user", "content": "Hi!"}], max_tokens=4)
-        >>> [len(texts) for texts in model.generate(["Hi!"], n=2, temperature=1.0, seed=1, max_tokens=4)]
-        [2]
+        >>> len(model.generate(["Hi!"], n=2, temperature=1.0, seed=1, max_tokens=4)[0])
+        2
 
         Args:
           prompts: a text, a chat (messages with role and content), or a list of several of either.

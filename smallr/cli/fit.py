@@ -112,8 +112,12 @@ def _advice(options: Namespace, found: dict[str, tuple[Setting, Memory]]) -> str
     fields = [f"batch.rows={rows}", f"batch.row_length={options.row_length}", f"compute.remat={setting.remat}"]
     fields += [f"batch.accumulation={options.accumulation}"] if options.accumulation > 1 else []
     fields += [f"mesh.fsdp={options.devices}"]
-    parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(memory).items() if size >= GIB / 20)
-    lora = " --lora" + (f" --config.lora.base={options.base}" if options.base != "float32" else "") if options.lora else ""
+    parts = ", ".join(
+        f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(memory).items() if size >= GIB / 20
+    )
+    lora = (
+        " --lora" + (f" --config.lora.base={options.base}" if options.base != "float32" else "") if options.lora else ""
+    )
     return (
         f"Up to these rows, {memory.total / GIB:.1f} GiB ({parts}):\n  smallr train CONFIG{lora} "
         + " ".join(f"--config.{field}" for field in fields)

@@ -106,7 +106,8 @@ def estimate(model: DecoderConfig, setting: Setting) -> Memory:
         reference=4.0 * model.num_params / parts if setting.live and not setting.lora else 0.0,
         gradients=gradients,
         activations=_kept(model, setting),
-        working=max(_head(model, setting), _layer(model, setting)) + (table * BYTES[setting.dtype]) * (setting.fsdp > 1),
+        working=max(_head(model, setting), _layer(model, setting))
+        + (table * BYTES[setting.dtype]) * (setting.fsdp > 1),
     )
 
 

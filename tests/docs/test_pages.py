@@ -72,9 +72,15 @@ def test_commands_on_a_page_can_be_read(page):
 
 
 def test_fields_on_the_page_of_trl_exist():
-    known = {path for name in ("dpo", "kto", "preference:discopop", "sft") for path, _ in fields.flat(config_files.load(name)[0])}
+    known = {
+        path
+        for name in ("dpo", "kto", "preference:discopop", "sft")
+        for path, _ in fields.flat(config_files.load(name)[0])
+    }
     known |= {path for path, _ in fields.flat(add_lora(base()))}
-    named = re.findall(r"`((?:batch|data|optimizer|objective|compute|checkpoint|lora|mesh)\.[a-z_.]+)", page_of("coming_from_trl"))
+    named = re.findall(
+        r"`((?:batch|data|optimizer|objective|compute|checkpoint|lora|mesh)\.[a-z_.]+)", page_of("coming_from_trl")
+    )
     assert len(named) > 40
     assert set(named) <= known
 
@@ -130,7 +136,9 @@ def test_messages_on_the_troubleshooting_page_are_those_of_the_source():
     # One of XLA, one that is put together from two texts.
     elsewhere = {"RESOURCE_EXHAUSTED", "dropped, … longer than … tokens"}
     assert len(messages) > 30
-    assert [message for message in messages if message not in elsewhere and not is_quoted_from_the_source(message)] == []
+    assert [
+        message for message in messages if message not in elsewhere and not is_quoted_from_the_source(message)
+    ] == []
 
 
 def test_a_message_that_nobody_writes_is_found_out():
@@ -139,7 +147,14 @@ def test_a_message_that_nobody_writes_is_found_out():
 
 def test_papers_name_configs_and_losses_that_exist():
     named = re.findall(r"^\| [^|]*arxiv[^|]*\| ([^|]*) \|", page_of("papers"), re.MULTILINE)
-    known = {*config_files.names(), *LOSSES, *RECIPES, "smallr.config.ilql()", "smallr.config.add_soft_prompts", "--lora"}
+    known = {
+        *config_files.names(),
+        *LOSSES,
+        *RECIPES,
+        "smallr.config.ilql()",
+        "smallr.config.add_soft_prompts",
+        "--lora",
+    }
     known |= {"objective." + name for name in ("divergence", "ld_alpha", "weighting=wpo", "sync_every")}
     known |= {"sync_mixing", "lora.rslora", "lora.base=nf4", "label_smoothing"}
     names = {name for cell in named for name in re.findall(r"`([^`]+)`", cell)}

@@ -88,7 +88,11 @@ def test_what_costs_more_fits_fewer_rows():
     rows = {remat: most_rows(model, Setting(1, 2048, remat=remat), 24 * GIB) for remat in ("none", "dots", "full")}
     assert 0 < rows["none"] < rows["dots"] < rows["full"] < 1024
     setting = Setting(rows["dots"], 2048)
-    assert estimate(model, setting).total <= 24 * GIB < estimate(model, dataclasses.replace(setting, rows=rows["dots"] + 1)).total
+    assert (
+        estimate(model, setting).total
+        <= 24 * GIB
+        < estimate(model, dataclasses.replace(setting, rows=rows["dots"] + 1)).total
+    )
     assert most_rows(SIZES["llama-3.1-8b"], Setting(1, 2048), 24 * GIB) == 0
     live, parts = dataclasses.replace(setting, live=True), dataclasses.replace(setting, accumulation=2)
     assert estimate(model, live).reference == 4 * model.num_params
