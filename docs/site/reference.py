@@ -80,14 +80,17 @@ def _sections() -> Iterator[tuple[str, str, list[tuple[str, object, str]]]]:
 
 
 def _table(entries: list[tuple[str, object, str]]) -> Iterator[str]:
+    """Yields the lines of a table; a field without a meaning of its own has that of its group."""
+    meanings = {path: meaning for path, _, meaning in entries}
     yield "| field | default | meaning |"
     yield "| --- | --- | --- |"
     for path, value, meaning in entries:
-        if isinstance(value, ConfigDict):
-            if meaning:
-                yield f"| **{path}** | | {_cell(meaning)} |"
-        else:
+        groups = [path[:place] for place, letter in enumerate(path) if letter == "."]
+        meaning = meaning or next((meanings[group] for group in reversed(groups) if meanings.get(group)), "")
+        if not isinstance(value, ConfigDict):
             yield f"| `{path}` | {_value(value)} | {_cell(meaning)} |"
+        elif meanings[path]:
+            yield f"| **{path}** | | {_cell(meaning)} |"
 
 
 def configs() -> str:
@@ -108,15 +111,14 @@ def configs() -> str:
         lines += [f"    {line}".rstrip() for line in ["```", *rest.strip("\n").splitlines(), "```"]]
         lines.append("")
     lines += ["## Fields of training configs", ""]
-    for title, text, entries in _sections():
-        lines += [f"### {title}", "", *([text, ""] if text else []), *_table(entries), ""]
-    for title, name in (
-        ("Evaluation", "eval/gsm8k"),
-        ("CRV", "crv/annotate"),
-        ("COLLATE", "collate/base"),
-        ("Planner", "planner/spider"),
-    ):
-        lines += [f"## Fields of {name.partition('/')[0]} configs: {title}", ""]
+    listed: set[str] = set()
+    for title, text, entries in (*_sections(), *_others(names)):
+        groups = {path.rpartition(".")[0] for path, *_ in entries if path not in listed}
+        own = [entry for entry in entries if title in _WHOLE or entry[0] not in listed or entry[0] in groups]
+        listed |= {path for path, _, _ in own}
+        lines += [f"### {title}", "", *([text, ""] if text else []), *_table(own), ""] if own else []
+    for kind, name in _first_of_each_kind(names).items():
+        lines += [f"## Fields of {_TITLES.get(kind, kind)} configs", ""]
         lines += [
             f"Defaults are those of `{name}`.",
             "",
@@ -124,6 +126,27 @@ def configs() -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+_TITLES = {"evaluation": "evaluation", "crv": "CRV", "collate": "COLLATE", "planner": "planner"}
+_WHOLE = ("Every training run", "Pairs", "KTO", "Rationales", "Choices", "ILQL")  # sections that show all their fields
+
+
+def _first_of_each_kind(names: list[str]) -> dict[str, str]:
+    """Returns a config of each kind but training."""
+    found: dict[str, str] = {}
+    for name in names:
+        found.setdefault(fields._kind(config_files.load(name)[0]), name)
+    found.pop("training")
+    return found
+
+
+def _others(names: list[str]) -> Iterator[tuple[str, str, list[tuple[str, object, str]]]]:
+    """Yields the sections of training configs by name, for fields that no other section has."""
+    for name in names:
+        config = config_files.load(name)[0]
+        if fields._kind(config) == "training":
+            yield f"`{name}`", "", list(fields.described(config))
 
 
 # Losses -------------------------------------------------------------------------------------------------------------
@@ -228,9 +251,11 @@ def _objectives() -> Iterator[str]:
     }
     yield "| `objective.name` | reference | what it minimises |"
     yield "| --- | --- | --- |"
-    for name in OBJECTIVES:
-        if name in about:
-            yield f"| `{name}` | {about[name][0]} | {linked(about[name][1]) if name != 'unpaired' else about[name][1]} |"
+    for name, make in OBJECTIVES.items():
+        if name != "preference":
+            own = getattr(make, "__self__", None)
+            reference, text = about.get(name) or (own.reference, inspect.getdoc(own).partition("\n")[0])
+            yield f"| `{name}` | {reference} | {linked(text) if name != 'unpaired' else text} |"
     yield ""
     yield "Your own loss or objective is registered in twenty lines: [Python](../api.md)."
 
