@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 KEPT_FREE = 0.07  # share of a device's memory that is left to the runtime, and to the error of the estimate
-_OF_GPUS = "On a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.93 in the environment: by default JAX takes no more than 75 % of its memory."
+_OF_GPUS = (
+    "On a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.93 in the environment: "
+    "by default JAX takes no more than 75 % of its memory."
+)
 
 
 def flags(parser: Parser) -> None:
