@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
+from collections.abc import Sequence
+from typing import Any
 
 from smallr.core.errors import UserError
 from smallr.sampling.completions import Delta, OnDelta
@@ -20,10 +23,13 @@ class FakeHandle:
         self.request, self.on_delta = request, on_delta
         self.result: Result | None = None
         self.exception: Exception | None = None
+        self.submitted, self.started, self.first_token = time.monotonic(), None, None
         self.given = 0
         self.samples = [fake_sample(request, i) for i in range(request.params.n)]
 
     def advance(self) -> None:
+        self.started = self.started or time.monotonic()
+        self.first_token = self.first_token or time.monotonic()
         place = self.given
         self.given += 1
         for index, (sample, tokens) in enumerate(self.samples):
@@ -64,8 +70,19 @@ class FakeEngine:
             raise TypeError("TextEncodeInput must be")
         return asked(request)
 
-    def submit(self, request: Request, on_delta: OnDelta | None = None, *, prompt: str) -> FakeHandle:
-        assert prompt == asked(request)
+    def tokenize(self, request: Request, *, specials: bool | None = None) -> list[int]:
+        return [1] * bool(specials) + [ord(letter) for letter in asked(request)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if max(ids, default=0) > 1000:
+            raise UserError(f"tokens: token id {max(ids)} is not below the tokenizer's 1001")
+        return "".join(map(chr, ids))
+
+    def tokenizer_info(self) -> dict[str, Any]:
+        return {"eos_token": "<end>"}
+
+    def submit(self, request: Request, on_delta: OnDelta | None = None, *, encoded: str) -> FakeHandle:
+        assert encoded == asked(request)
         self.handles.append(FakeHandle(request, on_delta))
         return self.handles[-1]
 

@@ -13,13 +13,24 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from smallr import __version__
+from smallr.core.errors import UserError
 from smallr.language.engine_thread import Answer, EngineFailure, EngineThread, RequestFailure
-from smallr.language.serving.bodies import Body, ChatBody, TextBody, parse
+from smallr.language.serving.bodies import (
+    Body,
+    ChatBody,
+    Detokenize,
+    TextBody,
+    TokenizeChat,
+    TokenizeText,
+    parse,
+)
 from smallr.language.serving.border import MAX_BODY_BYTES, HostGuard, read_fields
 from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
+from smallr.language.serving.metrics import Metrics
 from smallr.language.serving.replies import Writer, sse
 from smallr.language.serving.streaming import Streamed
-from smallr.sampling.requests import Request, Result, Usage
+from smallr.sampling.requests import GRAMMARS, Request, Result, Usage
 
 
 def make_app(
@@ -30,6 +41,7 @@ def make_app(
     max_queue: int,
     allowed_hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Builds the application.
 
@@ -40,10 +52,21 @@ def make_app(
       max_queue: requests that may wait or be decoded at once; more are told to come back (503).
       allowed_hosts: Host headers that are served; empty serves all.
       max_body_bytes: size of a body beyond which it is refused (413).
+      metrics: that the engine tells of ended requests.
     """
     app = FastAPI(title="smallr", openapi_url=None)
     app.add_middleware(HostGuard, allowed=allowed_hosts)
     service = _Service(name, engine, max_length, max_queue, max_body_bytes)
+    metrics = metrics or Metrics(name)
+    metrics.watch(engine)
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
 
     @app.get("/health")
     async def health() -> Response:
@@ -68,6 +91,18 @@ def make_app(
     @app.post("/v1/completions")
     async def text(http: HttpRequest) -> Response:
         return await service.complete(http, TextBody)
+
+    @app.post("/tokenize")
+    async def tokenize(http: HttpRequest) -> dict[str, Any]:
+        return await service.tokenize(http)
+
+    @app.post("/detokenize")
+    async def detokenize(http: HttpRequest) -> dict[str, Any]:
+        return await service.detokenize(http)
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        return engine.engine.tokenizer_info()
 
     _answer_errors(app)
     return app
@@ -118,6 +153,28 @@ class _Service:
                 code="model_not_found",
             )
 
+    async def tokenize(self, http: HttpRequest) -> dict[str, Any]:
+        """Returns the tokens of a text or of messages, as vLLM does."""
+        fields = await read_fields(http, self._max_body_bytes)
+        body = parse(TokenizeChat if fields.get("messages") is not None else TokenizeText, fields)
+        self.check_model(body.model)
+        tokens = self._engine.engine
+        try:
+            ids = await asyncio.to_thread(tokens.tokenize, body.request(), specials=body.add_special_tokens)
+            strings = [tokens.decode([token]) for token in ids] if body.return_token_strs else None
+        except UserError as error:
+            raise _blamed(str(error)) from error
+        return {"count": len(ids), "max_model_len": self._max_length, "tokens": ids, "token_strs": strings}
+
+    async def detokenize(self, http: HttpRequest) -> dict[str, Any]:
+        """Returns the text of tokens, as vLLM does."""
+        body = parse(Detokenize, await read_fields(http, self._max_body_bytes))
+        self.check_model(body.model)
+        try:
+            return {"prompt": await asyncio.to_thread(self._engine.engine.decode, body.tokens)}
+        except UserError as error:
+            raise _blamed(str(error)) from error
+
     async def complete(self, http: HttpRequest, kind: type[Body]) -> Response:
         body = parse(kind, await read_fields(http, self._max_body_bytes))
         self.check_model(body.model)
@@ -136,7 +193,7 @@ class _Service:
         if results is None:
             return Response(status_code=CLIENT_LEFT)
         for result in results:
-            _check(result)
+            _check(result, body)
         return JSONResponse(writer.whole(results))
 
     async def _stream(self, http: HttpRequest, body: Body, requests: Sequence[Request], writer: Writer) -> Response:
@@ -170,7 +227,7 @@ class _Service:
         with Streamed(self._engine, requests) as events:
             async for event in events:
                 if isinstance(event, Result):
-                    _check(event)
+                    _check(event, body)
                     usage += event.usage
                     continue
                 choice, delta = event
@@ -186,11 +243,17 @@ class _Service:
             yield writer.usage(usage)
 
 
-def _check(result: Result) -> None:
+def _check(result: Result, body: Body) -> None:
     if result.error is not None:
-        field = result.error.partition(":")[0].partition("[")[0]
-        is_field = field in ChatBody.model_fields or field in TextBody.model_fields
-        raise BadRequest(result.error, param=field if is_field else None, code="invalid_request")
+        kind, _, rest = result.error.partition(": ")
+        raise _blamed(f"{body.grammar_field}: {rest}" if kind in GRAMMARS and body.grammar_field else result.error)
+
+
+def _blamed(error: str) -> BadRequest:
+    """Returns an error of the request, with the field that its message begins with."""
+    field = error.partition(":")[0].partition("[")[0]
+    is_field = any(field in kind.model_fields for kind in (ChatBody, TextBody, Detokenize))
+    return BadRequest(error, param=field if is_field else None, code="invalid_request")
 
 
 def _server_error(error: Exception) -> BadRequest:
