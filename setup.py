@@ -91,6 +91,7 @@ setup(
             "pytest-xdist",
             "qwix",
             "ruff",
+            "tenacity",  # of lm-eval, for models behind an API
             "tensorflow-datasets",
             "torch",
             "trl>=1.16,<1.17",

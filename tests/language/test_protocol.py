@@ -105,7 +105,7 @@ def test_our_own_client_gets_what_the_engine_gives(served):
     params = [
         SamplingParams(max_tokens=12, presence_penalty=1.0, frequency_penalty=0.5),
         SamplingParams(max_tokens=12, repetition_penalty=1.5, logit_bias=((300, 5.0), (301, -100.0))),
-        SamplingParams(max_tokens=30, grammar=Grammar("json", json.dumps(SCHEMA)), seed=1, temperature=1.0),
+        SamplingParams(max_tokens=100, grammar=Grammar("json", json.dumps(SCHEMA)), seed=1, temperature=1.0),
         SamplingParams(max_tokens=30, grammar=Grammar("choice", '["red", "blue"]')),
     ]
     requests = [Request(messages=tuple(QUESTION), params=each) for each in params]
@@ -191,7 +191,8 @@ def test_lm_eval_scores_and_generates_through_the_server(served):
     for (context, continuation), (logprob, is_greedy) in zip(pairs, got, strict=True):
         ids = served.engine.tokenizer(context + continuation, add_special_tokens=False)["input_ids"]
         begin = len(served.engine.tokenizer(context, add_special_tokens=False)["input_ids"])
-        want = np.asarray(jax.nn.log_softmax(logits_of(decoder, np.asarray([ids]))))[0, begin - 1 : -1]
+        row = np.asarray([ids + [0] * (16 - len(ids))])  # one length for all
+        want = np.asarray(jax.nn.log_softmax(logits_of(decoder, row)))[0, begin - 1 : len(ids) - 1]
         assert logprob == pytest.approx(want[np.arange(len(want)), ids[begin:]].sum(), abs=1e-4)
         assert is_greedy == (want.argmax(-1).tolist() == ids[begin:])
     until = Instance("generate_until", {}, ("Once", {"until": ["\n"], "max_gen_toks": 6, "temperature": 0}), 0)

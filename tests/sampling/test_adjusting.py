@@ -190,7 +190,7 @@ def test_what_cannot_be_followed_is_said_and_harms_no_neighbour(shared):
         ({"grammar": Grammar("json", "{")}, "json: "),
         ({"grammar": Grammar("regex", "(ab")}, "regex: .*unclosed group"),
         ({"grammar": Grammar("regex", "a" * 2**17)}, "regex: 131072 characters"),
-        ({"grammar": Grammar("regex", "(a{1000}){1000}")}, "regex: .*too many"),
+        ({"grammar": Grammar("regex", "(a{1000}){1000}")}, "too many"),
         ({"grammar": Grammar("regex", "(?=a)b")}, "regex: .*look-around"),
         ({"grammar": Grammar("regex", "\u00e9\u4e2d")}, "regex: .*no token that may come next"),
         ({"grammar": Grammar("regex", "a\u4e2d")}, "it cannot be followed.*no token that may come next"),
