@@ -6,7 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from absl import logging
@@ -22,19 +22,12 @@ MAX_RESTARTS = 3  # without one good step between them; then the engine has fail
 
 
 class ContinuousEngine(Protocol):
-    """Is the part of `smallr.sampling.engine.Engine` that is used here."""
+    """Is the part of `smallr.sampling.engine.Engine` that is used here, and its `codec` in the server."""
+
+    codec: Any
 
     def encode(self, request: Request) -> Any:
         """Checks a request and encodes its prompt, in any thread; UserError if it cannot be served."""
-
-    def tokenize(self, request: Request, *, specials: bool | None = None) -> list[int]:
-        """Returns the tokens of a request's prompt, in any thread."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of tokens, in any thread; UserError for a token that the model does not have."""
-
-    def tokenizer_info(self) -> dict[str, Any]:
-        """Returns the special tokens and the chat template."""
 
     def submit(self, request: Request, on_delta: OnDelta | None = None, *, encoded: Any = None) -> Any:
         """Queues a request. The handle's `result` is None until it has ended, and `exception` says if it broke.
@@ -74,7 +67,7 @@ class EngineThread:
     is restarted and the rest is served.
 
     Args:
-      engine: used by this thread alone from now on, but for what any thread may call (`encode`, `tokenize`, …).
+      engine: used by this thread alone from now on, but for what any thread may call (`encode`, `codec`).
       on_end: told of each request that has ended, in this thread, by its handle.
 
     Attributes:

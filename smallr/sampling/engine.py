@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
-from smallr.core.errors import UserError, panics_as_errors
+from smallr.core.errors import UserError
 from smallr.core.sharding import RULES, named_sharding
 from smallr.data.encode import longest_text
 from smallr.data.templates import DATE, parse_date
@@ -25,12 +25,13 @@ from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path
 from smallr.models.soft import soft_tokens
 from smallr.sampling.adjusting import Adjuster
+from smallr.sampling.codec import PromptCodec
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
 from smallr.sampling.grammars import Constraint, GrammarCompiler
 from smallr.sampling.programs import Decoded, Hook, PrefillChunk, Programs
 from smallr.sampling.prompt_logprobs import PromptScorer
-from smallr.sampling.prompts import check_adjustments, prompt_ids, sample_key, stop_ids
+from smallr.sampling.prompts import check_adjustments, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
 from smallr.sampling.table import SlotTable
 from smallr.sampling.weights import Packer
@@ -84,9 +85,14 @@ class Engine:
       end_ids: tokens that end a completion besides the tokenizer's EOS and the chat template's end of turn.
       prefill_chunk: tokens of a prompt that are read at once; None chooses by the backend.
       steps: tokens that a slot draws before the host looks at them; one where a caller watches a completion grow.
+      steps_beside_grammars: the same while a slot beside follows a grammar, which itself draws one at a time; None
+        chooses by the backend.
       hook: changes logits before a token is drawn.
       hook_shared: arrays for the hook.
       hook_slot: arrays of one request for the hook, where the request brings none; they have the same shapes.
+
+    Attributes:
+      codec: that turns requests into tokens and back, also for other threads.
 
     Raises:
       UserError: a max_length beyond the model's context.
@@ -103,6 +109,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         prefill_chunk: int | None = None,
         steps: int = 8,
+        steps_beside_grammars: int | None = None,
         date: str = DATE,
         hook: Hook | None = None,
         hook_shared: Any = (),
@@ -113,12 +120,17 @@ class Engine:
         if not 1 < self.max_length <= config.max_positions:
             raise UserError(f"max_length {self.max_length} is not between 2 and the model's {config.max_positions}")
         self.tokenizer, self.mesh, self.config = tokenizer, mesh, config
-        self._date = parse_date(date)
-        self._soft, self._most_characters = soft_tokens(decoder), longest_text(tokenizer, self.max_length)
+        most = longest_text(tokenizer, self.max_length)
+        self.codec = PromptCodec(
+            tokenizer, config.vocab_size, soft=soft_tokens(decoder), most=most, date=parse_date(date)
+        )
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_of_turn(tokenizer), *end_ids)))
         self._decode_slots, self._steps = decode_slots, steps
-        self._chunk = prefill_chunk or (64 if jax.default_backend() == "cpu" else 256)
+        is_cpu = jax.default_backend() == "cpu"
+        self._chunk = prefill_chunk or (64 if is_cpu else 256)
+        # A turn of the host takes a millisecond: nothing beside a step on a CPU, a third of one on an accelerator.
+        self._steps_beside_grammars = steps_beside_grammars or (1 if is_cpu else max(1, steps // 2))
         self._rows = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self._packer = Packer(decoder, mesh)
         self._programs = Programs(Forward(config, self._packer.block, self._packer.trunk), mesh, steps, hook)
@@ -223,7 +235,7 @@ class Engine:
         params, length = request.params, self.max_length
         stop_ids(request, self.tokenizer, self.end_ids, self.config.vocab_size)
         check_adjustments(params, self.tokenizer, self.end_ids, self.config.vocab_size)
-        ids = self.tokenize(request, most=self._most_characters)
+        ids = self.codec.encode(request, is_bounded=True)
         if len(ids) + min(1, params.max_tokens) > length:
             raise UserError(
                 f"the prompt has {len(ids)} tokens, which with one of a completion is over the {length} of "
@@ -231,38 +243,6 @@ class Engine:
             )
         constraint = None if params.grammar is None else self._grammars.compile(params.grammar)
         return Encoded(np.asarray(ids, np.int32), constraint)
-
-    def tokenize(self, request: Request, *, specials: bool | None = None, most: int | None = None) -> list[int]:
-        """Returns the tokens of a request's prompt, however many. Any thread may call this.
-
-        Args:
-          request: its messages or prompt.
-          specials: add what the tokenizer adds to a text; None: to a plain prompt, and not to messages.
-          most: characters of a text beyond which it is refused without being tokenised.
-
-        Raises:
-          UserError: see `prompt_ids`.
-        """
-        options = {"soft": self._soft, "most": most, "date": self._date, "specials": specials}
-        return prompt_ids(request, self.tokenizer, self.config.vocab_size, **options)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of tokens, special ones included. Any thread may call this.
-
-        Raises:
-          UserError: a token that the tokenizer does not have.
-        """
-        if wrong := [token for token in ids if not 0 <= token < len(self.tokenizer)]:
-            raise UserError(f"tokens: token id {wrong[0]} is not below the tokenizer's {len(self.tokenizer)}")
-        with panics_as_errors("tokens"):
-            return self.tokenizer.decode(list(ids))
-
-    def tokenizer_info(self) -> dict[str, Any]:
-        """Returns the special tokens and the chat template."""
-        names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
-        return {"tokenizer_class": type(self.tokenizer).__name__} | {
-            name: getattr(self.tokenizer, name) for name in names
-        }
 
     def submit(
         self,
@@ -432,7 +412,7 @@ class Engine:
     def _decode(self) -> Decoded:
         slots = self._table.slots
         left = max(int(slots.limit[slot] - slots.generated[slot]) for slot in self._table.busy)
-        steps = 1 if self._is_watched else min(self._steps, left)
+        steps = min(self._most_steps(), left)
         self._fit(0, steps, shrink=True)
         adjustments = self._adjuster.arguments(self._table.completions, steps)
         state = None if adjustments is None else self._adjuster.state
@@ -450,10 +430,15 @@ class Engine:
         self._adjuster.state = state if adjustments is not None else self._adjuster.state
         return jax.device_get(decoded)
 
-    @property
-    def _is_watched(self) -> bool:
-        """Returns whether somebody waits for the next token and not for the whole completion."""
-        return any(self._table.completions[slot].handle.on_delta is not None for slot in self._table.busy)
+    def _most_steps(self) -> int:
+        """Returns how many tokens may be drawn before the host, or somebody who watches, needs to see them."""
+        busy = [self._table.completions[slot] for slot in self._table.busy]
+        if any(each.handle.on_delta is not None for each in busy):
+            return 1
+        follow = [each.constraint is not None for each in busy]
+        if any(follow):
+            return 1 if all(follow) else self._steps_beside_grammars
+        return self._steps
 
     def _take(self, decoded: Decoded) -> list[Completion]:
         """Hands the tokens to the completions; returns those that are finished."""

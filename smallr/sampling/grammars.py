@@ -22,7 +22,7 @@ BITS = 32  # tokens of a word of a mask
 KEPT = 64  # compiled grammars
 MAX_CHARACTERS = 2**16  # of a grammar
 # A small model that may write any number of spaces between the parts of a JSON text may never end.
-WHITESPACE = r"[ \t\n\r]{0,40}"
+WHITESPACE = r"[ \t\n]{0,40}"
 
 
 class Constraint:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
 
 from smallr.core.errors import UserError
 from smallr.sampling.completions import Delta, OnDelta
@@ -69,17 +67,6 @@ class FakeEngine:
         if asked(request) == "cannot be encoded":
             raise TypeError("TextEncodeInput must be")
         return asked(request)
-
-    def tokenize(self, request: Request, *, specials: bool | None = None) -> list[int]:
-        return [1] * bool(specials) + [ord(letter) for letter in asked(request)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        if max(ids, default=0) > 1000:
-            raise UserError(f"tokens: token id {max(ids)} is not below the tokenizer's 1001")
-        return "".join(map(chr, ids))
-
-    def tokenizer_info(self) -> dict[str, Any]:
-        return {"eos_token": "<end>"}
 
     def submit(self, request: Request, on_delta: OnDelta | None = None, *, encoded: str) -> FakeHandle:
         assert encoded == asked(request)

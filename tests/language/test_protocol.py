@@ -132,9 +132,9 @@ def test_a_turn_that_is_begun_goes_on(served):
     assert told[0] == told[1] == told[2]
     assert served.post("/detokenize", tokens=told[0]).json()["prompt"].endswith("12 + 30 =")
     opened = served.post("/tokenize", messages=begun, add_generation_prompt=True).json()["tokens"]
-    assert served.engine.decode(opened).endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert served.engine.codec.decode(opened).endswith("<|im_end|>\n<|im_start|>assistant\n")
     bare = served.post("/tokenize", messages=QUESTION, add_generation_prompt=False).json()
-    assert served.engine.decode(bare["tokens"]).endswith("30?<|im_end|>\n")
+    assert served.engine.codec.decode(bare["tokens"]).endswith("30?<|im_end|>\n")
     fields = {"max_tokens": 8, "temperature": 0, "logprobs": True}
     of_chat = served.post("/v1/chat/completions", messages=begun, continue_final_message=True, **fields).json()
     of_text = served.post("/v1/completions", prompt=told[0], **(fields | {"logprobs": 0})).json()

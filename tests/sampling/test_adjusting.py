@@ -46,7 +46,7 @@ def ask(prompt=PROMPT, **params) -> Request:
 
 @pytest.fixture(scope="module")
 def shared() -> Engine:
-    return engine(max_length=128)
+    return engine(max_length=128, steps_beside_grammars=5)
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def make_app(
 
     @app.get("/tokenizer_info")
     async def tokenizer_info() -> dict[str, Any]:
-        return engine.engine.tokenizer_info()
+        return engine.engine.codec.info()
 
     _answer_errors(app)
     return app
@@ -158,10 +158,10 @@ class _Service:
         fields = await read_fields(http, self._max_body_bytes)
         body = parse(TokenizeChat if fields.get("messages") is not None else TokenizeText, fields)
         self.check_model(body.model)
-        tokens = self._engine.engine
+        codec = self._engine.engine.codec
         try:
-            ids = await asyncio.to_thread(tokens.tokenize, body.request(), specials=body.add_special_tokens)
-            strings = [tokens.decode([token]) for token in ids] if body.return_token_strs else None
+            ids = await asyncio.to_thread(codec.encode, body.request(), specials=body.add_special_tokens)
+            strings = [codec.decode([token]) for token in ids] if body.return_token_strs else None
         except UserError as error:
             raise _blamed(str(error)) from error
         return {"count": len(ids), "max_model_len": self._max_length, "tokens": ids, "token_strs": strings}
@@ -171,7 +171,7 @@ class _Service:
         body = parse(Detokenize, await read_fields(http, self._max_body_bytes))
         self.check_model(body.model)
         try:
-            return {"prompt": await asyncio.to_thread(self._engine.engine.decode, body.tokens)}
+            return {"prompt": await asyncio.to_thread(self._engine.engine.codec.decode, body.tokens)}
         except UserError as error:
             raise _blamed(str(error)) from error
 
