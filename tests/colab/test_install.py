@@ -36,7 +36,7 @@ def install(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path[:])
     commands = []
-    monkeypatch.setattr(subprocess, "check_call", commands.append)
+    monkeypatch.setattr("subprocess.check_call", commands.append)
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
     def run(project: str = "smallr", origin: str | None = None) -> list[list[str]]:
