@@ -61,6 +61,8 @@ class FakeEngine:
         self.may_step.set()
         self.fails = 0
 
+    codec = None  # no tests of tokens
+
     def encode(self, request: Request) -> str:
         if asked(request) == "too long":
             raise UserError("the prompt has 99 tokens, and the model's context is 64")

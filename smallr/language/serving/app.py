@@ -14,22 +14,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from smallr import __version__
-from smallr.core.errors import UserError
 from smallr.language.engine_thread import Answer, EngineFailure, EngineThread, RequestFailure
-from smallr.language.serving.bodies import (
-    Body,
-    ChatBody,
-    Detokenize,
-    TextBody,
-    TokenizeChat,
-    TokenizeText,
-    parse,
-)
+from smallr.language.serving.bodies import Body, ChatBody, TextBody, blamed, parse
 from smallr.language.serving.border import MAX_BODY_BYTES, HostGuard, read_fields
 from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
 from smallr.language.serving.metrics import Metrics
 from smallr.language.serving.replies import Writer, sse
 from smallr.language.serving.streaming import Streamed
+from smallr.language.serving.tokens import add_token_routes
 from smallr.sampling.requests import GRAMMARS, Request, Result, Usage
 
 
@@ -57,23 +49,7 @@ def make_app(
     app = FastAPI(title="smallr", openapi_url=None)
     app.add_middleware(HostGuard, allowed=allowed_hosts)
     service = _Service(name, engine, max_length, max_queue, max_body_bytes)
-    metrics = metrics or Metrics(name)
-    metrics.watch(engine)
-
-    @app.get("/metrics")
-    async def measured() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @app.get("/version")
-    async def version() -> dict[str, str]:
-        return {"version": __version__}
-
-    @app.get("/health")
-    async def health() -> Response:
-        state = {"requests": engine.load, "restarts": engine.restarts}
-        if engine.is_alive:
-            return JSONResponse({"status": "ok", **state})
-        return JSONResponse({"status": "failed", "error": str(engine.failure or "closed"), **state}, 503)
+    _add_state_routes(app, engine, metrics or Metrics(name))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -92,20 +68,31 @@ def make_app(
     async def text(http: HttpRequest) -> Response:
         return await service.complete(http, TextBody)
 
-    @app.post("/tokenize")
-    async def tokenize(http: HttpRequest) -> dict[str, Any]:
-        return await service.tokenize(http)
-
-    @app.post("/detokenize")
-    async def detokenize(http: HttpRequest) -> dict[str, Any]:
-        return await service.detokenize(http)
-
-    @app.get("/tokenizer_info")
-    async def tokenizer_info() -> dict[str, Any]:
-        return engine.engine.codec.info()
-
+    add_token_routes(
+        app, engine.engine.codec, service.check_model, max_length=max_length, max_body_bytes=max_body_bytes
+    )
     _answer_errors(app)
     return app
+
+
+def _add_state_routes(app: FastAPI, engine: EngineThread, metrics: Metrics) -> None:
+    """Adds the routes for whoever watches the server."""
+    metrics.watch(engine)
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @app.get("/health")
+    async def health() -> Response:
+        state = {"requests": engine.load, "restarts": engine.restarts}
+        if engine.is_alive:
+            return JSONResponse({"status": "ok", **state})
+        return JSONResponse({"status": "failed", "error": str(engine.failure or "closed"), **state}, 503)
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -152,28 +139,6 @@ class _Service:
                 param="model",
                 code="model_not_found",
             )
-
-    async def tokenize(self, http: HttpRequest) -> dict[str, Any]:
-        """Returns the tokens of a text or of messages, as vLLM does."""
-        fields = await read_fields(http, self._max_body_bytes)
-        body = parse(TokenizeChat if fields.get("messages") is not None else TokenizeText, fields)
-        self.check_model(body.model)
-        codec = self._engine.engine.codec
-        try:
-            ids = await asyncio.to_thread(codec.encode, body.request(), specials=body.add_special_tokens)
-            strings = [codec.decode([token]) for token in ids] if body.return_token_strs else None
-        except UserError as error:
-            raise _blamed(str(error)) from error
-        return {"count": len(ids), "max_model_len": self._max_length, "tokens": ids, "token_strs": strings}
-
-    async def detokenize(self, http: HttpRequest) -> dict[str, Any]:
-        """Returns the text of tokens, as vLLM does."""
-        body = parse(Detokenize, await read_fields(http, self._max_body_bytes))
-        self.check_model(body.model)
-        try:
-            return {"prompt": await asyncio.to_thread(self._engine.engine.codec.decode, body.tokens)}
-        except UserError as error:
-            raise _blamed(str(error)) from error
 
     async def complete(self, http: HttpRequest, kind: type[Body]) -> Response:
         body = parse(kind, await read_fields(http, self._max_body_bytes))
@@ -246,14 +211,7 @@ class _Service:
 def _check(result: Result, body: Body) -> None:
     if result.error is not None:
         kind, _, rest = result.error.partition(": ")
-        raise _blamed(f"{body.grammar_field}: {rest}" if kind in GRAMMARS and body.grammar_field else result.error)
-
-
-def _blamed(error: str) -> BadRequest:
-    """Returns an error of the request, with the field that its message begins with."""
-    field = error.partition(":")[0].partition("[")[0]
-    is_field = any(field in kind.model_fields for kind in (ChatBody, TextBody, Detokenize))
-    return BadRequest(error, param=field if is_field else None, code="invalid_request")
+        raise blamed(f"{body.grammar_field}: {rest}" if kind in GRAMMARS and body.grammar_field else result.error)
 
 
 def _server_error(error: Exception) -> BadRequest:

@@ -295,6 +295,13 @@ def parse(kind: type[Fields], fields: Mapping[str, Any]) -> Any:
         raise _named(error) from None
 
 
+def blamed(error: str) -> BadRequest:
+    """Returns the engine's error as the request's, with the field that the message begins with."""
+    field = error.partition(":")[0].partition("[")[0]
+    is_field = any(field in kind.model_fields for kind in (ChatBody, TextBody, Detokenize))
+    return BadRequest(error, param=field if is_field else None, code="invalid_request")
+
+
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Compares as `in` does, but true is not 1."""
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed)
