@@ -9,7 +9,7 @@ PEERS ?= trl
 NEXT_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-next test-fast lint docs bench clean
+.PHONY: help install train wheel test test-next test-fast lint docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -30,6 +30,9 @@ install: $(VENV)/.installed  ## Create .venv with pinned dependencies and the bu
 
 train: $(VENV)/.installed  ## Train: CogPO on SmolLM2-135M. CONFIG=dpo ARGS="--config.steps=10" change it.
 	$(BIN)/smallr train $(CONFIG) $(ARGS)
+
+wheel: $(VENV)/.installed  ## Build a wheel of the package into dist/, for a machine without a clone.
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir=dist .
 
 # A worker takes neighbouring tests, which share fixtures, and at the end those that another has not begun.
 PYTEST := pytest -n $(JOBS) --dist=worksteal

@@ -2,14 +2,16 @@
 
   smallr serve --model=NAME|FOLDER|RUN [--port=8000]
 
-Routes: /v1/chat/completions, /v1/completions, /v1/models, /health. Any OpenAI client works, and so does smallr itself:
---model=http://127.0.0.1:8000/v1. Needs FastAPI and uvicorn: pip install 'smallr[serve]'. There is no access control:
-put nothing but localhost or a trusted network in --host. SIGTERM serves out what is under way and exits with 0.
+Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /metrics, /health, /version. Any
+OpenAI client works, and so does smallr itself: --model=http://127.0.0.1:8000/v1. Needs the extra `serve`, and
+`structured` for JSON by a schema. There is no access control: put nothing but localhost or a trusted network in
+--host. SIGTERM serves out what is under way and exits with 0.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
 from smallr.cli.inputs import announce, check, check_model
 from smallr.cli.parsing import Parser
@@ -19,7 +21,7 @@ from smallr.core.errors import UserError
 def flags(parser: Parser) -> None:
     """Names the flags."""
     parser.flag("model", None, "a run, or any model that training takes", required=True)
-    parser.flag("name", None, "what clients call the model; default: --model")
+    parser.flag("served_model_name", None, "what clients call the model; default: the folder's name, or --model")
     parser.flag("host", "127.0.0.1", "address to listen at")
     parser.flag("port", 8000, "port to listen at; 0: any that is free", low=0, high=65535)
     parser.flag("decode_slots", 32, "sequences decoded at once", low=1)
@@ -43,6 +45,7 @@ def run(options: Namespace) -> None:
     try:
         from smallr.language.serving.app import make_app
         from smallr.language.serving.border import served_hosts
+        from smallr.language.serving.metrics import Metrics
         from smallr.language.serving.run import bind, exit_on_sigterm, run
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}, which is not installed: pip install 'smallr[serve]'") from error
@@ -53,6 +56,7 @@ def run(options: Namespace) -> None:
     from smallr.language.loading import load_engine
 
     keep_programs()
+    name = options.served_model_name or served_name(options.model)
     sock = bind(options.host, options.port)
     loaded = load_engine(
         options.model,
@@ -61,8 +65,8 @@ def run(options: Namespace) -> None:
         max_length=options.max_length,
         date=options.date,
     )
-    engine = EngineThread(loaded.engine)
-    name = options.name or options.model
+    metrics = Metrics(name)
+    engine = EngineThread(loaded.engine, metrics.ended)
     application = make_app(
         name,
         engine,
@@ -70,6 +74,15 @@ def run(options: Namespace) -> None:
         max_queue=options.max_queue,
         allowed_hosts=served_hosts(options.host, options.allowed_hosts),
         max_body_bytes=options.max_body_mb * 2**20,
+        metrics=metrics,
     )
     run(application, sock, name)
     engine.close()
+
+
+def served_name(model: str) -> str:
+    """Returns the name of a model's folder, or of its file without the ending; other models are called as they are."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve().name
+    return path.stem if path.is_file() else model

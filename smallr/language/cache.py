@@ -25,10 +25,17 @@ from typing import Any
 
 from absl import logging
 
-from smallr.sampling.requests import Request, Result, Sample, TokenLogprob, Usage
+from smallr.sampling.requests import Request, Result, Sample, SamplingParams, TokenLogprob, Usage
 
 _BUSY_SECONDS = 60.0  # how long to wait for another process that writes
 _COLUMNS = "key TEXT PRIMARY KEY, model TEXT, created REAL, result TEXT, digest TEXT"
+# Parameters that are in every key.
+_ALWAYS = frozenset(
+    {
+        "max_tokens", "temperature", "top_k", "top_p", "min_p", "n", "stop", "stop_token_ids", "ignore_eos", "seed", "round",
+        "logprobs",
+    }
+)  # fmt: skip
 _INSERT = "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?, ?)"
 
 
@@ -40,13 +47,18 @@ def request_key(identity: str, request: Request, sample: int = 0) -> str:
       request: its messages or prompt, and every sampling parameter, with the seed and the round.
       sample: number of the first sample, where one request with n samples had to be sent as n requests.
     """
+    params, default = dataclasses.asdict(request.params), dataclasses.asdict(SamplingParams())
     content = {
         "model": identity,
         "messages": [dict(message) for message in request.messages],
         "prompt": request.prompt,
-        "params": dataclasses.asdict(request.params),
+        "params": {name: value for name, value in params.items() if name in _ALWAYS or value != default[name]},
         "sample": sample,
     }
+    # What says nothing is left out, so that a new field leaves the keys of what was asked without it.
+    options = {name: getattr(request, name) for name in ("add_generation_prompt", "continue_final_message")}
+    options["template_kwargs"] = dict(request.template_kwargs)
+    content |= {name: value for name, value in options.items() if value not in (None, {})}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,21 +199,33 @@ def _digest(key: str, text: str) -> str:
 
 
 def _fields(result: Result) -> dict[str, Any]:
-    return {
+    fields = {
         "usage": dataclasses.asdict(result.usage),
         "samples": [dataclasses.asdict(sample) for sample in result.samples],
     }
+    if result.prompt_text is not None:
+        logprobs = None if result.prompt_logprobs is None else list(map(dataclasses.asdict, result.prompt_logprobs))
+        fields |= {"prompt_text": result.prompt_text, "prompt_logprobs": logprobs}
+    return fields
 
 
 def _result(fields: dict[str, Any]) -> Result:
-    return Result(tuple(map(_sample, fields["samples"])), Usage(**fields["usage"]), cached=True)
+    return Result(
+        tuple(map(_sample, fields["samples"])),
+        Usage(**fields["usage"]),
+        cached=True,
+        prompt_text=fields.get("prompt_text"),
+        prompt_logprobs=_logprobs(fields.get("prompt_logprobs")),
+    )
 
 
 def _sample(fields: dict[str, Any]) -> Sample:
-    logprobs = fields["logprobs"]
-    if logprobs is not None:
-        logprobs = tuple(
-            TokenLogprob(**{**each, "top": tuple((token, logprob) for token, logprob in each["top"])})
-            for each in logprobs
-        )
-    return Sample(fields["text"], fields["finish_reason"], tuple(fields["token_ids"]), logprobs)
+    return Sample(fields["text"], fields["finish_reason"], tuple(fields["token_ids"]), _logprobs(fields["logprobs"]))
+
+
+def _logprobs(stored: list[dict[str, Any]] | None) -> tuple[TokenLogprob, ...] | None:
+    if stored is None:
+        return None
+    return tuple(
+        TokenLogprob(**{**each, "top": tuple((token, logprob) for token, logprob in each["top"])}) for each in stored
+    )

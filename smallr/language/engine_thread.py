@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from absl import logging
@@ -21,13 +22,18 @@ MAX_RESTARTS = 3  # without one good step between them; then the engine has fail
 
 
 class ContinuousEngine(Protocol):
-    """Is the part of `smallr.sampling.engine.Engine` that is used here."""
+    """Is the part of `smallr.sampling.engine.Engine` that is used here, and its `codec` in the server."""
+
+    codec: Any
 
     def encode(self, request: Request) -> Any:
         """Checks a request and encodes its prompt, in any thread; UserError if it cannot be served."""
 
-    def submit(self, request: Request, on_delta: OnDelta | None = None, *, prompt: Any = None) -> Any:
-        """Queues a request. The handle's `result` is None until it has ended, and `exception` says if it broke."""
+    def submit(self, request: Request, on_delta: OnDelta | None = None, *, encoded: Any = None) -> Any:
+        """Queues a request. The handle's `result` is None until it has ended, and `exception` says if it broke.
+
+        When it was submitted, got a slot and had its first token is in `submitted`, `started` and `first_token`.
+        """
 
     def cancel(self, handle: Any) -> None:
         """Gives up a request; its slots are free for others."""
@@ -51,7 +57,7 @@ class _Entry(NamedTuple):
     request: Request
     on_delta: OnDelta | None
     answer: Answer
-    prompt: Any
+    encoded: Any
 
 
 class EngineThread:
@@ -61,17 +67,19 @@ class EngineThread:
     is restarted and the rest is served.
 
     Args:
-      engine: used by this thread alone from now on, but for `encode`.
+      engine: used by this thread alone from now on, but for what any thread may call (`encode`, `codec`).
+      on_end: told of each request that has ended, in this thread, by its handle.
 
     Attributes:
       failure: why the engine has failed for good, if it has.
       restarts: number of times that the engine was restarted.
     """
 
-    def __init__(self, engine: ContinuousEngine):
+    def __init__(self, engine: ContinuousEngine, on_end: Callable[[Any], None] | None = None):
         self.failure: Exception | None = None
         self.restarts = 0
-        self._engine = engine
+        self.engine = engine
+        self._on_end = on_end
         self._failed_steps = 0  # one after the other
         self._inbox: collections.deque[_Entry] = collections.deque()
         self._handles: dict[Answer, Any] = {}  # of the engine's thread alone
@@ -87,6 +95,11 @@ class EngineThread:
     def load(self) -> int:
         """Requests that wait or are decoded."""
         return len(self._open)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a decode slot."""
+        return sum(handle.started is not None for handle in list(self._handles.values()))
 
     @property
     def is_alive(self) -> bool:
@@ -124,14 +137,14 @@ class EngineThread:
         if answer.done():
             return
         try:
-            prompt = self._engine.encode(request)
+            encoded = self.engine.encode(request)
         except UserError as error:
             _settle(answer, Result(error=str(error)))
         except Exception as error:
             _break(answer, error)
         else:
             with self._wake:
-                self._inbox.append(_Entry(request, on_delta, answer, prompt))
+                self._inbox.append(_Entry(request, on_delta, answer, encoded))
                 self._wake.notify()
 
     def _settled(self, answer: Answer) -> None:
@@ -159,14 +172,14 @@ class EngineThread:
 
     def _step(self) -> None:
         try:
-            self._engine.step()
+            self.engine.step()
             self._failed_steps = 0
         except Exception as error:
             self._failed_steps += 1
             if self._failed_steps > MAX_RESTARTS:
                 raise
             logging.exception("the engine is restarted")
-            self._engine.restart(error)
+            self.engine.restart(error)
             self.restarts += 1
 
     def _take(self) -> bool:
@@ -182,10 +195,12 @@ class EngineThread:
             self._inbox.clear()
             self._left.clear()
         for answer in gone:
-            self._engine.cancel(self._handles.pop(answer))
+            handle = self._handles.pop(answer)
+            self.engine.cancel(handle)
+            self._ended(handle)
         for entry in new:
             try:
-                handle = self._engine.submit(entry.request, entry.on_delta, prompt=entry.prompt)
+                handle = self.engine.submit(entry.request, entry.on_delta, encoded=entry.encoded)
             except Exception as error:  # of this request alone
                 _break(entry.answer, error)
             else:
@@ -196,10 +211,15 @@ class EngineThread:
         for answer, handle in list(self._handles.items()):
             if handle.result is not None:
                 del self._handles[answer]
+                self._ended(handle)
                 if handle.exception is None:
                     _settle(answer, handle.result)
                 else:
                     _break(answer, handle.exception)
+
+    def _ended(self, handle: Any) -> None:
+        if self._on_end is not None:
+            self._on_end(handle)
 
     def _refusal(self) -> EngineFailure:
         refusal = EngineFailure(f"the engine has failed: {self.failure}" if self.failure else "the engine was closed")

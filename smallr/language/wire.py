@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smallr.sampling.requests import Request, Result, Sample, SamplingParams, TokenLogprob, Usage
+from smallr.sampling.requests import Grammar, Request, Result, Sample, SamplingParams, TokenLogprob, Usage
 
 # What servers write for our two reasons.
 _FINISH = {
@@ -20,6 +20,8 @@ _FINISH = {
     "length": "length",
     "max_tokens": "length",
 }
+_OPENAIS = ("top_p", "n", "presence_penalty", "frequency_penalty")
+_TEMPLATES = ("add_generation_prompt", "continue_final_message")
 _PASSING = {408, 409, 425, 429}  # status codes, besides 5xx, after which the same request may succeed
 
 
@@ -63,6 +65,9 @@ def request_body(
 
     What has its default is left out, since servers differ in what they refuse.
 
+    Raises:
+      Refused: an echo, which no reply is read for.
+
     Args:
       request: what to ask.
       model: as the server calls it.
@@ -71,6 +76,8 @@ def request_body(
       has_rounds: whether the server draws by seed, round and prompt as smallr does; else it gets `wire_seed`.
     """
     params = request.params
+    if params.echo:
+        raise Refused("echo is for a local model; a server's reply is read without the prompt")
     body: dict[str, Any] = {"model": model, "temperature": params.temperature, limit_name: params.max_tokens}
     if request.messages:
         body["messages"] = [dict(message) for message in request.messages]
@@ -80,7 +87,7 @@ def request_body(
         chat = {"logprobs": True, "top_logprobs": params.logprobs}
         body |= chat if request.messages else {"logprobs": params.logprobs}
     default = SamplingParams()
-    body |= {name: value for name in ("top_p", "n") if (value := getattr(params, name)) != getattr(default, name)}
+    body |= {name: value for name in _OPENAIS if (value := getattr(params, name)) != getattr(default, name)}
     has_rounds = has_rounds and sample == 0
     seed = params.seed if has_rounds else wire_seed(request, sample)
     if seed is not None:
@@ -89,12 +96,30 @@ def request_body(
         body["stop"] = list(params.stop)
     extra = {
         name: list(value) if isinstance(value, tuple) else value
-        for name in ("top_k", "min_p", "stop_token_ids", "ignore_eos")
+        for name in ("top_k", "min_p", "stop_token_ids", "ignore_eos", "repetition_penalty")
         if (value := getattr(params, name)) != getattr(default, name)
     }
     if has_rounds and params.round:
         extra["round"] = params.round
+    if params.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+    if params.grammar is not None:
+        body, extra = _with_grammar(params.grammar, body, extra)
+    extra |= {name: value for name in _TEMPLATES if (value := getattr(request, name)) is not None}
+    if request.template_kwargs:
+        extra["chat_template_kwargs"] = dict(request.template_kwargs)
     return body | ({"extra_body": extra} if extra else {})
+
+
+def _with_grammar(
+    grammar: Grammar, body: dict[str, Any], extra: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the body and its extra part with a grammar: a JSON schema as OpenAI takes it, others as vLLM does."""
+    if grammar.kind == "json":
+        schema = {"name": "answer", "schema": json.loads(grammar.text), "strict": True}
+        return body | {"response_format": {"type": "json_schema", "json_schema": schema}}, extra
+    text = json.loads(grammar.text) if grammar.kind == "choice" else grammar.text
+    return body, extra | {"structured_outputs": {grammar.kind: text}}
 
 
 def parse_reply(reply: Any, request: Request) -> Result:

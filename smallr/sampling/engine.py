@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -24,10 +24,14 @@ from smallr.models.chat_template import end_of_turn
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path
 from smallr.models.soft import soft_tokens
+from smallr.sampling.adjusting import Adjuster
+from smallr.sampling.codec import PromptCodec
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
+from smallr.sampling.grammars import Constraint, GrammarCompiler
 from smallr.sampling.programs import Decoded, Hook, PrefillChunk, Programs
-from smallr.sampling.prompts import prompt_ids, sample_key, stop_ids
+from smallr.sampling.prompt_logprobs import PromptScorer
+from smallr.sampling.prompts import check_adjustments, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
 from smallr.sampling.table import SlotTable
 from smallr.sampling.weights import Packer
@@ -36,6 +40,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DEFAULT_LENGTH = 4096  # of prompt and completion, where the model's context is longer
+
+
+class Encoded(NamedTuple):
+    """Holds what `Engine.encode` has made of a request: the tokens of its prompt, and its grammar at the beginning."""
+
+    prompt: Int[np.ndarray, "tokens"]
+    constraint: Constraint | None
 
 
 class _Assigned(NamedTuple):
@@ -73,10 +84,15 @@ class Engine:
       max_length: tokens of a prompt and its completion together; None is the model's context, at most DEFAULT_LENGTH.
       end_ids: tokens that end a completion besides the tokenizer's EOS and the chat template's end of turn.
       prefill_chunk: tokens of a prompt that are read at once; None chooses by the backend.
-      steps: tokens that a slot draws before the host looks at them.
+      steps: tokens that a slot draws before the host looks at them; one where a caller watches a completion grow.
+      steps_beside_grammars: the same while a slot beside follows a grammar, which itself draws one at a time; None
+        chooses by the backend.
       hook: changes logits before a token is drawn.
       hook_shared: arrays for the hook.
       hook_slot: arrays of one request for the hook, where the request brings none; they have the same shapes.
+
+    Attributes:
+      codec: that turns requests into tokens and back, also for other threads.
 
     Raises:
       UserError: a max_length beyond the model's context.
@@ -93,6 +109,7 @@ class Engine:
         end_ids: Sequence[int] = (),
         prefill_chunk: int | None = None,
         steps: int = 8,
+        steps_beside_grammars: int | None = None,
         date: str = DATE,
         hook: Hook | None = None,
         hook_shared: Any = (),
@@ -103,18 +120,24 @@ class Engine:
         if not 1 < self.max_length <= config.max_positions:
             raise UserError(f"max_length {self.max_length} is not between 2 and the model's {config.max_positions}")
         self.tokenizer, self.mesh, self.config = tokenizer, mesh, config
-        self._date = parse_date(date)
-        self._soft, self._most_characters = soft_tokens(decoder), longest_text(tokenizer, self.max_length)
+        most = longest_text(tokenizer, self.max_length)
+        self.codec = PromptCodec(
+            tokenizer, config.vocab_size, soft=soft_tokens(decoder), most=most, date=parse_date(date)
+        )
         eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self.end_ids = tuple(dict.fromkeys((*eos, *end_of_turn(tokenizer), *end_ids)))
         self._decode_slots, self._steps = decode_slots, steps
-        self._chunk = prefill_chunk or (64 if jax.default_backend() == "cpu" else 256)
+        is_cpu = jax.default_backend() == "cpu"
+        self._chunk = prefill_chunk or (64 if is_cpu else 256)
+        # A turn of the host takes a millisecond: nothing beside a step on a CPU, a third of one on an accelerator.
+        self._steps_beside_grammars = steps_beside_grammars or (1 if is_cpu else max(1, steps // 2))
         self._rows = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self._packer = Packer(decoder, mesh)
         self._programs = Programs(Forward(config, self._packer.block, self._packer.trunk), mesh, steps, hook)
         self._waiting: collections.deque[Completion] = collections.deque()
         self._admitting: list[Completion] = []
         self._hook_shared, self._hook_slot = hook_shared, hook_slot
+        self._grammars = GrammarCompiler(tokenizer, config.vocab_size, self.end_ids)
         with jax.set_mesh(mesh):
             self._weights = self._packer(decoder)
         self._empty_slots()
@@ -122,6 +145,7 @@ class Engine:
     def _empty_slots(self) -> None:
         """Makes an empty cache and a table of free slots."""
         self._table = SlotTable(self._decode_slots, self._chunk)
+        self._adjuster = Adjuster(self._decode_slots, self.config.vocab_size, self._grammars.words, self.mesh)
         self._hook_slots = jax.tree.map(lambda x: np.stack([x] * self._decode_slots), self._hook_slot)
         shape = (self._decode_slots, self.config.d_model)
         self._cache = self._hidden = None  # not the old and the new at once
@@ -202,30 +226,30 @@ class Engine:
                 bar.update(len(done))
         return [handle.result for handle in handles]
 
-    def encode(self, request: Request) -> Int[np.ndarray, "tokens"]:
-        """Checks a request and encodes its prompt. Any thread may call this while another one runs the engine.
+    def encode(self, request: Request) -> Encoded:
+        """Checks a request, encodes its prompt and compiles its grammar. Any thread may call this.
 
         Raises:
           UserError: the request cannot be served; names the field.
         """
-        vocab_size, length = self.config.vocab_size, self.max_length
-        stop_ids(request, self.tokenizer, self.end_ids, vocab_size)
-        ids = prompt_ids(
-            request, self.tokenizer, vocab_size, soft=self._soft, most=self._most_characters, date=self._date
-        )
-        if len(ids) >= length:
+        params, length = request.params, self.max_length
+        stop_ids(request, self.tokenizer, self.end_ids, self.config.vocab_size)
+        check_adjustments(params, self.tokenizer, self.end_ids, self.config.vocab_size)
+        ids = self.codec.encode(request, is_bounded=True)
+        if len(ids) + min(1, params.max_tokens) > length:
             raise UserError(
                 f"the prompt has {len(ids)} tokens, which with one of a completion is over the {length} of "
                 f"max_length (the model's context: {self.config.max_positions})"
             )
-        return np.asarray(ids, np.int32)
+        constraint = None if params.grammar is None else self._grammars.compile(params.grammar)
+        return Encoded(np.asarray(ids, np.int32), constraint)
 
     def submit(
         self,
         request: Request,
         on_delta: OnDelta | None = None,
         hook_slot: Any = None,
-        prompt: Int[np.ndarray, "tokens"] | None = None,
+        encoded: Encoded | None = None,
     ) -> Handle:
         """Queues a request; `step` serves it.
 
@@ -233,7 +257,7 @@ class Engine:
           request: messages or a prompt, and how to sample.
           on_delta: called in `step` for each completion that has grown.
           hook_slot: the hook's arrays for this request.
-          prompt: of the request, as `encode` returned it; None to encode it now.
+          encoded: the request, as `encode` returned it; None to encode it now.
 
         Returns:
           A handle, whose `result` is there at once if the request cannot be served.
@@ -241,11 +265,15 @@ class Engine:
         handle = Handle(request, on_delta, self._hook_slot if hook_slot is None else hook_slot)
         params = request.params
         try:
-            handle.prompt = prompt = self.encode(request) if prompt is None else prompt
+            encoded = self.encode(request) if encoded is None else encoded
+            handle.prompt = prompt = encoded.prompt
             ends = stop_ids(request, self.tokenizer, self.end_ids, self.config.vocab_size)
             limit = min(params.max_tokens, self.max_length - len(prompt))
-            keys = [sample_key(prompt, params.seed, params.round, number) for number in range(params.n)]
-            new = [Completion(handle, i, self.tokenizer, ends, limit, key) for i, key in enumerate(keys)]
+            new = []
+            for number in range(params.n):
+                key = sample_key(prompt, params.seed, params.round, number)
+                constraint = None if encoded.constraint is None else encoded.constraint.copy()
+                new.append(Completion(handle, number, self.tokenizer, ends, limit, key, constraint))
         except Exception as error:  # whatever it is, it is of this request
             handle.fail(error)
             return handle
@@ -270,12 +298,13 @@ class Engine:
         Returns:
           The completions that are finished now.
         """
+        done: list[Completion] = []
         with jax.set_mesh(self.mesh):
             while self._waiting and self._table.free:
-                self._admit()
-            if not self._table.busy:
-                return []
-            return self._take(self._decode())
+                done += self._admit()
+            if self._table.busy:
+                done += self._take(self._decode())
+        return done
 
     def _drop(self, handle: Handle, error: Exception) -> None:
         """Ends a request with an error and frees its slots."""
@@ -285,14 +314,20 @@ class Engine:
             if self._table.completions[slot].handle is handle:
                 self._table.release(slot)
 
-    def _admit(self) -> None:
-        """Assigns slots to as many prompts as are read side by side, and reads them."""
+    def _admit(self) -> list[Completion]:
+        """Assigns slots to as many prompts as are read side by side, and reads them.
+
+        Returns:
+          The completions that may write nothing, and so are finished.
+        """
         assigned: list[_Assigned] = []
         forks: list[_Fork] = []
         while self._waiting and self._table.free and len(assigned) < self._rows:
             completion = self._pop()
             self._fit(len(completion.handle.prompt))
             slot, source, shared = self._table.choose(completion.handle.prompt)
+            if PromptScorer.is_wanted(completion.handle):
+                source, shared = slot, 0  # every token of the prompt is read
             if not self._assign(slot, completion):
                 continue
             if shared and source != slot:
@@ -313,6 +348,17 @@ class Engine:
             for each in (*assigned, *forks):
                 self._table.retain(each.slot, each.completion.handle.prompt)
         self._admitting = []
+        done = []
+        for each in (*assigned, *forks):
+            if each.completion.handle.result is None:
+                done += self._guarded(self._begin, each.slot, each.completion)
+        return done
+
+    def _begin(self, slot: int, completion: Completion) -> None:
+        """Tells whoever watches that a prompt has been read; ends a completion that may write nothing."""
+        completion.begin()
+        if completion.finish_reason:
+            self._finish(slot, completion)
 
     def _pop(self) -> Completion:
         """Takes the next waiting completion, so that `restart` knows of it until it has been read."""
@@ -325,7 +371,9 @@ class Engine:
         try:
             for rows, row in zip(all_slots, own, strict=True):
                 rows[slot] = row
+            self._adjuster.assign(slot, completion)
             self._table.assign(slot, completion)
+            completion.handle.started = completion.handle.started or time.monotonic()
         except Exception as error:
             self._drop(completion.handle, error)
             return False
@@ -336,6 +384,7 @@ class Engine:
         size, rows = self._chunk, self._rows
         starts = [each.start for each in assigned]
         prompts = [each.completion.handle.prompt for each in assigned]
+        scorer = PromptScorer([each.completion.handle for each in assigned], self.tokenizer)
         while any(start < len(prompt) for start, prompt in zip(starts, prompts, strict=True)):
             chunk = PrefillChunk(
                 np.full(rows, len(self._table), np.int32),
@@ -347,8 +396,14 @@ class Engine:
                 if len(tokens):
                     chunk.slot[row], chunk.start[row], chunk.count[row] = each.slot, start, len(tokens)
                     chunk.tokens[row, : len(tokens)], chunk.longest[row] = tokens, len(prompt) - 1
+            state = self._weights, self._cache, self._hidden
+            if scorer.is_busy:
+                self._cache, self._hidden, logprobs = self._programs.score(*state, chunk, scorer.following(chunk))
+                scorer.take(chunk, jax.device_get(logprobs))
+            else:
+                self._cache, self._hidden = self._programs.prefill(*state, chunk)
             starts = [start + size for start in starts]
-            self._cache, self._hidden = self._programs.prefill(self._weights, self._cache, self._hidden, chunk)
+        scorer.finish()
 
     def _fork(self, source: int, target: int) -> None:
         arguments = np.int32(source), np.int32(target)
@@ -357,9 +412,11 @@ class Engine:
     def _decode(self) -> Decoded:
         slots = self._table.slots
         left = max(int(slots.limit[slot] - slots.generated[slot]) for slot in self._table.busy)
-        steps = min(self._steps, left)
+        steps = min(self._most_steps(), left)
         self._fit(0, steps, shrink=True)
-        self._cache, self._hidden, decoded = self._programs.decode(
+        adjustments = self._adjuster.arguments(self._table.completions, steps)
+        state = None if adjustments is None else self._adjuster.state
+        self._cache, self._hidden, decoded, state = self._programs.decode(
             self._weights,
             self._cache,
             self._hidden,
@@ -367,27 +424,44 @@ class Engine:
             np.int32(steps),
             jax.tree.map(np.copy, self._hook_slots),
             self._hook_shared,
+            state,
+            adjustments,
         )
+        self._adjuster.state = state if adjustments is not None else self._adjuster.state
         return jax.device_get(decoded)
+
+    def _most_steps(self) -> int:
+        """Returns how many tokens may be drawn before the host, or somebody who watches, needs to see them."""
+        busy = [self._table.completions[slot] for slot in self._table.busy]
+        if any(each.handle.on_delta is not None for each in busy):
+            return 1
+        follow = [each.constraint is not None for each in busy]
+        if any(follow):
+            return 1 if all(follow) else self._steps_beside_grammars
+        return self._steps
 
     def _take(self, decoded: Decoded) -> list[Completion]:
         """Hands the tokens to the completions; returns those that are finished."""
         done = []
         for slot, completion in enumerate(self._table.completions[:]):
-            if completion is None or completion.handle.result is not None:
-                continue  # free, or its request failed at another of its samples
-            try:
-                self._advance(slot, completion, decoded)
-            except Exception as error:  # of the callback, of the tokenizer: one request's
-                self._drop(completion.handle, error)
-                continue
-            if completion.finish_reason:
-                done.append(completion)
+            if completion is not None and completion.handle.result is None:  # else free, or another sample has failed
+                done += self._guarded(self._advance, slot, completion, decoded)
         return done
+
+    def _guarded(self, act: Callable[..., None], slot: int, completion: Completion, *rest: Any) -> list[Completion]:
+        """Returns the completion if it is finished after a step of it; what the step raises ends its request alone."""
+        try:
+            act(slot, completion, *rest)
+        except Exception as error:  # of the callback, of the tokenizer, of the grammar: one request's
+            self._drop(completion.handle, error)
+            return []
+        return [completion] if completion.finish_reason else []
 
     def _advance(self, slot: int, completion: Completion, decoded: Decoded) -> None:
         """Hands a slot's tokens to its completion, and frees the slot if that is finished."""
         count = int(decoded.alive[:, slot].sum())
+        if count:
+            completion.handle.first_token = completion.handle.first_token or time.monotonic()
         for step in range(count):
             if completion.finish_reason:
                 break  # a stop string, which the devices do not know
@@ -400,10 +474,16 @@ class Engine:
         self._table.slots.length[slot] += count
         self._table.slots.generated[slot] += count
         if completion.finish_reason:
-            self._table.release(slot)
+            self._finish(slot, completion)
+        else:
+            self._adjuster.advance(slot, completion)
+            completion.report()
+
+    def _finish(self, slot: int, completion: Completion) -> None:
+        """Frees the slot of a finished completion, and hands the completion to its request."""
+        self._table.release(slot)
         completion.report()
-        if completion.finish_reason:
-            completion.handle.finish(completion.number, completion.sample())
+        completion.handle.finish(completion.number, completion.sample())
 
     def _fit(self, length: int, steps: int = 0, shrink: bool = False) -> None:
         """Makes the cache long enough for a new prompt and for the tokens to come, and not much longer."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smallr.core.sharding import named_sharding
 from smallr.models.cached_attention import LayerCache
+from smallr.sampling.adjusting import Adjustments, TokenState, adjust, count
 from smallr.sampling.choice import Rules, choose
 from smallr.sampling.forward import KEY_AXES, NOWHERE, VALUE_AXES, Cache, Forward
 from smallr.sampling.requests import MAX_LOGPROBS
@@ -65,6 +66,14 @@ class Decoded(NamedTuple):
     top_logprobs: Float[Array, "steps S TOP"]
 
 
+class PromptLogprobs(NamedTuple):
+    """Holds log-probs of the tokens that come behind those of a chunk, and the likeliest tokens with theirs."""
+
+    chosen: Float[Array, "R P"]
+    top_tokens: Int[Array, "R P TOP"]
+    top_logprobs: Float[Array, "R P TOP"]
+
+
 class PrefillChunk(NamedTuple):
     """Represents a chunk of each of some prompts."""
 
@@ -82,8 +91,13 @@ class Programs:
         whole = NamedSharding(mesh, PartitionSpec())
         self.mesh = mesh
         self.prefill = jax.jit(functools.partial(_prefill, forward), donate_argnums=(1, 2))
+        self.score = jax.jit(
+            functools.partial(_score, forward), donate_argnums=(1, 2), out_shardings=(None, None, whole)
+        )
         self.decode = jax.jit(
-            functools.partial(_decode, forward, steps, hook), donate_argnums=(1, 2), out_shardings=(None, None, whole)
+            functools.partial(_decode, forward, steps, hook),
+            donate_argnums=(1, 2, 7),
+            out_shardings=(None, None, whole, None),
         )
         self.fork = jax.jit(_fork, donate_argnums=(0, 1))
         self._resize = jax.jit(self._resized, static_argnums=1)
@@ -113,6 +127,32 @@ def _prefill(
     forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], chunk: PrefillChunk
 ) -> tuple[Cache, Float[Array, "S D"]]:
     """Returns the cache with the chunk's tokens, and each slot's hidden state at the last of them."""
+    _, cache, hidden = _extended(forward, weights, cache, hidden, chunk)
+    return cache, hidden
+
+
+def _score(
+    forward: Forward,
+    weights: Weights,
+    cache: Cache,
+    hidden: Float[Array, "S D"],
+    chunk: PrefillChunk,
+    following: Int[Array, "R P"],
+) -> tuple[Cache, Float[Array, "S D"], PromptLogprobs]:
+    """Does what `_prefill` does, and returns log-probs of the tokens that follow each of the chunk's."""
+    states, cache, hidden = _extended(forward, weights, cache, hidden, chunk)
+
+    def of_row(row):
+        states, tokens = row
+        return PromptLogprobs(*_logprobs(forward.logits(weights, states), tokens, jnp.full(len(tokens), TOP)))
+
+    return cache, hidden, jax.lax.map(of_row, (states, following))
+
+
+def _extended(
+    forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], chunk: PrefillChunk
+) -> tuple[Float[Array, "R P D"], Cache, Float[Array, "S D"]]:
+    """Returns the chunk's hidden states, and what `_prefill` returns."""
     offset = jnp.arange(chunk.tokens.shape[1])
     is_token = offset < chunk.count[:, None]
     index = chunk.start[:, None] + offset
@@ -128,7 +168,7 @@ def _prefill(
         chunk.slot,
     )
     last = jnp.take_along_axis(states, jnp.maximum(chunk.count - 1, 0)[:, None, None], axis=1)[:, 0]
-    return cache, hidden.at[chunk.slot].set(last, mode="drop")
+    return states, cache, hidden.at[chunk.slot].set(last, mode="drop")
 
 
 class _Loop(NamedTuple):
@@ -137,6 +177,7 @@ class _Loop(NamedTuple):
     hidden: Float[Array, "S D"]
     alive: Bool[Array, "S"]
     decoded: Decoded
+    state: TokenState | None
 
 
 def _decode(
@@ -146,13 +187,15 @@ def _decode(
     weights: Weights,
     cache: Cache,
     hidden: Float[Array, "S D"],
-    slots: Slots,
+    slots: DecodeSlots,
     steps: Int[Array, ""],
     hook_slots: Any,
     hook_shared: Any,
-) -> tuple[Cache, Float[Array, "S D"], Decoded]:
+    state: TokenState | None,
+    adjustments: Adjustments | None,
+) -> tuple[Cache, Float[Array, "S D"], Decoded, TokenState | None]:
     """Draws up to `steps` tokens (at most `capacity`) for every slot that is alive."""
-    count = len(slots.alive)
+    rows = len(slots.alive)
 
     def body(loop: _Loop) -> _Loop:
         index, length = slots.generated + loop.step, slots.length + loop.step
@@ -160,7 +203,12 @@ def _decode(
         drawn_from = logits
         if hook is not None:
             drawn_from = hook(HookInputs(logits, loop.hidden, index, hook_slots, hook_shared))
+        state = loop.state
+        if adjustments is not None:
+            drawn_from = adjust(drawn_from, state, adjustments)
         tokens = choose(drawn_from, slots.rules, index)
+        if adjustments is not None:
+            state = count(state, tokens, loop.alive)
         row = Decoded(tokens, loop.alive, *_logprobs(logits, tokens, jnp.where(loop.alive, slots.logprobs, -1)))
         decoded = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.decoded, row)
         index_in_cache = jnp.where(loop.alive, length, NOWHERE)[:, None]
@@ -169,48 +217,53 @@ def _decode(
             weights, loop.cache, tokens[:, None], position, index_in_cache, slots.longest[:, None], None
         )
         alive = loop.alive & ~(tokens[:, None] == slots.stop).any(-1) & (index + 1 < slots.limit)
-        return _Loop(loop.step + 1, cache, states[:, 0], alive, decoded)
+        hidden = states[:, 0]
+        if adjustments is not None:  # a slot that has drawn its share goes on in the next program from where it is
+            alive &= loop.step + 1 < adjustments.budget
+            hidden = jnp.where(loop.alive[:, None], hidden, loop.hidden)
+        return _Loop(loop.step + 1, cache, hidden, alive, decoded, state)
 
     nothing = Decoded(
-        jnp.zeros((capacity, count), jnp.int32),
-        jnp.zeros((capacity, count), bool),
-        jnp.zeros((capacity, count)),
-        jnp.zeros((capacity, count, TOP), jnp.int32),
-        jnp.zeros((capacity, count, TOP)),
+        jnp.zeros((capacity, rows), jnp.int32),
+        jnp.zeros((capacity, rows), bool),
+        jnp.zeros((capacity, rows)),
+        jnp.zeros((capacity, rows, TOP), jnp.int32),
+        jnp.zeros((capacity, rows, TOP)),
     )
     loop = jax.lax.while_loop(
         lambda loop: (loop.step < steps) & loop.alive.any(),
         body,
-        _Loop(jnp.int32(0), cache, hidden, slots.alive, nothing),
+        _Loop(jnp.int32(0), cache, hidden, slots.alive, nothing, state),
     )
-    return loop.cache, loop.hidden, loop.decoded
+    return loop.cache, loop.hidden, loop.decoded, loop.state
 
 
 def _logprobs(
     logits: Float[Array, "S V"], tokens: Int[Array, "S"], wanted: Int[Array, "S"]
 ) -> tuple[Float[Array, "S"], Int[Array, "S TOP"], Float[Array, "S TOP"]]:
     """Computes log-probs of the chosen tokens, and the likeliest tokens with theirs; zeros if no slot wants them."""
-    count, top = len(tokens), min(TOP, logits.shape[1])
+    rows, top = len(tokens), min(TOP, logits.shape[1])
 
     def chosen(logits):
         highest = logits.max(-1)
         log_sum = jnp.log(jnp.exp(logits - highest[:, None]).sum(-1))
         picked = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-        return (picked - highest) - log_sum, highest + log_sum
+        return (picked - highest) - log_sum, highest, log_sum
 
-    def likeliest(logits, lse):
+    def likeliest(logits, highest, log_sum):
         values, ids = jax.lax.top_k(logits, top)
         widths = ((0, 0), (0, TOP - top))
         pad = functools.partial(jnp.pad, pad_width=widths)
-        return pad(ids), pad(values - lse[:, None], constant_values=-jnp.inf)
+        # In the same order as above: whoever asks whether the likeliest token was chosen compares the numbers.
+        return pad(ids), pad((values - highest[:, None]) - log_sum[:, None], constant_values=-jnp.inf)
 
-    zeros = jnp.zeros(count)
-    logps, lse = jax.lax.cond((wanted >= 0).any(), chosen, lambda _: (zeros, zeros), logits)
+    zeros = jnp.zeros(rows)
+    logps, highest, log_sum = jax.lax.cond((wanted >= 0).any(), chosen, lambda _: (zeros,) * 3, logits)
     ids, values = jax.lax.cond(
         (wanted > 0).any(),
         likeliest,
-        lambda *_: (jnp.zeros((count, TOP), jnp.int32), jnp.zeros((count, TOP))),
-        *(logits, lse),
+        lambda *_: (jnp.zeros((rows, TOP), jnp.int32), jnp.zeros((rows, TOP))),
+        *(logits, highest, log_sum),
     )
     return logps, ids, values
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import inspect
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Int, UInt32
 from smallr.core.errors import UserError, panics_as_errors
 from smallr.data.templates import with_date
 from smallr.models.hf import read_generation_config
-from smallr.sampling.requests import Request
+from smallr.sampling.requests import Request, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,12 +29,12 @@ def prompt_ids(
     soft: int = 0,
     most: int | None = None,
     date: datetime.date | None = None,
+    specials: bool | None = None,
 ) -> list[int]:
     """Encodes the prompt of a request to one token or more.
 
-    Messages go through the chat template, with the opening of an answer behind them; a last message of the assistant is
-    continued instead. Plain text gets the special tokens that the tokenizer adds. Token ids stay as they are; `soft` of
-    them, below 0, are vectors of the model's soft prompts.
+    Messages go through the chat template, as `Request` says. Plain text gets the special tokens that the tokenizer
+    adds. Token ids stay as they are; `soft` of them, below 0, are vectors of the model's soft prompts.
 
     Args:
       request: messages or a prompt.
@@ -42,6 +43,7 @@ def prompt_ids(
       soft: number of its soft tokens.
       most: characters of a text beyond which it is refused without being tokenised.
       date: that the chat template writes where it writes today's; None leaves it today's.
+      specials: add special tokens; None: to a plain text, and not to messages, whose template writes them.
 
     Raises:
       UserError: a text that is no Unicode, no chat template, one that refuses the messages, an id without an
@@ -54,12 +56,12 @@ def prompt_ids(
         _check_length("messages", sum(len(message["content"]) for message in request.messages), most)
         text = _rendered(request, tokenizer, date)
         with panics_as_errors("messages"):
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(text, add_special_tokens=bool(specials))["input_ids"]
     elif isinstance(request.prompt, str):
         _check_text(request.prompt, "prompt")
         _check_length("prompt", len(request.prompt), most)
         with panics_as_errors("prompt"):
-            ids = tokenizer(request.prompt)["input_ids"]
+            ids = tokenizer(request.prompt, add_special_tokens=specials is not False)["input_ids"]
     else:
         ids = list(request.prompt)
         if wrong := [token for token in ids if not -soft <= token < vocab_size]:
@@ -90,16 +92,24 @@ def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast, date: dateti
     if not tokenizer.chat_template:
         name = tokenizer.name_or_path or "this model"
         raise UserError(f"messages: the tokenizer of {name} has no chat template; give a plain prompt")
+    arguments = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+    if taken := sorted(arguments.intersection(request.template_kwargs)):
+        raise UserError(f"chat_template_kwargs: {taken[0]} is not a variable that can be set")
     messages = [dict(message) for message in request.messages]
-    continued = messages[-1]["role"] == "assistant"
+    opens, continues = request.add_generation_prompt, request.continue_final_message
+    if opens is None and continues is None:
+        continues = messages[-1]["role"] == "assistant"
+    if opens is None:
+        opens = not continues
     try:
         template = tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
             messages,
             chat_template=template if date is None else with_date(template, date),
             tokenize=False,
-            add_generation_prompt=not continued,
-            continue_final_message=continued,
+            add_generation_prompt=opens,
+            continue_final_message=bool(continues),
+            **request.template_kwargs,
         )
     except ImportError:
         raise
@@ -135,6 +145,26 @@ def stop_ids(
     special = {str(token): id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = {special[stop] for stop in params.stop if stop in special}
     return frozenset(named | set(params.stop_token_ids) | (set() if params.ignore_eos else set(ends)))
+
+
+def check_adjustments(
+    params: SamplingParams, tokenizer: PreTrainedTokenizerFast, ends: tuple[int, ...], vocab_size: int
+) -> None:
+    """Checks the changes of logits that a request asks for.
+
+    Raises:
+      UserError: a bias of a token that the model does not have; a grammar with stops that would cut it short.
+    """
+    if wrong := [token for token, _ in params.logit_bias if token >= vocab_size]:
+        raise UserError(f"logit_bias: token id {wrong[0]} is not below the vocabulary's {vocab_size}")
+    if params.grammar is None:
+        return
+    if any(stop not in tokenizer.all_special_tokens for stop in params.stop):
+        raise UserError("stop: a text that follows a grammar ends where the grammar does; leave out one of the two")
+    if not set(params.stop_token_ids) <= {*ends, *tokenizer.all_special_ids}:
+        raise UserError(
+            "stop_token_ids: a text that follows a grammar ends where the grammar does; leave out one of the two"
+        )
 
 
 def sample_key(

@@ -13,6 +13,30 @@ INT64_MAX = 2**63 - 1
 MAX_SAMPLES = 2**16  # completions of one request
 MAX_LOGPROBS = 20  # likeliest tokens whose log-probs can be asked for
 MAX_TEMPERATURE = 100.0
+MAX_PENALTY = 2.0  # of presence and frequency
+MAX_REPETITION_PENALTY = 100.0
+MAX_BIAS = 100.0
+GRAMMARS = ("json", "regex", "choice", "grammar")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Says which texts a completion may be. Needs the extra `structured`.
+
+    Attributes:
+      kind: "json" for a JSON schema, "regex" for a regular expression that the whole text matches, "choice" for a JSON
+        list of texts, "grammar" for a context-free grammar as Lark or GBNF writes it.
+      text: the schema, the expression, the list or the grammar.
+    """
+
+    kind: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in GRAMMARS:
+            raise ValueError(
+                f"sampling: the kind of a grammar must be one of: {', '.join(GRAMMARS)}, not {self.kind!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -35,9 +59,16 @@ class SamplingParams:
     seed: int | None = None  # None: a local model draws as by a seed of its own; a server draws anew each time
     round: int = 0  # of a method that samples the same prompts again and again
     logprobs: int | None = None  # None: none; 0: of the chosen tokens; k: of the k likeliest too
+    # Subtracted from the logits of tokens that the completion has: once, and once for each time.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # divides the positive logits of tokens of prompt and completion, multiplies others
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, and what is added to their logits
+    grammar: Grammar | None = None  # that the completion follows; a complete one ends
+    echo: bool = False  # the result has the prompt too, with the log-probs of its tokens if `logprobs` is given
 
     def __post_init__(self) -> None:
-        _check_whole("max_tokens", self.max_tokens, 1, INT32_MAX)
+        _check_whole("max_tokens", self.max_tokens, 0, INT32_MAX)
         _check_number("temperature", self.temperature, 0, MAX_TEMPERATURE)
         _check_whole("top_k", self.top_k, 0, INT32_MAX)
         _check_number("top_p", self.top_p, 0, 1)
@@ -57,6 +88,19 @@ class SamplingParams:
         _check_whole("round", self.round, 0, INT32_MAX)
         if self.logprobs is not None:
             _check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _check_number("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check_number("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _check_number("repetition_penalty", self.repetition_penalty, 0, MAX_REPETITION_PENALTY)
+        if self.repetition_penalty == 0:
+            raise ValueError("sampling: repetition_penalty must be above 0")
+        for token, bias in self.logit_bias:
+            _check_whole("logit_bias", token, 0, INT32_MAX)
+            _check_number("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Returns whether what was written changes the logits of what comes."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
 
 
 def _check_whole(name: str, value: Any, least: int, most: int) -> None:
@@ -73,15 +117,29 @@ def _check_number(name: str, value: Any, least: float, most: float) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """Asks for completions of `messages` (chat: role and content) or of a `prompt` (plain text or token ids)."""
+    """Asks for completions of `messages` (chat: role and content) or of a `prompt` (plain text or token ids).
+
+    Attributes:
+      messages, prompt: one of the two.
+      params: how completions are drawn.
+      add_generation_prompt: the chat template opens an answer behind the messages.
+      continue_final_message: the last message is continued. Where neither of the two is said, a last message of the
+        assistant is continued, and behind any other an answer is opened.
+      template_kwargs: variables of the chat template, e.g. enable_thinking.
+    """
 
     messages: tuple[Mapping[str, str], ...] = ()
     prompt: str | tuple[int, ...] = ""
     params: SamplingParams = SamplingParams()
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if bool(self.messages) == bool(self.prompt):
             raise ValueError("a request must have either messages or a prompt, and it must not be empty")
+        if self.add_generation_prompt and self.continue_final_message:
+            raise ValueError("add_generation_prompt and continue_final_message cannot both be true")
 
 
 @dataclass(frozen=True)
@@ -93,7 +151,7 @@ class TokenLogprob:
 
     token_id: int | None  # None where a server does not tell
     token: str
-    logprob: float
+    logprob: float | None  # None for the first token of a prompt, which nothing comes before
     top: tuple[tuple[str, float], ...] = ()
 
 
@@ -120,9 +178,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Result:
-    """Holds the completions of one request, in order; or no samples and `error`, which says what went wrong."""
+    """Holds the completions of one request, in order; or no samples and `error`, which says what went wrong.
+
+    `prompt_text` and `prompt_logprobs` are there where the request asked for an echo.
+    """
 
     samples: Sequence[Sample] = ()
     usage: Usage = field(default_factory=Usage)
     error: str | None = None
     cached: bool = False
+    prompt_text: str | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None

@@ -12,6 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NARROW = "from tests.compiling import narrow\nnarrow()"  # compiles faster
+NOTEBOOKS = sorted(path.name for path in (ROOT / "colab").glob("*.ipynb"))
+INSTALL = (ROOT / "colab" / "install_cell.py").read_text().rstrip("\n")  # the first cell of every notebook
 
 
 def cells(name: str, kind: str = "code") -> list[dict[str, Any]]:
@@ -28,18 +30,18 @@ def check_plain(name: str) -> None:
     assert [cell["metadata"].get("tags") for cell in cells(name)][:2] == [["install"], ["parameters"]]
 
 
-def run_whole(name: str, out: Path) -> str:
-    """Runs all code cells in their small setting, with results in `out`; what was printed."""
+def run_whole(name: str, out: Path, python: str = sys.executable, folder: Path = ROOT) -> str:
+    """Runs all code cells by a Python in a folder, in their small setting, with results in `out`; what was printed."""
     marked = [f"print('[cell {i}]', flush=True)\n{''.join(cell['source'])}" for i, cell in enumerate(cells(name))]
     settings = {"SMALLR_TINY": "1", "SMALLR_OUT": str(out), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join([NARROW, *marked])],
-        cwd=ROOT,
+        [python, "-c", "\n".join([NARROW, *marked] if folder == ROOT else marked)],
+        cwd=folder,
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=900 if python == sys.executable else 2400,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.findall(r"\[cell (\d+)\]", done.stdout) == [str(i) for i in range(len(marked))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 
 from smallr.core.errors import UserError
 from smallr.sampling.completions import Delta, OnDelta
@@ -20,10 +21,13 @@ class FakeHandle:
         self.request, self.on_delta = request, on_delta
         self.result: Result | None = None
         self.exception: Exception | None = None
+        self.submitted, self.started, self.first_token = time.monotonic(), None, None
         self.given = 0
         self.samples = [fake_sample(request, i) for i in range(request.params.n)]
 
     def advance(self) -> None:
+        self.started = self.started or time.monotonic()
+        self.first_token = self.first_token or time.monotonic()
         place = self.given
         self.given += 1
         for index, (sample, tokens) in enumerate(self.samples):
@@ -57,6 +61,8 @@ class FakeEngine:
         self.may_step.set()
         self.fails = 0
 
+    codec = None  # no tests of tokens
+
     def encode(self, request: Request) -> str:
         if asked(request) == "too long":
             raise UserError("the prompt has 99 tokens, and the model's context is 64")
@@ -64,8 +70,8 @@ class FakeEngine:
             raise TypeError("TextEncodeInput must be")
         return asked(request)
 
-    def submit(self, request: Request, on_delta: OnDelta | None = None, *, prompt: str) -> FakeHandle:
-        assert prompt == asked(request)
+    def submit(self, request: Request, on_delta: OnDelta | None = None, *, encoded: str) -> FakeHandle:
+        assert encoded == asked(request)
         self.handles.append(FakeHandle(request, on_delta))
         return self.handles[-1]
 

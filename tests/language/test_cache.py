@@ -18,7 +18,7 @@ from smallr.language.cache import ResultCache, request_key
 from smallr.language.retrying import Backoff
 from smallr.language.server import ServerModel
 from smallr.language.wire import wire_seed
-from smallr.sampling.requests import Request, Result, Sample, SamplingParams, TokenLogprob, Usage
+from smallr.sampling.requests import Grammar, Request, Result, Sample, SamplingParams, TokenLogprob, Usage
 from tests.language.faulty import asked, error, reply, serving
 
 FULL = Result(
@@ -55,13 +55,19 @@ def test_keys_differ_in_whatever_changes_the_answer():
     changed = {
         "max_tokens": 1, "temperature": 0.1, "top_k": 1, "top_p": 0.5, "min_p": 0.5, "n": 2, "stop": ("a",),
         "stop_token_ids": (1,), "ignore_eos": True, "seed": 0, "round": 1, "logprobs": 0,
+        "presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 2, "logit_bias": ((1, 1.0),),
+        "grammar": Grammar("regex", "a"), "echo": True,
     }  # fmt: skip
     assert set(changed) == {field.name for field in dataclasses.fields(SamplingParams)}
     requests += [Request(prompt="x", params=SamplingParams(**{name: value})) for name, value in changed.items()]
+    chat = {"messages": requests[3].messages}
+    options = {"add_generation_prompt": False, "continue_final_message": True, "template_kwargs": {"thinking": False}}
+    requests += [Request(**chat, **{name: value}) for name, value in options.items()]
     keys = [request_key("m", request) for request in requests]
     keys += [request_key("other", plain), request_key("m", plain, sample=1)]
     assert len(set(keys)) == len(keys)
     assert request_key("m", Request(prompt="x")) == keys[0]
+    assert keys[0] == "7c14100940c4fd093e72ab2d24ecc72439323804abbae9b0b700113852394ae0"  # new fields change no key
     swapped = Request(messages=({"content": "x", "role": "user"},))
     assert request_key("m", swapped) == keys[3]
 

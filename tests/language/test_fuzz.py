@@ -43,7 +43,10 @@ SMALL = {
     "stop_token_ids": (0, 256),
     "prompt": (0, 256),
 }
-LEFT_OUT = ("best_of", "top_logprobs")  # which depend on others; spoilt requests have them
+# What depends on other fields, and grammars, of which a request has one; spoilt requests have them.
+LEFT_OUT = (
+    "best_of", "top_logprobs", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+)  # fmt: skip
 
 TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["", "user", "assistant", "\x00", "é🙂", "a\u2028b"]))
 JUNK = st.recursive(
@@ -70,8 +73,23 @@ RAW = st.sampled_from(
 )  # fmt: skip
 
 
+# Values of objects whose names are free.
+OBJECTS = {
+    "logit_bias": st.dictionaries(st.integers(0, 256).map(str), st.floats(-100, 100), max_size=3),
+    "chat_template_kwargs": st.dictionaries(st.sampled_from(["enable_thinking", "x"]), st.booleans()),
+    "response_format": st.sampled_from(
+        [
+            {"type": "text"}, {"type": "text"}, {"type": "json_object"},
+            {"type": "json_schema", "json_schema": {"schema": {"enum": ["a", 1, [True]]}}},
+        ]
+    ),
+}  # fmt: skip
+
+
 def values_of(schema: dict[str, Any], definitions: dict[str, Any], name: str = "") -> st.SearchStrategy:
     """Values that a JSON schema, as pydantic writes it, allows."""
+    if name in OBJECTS:
+        return OBJECTS[name]
     if "$ref" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:

@@ -199,13 +199,22 @@ BAD = {
     "temperature's type": ({"temperature": "warm"}, "temperature"),
     "top_p": ({"top_p": 0}, "top_p"),
     "n": ({"n": 0}, "n"),
-    "max_tokens": ({"max_tokens": 0}, "max_tokens"),
+    "max_tokens": ({"max_tokens": 0}, "max_tokens"),  # of a chat; a text may be read alone
     "stop": ({"stop": [""]}, "stop"),
     "top_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs"),
-    "not supported": ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    "a large penalty": ({"frequency_penalty": 2.5}, "frequency_penalty"),
     "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-    "JSON": ({"response_format": {"type": "json_object"}}, "response_format"),
+    "a schema without its type": ({"response_format": {"type": "json_schema"}}, "response_format"),
+    "a type of its own": ({"response_format": {"type": "structural_tag"}}, "response_format"),
+    "a bias": ({"logit_bias": {"5": 101}}, "logit_bias"),
+    "a bias of a word": ({"logit_bias": {"red": 1}}, "logit_bias"),
+    "two grammars": ({"extra_body": {"guided_regex": "a", "guided_choice": ["b"]}}, "guided_regex"),
+    "no grammar": ({"extra_body": {"structured_outputs": {}}}, "structured_outputs"),
+    "two ways on": (
+        {"extra_body": {"add_generation_prompt": True, "continue_final_message": True}},
+        "continue_final_message",
+    ),
     "unknown": ({"extra_body": {"top_q": 1}}, "top_q"),
     "no messages": ({"messages": []}, "messages"),
     "not a number": ({"extra_body": {"top_p": True}}, "top_p"),
@@ -217,7 +226,7 @@ BAD = {
     "seed": ({"seed": 2**63}, "seed"),
     "round": ({"extra_body": {"round": -1}}, "round"),
     "max_tokens beyond": ({"max_tokens": 2**31}, "max_tokens"),
-    "a penalty": ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty"),
+    "no penalty": ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
     "true is not 1": ({"extra_body": {"repetition_penalty": True}}, "repetition_penalty"),
     "a tool's choice": ({"tool_choice": "required"}, "tool_choice"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
@@ -245,7 +254,7 @@ def test_what_changes_nothing_is_taken(served):
     assert reply.choices[0].message.content == expected(max_tokens=6).text
 
 
-@pytest.mark.parametrize("change", [{"echo": True}, {"best_of": 5}, {"suffix": "x"}, {"prompt": ""}, {"prompt": []}])
+@pytest.mark.parametrize("change", [{"best_of": 5}, {"suffix": "x"}, {"prompt": ""}, {"prompt": []}])
 def test_bad_parameters_of_text(served, change):
     with pytest.raises(openai.BadRequestError) as caught:
         served.client.completions.create(**{"model": "fake", "prompt": "x", **change})

@@ -206,7 +206,7 @@ def test_numbers_at_their_limits_give_tokens(shared):
 
 def test_parameters_beyond_their_limits_are_named():
     wrong = {
-        "max_tokens": (0, 2**31, 1.5, True, "5", None), "temperature": (-1, float("nan"), float("inf"), 101, "1", None),
+        "max_tokens": (-1, 2**31, 1.5, True, "5", None), "temperature": (-1, float("nan"), float("inf"), 101, "1", None),
         "top_k": (-1, 99999999999), "top_p": (0, 1.1, float("nan")), "min_p": (-0.1, 2), "n": (0, 10**9),
         "stop": (("",), (5,)), "stop_token_ids": ((99999999999,), (-1,), (1.0,)), "seed": (2**63, "5", 1.0),
         "round": (-1, 2**31, None), "logprobs": (-1, 21, True),

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from smallr.sampling.requests import Grammar
 from tests.sampling.models import engine
 from tests.sampling.test_engine import OTHERS, ask, logprobs, tokens
 
@@ -18,7 +19,7 @@ from flax import nnx
 from smallr.sampling.engine import Engine
 from smallr.core.sharding import make_mesh, named_sharding
 from tests.sampling.models import decoder, letters
-from tests.sampling.test_mesh import logprobs, requests, tokens
+from tests.sampling.test_mesh import logprobs, of_prompt, requests, tokens
 mesh = make_mesh(2, 2, 2)
 graphdef, state = nnx.split(decoder("llama"))
 place = lambda x: x.replace(jax.device_put(x.get_value(), named_sharding(mesh, x.get_metadata("axes"), x.shape)))
@@ -27,13 +28,20 @@ engine = Engine(nnx.merge(graphdef, state), letters(), mesh, decode_slots=4, pre
 keys = engine._cache[0].keys
 assert keys.addressable_shards[0].data.size * 8 == keys.size, keys.sharding
 results = engine.generate(requests(), progress=False)
-print(json.dumps([[tokens(result), logprobs(result)] for result in results]))
+print(json.dumps([[tokens(result), logprobs(result) + of_prompt(result)] for result in results]))
 """
 
 
 def requests():
     greedy = [ask(other, logprobs=0, max_tokens=20) for other in OTHERS[:4]]
-    return [*greedy, ask(OTHERS[4], logprobs=0, temperature=1.0, top_p=0.8, n=2), ask(OTHERS[5], logprobs=0, top_k=5)]
+    drawn = [ask(OTHERS[4], logprobs=0, temperature=1.0, top_p=0.8, n=2), ask(OTHERS[5], logprobs=0, top_k=5)]
+    biased = {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "logit_bias": ((5, 2.0),), "echo": True}
+    grammar = Grammar("regex", "[abc]{9}")
+    return [*greedy, *drawn, ask(OTHERS[6], logprobs=0, **biased), ask(OTHERS[0], logprobs=0, grammar=grammar)]
+
+
+def of_prompt(result) -> list[float]:
+    return [each.logprob for each in result.prompt_logprobs[1:]] if result.prompt_logprobs else []
 
 
 def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes(eight_devices):
@@ -41,4 +49,4 @@ def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes(eight_dev
     one = engine().generate(requests(), progress=False)
     for (ids, values), result in zip(eight, one, strict=True):
         assert ids == tokens(result)
-        assert max(abs(a - b) for a, b in zip(values, logprobs(result), strict=True)) < 2e-5
+        assert max(abs(a - b) for a, b in zip(values, logprobs(result) + of_prompt(result), strict=True)) < 2e-5

@@ -13,13 +13,16 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from smallr import __version__
 from smallr.language.engine_thread import Answer, EngineFailure, EngineThread, RequestFailure
-from smallr.language.serving.bodies import Body, ChatBody, TextBody, parse
+from smallr.language.serving.bodies import Body, ChatBody, TextBody, blamed, parse
 from smallr.language.serving.border import MAX_BODY_BYTES, HostGuard, read_fields
 from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
+from smallr.language.serving.metrics import Metrics
 from smallr.language.serving.replies import Writer, sse
 from smallr.language.serving.streaming import Streamed
-from smallr.sampling.requests import Request, Result, Usage
+from smallr.language.serving.tokens import add_token_routes
+from smallr.sampling.requests import GRAMMARS, Request, Result, Usage
 
 
 def make_app(
@@ -30,6 +33,7 @@ def make_app(
     max_queue: int,
     allowed_hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Builds the application.
 
@@ -40,17 +44,12 @@ def make_app(
       max_queue: requests that may wait or be decoded at once; more are told to come back (503).
       allowed_hosts: Host headers that are served; empty serves all.
       max_body_bytes: size of a body beyond which it is refused (413).
+      metrics: that the engine tells of ended requests.
     """
     app = FastAPI(title="smallr", openapi_url=None)
     app.add_middleware(HostGuard, allowed=allowed_hosts)
     service = _Service(name, engine, max_length, max_queue, max_body_bytes)
-
-    @app.get("/health")
-    async def health() -> Response:
-        state = {"requests": engine.load, "restarts": engine.restarts}
-        if engine.is_alive:
-            return JSONResponse({"status": "ok", **state})
-        return JSONResponse({"status": "failed", "error": str(engine.failure or "closed"), **state}, 503)
+    _add_state_routes(app, engine, metrics or Metrics(name))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -69,8 +68,31 @@ def make_app(
     async def text(http: HttpRequest) -> Response:
         return await service.complete(http, TextBody)
 
+    add_token_routes(
+        app, engine.engine.codec, service.check_model, max_length=max_length, max_body_bytes=max_body_bytes
+    )
     _answer_errors(app)
     return app
+
+
+def _add_state_routes(app: FastAPI, engine: EngineThread, metrics: Metrics) -> None:
+    """Adds the routes for whoever watches the server."""
+    metrics.watch(engine)
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    @app.get("/health")
+    async def health() -> Response:
+        state = {"requests": engine.load, "restarts": engine.restarts}
+        if engine.is_alive:
+            return JSONResponse({"status": "ok", **state})
+        return JSONResponse({"status": "failed", "error": str(engine.failure or "closed"), **state}, 503)
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -136,7 +158,7 @@ class _Service:
         if results is None:
             return Response(status_code=CLIENT_LEFT)
         for result in results:
-            _check(result)
+            _check(result, body)
         return JSONResponse(writer.whole(results))
 
     async def _stream(self, http: HttpRequest, body: Body, requests: Sequence[Request], writer: Writer) -> Response:
@@ -170,7 +192,7 @@ class _Service:
         with Streamed(self._engine, requests) as events:
             async for event in events:
                 if isinstance(event, Result):
-                    _check(event)
+                    _check(event, body)
                     usage += event.usage
                     continue
                 choice, delta = event
@@ -186,11 +208,10 @@ class _Service:
             yield writer.usage(usage)
 
 
-def _check(result: Result) -> None:
+def _check(result: Result, body: Body) -> None:
     if result.error is not None:
-        field = result.error.partition(":")[0].partition("[")[0]
-        is_field = field in ChatBody.model_fields or field in TextBody.model_fields
-        raise BadRequest(result.error, param=field if is_field else None, code="invalid_request")
+        kind, _, rest = result.error.partition(": ")
+        raise blamed(f"{body.grammar_field}: {rest}" if kind in GRAMMARS and body.grammar_field else result.error)
 
 
 def _server_error(error: Exception) -> BadRequest:

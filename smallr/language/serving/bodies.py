@@ -11,13 +11,17 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from smallr.language.serving.errors import BadRequest
+from smallr.language.serving.structured import Fields, Guided
 from smallr.sampling.requests import (
     INT32_MAX,
     INT64_MAX,
+    MAX_BIAS,
     MAX_LOGPROBS,
+    MAX_PENALTY,
+    MAX_REPETITION_PENALTY,
     MAX_TEMPERATURE,
     Request,
     SamplingParams,
@@ -26,20 +30,22 @@ from smallr.sampling.requests import (
 TEXT_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_CHOICES = 128  # n; prompts times n of one body
 MAX_STOPS, MAX_STOP_LENGTH, MAX_STOP_IDS = 16, 256, 128
+MAX_BIASES = 1024
 
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Count = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY)]
+Biases = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]],
+    Field(max_length=MAX_BIASES),
+]
 
 # Fields that are not supported, each with the values that change nothing.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "echo": (False,),
+    "echo": (False,),  # of a chat
     "suffix": ("",),
     "min_tokens": (0,),
     "use_beam_search": (False,),
@@ -51,14 +57,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),  # without tools
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "best_of": (1,),  # of a chat
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "chat_template_kwargs": ({},),
     "return_token_ids": (False,),
     "detokenize": (True,),
 }
@@ -66,7 +68,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 IGNORED = frozenset(
     {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "parallel_tool_calls", "priority", "request_id",
+        "parallel_tool_calls", "priority", "request_id", "guided_decoding_backend",
     }
 )  # fmt: skip
 # What a client's `message.model_dump()` adds to a message; null or empty it says nothing.
@@ -76,17 +78,6 @@ EMPTY_IN_MESSAGES = (
 _UNION = re.compile(r"str|int|list\[.*|constrained-.*|function-.*|nullable\[.*")  # pydantic's names of alternatives
 
 
-class Fields(BaseModel):
-    """Is an object whose nulls are taken as fields that are not there; types are not converted."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nulls_are_absent(cls, fields: Any) -> Any:
-        return {k: v for k, v in fields.items() if v is not None} if isinstance(fields, dict) else fields
-
-
 class StreamOptions(Fields):
     """Says how a reply is streamed."""
 
@@ -94,7 +85,7 @@ class StreamOptions(Fields):
     include_obfuscation: bool = False  # without meaning here: nothing is added to chunks
 
 
-class Body(Fields):
+class Body(Guided):
     """Holds the fields that both kinds of completion share."""
 
     model: str | None = None
@@ -108,10 +99,14 @@ class Body(Fields):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS, fail_fast=True)] | None = None
     ignore_eos: bool = False
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_REPETITION_PENALTY)] = 1.0
+    logit_bias: Biases = Field(default_factory=dict)
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    def params(self, max_tokens: int, logprobs: int | None) -> SamplingParams:
+    def params(self, max_tokens: int, logprobs: int | None, echo: bool = False) -> SamplingParams:
         """Returns how completions are drawn. Without a seed each request gets a new one, so each is drawn anew."""
         return SamplingParams(
             max_tokens=max_tokens,
@@ -126,6 +121,12 @@ class Body(Fields):
             seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
             round=self.round,
             logprobs=logprobs,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+            grammar=self.grammar(),
+            echo=echo,
         )
 
 
@@ -159,10 +160,36 @@ class Message(Fields):
         return {"role": self.role, "content": content}
 
 
-class ChatBody(Body):
-    """Is the body of POST /v1/chat/completions."""
+class Conversation(Fields):
+    """Holds messages, and how the chat template writes them."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise BadRequest(
+                "continue_final_message and add_generation_prompt cannot both be true", param="continue_final_message"
+            )
+        return self
+
+    def request(self, params: SamplingParams | None = None) -> Request:
+        """Returns the request; what is not said, the last message decides."""
+        return Request(
+            messages=tuple(message.plain() for message in self.messages),
+            params=params or SamplingParams(),
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            template_kwargs=self.chat_template_kwargs,
+        )
+
+
+class ChatBody(Body, Conversation):
+    """Is the body of POST /v1/chat/completions."""
+
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -181,7 +208,7 @@ class ChatBody(Body):
         params = self.params(
             self.max_completion_tokens or self.max_tokens or room, (self.top_logprobs or 0) if self.logprobs else None
         )
-        return [Request(messages=tuple(message.plain() for message in self.messages), params=params)]
+        return [self.request(params)]
 
 
 class TextBody(Body):
@@ -193,7 +220,8 @@ class TextBody(Body):
         | Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True)]
         | Annotated[list[Tokens], Field(max_length=MAX_CHOICES, fail_fast=True)]
     )
-    max_tokens: Count = TEXT_MAX_TOKENS
+    max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] = TEXT_MAX_TOKENS
+    echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     best_of: int | None = None
 
@@ -206,17 +234,45 @@ class TextBody(Body):
             raise BadRequest("prompt: a prompt is empty", param="prompt")
         if len(prompts) * self.n > MAX_CHOICES:
             raise BadRequest(f"prompt: more than {MAX_CHOICES} completions in one request", param="prompt")
-        params = self.params(self.max_tokens, self.logprobs)
+        params = self.params(self.max_tokens, self.logprobs, self.echo)
         return [
             Request(prompt=prompt if isinstance(prompt, str) else tuple(prompt), params=params) for prompt in prompts
         ]
+
+
+class TokenizeText(Fields):
+    """Is the body of POST /tokenize with a text."""
+
+    model: str | None = None
+    prompt: Annotated[str, Field(min_length=1)]
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+    def request(self) -> Request:
+        """Returns a request with this prompt."""
+        return Request(prompt=self.prompt)
+
+
+class TokenizeChat(Conversation):
+    """Is the body of POST /tokenize with messages."""
+
+    model: str | None = None
+    add_special_tokens: bool = False
+    return_token_strs: bool = False
+
+
+class Detokenize(Fields):
+    """Is the body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 def _are_tokens(prompt: list[Any]) -> bool:
     return bool(prompt) and isinstance(prompt[0], int)
 
 
-def parse(kind: type[Body], fields: Mapping[str, Any]) -> Any:
+def parse(kind: type[Fields], fields: Mapping[str, Any]) -> Any:
     """Returns the checked body.
 
     Raises:
@@ -237,6 +293,13 @@ def parse(kind: type[Body], fields: Mapping[str, Any]) -> Any:
         return kind.model_validate(wanted)
     except ValidationError as error:
         raise _named(error) from None
+
+
+def blamed(error: str) -> BadRequest:
+    """Returns the engine's error as the request's, with the field that the message begins with."""
+    field = error.partition(":")[0].partition("[")[0]
+    is_field = any(field in kind.model_fields for kind in (ChatBody, TextBody, Detokenize))
+    return BadRequest(error, param=field if is_field else None, code="invalid_request")
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:

@@ -29,7 +29,7 @@ class Writer:
 
     def whole(self, results: Sequence[Result]) -> dict[str, Any]:
         """Returns the reply with all choices of all prompts."""
-        samples = [sample for result in results for sample in result.samples]
+        samples = [_with_prompt(sample, result) for result in results for sample in result.samples]
         choices = [self._choice(index, sample) for index, sample in enumerate(samples)]
         usage = sum((result.usage for result in results), Usage())
         return self._frame("") | {"choices": choices, "usage": usage_fields(usage)}
@@ -79,13 +79,30 @@ class Writer:
         return {
             "tokens": [each.token for each in logprobs],
             "token_logprobs": [_finite(each.logprob) for each in logprobs],
-            # As OpenAI and vLLM: the chosen token is among them.
-            "top_logprobs": [
-                {token: _finite(logprob) for token, logprob in (*each.top, (each.token, each.logprob))}
-                for each in logprobs
-            ],
+            "top_logprobs": [_likeliest(each) for each in logprobs],
             "text_offset": offsets,
         }
+
+
+def _with_prompt(sample: Sample, result: Result) -> Sample:
+    """Returns a completion with its prompt before it, where an echo was asked for."""
+    if result.prompt_text is None:
+        return sample
+    logprobs = None if sample.logprobs is None else (*(result.prompt_logprobs or ()), *sample.logprobs)
+    return dataclasses.replace(sample, text=result.prompt_text + sample.text, logprobs=logprobs)
+
+
+def _likeliest(each: TokenLogprob) -> dict[str, float] | None:
+    """Returns the likeliest tokens and, as OpenAI and vLLM have it, the chosen one; None for the first of a prompt.
+
+    Of tokens with the same text the likeliest is named, so that the chosen one is the largest only if it was.
+    """
+    if each.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    for token, logprob in (*each.top, (each.token, each.logprob)):
+        found.setdefault(token, _finite(logprob))
+    return found
 
 
 def _chat_logprob(each: TokenLogprob) -> dict[str, Any]:
@@ -95,9 +112,9 @@ def _chat_logprob(each: TokenLogprob) -> dict[str, Any]:
     return entry(each.token, each.logprob) | {"top_logprobs": [entry(*top) for top in each.top]}
 
 
-def _finite(logprob: float) -> float:
+def _finite(logprob: float | None) -> float | None:
     """Replaces what JSON cannot write by OpenAI's number for the most unlikely."""
-    return logprob if math.isfinite(logprob) else -9999.0
+    return logprob if logprob is None or math.isfinite(logprob) else -9999.0
 
 
 def usage_fields(usage: Usage) -> dict[str, int]:

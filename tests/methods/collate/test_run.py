@@ -237,7 +237,7 @@ def test_the_folder_is_the_chosen_provider_for_every_command(finished, tmp_path)
     assert report["choice"]["model"].startswith(f"round_1_{report['choice']['chosen']}-")
     engine = load_engine(str(out), dtype="float32", decode_slots=1).engine
     question = ROWS[-1]["question"]
-    ids = engine.encode(Request(messages=({"role": "user", "content": question},)))
+    ids = engine.encode(Request(messages=({"role": "user", "content": question},))).prompt
     assert engine.tokenizer.decode(ids) == f"{question}\n\nRationale:"
     assert len(engine.end_ids) == 1
     convert(str(out), tmp_path / "exported", dtype="float32", shard_size="5GB")
