@@ -1,0 +1,1 @@
+"""Configs of decomposition: what students of sub-questions are trained with."""
