@@ -1,1 +1,1 @@
-"""Configs of decomposition: what students of sub-questions are trained with."""
+"""Configs of decomposition."""

@@ -25,6 +25,7 @@ _TEXT, _NUMBER = Value("string"), Value("float64")
 _CLONING = Features({"prompt": _TEXT, "completion": _TEXT, "text": _TEXT})
 _ILQL = Features({"prompt": _TEXT, "completions": List(List(_TEXT)), "reward": List(List(_NUMBER))})
 _PAIRS = Features({name: _TEXT for name in ("prompt", "chosen", "rejected", "gap")} | {"difference": _NUMBER})
+SETS = ("bc", "filtered_bc", *(f"ilql_{rewards}" for rewards in REWARDS), "pairs")
 # The least difference in mean usefulness of a medium and of a large gap.
 THRESHOLDS = (1 / 3, 2 / 3)
 
@@ -105,21 +106,28 @@ def gap_of(difference: float, thresholds: tuple[float, float] = THRESHOLDS) -> s
 
 
 def write_training_sets(
-    folder: Path, splits: Mapping[str, Sequence[Decomposition]], markers: Markers = PUBLISHED
+    folder: Path,
+    splits: Mapping[str, Sequence[Decomposition]],
+    markers: Markers = PUBLISHED,
+    thresholds: tuple[float, float] = THRESHOLDS,
 ) -> dict[str, dict[str, int]]:
-    """Writes the five data sets, each with all splits; gives their numbers of rows by set and split."""
+    """Writes the data sets of `SETS`, each with all splits; gives their numbers of rows by set and split.
+
+    A set that would have no row is not written, e.g. pairs where each problem has one decomposition.
+    """
     sets = {
         "bc": (_CLONING, lambda rows: cloning_rows(rows, markers)),
         "filtered_bc": (_CLONING, lambda rows: cloning_rows(rows, markers, filtered=True)),
         **{
             f"ilql_{rewards}": (_ILQL, lambda rows, name=rewards: ilql_rows(rows, name, markers)) for rewards in REWARDS
         },
-        "pairs": (_PAIRS, lambda rows: pair_rows(rows, markers)),
+        "pairs": (_PAIRS, lambda rows: pair_rows(rows, markers, thresholds)),
     }
     counts: dict[str, dict[str, int]] = {}
     for name, (features, make) in sets.items():
         made = {split: make(rows) for split, rows in splits.items()}
-        save_splits(DatasetDict({split: data_set(rows, features) for split, rows in made.items()}), folder / name)
+        if any(made.values()):
+            save_splits(DatasetDict({split: data_set(rows, features) for split, rows in made.items()}), folder / name)
         counts[name] = {split: len(rows) for split, rows in made.items()}
     return counts
 
