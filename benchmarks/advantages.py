@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -62,8 +62,8 @@ def make_heads(config: DecoderConfig, distinct: int, mesh: Mesh) -> AdvantageHea
 class Way:
     """Decodes by one engine, and keeps the seconds of its decoding steps."""
 
-    def __init__(self, engine: Engine):
-        self.engine, self.seconds = engine, []
+    def __init__(self, engine: Engine, clock: Callable[[], float]):
+        self.engine, self.clock, self.seconds = engine, clock, []
 
     def __call__(self, slots: int, new: int) -> None:
         """Writes `new` tokens in every slot; the step that reads the prompts is not timed."""
@@ -73,9 +73,9 @@ class Way:
         handles = [self.engine.submit(Request(prompt=tuple(prompt), params=params)) for prompt in prompts]
         self.engine.step()
         while not all(handle.result for handle in handles):
-            start = time.perf_counter()
+            start = self.clock()
             self.engine.step()
-            self.seconds.append((time.perf_counter() - start) / STEPS)
+            self.seconds.append((self.clock() - start) / STEPS)
 
 
 def measure(ways: Mapping[str, Way], slots: int, new: int, repeats: int) -> None:
@@ -107,18 +107,25 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--ways", default="plain,distinct,whole,trained")
+    parser.add_argument(
+        "--cpu_seconds", action="store_true", help="of all threads, where other programs share the cores"
+    )
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_seconds else time.perf_counter
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
         decoder = make_decoder(args.model, mesh, args.dtype)
         options: dict[str, dict] = {"plain": {}}
         for name, rows in (("distinct", args.rows), ("whole", decoder.config.vocab_size)):
-            heads = make_heads(decoder.config, rows, mesh)
-            options[name] = {"hook": add_advantages, "hook_shared": heads}
+            if name in args.ways or name == "distinct":
+                options[name] = {"hook": add_advantages, "hook_shared": make_heads(decoder.config, rows, mesh)}
         options["trained"] = options["distinct"] | {"critic": decoder}
         tokenizer = open_model(SMOLLM2).tokenizer()
         common = {"decode_slots": args.slots, "steps": STEPS, "max_length": PROMPT + args.new + STEPS}
-        ways = {name: Way(Engine(decoder, tokenizer, mesh, **common, **options[name])) for name in args.ways.split(",")}
+        ways = {
+            name: Way(Engine(decoder, tokenizer, mesh, **common, **options[name]), clock)
+            for name in args.ways.split(",")
+        }
         print(
             f"{args.model}, {args.dtype}, {args.slots} slots, {args.rows} distinct rows, {jax.devices()[0].device_kind}\n"
         )
