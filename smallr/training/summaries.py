@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from smallr.core.errors import UserError
 from smallr.data.orders import ORDERS
@@ -106,6 +105,8 @@ def choice_summary(values: Values) -> dict[str, float]:
 
 def _area(values: np.ndarray, positive: np.ndarray) -> float:
     """Returns the share of (positive, negative) couples in which the positive has the higher value; ties count half."""
+    from scipy import stats  # takes half a second to import, and few runs need it
+
     above = stats.rankdata(values)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
     return float(above / (positive.sum() * (~positive).sum()))
 
@@ -118,7 +119,11 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def likelihood_summary(values: Values) -> dict[str, float]:
-    """Computes the NLL of answers and rationales, per example and per token, and the hardest quarter's share of the loss."""
+    """Computes the NLL of answers and rationales, per example and per token, and the hardest quarter's share of the loss.
+
+    And of all scored tokens together: `token_accuracy`, the share that is the model's most probable token, and `entropy`,
+    the mean of the model's entropy in nats.
+    """
     loss = np.sort(values["loss"])[::-1]
     total = loss.sum()
     summary = {"hardest_quarter_share": float(loss[: max(1, round(len(loss) / 4))].sum() / total) if total > 0 else 0.0}
@@ -127,6 +132,10 @@ def likelihood_summary(values: Values) -> dict[str, float]:
         if tokens:
             summary[f"nll_{role}"] = float(values[f"nll_{role}"].mean())
             summary[f"nll_{role}_token"] = float(values[f"nll_{role}"].sum() / tokens)
+    tokens = (values["nll_answer_tokens"] + values["nll_rationale_tokens"]).sum()
+    if tokens and "entropy" in values:
+        summary["token_accuracy"] = float(values["correct"].sum() / tokens)
+        summary["entropy"] = float(values["entropy"].sum() / tokens)
     return summary
 
 
@@ -160,6 +169,8 @@ class RankCorrelation:
         """Returns the correlation, or None with fewer than 3 examples or with a constant NLL."""
         if len(self._pairs) < 3:
             return None
+        from scipy import stats  # only now, as in _area
+
         answer, rationale = np.asarray(self._pairs).T
         if np.ptp(answer) == 0 or np.ptp(rationale) == 0:
             return None
