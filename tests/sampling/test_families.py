@@ -39,7 +39,7 @@ def test_logits_through_the_cache_are_those_of_a_full_forward_pass(family):
     packer = Packer(model, make_mesh(1, 1, 1))
     forward, weights = Forward(model.config, packer.block, packer.trunk), packer(model)
     cache, extend, head = (
-        empty_cache(model.config, 3, TILE, make_mesh(1, 1, 1)),
+        empty_cache((model.config,), 3, TILE, make_mesh(1, 1, 1)),
         jax.jit(forward.extend),
         jax.jit(forward.logits),
     )
@@ -64,7 +64,7 @@ def test_cache_of_a_bfloat16_decoder_is_bfloat16_and_its_logits_are_near():
     forward, weights = Forward(rounded.config, packer.block, packer.trunk), packer(rounded)
     leaves = jax.tree_util.tree_leaves_with_path((weights.layers, weights.head))
     assert {leaf.dtype.name for path, leaf in leaves if "norm" not in str(path)} == {"bfloat16"}
-    cache = empty_cache(rounded.config, 1, TILE, make_mesh(1, 1, 1))
+    cache = empty_cache((rounded.config,), 1, TILE, make_mesh(1, 1, 1))
     assert cache[0].keys.dtype == jnp.bfloat16
     tokens = np.random.default_rng(0).integers(1, 101, (1, 24))
     index = jnp.arange(24)[None]
