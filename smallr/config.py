@@ -82,6 +82,8 @@ def _add_data(config: ConfigDict) -> None:
     config.data.columns = ConfigDict({name: name for name in COLUMNS})
     config.data.completion_columns = ()  # columns with a number for each completion, see docs/objectives.md
     config.data.token_columns = ()  # columns with a number for each scored token
+    # Columns with a number for each segment of each completion, and one for its end; they become token columns
+    config.data.segment_columns = ()
     config.data.format = ""  # how columns are read, see docs/data.md: messages, alpaca …; empty: found out from them
     config.data.chat = True  # wrap plain strings in the tokenizer's chat template
     # Of an example that is longer than a row: drop | truncate_prompt_left, which shortens the prompt, see docs/data.md. A

@@ -16,7 +16,6 @@ import dataclasses
 import gzip
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from absl import app, flags
 
 from smallr.core.comparison import markdown
 from smallr.core.errors import UserError
-from smallr.evals.extraction import numerals
 from smallr.evals.graders.matching import close, to_decimal
 from smallr.evals.statistics import mcnemar, pass_at_1
+from smallr.methods.decomposition.answers import final_number, published_answer, published_number
 
 POLICIES = {  # name in the files -> in the tables
     "finetune": "BC",
@@ -37,7 +36,6 @@ POLICIES = {  # name in the files -> in the tables
 }
 SIZES = {"dist": "DistilGPT2", "": "GPT-2 small", "medium": "GPT-2 medium"}
 SOLVERS = ("chatgpt", "llama7b", "llama13b", "mistral")
-_MARK = "final answer:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,26 +89,6 @@ def find_responses(folder: Path) -> Iterator[tuple[str, Policy, Path]]:
         yield solver, Policy.named(policy), path
 
 
-def published_number(text: str) -> float | None:
-    """Parses as the released code does: the first number, without sign and thousands unless it has a decimal point."""
-    match = re.search(r"[+-]?\d*\.\d+|\d+", text)
-    return float(match[0]) if match else None
-
-
-def published_answer(reply: str | None) -> float | None:
-    """Parses a reply as the released code does; without "final answer:" it reads on from the twelfth character."""
-    if reply is None:
-        return None
-    text = reply.lower()
-    return published_number(text[text.find(_MARK) + len(_MARK) :])
-
-
-def answer(reply: str | None) -> str | None:
-    """Returns the number of the first line "Final answer: …", else None: what follows may be a problem of the solver's own."""
-    match = re.search(rf"{_MARK}([^\n]*)", reply or "", re.IGNORECASE)
-    return numerals.find(match[1]) if match else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Graded:
     """Which of the problems a policy and a solver got right, by our parser and by the published one."""
@@ -133,7 +111,7 @@ def grade(rows: Sequence[Mapping], golds: Mapping[str, str]) -> Graded:
     for index, row in enumerate(rows):
         if _key(row["problem"]) not in golds:
             raise UserError(f"row {index}: {row['problem'][:60]!r} is none of the problems of qg_test_data_raw.jsonl")
-        gold, found = golds[_key(row["problem"])], answer(row["answers"])
+        gold, found = golds[_key(row["problem"])], final_number(row["answers"])
         number = to_decimal(found) if found is not None else None
         right.append(number is not None and close(number, to_decimal(gold)))
         published.append(published_answer(row["answers"]) == published_number(gold))

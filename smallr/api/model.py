@@ -24,6 +24,7 @@ from smallr.data.batch import Completion, Example
 from smallr.data.errors import nearest
 from smallr.data.packing import RowShape, Sizes
 from smallr.data.tokenize import TokenizeOptions, tokenize
+from smallr.language.advantages import Advantage, open_advantage
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, load_decoder
 from smallr.sampling.engine import Engine
@@ -54,6 +55,8 @@ def load(
     dtype: str = "float32",
     decode_slots: int = 32,
     max_length: int | None = None,
+    advantage: str | os.PathLike[str] = "",
+    beta: float = 1.0,
 ) -> Model:
     """Loads a model over all devices.
 
@@ -68,11 +71,14 @@ def load(
       dtype: of the computation, float32 or bfloat16; parameters are float32.
       decode_slots: completions that `generate` writes at once.
       max_length: tokens of a prompt and its completion in `generate`; None is the model's context, at most 4096.
+      advantage: a run with Q heads, by whose advantages `generate` scores tokens: log pi + beta (Q - V).
+      beta: how many nats an advantage of 1 is worth; 0 leaves the model as it is.
 
     Raises:
-      UserError: no such model, or one that cannot be loaded.
+      UserError: no such model, or one that cannot be loaded; heads of another model.
     """
     keep_programs()
+    steered = open_advantage(os.fspath(advantage), beta) if advantage else None
     name = os.fspath(name)
     run = find_run(Path(name).expanduser())
     # The checkpoint is pinned, so that a run that goes on meanwhile changes nothing here.
@@ -80,7 +86,15 @@ def load(
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
         decoder = load_decoder(source, mesh, dtype=dtype)
-    return Model(source, decoder, mesh, tokenizer=tokenizer, decode_slots=decode_slots, max_length=max_length)
+    return Model(
+        source,
+        decoder,
+        mesh,
+        tokenizer=tokenizer,
+        decode_slots=decode_slots,
+        max_length=max_length,
+        advantage=steered,
+    )
 
 
 class Model:
@@ -101,11 +115,13 @@ class Model:
         tokenizer: str = "",
         decode_slots: int = 32,
         max_length: int | None = None,
+        advantage: Advantage | None = None,
     ):
-        """Takes an open model; see `load` for the last three."""
+        """Takes an open model; see `load` for the last four."""
         self.source, self.decoder, self.config, self._mesh = source, decoder, decoder.config, mesh
         self.tokenizer: PreTrainedTokenizerFast = source.tokenizer()
         self._tokenizer_name, self._decode_slots, self._max_length = tokenizer, decode_slots, max_length
+        self._advantage = advantage
 
     def __repr__(self) -> str:
         return (
@@ -116,6 +132,8 @@ class Model:
     def engine(self) -> Engine:
         """Returns the sampling engine, made when it is first asked for: `generate` with all that results hold."""
         with jax.set_mesh(self._mesh):
+            steered = self._advantage
+            options = steered.engine_options(self.decoder, self.tokenizer, self._mesh) if steered else {}
             return Engine(
                 self.decoder,
                 self.tokenizer,
@@ -123,6 +141,7 @@ class Model:
                 decode_slots=self._decode_slots,
                 max_length=self._max_length,
                 end_ids=end_ids(self.source),
+                **options,
             )
 
     @functools.cached_property

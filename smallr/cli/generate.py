@@ -9,6 +9,9 @@ FILE is text with a prompt a line, JSON lines with `prompt`, `question` or `mess
 prompts are messages of a user, if the model has a chat template; --chat=false continues them as they are. A terminal
 gets text; a file or a pipe gets JSON lines.
 
+With --advantage=RUN, a run of objective ilql, tokens are scored by log pi + beta (Q - V): pi is --model, by default the
+policy that the run began from, and Q and V are what the run has learned. --beta=0 is the policy itself.
+
 With --adaptive=FOLDER, a run of configs/adaptive/router.py or prompts.py or its export, each prompt is a question
 that the student answers first or thinks about first; every line of the output says which.
 """
@@ -40,7 +43,7 @@ _ADAPTIVE_PARAMS = ("max_tokens", "temperature", "seed")
 def flags(parser: Parser) -> None:
     """Names the flags."""
     parser.argument("prompt", "what to ask or continue", count="?")
-    parser.flag("model", None, "model, run, checkpoint or adapter; with --adaptive by default its own")
+    parser.flag("model", None, "model, run, checkpoint or adapter; --adaptive and --advantage have their own")
     parser.flag("prompts", None, "file of prompts, or - for standard input")
     parser.flag("out", None, "file of JSON lines to write; standard output if it is not given")
     parser.flag("format", "auto", "of standard output; auto: text on a terminal", choices=("auto", "text", "json"))
@@ -61,6 +64,8 @@ def flags(parser: Parser) -> None:
     parser.flag("seed", None, "of the draws; by default each prompt has its own", type=int)
     parser.flag("round", 0, "of sampling the same prompts; another one draws anew")
     parser.flag("logprobs", None, "log-probs of the tokens, and of this many likeliest ones", type=int)
+    parser.flag("advantage", None, "run with Q heads, whose advantages steer the model")
+    parser.flag("beta", 1.0, "nats that an advantage of 1 is worth, with --advantage", low=0.0)
     parser.flag("adaptive", None, "run or folder of an adaptive module")
     modes = ("auto", "answer", "think", "random")
     parser.flag("adaptive_mode", "auto", "auto asks the module; the others do not", choices=modes)
@@ -75,8 +80,12 @@ def run(options: Namespace) -> None:
         raise UsageError(
             'generate: give a prompt, --prompts=FILE or --interactive, e.g. smallr generate "Who are you?"'
         )
-    if not (options.model or options.adaptive):
-        raise UsageError("generate: give --model=NAME, or --adaptive=FOLDER")
+    if not (options.model or options.adaptive or options.advantage):
+        raise UsageError("generate: give --model=NAME, --adaptive=FOLDER or --advantage=RUN")
+    if options.advantage and options.adaptive:
+        raise UserError("--advantage: it does not go with --adaptive, whose module says how it writes")
+    if "beta" in options.given and not options.advantage:
+        raise UserError("--beta: it has no effect without --advantage=RUN")
     if options.model:
         check("--model", check_model, options.model)
     if options.prompts and options.prompts != "-" and not Path(options.prompts).is_file():
@@ -84,7 +93,7 @@ def run(options: Namespace) -> None:
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise UserError(f"--out: there is no folder {Path(options.out).absolute().parent}")
     with output_lock(Path(options.out)) if options.out else contextlib.nullcontext():
-        announce(f"loading JAX, then {options.model or options.adaptive} …")
+        announce(f"loading JAX, then {options.model or options.adaptive or options.advantage} …")
         _generate(options)
 
 
@@ -107,11 +116,13 @@ def _generate(options: Namespace) -> None:
     from smallr.language.loading import load_engine
 
     engine = load_engine(
-        options.model,
+        options.model or "",
         dtype=options.dtype,
         decode_slots=decode_slots,
         max_length=options.max_length,
         date=options.date,
+        advantage=options.advantage or "",
+        beta=options.beta,
     ).engine
     chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
     if options.interactive:

@@ -7,14 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import panics_as_errors
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Completion, Example, soft_ids
 from smallr.data.errors import DataError
-from smallr.data.templates import Marked
+from smallr.data.templates import LAST, Marked
 
 
 def longest_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> int:
@@ -104,11 +104,27 @@ class Encoder:
             if (not len(tokens) or tokens[-1] != self.eos) and not self._ended(text.text):
                 tokens, roles = np.append(tokens, np.int32(self.eos)), np.append(roles, np.int32(ROLE_NONE))
             roles[-1] = text.spans[-1].role
-        return Completion(tokens, roles)
+        columns = {name: _at_tokens(points, starts, roles) for name, points in text.points.items()}
+        return Completion(tokens, roles, {}, columns)
 
     def _ended(self, text: str) -> bool:
         """Returns whether a text ends with EOS, and white space as templates write it behind."""
         return text.rstrip().endswith(self._eos_text)
+
+
+def _at_tokens(
+    points: Sequence[tuple[int, float]], starts: Int[np.ndarray, "n"], roles: Int[np.ndarray, "m"]
+) -> Float[np.ndarray, "scored"]:
+    """Returns a number for each scored token: the sum of those at its characters.
+
+    A character of several tokens counts for the last of them.
+    """
+    scored = np.flatnonzero(roles != ROLE_NONE)
+    values = np.zeros(len(roles), np.float32)
+    for character, number in points:
+        index = scored[-1] if character == LAST else np.searchsorted(starts, character, side="right") - 1
+        values[index] += number
+    return values[scored]
 
 
 def _before_end(encoding: Encoding) -> list[int]:
@@ -149,7 +165,9 @@ def to_example(wholes: Sequence[Completion], columns: Mapping[str, float], row: 
     shared = min((_common(first, whole.tokens[:limit]) for whole in wholes[1:]), default=limit)
     if shared == 0:
         return None
-    completions = tuple(Completion(whole.tokens[shared:], whole.roles[shared:]) for whole in wholes)
+    completions = tuple(
+        Completion(whole.tokens[shared:], whole.roles[shared:], {}, whole.token_columns) for whole in wholes
+    )
     return Example(first[:shared], completions, columns, row)
 
 

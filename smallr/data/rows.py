@@ -6,7 +6,8 @@
   unpaired    `prompt`, `completion` and `label` (true: desirable), optional `beta`; or `prompt`, `chosen` and
               `rejected`, which make two rows.
   sft         `prompt` and `completion` (text or messages), or `messages`: every assistant turn is scored.
-  completions `prompt` and `completions`: a list of texts, or of chats. Rows may have different numbers of them.
+  completions `prompt` and `completions`: a list of texts, of chats, or of lists of segments, texts that follow one another
+              (see `segments`). Rows may have different numbers of them.
   rationale   `question`, `rationale`, `answer` (text).
   choice      `question` (text) and `label` (1 or true: the second of two choices is right, 0 or false: the first).
 
@@ -44,6 +45,7 @@ from smallr.data.messages import (
     unread_keys,
 )
 from smallr.data.repeats import answer_of, continuation, is_sure
+from smallr.data.segments import is_segmented
 from smallr.data.values import Cell, as_text, beta, choice_index, label, number, plain_text
 
 if TYPE_CHECKING:
@@ -306,7 +308,8 @@ def _completions(raw: _Raw) -> TextRow:
     prompt = raw.prompt()
     if isinstance(values, str) or not isinstance(values or (), Sequence):
         raise cell.error(f"expected a list of texts or of chats, found {shorten(values)}")
-    completions = [raw.filled(value, "completions", "completion") for value in values or ()]
+    joined = ["".join(value) if is_segmented(value) else value for value in values or ()]
+    completions = [raw.filled(value, "completions", "completion") for value in joined]
     if not completions:
         raise Unusable("no completion")
     completions = _completed(raw, prompt, completions)

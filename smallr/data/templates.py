@@ -26,6 +26,7 @@ from smallr.data.rows import common_length
 # The date that a template writes where it writes today's: a run is the same on every day. It is the one that Llama's
 # template falls back to.
 DATE = "2024-07-26"
+LAST = -1  # the last scored token, in place of a character
 _THOUGHT = re.compile(r"(?s)(.*)</think>\s*")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _READ = ("role", "content", "weight", "tool_calls", "tool_call_id")
@@ -61,6 +62,8 @@ class Marked:
       is_chat: rendered by a template, which writes every special token itself. Plain text gets the special tokens that
         the tokenizer adds.
       ends: plain text gets EOS too (scored, with the role of the last span).
+      points: numbers of tokens: name of a token column -> (character, number), of the token that has this character, or of
+        the last scored one (`LAST`). Numbers of one token are added.
       notes: what is not as it might be expected, though the row is kept.
     """
 
@@ -69,6 +72,7 @@ class Marked:
     is_chat: bool
     notes: tuple[str, ...] = ()
     ends: bool = True
+    points: Mapping[str, tuple[tuple[int, float], ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

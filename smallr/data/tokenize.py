@@ -42,6 +42,7 @@ from smallr.data.formats import KINDS, Reading, read_as
 from smallr.data.orders import BOTH, FORMATS, ORDERS, PROMPT
 from smallr.data.parts import num_workers, tokenize_parts, turn
 from smallr.data.rows import RationaleRow, TextRow, mismatched, parse_rows
+from smallr.data.segment_points import with_points
 from smallr.data.templates import DATE, Marked, Unrenderable
 from smallr.data.token_set import TokenSet, write
 from smallr.data.truncation import DROP, POLICIES, PromptCutter
@@ -73,8 +74,8 @@ class TokenizeOptions:
       date: that a chat template writes where it writes today's, so that tokens are the same on every day.
       truncation: what happens to a longer example, one of `truncation.POLICIES`.
       end: put the end token behind plain completions; without it they say their end themselves, or have none.
-      completion_columns, token_columns: numbers that rows have of their completions and of their scored tokens, see
-        `smallr.data.completion_columns`.
+      completion_columns, token_columns, segment_columns: numbers that rows have of their completions, of their scored tokens
+        and of the segments of completions, see `smallr.data.completion_columns`.
 
     Raises:
       DataError: a value that is not one of the choices.
@@ -95,6 +96,7 @@ class TokenizeOptions:
     end: bool = True
     completion_columns: Sequence[str] = ()
     token_columns: Sequence[str] = ()
+    segment_columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for field, choices in (("kind", KINDS), ("order", (*ORDERS, BOTH)), ("truncation", POLICIES)):
@@ -131,7 +133,8 @@ class TokenizeOptions:
     @property
     def numbers(self) -> CompletionColumns:
         """Returns which columns hold numbers of completions and tokens."""
-        return CompletionColumns(self.kind, tuple(self.completion_columns), tuple(self.token_columns))
+        columns = self.completion_columns, self.token_columns, self.segment_columns
+        return CompletionColumns(self.kind, *map(tuple, columns))
 
     @property
     def all_formats(self) -> dict[str, str]:
@@ -318,7 +321,7 @@ class ExampleMaker:
             return self._with_soft(choice_example(prefix, self._choices, row.columns, row.row), number)
         is_rationale = isinstance(row, RationaleRow)
         order = self._options.orders[number] if is_rationale else ""
-        texts = self._renderer.rationale_row(row, order) if is_rationale else self._renderer.text_row(row)
+        texts = _texts(self._renderer, row, order, self._place(row.row))
         return self._assembled(row, number, _columns(row, number, self._options.orders), self._encoder(texts))
 
     def _assembled(
@@ -385,13 +388,20 @@ def _rendered(
         for number, order in enumerate(wanted):
             columns = _columns(row, number, orders)
             try:
-                texts = renderer.rationale_row(row, order) if order else renderer.text_row(row)
+                texts = _texts(renderer, row, order, report.place(row.row))
             except Unrenderable as reason:
                 report.drop(row.row, str(reason))
             else:
                 for note in dict.fromkeys(note for marked in texts for note in marked.notes):
                     report.note(row.row, note)
                 yield row, number, columns, texts
+
+
+def _texts(renderer: Renderer, row: TextRow | RationaleRow, order: str, place: str) -> Sequence[Marked]:
+    """Renders a row, in an order if it is a rationale row."""
+    if isinstance(row, RationaleRow):
+        return renderer.rationale_row(row, order)
+    return with_points(renderer.text_row(row), row, place)
 
 
 def _columns(row: TextRow | RationaleRow, number: int, orders: Sequence[str]) -> Mapping[str, float]:

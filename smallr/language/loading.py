@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from smallr.core.programs import keep_programs
 from smallr.core.sharding import make_mesh
 from smallr.data.templates import DATE, parse_date, with_date
+from smallr.language.advantages import open_advantage
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, load_decoder
 from smallr.sampling.engine import Engine
@@ -44,30 +45,43 @@ def load_engine(
     decode_slots: int = 32,
     max_length: int | None = None,
     date: str = DATE,
+    advantage: str = "",
+    beta: float = 1.0,
 ) -> Loaded:
     """Loads a model over all devices.
 
     Args:
       name: a run's workdir, one of its checkpoints' folders, an adapter in PEFT's format, or any model that training
-        takes.
+        takes; with `advantage` empty for the policy that its run began from.
       dtype: of the computation, float32 or bfloat16.
       decode_slots: the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None as `Engine` has it.
       date: that the chat template writes where it writes today's.
+      advantage: a run with Q heads whose advantages steer the model; empty for none. See `advantages`.
+      beta: how many nats an advantage of 1 is worth.
 
     Raises:
-      UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`.
+      UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`; as `advantages`.
     """
     keep_programs()
+    steered = open_advantage(advantage, beta) if advantage else None
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):
-        source, decoder = load_trained(name, mesh, dtype=dtype)
+        source, decoder = load_trained(name or steered.policy, mesh, dtype=dtype)
         tokenizer = source.tokenizer()
-        ends = end_ids(source)
+        options = steered.engine_options(decoder, tokenizer, mesh) if steered else {}
         engine = Engine(
-            decoder, tokenizer, mesh, decode_slots=decode_slots, max_length=max_length, end_ids=ends, date=date
+            decoder,
+            tokenizer,
+            mesh,
+            decode_slots=decode_slots,
+            max_length=max_length,
+            end_ids=end_ids(source),
+            date=date,
+            **options,
         )
-        return Loaded(engine, identity(decoder, tokenizer, engine.end_ids, engine.max_length, date))
+        of_policy = identity(decoder, tokenizer, engine.end_ids, engine.max_length, date)
+        return Loaded(engine, of_policy + (steered.identity if steered else ""))
 
 
 def identity(

@@ -27,6 +27,8 @@ def open_language_model(
     dtype: str = "bfloat16",
     decode_slots: int = 32,
     max_length: int | None = None,
+    advantage: str = "",
+    beta: float = 1.0,
     **server: object,
 ) -> LanguageModel:
     """Opens a language model; a server is asked whether it is there.
@@ -37,6 +39,8 @@ def open_language_model(
       dtype: of a local model, as the next two; see `loading.load_engine`.
       decode_slots: the sequences that are decoded at once.
       max_length: tokens of prompt and completion together; None for the context, within reason.
+      advantage: a run with Q heads whose advantages steer a local model; `local:` alone is the policy it began from.
+      beta: how many nats an advantage of 1 is worth.
       **server: of a server, arguments of `server.ServerModel`: api_key_env, concurrency, max_retries, timeout, …
 
     Raises:
@@ -44,6 +48,8 @@ def open_language_model(
     """
     scheme, _, rest = spec.partition(":")
     if scheme in ("http", "https"):
+        if advantage:
+            raise UserError(f"model {spec}: advantages steer a local model, not one behind a server")
         from smallr.language.server import ServerModel
 
         url, _, name = spec.partition("#")
@@ -55,7 +61,7 @@ def open_language_model(
             raise
         return model
     name = rest if scheme == "local" else spec
-    if not name:
+    if not (name or advantage):
         raise UserError(f"model {spec!r} names none. {CHOICES}")
     if scheme != "local" and (strange := re.match(r"([a-z][a-z0-9+.-]*):", spec)) and not Path(spec).exists():
         nearest = difflib.get_close_matches(strange[1], ("local", "http", "https"), n=1)
@@ -68,10 +74,12 @@ def open_language_model(
     from smallr.language.local import LocalModel
 
     try:
-        loaded = load_engine(name, dtype=dtype, decode_slots=decode_slots, max_length=max_length)
+        loaded = load_engine(
+            name, dtype=dtype, decode_slots=decode_slots, max_length=max_length, advantage=advantage, beta=beta
+        )
     except UserError as error:
         raise UserError(f"{error} {CHOICES}" if str(error).startswith("unknown model") else str(error)) from error
-    return LocalModel(name, loaded.engine, identity=loaded.identity, cache=_cache(cache))
+    return LocalModel(name or advantage, loaded.engine, identity=loaded.identity, cache=_cache(cache))
 
 
 def open_configured(config: ConfigDict, spec: str) -> LanguageModel:

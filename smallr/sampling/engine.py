@@ -77,6 +77,8 @@ class Engine:
       hook: changes logits before a token is drawn.
       hook_shared: arrays for the hook.
       hook_slot: arrays of one request for the hook, where the request brings none; they have the same shapes.
+      critic: another decoder of the same vocabulary, on the same mesh and in the same dtype, that reads every token too;
+        the hook gets its hidden states.
 
     Raises:
       UserError: a max_length beyond the model's context.
@@ -97,11 +99,13 @@ class Engine:
         hook: Hook | None = None,
         hook_shared: Any = (),
         hook_slot: Any = (),
+        critic: Decoder | None = None,
     ):
         config = decoder.config
-        self.max_length = min(config.max_positions, DEFAULT_LENGTH) if max_length is None else max_length
-        if not 1 < self.max_length <= config.max_positions:
-            raise UserError(f"max_length {self.max_length} is not between 2 and the model's {config.max_positions}")
+        self._context = min(each.config.max_positions for each in (decoder, critic) if each is not None)
+        self.max_length = min(self._context, DEFAULT_LENGTH) if max_length is None else max_length
+        if not 1 < self.max_length <= self._context:
+            raise UserError(f"max_length {self.max_length} is not between 2 and the model's {self._context}")
         self.tokenizer, self.mesh, self.config = tokenizer, mesh, config
         self._date = parse_date(date)
         self._soft, self._most_characters = soft_tokens(decoder), longest_text(tokenizer, self.max_length)
@@ -111,22 +115,29 @@ class Engine:
         self._chunk = prefill_chunk or (64 if jax.default_backend() == "cpu" else 256)
         self._rows = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         self._packer = Packer(decoder, mesh)
-        self._programs = Programs(Forward(config, self._packer.block, self._packer.trunk), mesh, steps, hook)
+        forward, self._critic = None, None
+        if critic is not None:
+            packer = Packer(critic, mesh)
+            forward = Forward(critic.config, packer.block, packer.trunk)
+            with jax.set_mesh(mesh):
+                self._critic = packer(critic)._replace(head=None)
+        self._forward = Forward(config, self._packer.block, self._packer.trunk, forward)
+        self._programs = Programs(self._forward, mesh, steps, hook)
         self._waiting: collections.deque[Completion] = collections.deque()
         self._admitting: list[Completion] = []
         self._hook_shared, self._hook_slot = hook_shared, hook_slot
         with jax.set_mesh(mesh):
-            self._weights = self._packer(decoder)
+            self._weights = self._packer(decoder)._replace(critic=self._critic)
         self._empty_slots()
 
     def _empty_slots(self) -> None:
         """Makes an empty cache and a table of free slots."""
         self._table = SlotTable(self._decode_slots, self._chunk)
         self._hook_slots = jax.tree.map(lambda x: np.stack([x] * self._decode_slots), self._hook_slot)
-        shape = (self._decode_slots, self.config.d_model)
+        shape = (self._decode_slots, sum(config.d_model for config in self._forward.configs))
         self._cache = self._hidden = None  # not the old and the new at once
         with jax.set_mesh(self.mesh):
-            self._cache = empty_cache(self.config, self._decode_slots, _capacity(1), self.mesh)
+            self._cache = empty_cache(self._forward.configs, self._decode_slots, _capacity(1), self.mesh)
             sharding = named_sharding(self.mesh, ("batch", None), shape)
             self._hidden = jnp.zeros(shape, self.config.dtype, device=sharding)
 
@@ -141,7 +152,7 @@ class Engine:
             raise RuntimeError("the weights cannot change while requests are under way")
         with jax.set_mesh(self.mesh):
             self._weights = None  # not the old and the new at once
-            self._weights = self._packer(decoder)
+            self._weights = self._packer(decoder)._replace(critic=self._critic)
         if hook_shared is not None:
             self._hook_shared = hook_shared
         self._table.forget()
@@ -172,11 +183,12 @@ class Engine:
 
     @property
     def bytes_of_a_step(self) -> int:
-        """Returns bytes that are read to draw a token for every slot: all weights, and the cache in its present size.
+        """Returns bytes that are read to draw a token for every slot: weights, the hook's too, and the cache as it is now.
 
         Not counted are the embedding's rows of the tokens, and activations.
         """
-        read = jax.tree.leaves((self._weights.layers, self._weights.head, self._cache))
+        critic = self._critic.layers if self._critic else ()
+        read = jax.tree.leaves((self._weights.layers, self._weights.head, critic, self._hook_shared, self._cache))
         return sum(leaf.nbytes for leaf in read)
 
     @property
@@ -216,7 +228,7 @@ class Engine:
         if len(ids) >= length:
             raise UserError(
                 f"the prompt has {len(ids)} tokens, which with one of a completion is over the {length} of "
-                f"max_length (the model's context: {self.config.max_positions})"
+                f"max_length (the model's context: {self._context})"
             )
         return np.asarray(ids, np.int32)
 
@@ -309,7 +321,7 @@ class Engine:
         for fork in forks:
             self._fork(fork.source, fork.slot)
         # Where the rotation depends on the length of the whole prompt, equal beginnings are not equal in the cache.
-        if self.config.rope_scaling is None or self.config.rope_scaling.kind != "longrope":
+        if all(each.rope_scaling is None or each.rope_scaling.kind != "longrope" for each in self._forward.configs):
             for each in (*assigned, *forks):
                 self._table.retain(each.slot, each.completion.handle.prompt)
         self._admitting = []

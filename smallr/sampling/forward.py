@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,42 @@ Cache = tuple[LayerCache, ...]  # of each layer
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """Holds the decoder as a function of `Weights`; it is hashable, so that programs are found by it."""
+    """Holds the decoder as a function of `Weights`; it is hashable, so that programs are found by it.
+
+    Attributes:
+      config, block, trunk: see `Packer`.
+      critic: another decoder that reads the same tokens, or None. Its hidden states stand behind the policy's and its
+        layers' caches behind the policy's layers', so that whatever moves caches and states moves both.
+    """
 
     config: DecoderConfig
     block: nnx.GraphDef
     trunk: nnx.GraphDef
+    critic: Forward | None = None
+
+    @property
+    def configs(self) -> tuple[DecoderConfig, ...]:
+        """Returns the configs of the decoders that run."""
+        return (self.config,) if self.critic is None else (self.config, self.critic.config)
+
+    def states(self, hidden: Float[Array, "S E"]) -> tuple[Float[Array, "S D"], Float[Array, "S C"] | None]:
+        """Splits hidden states into the policy's and the critic's."""
+        if self.critic is None:
+            return hidden, None
+        return hidden[:, : self.config.d_model], hidden[:, self.config.d_model :]
 
     def extend(
+        self, weights: Weights, cache: Cache, *new: Int[Array, "..."] | None
+    ) -> tuple[Float[Array, "R P E"], Cache]:
+        """Computes hidden states of new tokens and the cache with them, of the policy and the critic; see `_extend`."""
+        if self.critic is None:
+            return self._extend(weights, cache, *new)
+        count = self.config.num_layers
+        states, after = self._extend(weights, cache[:count], *new)
+        more, critic_after = self.critic.extend(weights.critic, cache[count:], *new)
+        return jnp.concatenate([states, more], axis=-1), after + critic_after
+
+    def _extend(
         self,
         weights: Weights,
         cache: Cache,
@@ -82,14 +112,17 @@ class Forward:
         return out if cap is None else cap * jnp.tanh(out / cap)
 
 
-def empty_cache(config: DecoderConfig, slots: int, capacity: int, mesh: Mesh) -> Cache:
-    """Makes a cache of zeros: decode slots over `data` and `fsdp`, kv heads over `tensor`."""
-    heads, dim = config.num_kv_heads, config.head_dim
+def empty_cache(configs: Sequence[DecoderConfig], slots: int, capacity: int, mesh: Mesh) -> Cache:
+    """Makes a cache of zeros for some decoders: decode slots over `data` and `fsdp`, kv heads over `tensor`."""
 
-    def zeros(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
-        return jnp.zeros(shape, config.dtype, device=named_sharding(mesh, axes, shape))
+    def layer(config: DecoderConfig) -> LayerCache:
+        heads, dim = config.num_kv_heads, config.head_dim
+        keys, values = (slots, heads, dim, capacity), (slots, heads, capacity, dim)
+        return LayerCache(
+            *(
+                jnp.zeros(shape, config.dtype, device=named_sharding(mesh, axes, shape))
+                for shape, axes in ((keys, KEY_AXES), (values, VALUE_AXES))
+            )
+        )
 
-    return tuple(
-        LayerCache(zeros((slots, heads, dim, capacity), KEY_AXES), zeros((slots, heads, capacity, dim), VALUE_AXES))
-        for _ in range(config.num_layers)
-    )
+    return tuple(layer(config) for config in configs for _ in range(config.num_layers))

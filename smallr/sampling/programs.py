@@ -27,6 +27,7 @@ class HookInputs(NamedTuple):
     Attributes:
       logits: of the model, after its soft-cap, at temperature 1.
       hidden: what the head made them of, in the compute dtype.
+      critic: hidden states of the engine's critic after the same tokens; None if it has none.
       index: of the token to be drawn in its completion.
       slots: the hook's arrays of each request, one row a decode slot.
       shared: the hook's arrays for all, e.g. parameters of a value head.
@@ -34,6 +35,7 @@ class HookInputs(NamedTuple):
 
     logits: Float[Array, "S V"]
     hidden: Float[Array, "S D"]
+    critic: Float[Array, "S C"] | None
     index: Int[Array, "S"]
     slots: Any
     shared: Any
@@ -156,10 +158,11 @@ def _decode(
 
     def body(loop: _Loop) -> _Loop:
         index, length = slots.generated + loop.step, slots.length + loop.step
-        logits = forward.logits(weights, loop.hidden)
+        hidden, critic = forward.states(loop.hidden)
+        logits = forward.logits(weights, hidden)
         drawn_from = logits
         if hook is not None:
-            drawn_from = hook(HookInputs(logits, loop.hidden, index, hook_slots, hook_shared))
+            drawn_from = hook(HookInputs(logits, hidden, critic, index, hook_slots, hook_shared))
         tokens = choose(drawn_from, slots.rules, index)
         row = Decoded(tokens, loop.alive, *_logprobs(logits, tokens, jnp.where(loop.alive, slots.logprobs, -1)))
         decoded = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.decoded, row)

@@ -32,12 +32,14 @@ class Weights(NamedTuple):
     Attributes:
       layers: state of one layer's Block each.
       trunk: state of the decoder without its layers and its head, float32.
-      head: the unembedding in the compute dtype.
+      head: the unembedding in the compute dtype; None of a decoder that is run for its hidden states alone.
+      critic: of the decoder that a hook reads beside the policy; None if there is none.
     """
 
     layers: tuple[nnx.State, ...]
     trunk: nnx.State
-    head: Float[Array, "V D"]
+    head: Float[Array, "V D"] | None
+    critic: Weights | None = None
 
 
 class Packer:

@@ -18,10 +18,9 @@ def tokenize_options(config: ConfigDict) -> TokenizeOptions:
     data, fields = config.data, {}
     if data.kind == "rationale":
         fields = {"order": data.order, "formats": dict(data.formats.items())}
-    if data.completion_columns or data.token_columns:
-        fields = {name: tuple(data[name]) for name in ("completion_columns", "token_columns")}
+    fields |= {name: tuple(data.get(name, ())) for name in ("completion_columns", "token_columns", "segment_columns")}
     if data.kind == "choice":
-        fields = {"prompt": data.prompt, "choices": tuple(data.choices)}
+        fields |= {"prompt": data.prompt, "choices": tuple(data.choices)}
     return TokenizeOptions(
         data.kind,
         config.batch.row_length,

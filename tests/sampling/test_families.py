@@ -38,7 +38,7 @@ def test_logits_through_the_cache_are_those_of_a_full_forward_pass(family):
     tokens = np.random.default_rng(0).integers(1, 101, (1, 40))
     packer = Packer(model, make_mesh(1, 1, 1))
     forward, weights = Forward(model.config, packer.block, packer.trunk), packer(model)
-    cache, extend = empty_cache(model.config, 3, TILE, make_mesh(1, 1, 1)), jax.jit(forward.extend)
+    cache, extend = empty_cache((model.config,), 3, TILE, make_mesh(1, 1, 1)), jax.jit(forward.extend)
     logits, start = [], 0
     for length in (8, 8, 1, 1, 5, 8, 1, 8):
         index = jnp.arange(start, start + length)[None]
@@ -60,7 +60,7 @@ def test_cache_of_a_bfloat16_decoder_is_bfloat16_and_its_logits_are_near():
     forward, weights = Forward(rounded.config, packer.block, packer.trunk), packer(rounded)
     leaves = jax.tree_util.tree_leaves_with_path((weights.layers, weights.head))
     assert {leaf.dtype.name for path, leaf in leaves if "norm" not in str(path)} == {"bfloat16"}
-    cache = empty_cache(rounded.config, 1, TILE, make_mesh(1, 1, 1))
+    cache = empty_cache((rounded.config,), 1, TILE, make_mesh(1, 1, 1))
     assert cache[0].keys.dtype == jnp.bfloat16
     tokens = np.random.default_rng(0).integers(1, 101, (1, 24))
     index = jnp.arange(24)[None]
