@@ -33,6 +33,7 @@ setup(
     package_data={
         "smallr": ["py.typed"],
         "smallr.methods.crv": ["prompts/*.txt"],
+        "smallr.methods.decomposition": ["prompts/*.txt"],
         "smallr.methods.planner": ["prompts/*.txt"],
         "smallr.models": ["tiny_random/*"],
     },
@@ -53,6 +54,7 @@ setup(
         "optax",
         "orbax-checkpoint>=0.11.20",
         "rich",
+        "sacrebleu>=2.5",
         "safetensors",
         "scipy",
         "sqlglot>=30.30,<30.31",  # its tokens and trees change between minor versions

@@ -17,6 +17,7 @@ _GROUPS = {
     "adaptive": "answer first or think first",
     "collate": "models that teach each other",
     "crv": "rationales that fit",
+    "decomposition": "sub-questions and offline RL",
     "eval": "benchmarks",
 }
 

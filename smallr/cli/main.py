@@ -39,6 +39,7 @@ COMMANDS = {
     "collate": ("smallr.cli.collate", "small models that teach each other by the likelihood of the answer"),
     "pairs": ("smallr.cli.pairs", "make preference pairs of a CRV run"),
     "plan": ("smallr.cli.plan", "pick the best of several queries: one question, or a benchmark"),
+    "decompose": ("smallr.cli.decompose", "sub-questions of problems by a teacher; measure those of a student"),
     "labels": ("smallr.cli.labels", "label questions: answer first, or think first"),
     "score": ("smallr.cli.score", "score rows under a model"),
     "builtin": ("smallr.cli.builtin", "write the built-in data sets"),

@@ -77,7 +77,7 @@ class Parser:
         self._names: list[str] = []
         self._group: str | None = None
         self._adds_lora = False
-        self._default_config: str | None = None
+        self._default_config: str | Callable[[argparse.Namespace], str] | None = None
         self._parser = argparse.ArgumentParser(
             prog=f"smallr {name}",
             description=text.strip(),
@@ -128,13 +128,19 @@ class Parser:
         how = {} if count is None else {"nargs": count}
         self._parser.add_argument(name, help=meaning, metavar=name.upper(), choices=choices, **how)
 
-    def config(self, group: str = "", *, lora: bool = False, default: str | None = None) -> None:
+    def config(
+        self,
+        group: str = "",
+        *,
+        lora: bool = False,
+        default: str | Callable[[argparse.Namespace], str] | None = None,
+    ) -> None:
         """Adds a config by name or by file, with its fields as flags.
 
         Args:
           group: folder of configs whose names need no folder in front.
           lora: whether `--lora` adds the fields of LoRA to the config.
-          default: the config if none is named.
+          default: the config if none is named; a function gives it for the flags of the command line.
         """
         self._group, self._adds_lora, self._default_config = group, lora, default
         self._parser.add_argument(
@@ -172,7 +178,8 @@ class Parser:
         name, flag = options.config_name, options.config
         if name and flag:
             self._fail(f"two configs, {name} and --config={flag}: give one")
-        name = name or flag or self._default_config
+        default = self._default_config
+        name = name or flag or (default(options) if callable(default) else default)
         if name is None and config_files.is_run(getattr(options, "workdir", None)):
             options.config_name, config = None, config_files.of_run(options.workdir)
         elif name is None:
@@ -236,4 +243,11 @@ def _underscored(word: str) -> str:
 
 
 def _example(group: str) -> str:
-    return {"": "cogpo", "eval": "gsm8k", "crv": "annotate", "collate": "base", "planner": "spider"}[group]
+    return {
+        "": "cogpo",
+        "eval": "gsm8k",
+        "crv": "annotate",
+        "collate": "base",
+        "planner": "spider",
+        "decomposition": "generate",
+    }[group]

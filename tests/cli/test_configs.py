@@ -54,6 +54,7 @@ def test_a_config_says_how_to_run_it(name):
     text = config_files.docstring(name)
     plans = name.startswith("planner/") and "judge" not in name
     of_folder = {"crv/annotate": "crv"} | ({name: "plan"} if plans else {})
+    of_folder |= dict.fromkeys(("decomposition/generate", "decomposition/solve"), "decompose")
     command = of_folder.get(name, "collate" if name.startswith("collate/") else "train")
     assert f"smallr {command} " in text
     assert "Hardware:" in text

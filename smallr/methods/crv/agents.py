@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from smallr.agents import agent as general
 from smallr.agents.agent import Agent, AgentSpec, sampling_params
+from smallr.agents.oracle import PREFIX
 from smallr.language.base import LanguageModel, Prices
 from smallr.language.opening import open_configured
 from smallr.methods.crv.config import sources, spec_of
 from smallr.methods.crv.names import ROLES
-from smallr.methods.crv.oracle import PREFIX, Oracle, parse_oracle
+from smallr.methods.crv.oracle import Oracle, parse_oracle
 
 
 @contextmanager

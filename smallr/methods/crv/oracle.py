@@ -9,21 +9,17 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from typing import get_type_hints
-from urllib.parse import parse_qsl
 
-from smallr.core.errors import UserError
+from smallr.agents.oracle import read_oracle
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.problems import Problem, solve
 from smallr.data.builtin.rationales import STYLES, write
 from smallr.data.builtin.reading import mistake, style
 from smallr.data.builtin.slips import make_slips
-from smallr.data.errors import nearest
 from smallr.language.completing import CompletingModel
 from smallr.methods.crv.names import LABELS, ROLES
 from smallr.sampling.requests import Request, Result, Sample, Usage
 
-PREFIX = "oracle:"
 _STEPS = {"easy": 1, "hard": -1}  # along STYLES: extend a terse one, simplify an involved one
 
 
@@ -52,20 +48,7 @@ def parse_oracle(spec: str) -> OracleOptions:
     Raises:
       UserError: another world, an unknown option, a rate outside of 0 to 1.
     """
-    world, _, query = spec.removeprefix(PREFIX).partition("?")
-    if world != "arithmetic":
-        raise UserError(f"model {spec!r}: there is one oracle, oracle:arithmetic")
-    types, found = get_type_hints(OracleOptions), {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in types:
-            raise UserError(f"model {spec!r}: no option {name!r}; there are {', '.join(types)}{nearest(name, types)}")
-        try:
-            found[name] = types[name](value)
-        except ValueError:
-            raise UserError(f"model {spec!r}: {name}={value!r} is no number") from None
-        if name != "seed" and not 0 <= found[name] <= 1:
-            raise UserError(f"model {spec!r}: {name}={value} must be from 0 to 1")
-    return OracleOptions(**found)
+    return read_oracle(spec, OracleOptions)
 
 
 class Oracle(CompletingModel):

@@ -25,6 +25,7 @@ _TEXT, _NUMBER = Value("string"), Value("float64")
 _CLONING = Features({"prompt": _TEXT, "completion": _TEXT})
 _ILQL = Features({"prompt": _TEXT, "completions": List(List(_TEXT)), "reward": List(List(_NUMBER))})
 _PAIRS = Features({name: _TEXT for name in ("prompt", "chosen", "rejected", "gap")} | {"difference": _NUMBER})
+SETS = ("bc", "filtered_bc", *(f"ilql_{rewards}" for rewards in REWARDS), "pairs")
 # The least difference in mean usefulness of a medium and of a large gap.
 THRESHOLDS = (1 / 3, 2 / 3)
 
@@ -104,7 +105,10 @@ def gap_of(difference: float, thresholds: tuple[float, float] = THRESHOLDS) -> s
 
 
 def write_training_sets(
-    folder: Path, splits: Mapping[str, Sequence[Decomposition]], markers: Markers = PUBLISHED
+    folder: Path,
+    splits: Mapping[str, Sequence[Decomposition]],
+    markers: Markers = PUBLISHED,
+    thresholds: tuple[float, float] = THRESHOLDS,
 ) -> dict[str, dict[str, int]]:
     """Writes the five data sets, each with all splits; gives their numbers of rows by set and split."""
     sets = {
@@ -113,7 +117,7 @@ def write_training_sets(
         **{
             f"ilql_{rewards}": (_ILQL, lambda rows, name=rewards: ilql_rows(rows, name, markers)) for rewards in REWARDS
         },
-        "pairs": (_PAIRS, lambda rows: pair_rows(rows, markers)),
+        "pairs": (_PAIRS, lambda rows: pair_rows(rows, markers, thresholds)),
     }
     counts: dict[str, dict[str, int]] = {}
     for name, (features, make) in sets.items():
