@@ -27,7 +27,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from experiments.decomposition.published import SOLVERS, Policy, find_responses, gold_answers, grade, read_rows
+from experiments.decomposition.published import grade
+from experiments.decomposition.released import SOLVERS, Policy, find_responses, gold_answers, key_of, read_rows
 from smallr.core.comparison import markdown
 from smallr.core.errors import UserError
 from smallr.evals.off_policy import (
@@ -95,8 +96,8 @@ def read_responses(folder: Path, solver: str, golds: Mapping[str, str]) -> Respo
     for name, policy, path in find_responses(folder):
         if name != solver:
             continue
-        rows = sorted(read_rows(path), key=lambda row: "".join(row["problem"].split()))
-        keys = ["".join(row["problem"].split()) for row in rows]
+        rows = sorted(read_rows(path), key=lambda row: key_of(row["problem"]))
+        keys = [key_of(row["problem"]) for row in rows]
         if keys != (problems := problems or keys):
             raise UserError(f"{path.name}: other problems than those of the policies before")
         described = np.array([features(row["problem"], row["questions"]) for row in rows])

@@ -33,6 +33,7 @@ class Claim:
     size: str = ""
 
 
+MARGIN = 0.02  # a gain in accuracy that would not matter
 CLAIMS = (
     Claim("Filtered BC beats BC", "filtered BC", "BC", True),
     Claim("ILQL with full rewards does not beat BC", "ILQL full", "BC", False),
@@ -61,13 +62,17 @@ def compare(arm: Runs, against: Runs) -> Difference | None:
 
 
 def verdict(claim: Claim, found: Difference | None) -> str:
-    """Returns held, did not hold, or not decided: an interval that holds 0 decides nothing about which is better."""
+    """Returns what an interval says of a claim.
+
+    That an arm is better held if the interval is above 0, and did not if it is below. That it is no better did not hold if
+    the interval is above 0; it held if no gain above `MARGIN` is left in it, and is else not contradicted.
+    """
     if found is None:
         return "not run"
     above, below = found.low > 0, found.high < 0
     if claim.better:
         return "held" if above else "did not hold" if below else "not decided"
-    return "did not hold" if above else "held"
+    return "did not hold" if above else "held" if found.high < MARGIN else "not contradicted"
 
 
 def by_seed(arm: Runs, against: Runs) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.decomposition import off_policy
 from experiments.decomposition.off_policy import ESTIMATES, Written, candidates, features, learnt_q, same_text
-from experiments.decomposition.published import Policy
+from experiments.decomposition.released import Policy
 from smallr.core.errors import UserError
 
 COUNT = 400

@@ -32,7 +32,8 @@ BETTER, NO_BETTER = Claim("a", "x", "y", True), Claim("b", "x", "y", False)
     [
         (HIGH, LOW, "held", "did not hold"),
         (LOW, HIGH, "did not hold", "held"),
-        (LOW[::-1], LOW, "not decided", "held"),
+        (LOW[::-1], LOW, "not decided", "not contradicted"),
+        (LOW, LOW, "not decided", "held"),
     ],
 )
 def test_verdicts_follow_the_interval(arm, against, better, no_better):
