@@ -295,10 +295,15 @@ def consistency(responses: Responses) -> tuple[int, int]:
     return differ, pairs
 
 
-def report(folder: Path, resamples: int) -> str:
-    """Writes the page."""
-    golds = gold_answers(folder)
-    solvers = sorted({solver for solver, _, _ in find_responses(folder)}, key=SOLVERS.index)
+def report(folder: Path, solvers: Sequence[str], resamples: int) -> str:
+    """Writes the page.
+
+    Raises:
+      UserError: a solver that has no responses.
+    """
+    golds, present = gold_answers(folder), {solver for solver, _, _ in find_responses(folder)}
+    if missing := [solver for solver in solvers if solver not in present]:
+        raise UserError(f"--solvers: {missing[0]!r} must be one of: {', '.join(sorted(present))}")
     parts = ["# Off-policy evaluation of the released responses", ""]
     for solver in solvers:
         responses = read_responses(folder, solver, golds)
@@ -321,7 +326,7 @@ def main(argv: list[str]) -> None:
     """Prints the page, and writes it where asked."""
     del argv
     try:
-        page = report(Path(DATA.value), RESAMPLES.value)
+        page = report(Path(DATA.value), SOLVERS_ASKED.value, RESAMPLES.value)
     except UserError as error:
         raise SystemExit(f"smallr: {error}") from None
     print(page)
@@ -333,5 +338,6 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     DATA = flags.DEFINE_string("data", None, "Folder of the released responses", required=True)
     OUT = flags.DEFINE_string("out", None, "Folder for off_policy.md")
+    SOLVERS_ASKED = flags.DEFINE_list("solvers", list(SOLVERS), "Of these, separated by commas")
     RESAMPLES = flags.DEFINE_integer("resamples", 400, "Resamples of the problems for an interval")
     app.run(main)

@@ -79,3 +79,6 @@ def test_a_policy_of_other_problems_is_named(tmp_path):
         (tmp_path / f"responses_chatgpt_{policy}.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=r"responses_chatgpt_iql\.jsonl: other problems"):
         off_policy.read_responses(tmp_path, "chatgpt", {"a": "1", "b": "1"})
+    (tmp_path / "qg_test_data_raw.jsonl").write_text(json.dumps({"problem": "a", "answer": "#### 1"}))
+    with pytest.raises(UserError, match="--solvers: 'mistral' must be one of: chatgpt"):
+        off_policy.report(tmp_path, ["mistral"], 2)
