@@ -140,10 +140,18 @@ def _flat(hidden: Float[Array, "B N D"]) -> Float[Array, "n D"]:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _sharded(head: Float[Array, "V D"]) -> Float[Array, "S v D"]:
-    """Returns the head by shards of its vocabulary: split over devices, each walks its own part."""
+def _sharded(head: Float[Array, "V D"]) -> Float[Array, "*S v D"]:
+    """Returns the head by shards of its vocabulary: split over devices, each walks its own part.
+
+    One that is not split stays as it is: several heads side by side with an axis of length 1 more would be copied whole, since
+    XLA's CPU backend takes such an axis for a change of layout.
+    """
     shards = parts("vocab", head.shape[0])
-    return head.reshape(shards, head.shape[0] // shards, head.shape[1])
+    return head if shards == 1 else head.reshape(shards, head.shape[0] // shards, head.shape[1])
+
+
+def _shards(table: Float[Array, "*S v D"]) -> int:
+    return 1 if table.ndim == 2 else len(table)
 
 
 def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[int, int]:
@@ -176,19 +184,19 @@ def _chunks(length: int, tokens: int, walk: _Walk, tile: int) -> tuple[int, int]
 
 
 def _chunk_of(table, columns, target, softcap, count, size, i) -> _Chunk:
-    shards, length, _ = table.shape
+    length = table.shape[-2]
     start = jnp.minimum(i * size, length - size)
-    rows = lax.dynamic_slice_in_dim(table, start, size, axis=1).astype(columns.dtype)
-    rows = constrain(rows, "vocab", None, "activation_embed")
+    rows = lax.dynamic_slice_in_dim(table, start, size, axis=table.ndim - 2).astype(columns.dtype)
+    rows = constrain(rows.reshape(-1, *rows.shape[-2:]), "vocab", None, "activation_embed")
     entries = start + jnp.arange(size)
-    ids = length * jnp.arange(shards)[:, None] + entries
+    ids = length * jnp.arange(len(rows))[:, None] + entries
     fresh = None if count * size == length else (entries >= i * size)[:, None]
     return _Chunk(start, rows, _cap(_dot(rows, columns, ((2,), (0,))), softcap), ids[..., None] == target, fresh)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scores(
-    walk: _Walk, hidden: Float[Array, "n D"], table: Float[Array, "S v D"], target: Int[Array, "n"]
+    walk: _Walk, hidden: Float[Array, "n D"], table: Float[Array, "*S v D"], target: Int[Array, "n"]
 ) -> TokenScores:
     return _forward(walk, hidden, table, target)[0]
 
@@ -200,7 +208,7 @@ def _forward(walk, hidden, table, target):
 
 def _forward_walk(hidden, table, target, *, walk, tile):
     columns = transpose_minor(hidden)
-    count, size = _chunks(table.shape[1], len(hidden), walk, tile)
+    count, size = _chunks(table.shape[-2], len(hidden), walk, tile)
 
     def step(i, state):
         top, total, picked, squares = state
@@ -217,7 +225,7 @@ def _forward_walk(hidden, table, target, *, walk, tile):
             squares = squares * jnp.square(shrink) + jnp.sum(jnp.square(shifted), axis=1)
         return new_top, total * shrink + jnp.sum(shifted, axis=1), picked, squares
 
-    zeros = jnp.zeros((table.shape[0], len(hidden)), jnp.float32)
+    zeros = jnp.zeros((_shards(table), len(hidden)), jnp.float32)
     top, total, picked, squares = lax.fori_loop(0, count, step, (zeros + BELOW_ALL, zeros, zeros, zeros))
     # The shards' sums are brought to one maximum and added.
     whole = jnp.max(top, axis=0)
@@ -245,7 +253,7 @@ def _backward(walk, residuals, cotangents):
 
 def _backward_walk(hidden, table, target, lse, hit, spread, *, walk, tile):
     columns = transpose_minor(hidden)
-    count, size = _chunks(table.shape[1], len(hidden), walk, tile)
+    count, size = _chunks(table.shape[-2], len(hidden), walk, tile)
 
     def step(i, state):
         columns_gradient, table_gradient = state
@@ -262,9 +270,11 @@ def _backward_walk(hidden, table, target, lse, hit, spread, *, walk, tile):
         # Each shard of the vocabulary sums for itself, so that devices talk once, after the walk.
         columns_gradient += _dot(transpose_minor(rows), slope, ((2,), (1,)), ((0,), (0,)))
         rows_gradient = constrain(_dot(slope, hidden, ((2,), (0,))), "vocab", None, "embed")
-        return columns_gradient, lax.dynamic_update_slice_in_dim(table_gradient, rows_gradient, at.start, axis=1)
+        rows_gradient = rows_gradient.reshape(*table.shape[:-2], *rows_gradient.shape[1:])
+        put = partial(lax.dynamic_update_slice_in_dim, axis=table.ndim - 2)
+        return columns_gradient, put(table_gradient, rows_gradient, at.start)
 
-    start = jnp.zeros((table.shape[0], *columns.shape), jnp.float32), jnp.zeros(table.shape, jnp.float32)
+    start = jnp.zeros((_shards(table), *columns.shape), jnp.float32), jnp.zeros(table.shape, jnp.float32)
     columns_gradient, table_gradient = lax.fori_loop(0, count, step, start)
     return jnp.sum(columns_gradient, axis=0).T, table_gradient
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,6 +17,7 @@ from smallr.training.objective import Objective, make_objective
 from smallr.training.optimizer import Horizon, make_groups, make_schedule
 from smallr.training.options import tokenize_options
 from smallr.training.policy import check_heads, check_soft
+from smallr.training.saved import run_config
 from smallr.training.splits import Split
 
 
@@ -32,7 +35,18 @@ def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
     tokenize_options(config)
     make_groups(config.optimizer)
     make_schedule(config.optimizer, (Horizon(0, config.steps or sys.maxsize),))
+    warn_of_start(config)
     return objective
+
+
+def warn_of_start(config: ConfigDict) -> None:
+    """Warns of ILQL that does not begin from a trained policy: its values are meant to steer a cloned one."""
+    if config.objective.name == "ilql" and run_config(Path(config.model).expanduser()) is None:
+        logging.warning(
+            "config.model: objective ilql should begin from a policy that was cloned on the same completions, e.g. a run of "
+            "objective sft, but %s is not a run; its values will steer a policy that does not write such completions",
+            config.model,
+        )
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:

@@ -1,6 +1,6 @@
 """Makes the trainer's rows of decompositions: for cloning, for ILQL, and pairs for preference losses.
 
-bc, filtered_bc          prompt, completion                           kind sft
+bc, filtered_bc          prompt, completion, text (both in one)       kind sft; format=text scores the problem too
 ilql_full, ilql_sparse   prompt, completions, reward                  kind completions, segment_columns=("reward",)
 pairs                    prompt, chosen, rejected, gap                kind preference
 """
@@ -22,7 +22,7 @@ from smallr.methods.decomposition.sequence import PUBLISHED, Markers
 
 REWARDS = ("full", "sparse")
 _TEXT, _NUMBER = Value("string"), Value("float64")
-_CLONING = Features({"prompt": _TEXT, "completion": _TEXT})
+_CLONING = Features({"prompt": _TEXT, "completion": _TEXT, "text": _TEXT})
 _ILQL = Features({"prompt": _TEXT, "completions": List(List(_TEXT)), "reward": List(List(_NUMBER))})
 _PAIRS = Features({name: _TEXT for name in ("prompt", "chosen", "rejected", "gap")} | {"difference": _NUMBER})
 SETS = ("bc", "filtered_bc", *(f"ilql_{rewards}" for rewards in REWARDS), "pairs")
@@ -34,11 +34,12 @@ def cloning_rows(
     rows: Sequence[Decomposition], markers: Markers = PUBLISHED, *, filtered: bool = False
 ) -> list[dict[str, str]]:
     """Returns rows for behavioural cloning; `filtered` keeps those whose answer was right."""
-    return [
-        {"prompt": markers.prompt(row.question), "completion": markers.completion(row.sub_questions)}
-        for row in rows
-        if row.correctness == 1 or not filtered
-    ]
+    made = []
+    for row in rows:
+        if row.correctness == 1 or not filtered:
+            prompt, completion = markers.prompt(row.question), markers.completion(row.sub_questions)
+            made.append({"prompt": prompt, "completion": completion, "text": prompt + completion})
+    return made
 
 
 def ilql_rows(rows: Sequence[Decomposition], rewards: str, markers: Markers = PUBLISHED) -> list[dict[str, Any]]:

@@ -9,18 +9,39 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.losses import completion_sums, head_scores
 from smallr.losses.ilql import TokenValues, ilql_terms
 from smallr.models.decoder import Decoder
-from smallr.models.heads import QHeads
+from smallr.models.heads import Heads, QHeads
 from smallr.training.forward import scored_states
 from smallr.training.objectives.base import Fields, Objective, Summariser
 
 REWARD = "reward"  # the column of `config.data.token_columns` that has the rewards
+
+
+def token_values(heads: Heads, states: Float[Array, "B N D"], target: Int[Array, "B N"], chunk: int) -> TokenValues:
+    """Computes what ILQL needs of each token; the vocabulary is walked once, for all Q heads side by side.
+
+    Args:
+      heads: a value head, Q heads, and a target copy or none.
+      states: hidden states before the tokens.
+      target: the tokens.
+      chunk: see `losses.logprobs.head_scores`.
+    """
+    scores = head_scores(heads.q.units(states), heads.q.table[...], target, chunk=chunk)
+    target_q = _target_q(heads.target_q, states, target) if hasattr(heads, "target_q") else scores.logits
+    return TokenValues(scores.logits, scores.log_sum_exp, target_q, heads.value(states)[0])
+
+
+def _target_q(heads: QHeads, states: Float[Array, "B N D"], target: Int[Array, "B N"]) -> Float[Array, "H B N"]:
+    """Computes Q' of the targets alone: of the copy nothing but the rows of these tokens is read."""
+    units = lax.stop_gradient(heads.units(states))
+    rows = heads.table[...][:, target].astype(units.dtype)
+    return jnp.einsum("hbnw,hbnw->hbn", units, rows, preferred_element_type=jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +94,7 @@ class Ilql(Objective):
             )
 
     def forward(self, decoder: Decoder, batch: Batch, chunk: int) -> TokenValues:
-        """Runs the decoder and its heads; the vocabulary is walked once, for all Q heads side by side.
+        """Runs the decoder and its heads.
 
         Raises:
           UserError: heads are missing.
@@ -83,17 +104,7 @@ class Ilql(Objective):
             raise UserError(
                 "objective ilql needs a value head and Q heads: set config.heads.values=1 and config.heads.q=2"
             )
-        states = scored_states(decoder, batch)
-        scores = head_scores(heads.q.units(states), heads.q.table[...], batch.target, chunk=chunk)
-        target = self._target_q(heads.target_q, states, batch) if hasattr(heads, "target_q") else scores.logits
-        return TokenValues(scores.logits, scores.log_sum_exp, target, heads.value(states)[0])
-
-    @staticmethod
-    def _target_q(heads: QHeads, states: Float[Array, "B N D"], batch: Batch) -> Float[Array, "H B N"]:
-        """Computes Q' of the targets alone: of the copy nothing but the rows of these tokens is read."""
-        units = lax.stop_gradient(heads.units(states))
-        rows = heads.table[...][:, batch.target].astype(units.dtype)
-        return jnp.einsum("hbnw,hbnw->hbn", units, rows, preferred_element_type=jnp.float32)
+        return token_values(heads, scored_states(decoder, batch), batch.target, chunk)
 
     def denominator(self, batch: Batch) -> Float[Array, ""]:
         """Counts the scored tokens."""
