@@ -89,7 +89,8 @@ def _convert(options: Namespace) -> None:
         markers=markers_of(config),
     )
     for name, counts in report["rows"].items():
-        print(f"{name}: {', '.join(f'{count} {split}' for split, count in counts.items())}")
+        empty = " (not written)" if not any(counts.values()) else ""
+        print(f"{name}: {', '.join(f'{count} {split}' for split, count in counts.items())}{empty}")
     if report["left_out"]:
         print(f"left out: {len(report['left_out'])} rows, see {Path(options.out) / 'convert.json'}")
 

@@ -55,6 +55,7 @@ _MODULES = {
     "crv": "methods/crv/config.py",
     "planner": "methods/planner/config.py",
     "collate": "methods/collate/config.py",
+    "decomposition": "methods/decomposition/config.py",
 }
 _LINE = re.compile(r"\s+(?P<root>\w+)\.(?P<path>[\w.]+)(?:, config\.[\w.]+)* = .*?(?:  # (?P<meaning>.+))?$")
 _COMMENT = re.compile(r"\s+# (.+)$")
@@ -239,6 +240,8 @@ def _sources(kind: str) -> list[tuple[str, str, str]]:
 
 
 def _kind(config: ConfigDict) -> str:
+    if "markers" in config:
+        return "decomposition"
     if "agents" in config:
         return "crv"
     if "planners" in config:

@@ -62,7 +62,6 @@ def answers_of(problem: Problem, sub_questions: Sequence[str]) -> list[Answer]:
 
 
 def final_of(problem: Problem, answers: Sequence[Answer]) -> int | None:
-    """Returns the answer of the problem if the last step was asked for, else the last number that was found."""
-    values = [(answer.line.step.name, answer.line.value) for answer in answers if answer.line]
-    asked = dict(values).get(problem.steps[-1].name)
-    return asked if asked is not None else values[-1][1] if values else None
+    """Returns the answer of the problem; None if its last step was not asked for, or could not be told."""
+    found = {answer.line.step.name: answer.line.value for answer in answers if answer.line}
+    return found.get(problem.steps[-1].name)

@@ -24,8 +24,7 @@ def generation() -> ConfigDict:
     # Who plays the agents: http(s)://HOST/v1#MODEL, any local model (docs/language_models.md), or oracle:arithmetic, which
     # knows the steps of the built-in problems and errs at the rates behind the question mark.
     config.model = ""
-    config.agents = ConfigDict({role: _agent(temperature=0.7) for role in TEACHERS})
-    config.agents.judge.max_tokens = 256
+    config.agents = ConfigDict({role: _agent(temperature=0.7) for role in TEACHERS})  # each with its settings
     config.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of config.model
     config.sets = 3  # sets of sub-questions of a problem
     config.verdicts = 3  # samples of the judge on each set
@@ -37,7 +36,7 @@ def generation() -> ConfigDict:
 def solving() -> ConfigDict:
     """Returns the fields of solving with a student's sub-questions, not locked."""
     config = _shared("test")
-    config.student = ConfigDict()
+    config.student = ConfigDict()  # writes the sub-questions
     # Who writes the sub-questions: a run of bc, filtered_bc …, or any model that continues such a text.
     config.student.model = ""
     config.student.rows = ""  # in its place: rows with sub-questions, in the published layout or as released responses
@@ -45,10 +44,10 @@ def solving() -> ConfigDict:
     config.student.temperature = 0.0  # 0: greedy
     config.student.top_p = 1.0  # draw from the fewest likeliest tokens that hold this share
     config.student.max_tokens = 384  # of all sub-questions
-    # Who answers them: any language model, or oracle:calculator, which answers a sub-question of the built-in problems
+    # Who answers the sub-questions: its model is any language model, or oracle:calculator, which answers a sub-question of the built-in problems
     # right exactly if it is well posed. Empty: no accuracy.
     config.solver = _agent(temperature=0.0)
-    config.reference = ConfigDict()
+    config.reference = ConfigDict()  # what granularity and BLEU compare with
     # Rows with reference sub-questions, in the published layout; builtin: the steps of the built-in problems; empty: none.
     config.reference.rows = ""
     config.reference.split = "train"

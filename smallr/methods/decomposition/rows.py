@@ -9,12 +9,14 @@ The column `answers` has the sub-questions. A row without usefulness has an empt
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Features, List, Value
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
 
 from smallr.data.errors import DataError, shorten
 from smallr.data.files import PROBLEM
@@ -95,7 +97,7 @@ def load_decompositions(source: str, split: str = "train", markers: Markers = PU
             f"(present {', '.join(loaded.column_names)})"
         )
     found, left_out = [], []
-    for row, number in zip(loaded, numbers, strict=True):
+    for row, number in zip(_exact_rows(loaded), numbers, strict=True):
         try:
             found.append(parse_row(row, markers))
         except BadRowError as error:
@@ -104,6 +106,19 @@ def load_decompositions(source: str, split: str = "train", markers: Markers = PU
     if not found:
         raise DataError(f"{left_out[0]} (none of the {len(left_out)} rows can be used)")
     return LoadedRows(found, left_out)
+
+
+def _exact_rows(loaded: Dataset) -> Iterator[dict[str, Any]]:
+    """Yields rows with their numbers as they were written; `datasets` parses nested JSON by a parser that rounds some."""
+    table = loaded.with_format("arrow")[:]
+    columns = {}
+    for name in (*COLUMNS, *({PROBLEM} & set(loaded.column_names))):
+        column = table[name]
+        values = column.to_pylist()
+        is_json = column.type == pa.json_()
+        columns[name] = [json.loads(value) if is_json and value is not None else value for value in values]
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
 
 
 def parse_row(row: Mapping[str, Any], markers: Markers = PUBLISHED) -> Decomposition:

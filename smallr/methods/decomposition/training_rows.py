@@ -111,7 +111,10 @@ def write_training_sets(
     markers: Markers = PUBLISHED,
     thresholds: tuple[float, float] = THRESHOLDS,
 ) -> dict[str, dict[str, int]]:
-    """Writes the five data sets, each with all splits; gives their numbers of rows by set and split."""
+    """Writes the data sets of `SETS`, each with all splits; gives their numbers of rows by set and split.
+
+    A set that would have no row is not written, e.g. pairs where each problem has one decomposition.
+    """
     sets = {
         "bc": (_CLONING, lambda rows: cloning_rows(rows, markers)),
         "filtered_bc": (_CLONING, lambda rows: cloning_rows(rows, markers, filtered=True)),
@@ -123,7 +126,8 @@ def write_training_sets(
     counts: dict[str, dict[str, int]] = {}
     for name, (features, make) in sets.items():
         made = {split: make(rows) for split, rows in splits.items()}
-        save_splits(DatasetDict({split: data_set(rows, features) for split, rows in made.items()}), folder / name)
+        if any(made.values()):
+            save_splits(DatasetDict({split: data_set(rows, features) for split, rows in made.items()}), folder / name)
         counts[name] = {split: len(rows) for split, rows in made.items()}
     return counts
 
