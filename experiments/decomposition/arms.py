@@ -58,6 +58,7 @@ def shared(config: ConfigDict, recipe: Recipe, seed: int, steps: int, rate: floa
     config.compute.dtype, config.compute.remat = "float32", "none"
     config.data.chat, config.data.eval, config.data.train_split = False, "", "train"
     config.batch.rows, config.batch.row_length = recipe.rows, recipe.length
+    config.batch.scored, config.batch.examples = recipe.length, recipe.length // 16  # one shape, one program, for all arms
     config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.weight_decay = rate, 0.05, 0.01
     config.epochs, config.steps, config.log_every, config.checkpoint.every = 0, steps, 25, steps
     config.checkpoint.keep_last = 1
