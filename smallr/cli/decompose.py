@@ -63,6 +63,11 @@ def _generate(options: Namespace) -> None:
     console = Console()
     folder = Path(options.out) if options.out else default_folder(config)
     report = run_generation(config, folder, console)
+    if not report["sets"]["kept"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report["drops"].items())
+        raise UserError(
+            f"no set of sub-questions could be used ({reasons or 'no replies'}): see {folder / 'report.md'}"
+        )
     console.print(f"decompositions: {folder / 'decompositions'}, report: {folder / 'report.md'}", soft_wrap=True)
     if report["open"]:
         raise UserError(

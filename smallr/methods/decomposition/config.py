@@ -44,8 +44,8 @@ def solving() -> ConfigDict:
     config.student.temperature = 0.0  # 0: greedy
     config.student.top_p = 1.0  # draw from the fewest likeliest tokens that hold this share
     config.student.max_tokens = 384  # of all sub-questions
-    # Who answers the sub-questions: its model is any language model, or oracle:calculator, which answers a sub-question of the built-in problems
-    # right exactly if it is well posed. Empty: no accuracy.
+    # Who answers the sub-questions: its model is any language model, or oracle:calculator, which answers one of the
+    # built-in problems right exactly if it is well posed. Empty: no accuracy.
     config.solver = _agent(temperature=0.0)
     config.reference = ConfigDict()  # what granularity and BLEU compare with
     # Rows with reference sub-questions, in the published layout; builtin: the steps of the built-in problems; empty: none.

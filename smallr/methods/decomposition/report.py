@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,19 +89,22 @@ def figures(rows: Sequence[Decomposition]) -> dict[str, Any]:
         "correctness": [correct.value, low, high],
         "usefulness": {f"{value:g}": count for value, count in sorted(usefulness.items())},
         "mean_usefulness": [
-            float(np.mean([row.mean_usefulness for row in judged if row.correctness == value] or [math.nan]))
-            for value in (0, 1)
+            _mean([row.mean_usefulness for row in judged if row.correctness == value]) for value in (0, 1)
         ],
         "correlation": _correlation(judged),
         "sub_questions": {str(count): number for count, number in sorted(lengths.items())},
     }
 
 
-def _correlation(rows: Sequence[Decomposition]) -> float:
-    """Returns Pearson's correlation of mean usefulness and correctness; NaN where one does not vary."""
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _correlation(rows: Sequence[Decomposition]) -> float | None:
+    """Returns Pearson's correlation of mean usefulness and correctness; None where one does not vary."""
     pairs = np.array([[row.mean_usefulness, row.correctness] for row in rows]).reshape(-1, 2)
     if len(pairs) < 2 or not pairs.std(axis=0).all():
-        return math.nan
+        return None
     return float(np.corrcoef(pairs.T)[0, 1])
 
 
@@ -169,14 +171,18 @@ def _figures(found: Mapping[str, Any]) -> list[str]:
         "",
         f"Answers that are right: {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] (95 %, clustered by problem).",
         "",
-        f"Mean usefulness of sets with a right answer {right:.3f}, with a wrong one {wrong:.3f}; correlation "
-        f"{found['correlation']:.3f}.",
+        f"Mean usefulness of sets with a right answer {_number(right)}, with a wrong one {_number(wrong)}; correlation "
+        f"{_number(found['correlation'])}.",
         "",
         markdown(["usefulness", "sub-questions"], [[name, str(count)] for name, count in found["usefulness"].items()])
         if found["usefulness"]
         else "Nobody was asked about usefulness.\n",
         markdown(["sub-questions", "sets"], [[name, str(count)] for name, count in found["sub_questions"].items()]),
     ]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _samples(rows: Sequence[Decomposition]) -> list[str]:

@@ -99,6 +99,12 @@ def page(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     remarks += [
         f"{count} problems have no answer and count as wrong: {why}." for why, count in report["no_answer"].items()
     ]
+    if report["usage"]:
+        used = report["usage"]
+        remarks.append(
+            f"The solver was asked {used['requests']} times ({used['reasks']} again), with {used['prompt_tokens']} + "
+            f"{used['completion_tokens']} tokens; cost at the given prices {report['cost']:.4f}."
+        )
     if report["granularity"] and report["referenced"] < report["problems"]:
         remarks.append(f"Granularity and BLEU are over the {report['referenced']} problems with a reference.")
     return "\n".join(

@@ -176,6 +176,20 @@ def test_every_drop_is_counted_by_its_reason(tmp_path, monkeypatch):
     assert "answerer: request refused: 400 too long" in text
 
 
+def test_a_teacher_that_cannot_do_it_is_an_error(tmp_path, monkeypatch, capsys):
+    scripted(monkeypatch, lambda role, prompt: "I cannot")
+    argv = [
+        "--config.data.splits=train[:2]",
+        "--config.reasks=0",
+        "--config.parser=published",
+        f"--out={tmp_path / 'run'}",
+    ]
+    assert main(["decompose", *argv]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no set of sub-questions could be used (6 questioner: a line that is no sub-question)" in error
+    assert "0 of 6 sets of sub-questions are kept, of 2 problems" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_a_student_is_measured(run, tmp_path):
     rows = load_decompositions(str(run[0] / "decompositions"), "test").rows
     first = {row.question: row for row in reversed(rows)}

@@ -36,10 +36,8 @@ ROWS = [
 
 def test_cloning_rows():
     rows = cloning_rows(ROWS)
-    assert rows[0] == {
-        "prompt": f"{QUESTION}\n",
-        "completion": " <QUE> How many does he buy? </QUE> <QUE> How many has he? </QUE>",
-    }
+    assert rows[0]["prompt"] == f"{QUESTION}\n"
+    assert rows[0]["completion"] == " <QUE> How many does he buy? </QUE> <QUE> How many has he? </QUE>"
     assert len(rows) == 3
     assert cloning_rows(ROWS, filtered=True) == rows[:1]
 
