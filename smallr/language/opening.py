@@ -82,15 +82,21 @@ def open_language_model(
     return LocalModel(name or advantage, loaded.engine, identity=loaded.identity, cache=_cache(cache))
 
 
-def open_configured(config: ConfigDict, spec: str) -> LanguageModel:
-    """Opens a language model with the settings `cache`, `compute` and `server` of a method's or an evaluation's config."""
+def open_configured(config: ConfigDict, spec: str, **steered: object) -> LanguageModel:
+    """Opens a language model with the settings `cache`, `compute` and `server` of a method's or an evaluation's config.
+
+    Args:
+      config: of the method.
+      spec: see `CHOICES`.
+      **steered: `advantage` and `beta`, as `open_language_model` takes them.
+    """
     return open_language_model(
         spec,
         cache=config.cache,
         dtype=config.compute.dtype,
         decode_slots=config.compute.decode_slots,
         max_length=config.compute.max_length or None,
-        **{**config.server, "api_key_env": config.server.api_key_env or None},
+        **{**config.server, "api_key_env": config.server.api_key_env or None, **steered},
     )
 
 

@@ -17,6 +17,7 @@ from smallr.cli.main import main
 from smallr.config import base, finish, ilql
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
+from smallr.language.advantages import open_advantage
 from smallr.language.loading import load_engine
 from smallr.language.opening import open_language_model
 from smallr.models.loading import load_decoder
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.slow
 LENGTH = 24  # tokens of a row of the dense form
 GREEDY = SamplingParams(max_tokens=12, logprobs=0)
 DRAWN = SamplingParams(max_tokens=12, logprobs=0, temperature=0.7, seed=3, n=2)
+BOTH = (GREEDY, DRAWN)
 
 
 class Runs(NamedTuple):
@@ -55,7 +57,7 @@ def runs(tmp_path_factory) -> Runs:
     cloning.objective = ConfigDict({"name": "sft", "normalisation": "token_mean"})
     cloning.optimizer.learning_rate = 1e-2
     fitted(cloning, names.model, 60, rows, names.policy)
-    fitted(values(freeze="."), names.policy, 80, rows, names.frozen)
+    fitted(values(freeze="."), names.policy, 120, rows, names.frozen)
     fitted(values(), names.policy, 6, rows, names.trained)
     return names
 
@@ -79,11 +81,12 @@ def fitted(config, model, steps, rows, workdir) -> None:
         trainer.fit()
 
 
-def written(model, advantage="", beta=1.0, params=GREEDY, decode_slots=4) -> list[Result]:
-    """What the engine writes from each node; fewer slots than requests, so that slots are used again."""
-    options = {"advantage": advantage, "beta": beta, "decode_slots": decode_slots}
-    engine = load_engine(model, dtype="float32", max_length=64, **options).engine
-    return engine.generate([Request(prompt=node, params=params) for node in NODES[1:]], progress=False)
+def written(model, advantage="", beta=1.0, params=(GREEDY,)) -> list[Result]:
+    """What one engine writes from each node; it has fewer slots than requests, so that slots are used again."""
+    options = {"advantage": advantage, "beta": beta, "decode_slots": 4, "max_length": 64}
+    engine = load_engine(model, dtype="float32", **options).engine
+    asked = [Request(prompt=node, params=each) for each in params for node in NODES[1:]]
+    return engine.generate(asked, progress=False)
 
 
 def texts(results) -> list[str]:
@@ -101,8 +104,8 @@ def logprobs(results) -> np.ndarray:
 def test_the_policy_takes_shortest_paths_where_cloning_does_not(runs):
     best = runs.graph.distances()
     cloned = runs.graph.lengths(texts(written(runs.policy)))
-    learnt = runs.graph.lengths(texts(written("", runs.frozen)))
-    assert np.mean(cloned == best) < 0.5
+    learnt = runs.graph.lengths(texts(written("", runs.frozen, 2.0)))
+    assert np.mean(cloned == best) < 0.8
     np.testing.assert_array_equal(learnt, best)
 
 
@@ -152,29 +155,30 @@ def test_tokens_are_those_of_a_dense_form_one_row_at_a_time(runs, trunk):
     advantage = getattr(runs, trunk)
     dense = Dense(runs.policy, advantage, beta)
     tokenizer = open_trained(runs.policy).tokenizer()
-    changed = 0
-    for params in (GREEDY, DRAWN):
-        found, plain = written("", advantage, beta, params), written(runs.policy, params=params)
-        expected = [
-            [dense.write(tokenizer(node)["input_ids"], params, tokenizer.eos_token_id, n) for n in range(params.n)]
-            for node in NODES[1:]
-        ]
-        assert tokens(found) == [[ids for ids, _ in samples] for samples in expected]
-        np.testing.assert_allclose(
-            logprobs(found), np.concatenate([logps for samples in expected for _, logps in samples]), atol=2e-5
-        )
-        changed += tokens(found) != tokens(plain)
-    assert changed == 2, "the values change what is written"
+    found, plain = written("", advantage, beta, BOTH), written(runs.policy, params=BOTH)
+    expected = [
+        [dense.write(tokenizer(node)["input_ids"], params, tokenizer.eos_token_id, n) for n in range(params.n)]
+        for params in BOTH
+        for node in NODES[1:]
+    ]
+    assert tokens(found) == [[ids for ids, _ in samples] for samples in expected]
+    np.testing.assert_allclose(
+        logprobs(found), np.concatenate([logps for samples in expected for _, logps in samples]), atol=2e-5
+    )
+    greedy, drawn = (tokens(found)[part] != tokens(plain)[part] for part in (slice(9), slice(9, None)))
+    assert greedy and drawn, "the values change what is written"
 
 
 def test_beta_0_is_the_policy_to_the_bit(runs):
-    for params in (GREEDY, DRAWN):
-        for advantage in (runs.frozen, runs.trained):
-            assert written("", advantage, 0.0, params) == written(runs.policy, params=params)
-    plain = load_engine(runs.policy, dtype="float32").identity
-    assert load_engine("", dtype="float32", advantage=runs.frozen, beta=0.0).identity == plain
-    identities = {load_engine("", dtype="float32", advantage=runs.frozen, beta=beta).identity for beta in (1.0, 2.0)}
-    assert len(identities | {plain}) == 3
+    plain = written(runs.policy, params=BOTH)
+    for advantage in (runs.frozen, runs.trained):
+        assert written("", advantage, 0.0, BOTH) == plain
+
+
+def test_results_are_filed_by_run_and_beta(runs):
+    found = [open_advantage(run, beta).identity for run in (runs.frozen, runs.trained) for beta in (1.0, 2.0)]
+    assert len(set(found)) == 4
+    assert open_advantage(runs.frozen, 0.0).identity == "", "those of the policy"
 
 
 def test_another_policy_is_steered_through_the_runs_own_decoder(runs):

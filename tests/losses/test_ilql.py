@@ -121,6 +121,18 @@ class TestAsReleased:
         np.testing.assert_allclose(ours[0, :9], everywhere, rtol=1e-5)
         np.testing.assert_array_equal(ours[0, 9:], 0)
 
+    def test_nothing_else_differs(self):
+        """Where the three terms cannot differ, without discount and unused positions, all sums and gradients are equal."""
+        values, reward, completion, used = random_row()
+        row = (jax.tree.map(lambda x: x[..., :9], values), reward[:, :9], completion[:, :9], used[:, :9])
+        options = {"gamma": 0.0, "tau": 0.9}
+        ours, theirs = (ilql_terms(*row, **options, as_released=flag) for flag in (True, False))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(jnp.sum(a), jnp.sum(b), rtol=1e-5)
+        released, textbook = (gradients(row, **options, as_released=flag) for flag in (True, False))
+        for a, b in zip(released, textbook, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
 
 def learn(tokens, states, rewards, sizes, *, steps=1000, gamma=0.9, tau=0.9, conservative=0.0, mixing=0.05, seed=0):
     """Trains tables of Q (two of them) and V with the loss on logged episodes, one a row; NaN is a reward after the end."""

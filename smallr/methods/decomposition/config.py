@@ -39,6 +39,9 @@ def solving() -> ConfigDict:
     config.student = ConfigDict()  # writes the sub-questions
     # Who writes the sub-questions: a run of bc, filtered_bc …, or any model that continues such a text.
     config.student.model = ""
+    # A run of ilql whose values steer the student; where student.model is empty, the policy that the run began from.
+    config.student.advantage = ""
+    config.student.beta = 1.0  # nats that an advantage of 1 is worth
     config.student.rows = ""  # in its place: rows with sub-questions, in the published layout or as released responses
     config.student.split = "train"  # of these rows
     config.student.temperature = 0.0  # 0: greedy
@@ -129,8 +132,11 @@ def check(config: ConfigDict) -> None:
                 f"config.model is empty, and config.agents.{missing[0]}.model too: name a model, e.g. "
                 "--config.model=http://127.0.0.1:8000/v1#MODEL, or oracle:arithmetic for the built-in problems"
             )
-    elif bool(config.student.model) == bool(config.student.rows):
-        raise UserError("give --config.student.model, or --config.student.rows with sub-questions that it has written")
+    elif bool(config.student.model or config.student.advantage) == bool(config.student.rows):
+        raise UserError(
+            "give --config.student.model, or --config.student.rows with sub-questions that it has written; a student that "
+            "values steer may have --config.student.advantage alone"
+        )
     elif not (config.solver.model or config.reference.rows):
         raise UserError(
             "nothing to measure: give --config.solver.model for accuracy, --config.reference.rows for scores without a "

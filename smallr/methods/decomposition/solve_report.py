@@ -38,7 +38,7 @@ def write_solve_report(
       usage: of the solver.
     """
     report = {
-        "student": config.student.model or config.student.rows,
+        "student": config.student.model or config.student.rows or config.student.advantage,
         "solver": config.solver.model,
         "parser": config.parser,
         "problems": len(rows),

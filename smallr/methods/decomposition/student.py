@@ -43,6 +43,7 @@ class Student:
             [row.question for row in self.problems],
             config.student.to_dict(),
             model_identity(config.student.model or config.student.rows),
+            model_identity(config.student.advantage),
             config.markers.to_dict(),
             config.seed,
             {name: config.compute[name] for name in ("dtype", "max_length")},
@@ -89,8 +90,10 @@ def write_sub_questions(folder: Path, student: Student) -> list[dict[str, Any]]:
 
 
 def open_student(config: ConfigDict) -> LanguageModel:
-    """Opens the student, which continues plain text."""
-    return open_configured(config, config.student.model)
+    """Opens the student, which continues plain text; with `advantage` steered by the values of that run."""
+    student = config.student
+    spec = student.model or ("local:" if student.advantage else "")
+    return open_configured(config, spec, advantage=student.advantage, beta=student.beta)
 
 
 def _request(row: ProblemRow, config: ConfigDict) -> Request:
