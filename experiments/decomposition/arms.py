@@ -40,6 +40,7 @@ class Recipe:
       rate: of cloning on, and of ILQL.
       preference_rate: of DPO and CogPO.
       beta: of the advantages in decoding.
+      freeze: which parameters ILQL leaves as they are, a regular expression; `.` trains the heads alone.
     """
 
     rows: int = 8
@@ -50,6 +51,7 @@ class Recipe:
     rate: float = 1e-3
     preference_rate: float = 1e-4
     beta: float = 1.0
+    freeze: str = ""
 
 
 def shared(config: ConfigDict, recipe: Recipe, seed: int, steps: int, rate: float) -> ConfigDict:
@@ -58,7 +60,10 @@ def shared(config: ConfigDict, recipe: Recipe, seed: int, steps: int, rate: floa
     config.compute.dtype, config.compute.remat = "float32", "none"
     config.data.chat, config.data.eval, config.data.train_split = False, "", "train"
     config.batch.rows, config.batch.row_length = recipe.rows, recipe.length
-    config.batch.scored, config.batch.examples = recipe.length, recipe.length // 16  # one shape, one program, for all arms
+    config.batch.scored, config.batch.examples = (
+        recipe.length,
+        recipe.length // 16,
+    )  # one shape, one program, for all arms
     config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.weight_decay = rate, 0.05, 0.01
     config.epochs, config.steps, config.log_every, config.checkpoint.every = 0, steps, 25, steps
     config.checkpoint.keep_last = 1
@@ -77,7 +82,7 @@ def values(recipe: Recipe, seed: int, as_released: bool = False) -> ConfigDict:
     """Returns the config of ILQL; decoder and heads are trained, as published, and the cloned student stays the policy."""
     config = shared(ilql(), recipe, seed, recipe.steps, recipe.rate)
     config.data.token_columns, config.data.segment_columns = (), ("reward",)
-    config.objective.as_released = as_released
+    config.objective.as_released, config.freeze = as_released, recipe.freeze
     config.optimizer.groups.heads.learning_rate = recipe.rate
     return config
 
