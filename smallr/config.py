@@ -134,6 +134,19 @@ def _add_schedule(config: ConfigDict) -> None:
     config.log_every = 1  # steps between log lines
     config.eval_every = 0  # steps between evaluations; 0: only before and after training
 
+    config.track = ConfigDict()  # where metrics go besides the workdir's metrics.jsonl, see docs/tracking.md
+    config.track.to = ("tensorboard",)  # of: tensorboard, wandb, trackio, mlflow
+    config.track.project = "smallr"  # the project (MLflow: experiment) that the run appears in
+    config.track.name = ""  # of the run; empty: the last two folders of its workdir
+
+    config.best = ConfigDict()  # which checkpoint stands for the run, and when training ends early
+    # A metric of the held-out rows, e.g. loss or accuracy: the checkpoint with the best one is kept and taken as the run's
+    # model. Empty: the newest is.
+    config.best.metric = ""
+    config.best.mode = "auto"  # min | max; auto: min for losses, max for the others
+    config.best.patience = 0  # evaluations without a better one after which training ends; 0: it goes on
+    config.best.min_delta = 0.0  # by how much an evaluation has to be better to count as such
+
     config.benchmark = ConfigDict()  # answered before, during and after training, with the weights as they are
     config.benchmark.name = ""  # gsm8k, commonsense_qa …, see docs/evaluation.md; empty: none
     config.benchmark.data = ""  # a file, folder or hub id of its rows; empty: the benchmark's own on the hub

@@ -26,7 +26,7 @@ from smallr.core.early_signals import exit_on_sigterm
 
 def flags(parser: Parser) -> None:
     """Names the flags."""
-    parser.config(lora=True)
+    parser.config(trains=True)
     parser.flag("workdir", None, "folder for checkpoints, metrics and the report; one with checkpoints is resumed")
     parser.flag("distributed", False, "join the other processes of a multi-host run (jax.distributed) first")
     parser.flag("coordinator", None, "host:port of process 0; found by itself on TPU pods and SLURM")

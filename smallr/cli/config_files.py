@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import smallr
+from smallr.config import base
 from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json
 from smallr.data.errors import nearest
@@ -74,7 +75,7 @@ def is_run(workdir: str | None) -> bool:
 
 
 def of_run(workdir: str) -> ConfigDict:
-    """Returns the config that a run was started with.
+    """Returns the config that a run was started with; fields that its version did not have yet get their defaults.
 
     Raises:
       UserError: it cannot be read.
@@ -84,8 +85,18 @@ def of_run(workdir: str) -> ConfigDict:
         config = ConfigDict(read_json(path, fields={"config": dict})["config"])
     except FileError as error:
         raise UserError(f"{error}: restore it, or name the config of the run") from error
+    if "objective" in config:
+        _add_missing(config, base())
     config.lock()
     return config
+
+
+def _add_missing(config: ConfigDict, defaults: ConfigDict) -> None:
+    for name, value in defaults.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict) and name != "columns":
+            _add_missing(config[name], value)
 
 
 def _find(name: str, group: str) -> Path | None:

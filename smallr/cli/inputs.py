@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from smallr.core.errors import UserError
 from smallr.data.specs import check_source
 from smallr.models.names import check_model, check_tokenizer
+from smallr.training.tracking import check_trackers
 
 
 def check(field: str, reads: Callable[[str], None], name: str) -> None:
@@ -42,6 +43,7 @@ def check_training(config: ConfigDict) -> None:
             for index, entry in enumerate(spec):
                 if isinstance(entry, Mapping | ConfigDict) and isinstance(entry.get("path"), str):
                     check(f"config.data.{field}[{index}]", check_source, entry["path"])
+    check_trackers(config.track.to)
     if "lora" in config and config.lora.adapter and not Path(config.lora.adapter).expanduser().is_dir():
         raise UserError(f"config.lora.adapter: there is no folder {config.lora.adapter}")
 

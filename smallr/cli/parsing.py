@@ -76,7 +76,7 @@ class Parser:
         self.passes_on = False  # all arguments go to another program as they are
         self._names: list[str] = []
         self._group: str | None = None
-        self._adds_lora = False
+        self._trains = False
         self._default_config: str | Callable[[argparse.Namespace], str] | None = None
         self._parser = argparse.ArgumentParser(
             prog=f"smallr {name}",
@@ -132,23 +132,24 @@ class Parser:
         self,
         group: str = "",
         *,
-        lora: bool = False,
+        trains: bool = False,
         default: str | Callable[[argparse.Namespace], str] | None = None,
     ) -> None:
         """Adds a config by name or by file, with its fields as flags.
 
         Args:
           group: folder of configs whose names need no folder in front.
-          lora: whether `--lora` adds the fields of LoRA to the config.
+          trains: whether the config is of a training run: `--lora` adds its fields, `--track` names trackers.
           default: the config if none is named; a function gives it for the flags of the command line.
         """
-        self._group, self._adds_lora, self._default_config = group, lora, default
+        self._group, self._trains, self._default_config = group, trains, default
         self._parser.add_argument(
             "config_name", nargs="?", metavar="CONFIG", help="name of a config (smallr configs lists them) or a file"
         )
         self.flag("config", None, "the same as a flag: --config=NAME or FILE, with an argument behind a colon")
-        if lora:
+        if trains:
             self.flag("lora", False, "train adapters of the config's model (LoRA), see --config.lora.rank")
+            self.flag("track", None, "where metrics go, of: tensorboard, wandb, trackio, mlflow; several with commas")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace | None:
         """Reads a command line; None if it asked for help, which is printed.
@@ -190,8 +191,10 @@ class Parser:
             )
         else:
             config, options.config_name = config_files.load(name, self._group)
-        if self._adds_lora and options.lora and "lora" not in config:
+        if self._trains and options.lora and "lora" not in config:
             config = fields.with_lora(config)
+        if self._trains and options.track is not None:
+            config.track.to = tuple(name for name in options.track.split(",") if name)
         for path, text in overrides:
             fields.set_field(config, path, text)
         return config
@@ -204,7 +207,7 @@ class Parser:
         if not named:
             return f"{text}\n\nsmallr {self.name} CONFIG --help shows the fields of a config."
         config, name = config_files.load(named[0], self._group)
-        if self._adds_lora and "--lora" in argv and "lora" not in config:
+        if self._trains and "--lora" in argv and "lora" not in config:
             config = fields.with_lora(config)
         return f"{text}\n\nFields of {name}, set by --config.FIELD=VALUE:\n\n{fields.describe(config)}"
 

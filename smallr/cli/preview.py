@@ -28,7 +28,7 @@ _SHOWN = 8  # tokens of a completion that are shown one by one
 
 def flags(parser: Parser) -> None:
     """Names the flags."""
-    parser.config(lora=True)
+    parser.config(trains=True)
     parser.flag("rows", 3, "rows to show", low=1)
 
 

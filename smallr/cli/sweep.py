@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 def flags(parser: Parser) -> None:
     """Names the flags."""
-    parser.config(lora=True)
+    parser.config(trains=True)
     parser.flag("grid", [], "FIELD=VALUE,VALUE,…; may be repeated, then all combinations are run", many=True)
     parser.flag("seeds", 1, "runs of each setting, with config.seed counted up", low=1)
     parser.flag("out", None, "folder of the sweep: a folder a run, table.md, runs.csv, plot.png", required=True)

@@ -37,12 +37,16 @@ class TokenScores(NamedTuple):
       log_sum_p2: log sum_v p(v)^2, the expected probability of a token drawn from p; a constant, or None if not asked.
       logits: logit of the target, or None if not asked.
       log_sum_exp: log sum_v exp(logit of v), or None if not asked.
+      entropy: -sum_v p(v) log p(v) in nats, a constant, or None if not asked.
+      is_top: 1 where no token is more probable than the target, else 0; a constant, or None if not asked.
     """
 
     logps: Float[Array, "*H B N"]
     log_sum_p2: Float[Array, "*H B N"] | None = None
     logits: Float[Array, "*H B N"] | None = None
     log_sum_exp: Float[Array, "*H B N"] | None = None
+    entropy: Float[Array, "*H B N"] | None = None
+    is_top: Float[Array, "*H B N"] | None = None
 
 
 class _Walk(NamedTuple):
@@ -53,6 +57,7 @@ class _Walk(NamedTuple):
       softcap: c in `c * tanh(logits / c)`, or None.
       log_sum_p2: whether log sum_v p(v)^2 is wanted.
       logits: whether the target's logit and the log-sum-exp are wanted.
+      entropy: whether the entropy of p is wanted, and whether the target is the most probable token.
       heads: how many heads are walked side by side.
     """
 
@@ -60,6 +65,7 @@ class _Walk(NamedTuple):
     softcap: float | None = None
     log_sum_p2: bool = False
     logits: bool = False
+    entropy: bool = False
     heads: int = 1
 
 
@@ -84,6 +90,7 @@ def token_scores(
     softcap: float | None = None,
     log_sum_p2: bool = False,
     logits: bool = False,
+    entropy: bool = False,
 ) -> TokenScores:
     """Scores targets under softmax(hidden @ head.T), in float32, `chunk` entries of the vocabulary at a time.
 
@@ -99,11 +106,12 @@ def token_scores(
       softcap: c in `c * tanh(logits / c)` (Gemma 2), or None.
       log_sum_p2: whether log sum_v p(v)^2 is wanted too; no gradient goes through it.
       logits: whether the target's logit and the log-sum-exp are wanted too; gradients go through both.
+      entropy: whether `entropy` and `is_top` are wanted too; no gradient goes through them.
 
     Returns:
       float32 values [B, N].
     """
-    walk = _Walk(chunk, softcap, log_sum_p2, logits)
+    walk = _Walk(chunk, softcap, log_sum_p2, logits, entropy)
     scores = _scores(walk, _flat(hidden), _sharded(head), target.reshape(-1))
     return jax.tree.map(lambda x: x.reshape(target.shape), scores)
 
@@ -126,7 +134,7 @@ def head_scores(
       softcap: as in `token_scores`.
 
     Returns:
-      float32 values [H, B, N]; `log_sum_p2` is None.
+      float32 values [H, B, N]; what else `TokenScores` has is None.
     """
     walk = _Walk(chunk, softcap, logits=True, heads=heads.shape[0])
     own = hidden.ndim == 4
@@ -211,7 +219,7 @@ def _forward_walk(hidden, table, target, *, walk, tile):
     count, size = _chunks(table.shape[-2], len(hidden), walk, tile)
 
     def step(i, state):
-        top, total, picked, squares = state
+        top, total, picked, squares, products = state
         at = _chunk_of(table, columns, target, walk.softcap, count, size, i)
         logits, hit = at.logits, at.hit
         if at.fresh is not None:
@@ -223,10 +231,13 @@ def _forward_walk(hidden, table, target, *, walk, tile):
         picked = picked + jnp.sum(jnp.where(hit, logits, 0.0), axis=1)
         if walk.log_sum_p2:
             squares = squares * jnp.square(shrink) + jnp.sum(jnp.square(shifted), axis=1)
-        return new_top, total * shrink + jnp.sum(shifted, axis=1), picked, squares
+        if walk.entropy:
+            products = products * shrink + jnp.sum(shifted * logits, axis=1)
+        return new_top, total * shrink + jnp.sum(shifted, axis=1), picked, squares, products
 
     zeros = jnp.zeros((_shards(table), len(hidden)), jnp.float32)
-    top, total, picked, squares = lax.fori_loop(0, count, step, (zeros + BELOW_ALL, zeros, zeros, zeros))
+    start = zeros + BELOW_ALL, zeros, zeros, zeros, zeros
+    top, total, picked, squares, products = lax.fori_loop(0, count, step, start)
     # The shards' sums are brought to one maximum and added.
     whole = jnp.max(top, axis=0)
     shrink = jnp.exp(top - whole)
@@ -237,12 +248,15 @@ def _forward_walk(hidden, table, target, *, walk, tile):
     if walk.log_sum_p2:
         log_squares = jnp.log(jnp.sum(squares * jnp.square(shrink), axis=0)) - 2.0 * log_sum
         scores = scores._replace(log_sum_p2=log_squares)
+    if walk.entropy:
+        mean = jnp.sum(products * shrink, axis=0) / jnp.exp(log_sum)
+        scores = scores._replace(entropy=lse - mean, is_top=(target_logits >= whole).astype(jnp.float32))
     return scores._replace(logits=target_logits, log_sum_exp=lse) if walk.logits else scores, lse
 
 
 def _backward(walk, residuals, cotangents):
     hidden, table, target, lse = residuals
-    # A logit's derivative is hit * (whether it is the target) - (its probability) * spread; `log_sum_p2` is a constant.
+    # A logit's derivative is hit * (whether it is the target) - (its probability) * spread; the others are constants.
     hit = spread = cotangents.logps.astype(jnp.float32)
     if walk.logits:
         hit, spread = hit + cotangents.logits, spread - cotangents.log_sum_exp

@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
-from smallr.models.export import new_folder, write_json
+from smallr.models.export import new_folder, write_json, write_tokenizer
+from smallr.models.loading import ModelSource
 from smallr.models.peft import CONFIG, DIGEST, WEIGHTS, read_tensors
 from smallr.models.safetensors_writer import DTYPES
 from smallr.models.schema import ADAPTER, read_json
@@ -21,7 +22,7 @@ TYPE, TENSOR = "PROMPT_TUNING", "prompt_embeddings"
 
 def write_soft_prompt(
     target: Path,
-    config: DecoderConfig,
+    source: ModelSource,
     vectors: Float[np.ndarray, "vectors D"],
     *,
     base: str,
@@ -29,11 +30,11 @@ def write_soft_prompt(
     dtype: str,
     card: str,
 ) -> None:
-    """Writes a folder that `peft.PeftModel.from_pretrained` reads.
+    """Writes a folder that `peft.PeftModel.from_pretrained` reads, with the base's tokenizer and template.
 
     Args:
       target: the folder; it may exist if it is empty.
-      config: of the base.
+      source: of the base.
       vectors: of one soft prompt.
       base: name of the base model.
       digest: of the base's parameters, by which `read_soft_prompt` knows it.
@@ -45,10 +46,10 @@ def write_soft_prompt(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "num_virtual_tokens": len(vectors),
-        "token_dim": config.d_model,
+        "token_dim": source.config.d_model,
         "num_transformer_submodules": 1,
-        "num_attention_heads": config.num_heads,
-        "num_layers": config.num_layers,
+        "num_attention_heads": source.config.num_heads,
+        "num_layers": source.config.num_layers,
         "prompt_tuning_init": "RANDOM",
         "inference_mode": True,
     }
@@ -56,6 +57,7 @@ def write_soft_prompt(
         tensors = {TENSOR: np.ascontiguousarray(vectors, DTYPES[dtype][0])}
         # Written by us, since save_file leaves a file that nobody else can read.
         (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt", DIGEST: digest}))
+        write_tokenizer(folder, source)
         write_json(folder / CONFIG, content)
         (folder / "README.md").write_text(card)
 

@@ -21,7 +21,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,8 +61,21 @@ class Restored:
     step: int
 
 
+class _Best:
+    """Keeps the checkpoint that is the best one at the time."""
+
+    def __init__(self, checkpointer: Checkpointer):
+        self._checkpointer = checkpointer
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [checkpoint.step == self._checkpointer.best for checkpoint in checkpoints]
+
+
 class Checkpointer:
     """Writes checkpoints in the background and restores the newest intact one.
+
+    Attributes:
+      best: step of a checkpoint that stays whatever its age; 0: none.
 
     In a run of several processes each makes one, on a shared file system, and all call the same methods.
     """
@@ -85,7 +98,9 @@ class Checkpointer:
             )
         self._directory = epath.Path(directory).absolute() if "://" not in str(directory) else epath.Path(directory)
         _check_writable(self._directory)
-        policy = AnyPreservationPolicy([LatestN(keep_last)] + ([EveryNSteps(keep_every)] if keep_every else []))
+        self.best = 0
+        policies = [LatestN(keep_last), _Best(self)] + ([EveryNSteps(keep_every)] if keep_every else [])
+        policy = AnyPreservationPolicy(policies)
         # Float weights hardly compress, and zstd would take longer than the disk.
         self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
         self._manager = ocp.CheckpointManager(

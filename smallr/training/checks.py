@@ -19,6 +19,7 @@ from smallr.training.options import tokenize_options
 from smallr.training.policy import check_heads, check_soft
 from smallr.training.saved import run_config
 from smallr.training.splits import Split
+from smallr.training.tracking import check_trackers
 
 
 def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
@@ -32,6 +33,7 @@ def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
     objective = make_objective(config)
     check_soft(config, objective.reference)
     check_heads(config)
+    check_trackers(config.track.to)
     tokenize_options(config)
     make_groups(config.optimizer)
     make_schedule(config.optimizer, (Horizon(0, config.steps or sys.maxsize),))
@@ -123,6 +125,10 @@ def check_rounds(config: ConfigDict) -> None:
         raise UserError(
             f"config.epochs={config.epochs}, config.steps={config.steps}: a run in rounds has config.epochs=0, and in "
             "config.steps the steps of all rounds together"
+        )
+    if config.best.metric:
+        raise UserError(
+            f"config.best.metric={config.best.metric}: a run in rounds takes its newest checkpoint; leave it empty"
         )
 
 

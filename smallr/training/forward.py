@@ -20,8 +20,8 @@ def scored_states(decoder: Decoder, batch: Batch) -> Float[Array, "B N D"]:
     return constrain(states, "batch", "tokens", "activation_embed")
 
 
-def score(decoder: Decoder, batch: Batch, chunk: int, log_sum_p2: bool = False) -> TokenScores:
-    """Computes the log-prob (and `log_sum_p2`, if asked) of every scored position, float32; 0 in unused ones."""
+def score(decoder: Decoder, batch: Batch, chunk: int, log_sum_p2: bool = False, entropy: bool = False) -> TokenScores:
+    """Computes the log-prob (and `log_sum_p2` or `entropy`, if asked) of every scored position, float32; 0 in unused ones."""
     scores = token_scores(
         scored_states(decoder, batch),
         decoder.unembedding(),
@@ -29,5 +29,6 @@ def score(decoder: Decoder, batch: Batch, chunk: int, log_sum_p2: bool = False) 
         chunk=chunk,
         softcap=decoder.config.final_softcap,
         log_sum_p2=log_sum_p2,
+        entropy=entropy,
     )
     return jax.tree.map(lambda x: jnp.where(batch.role > 0, x, 0.0), scores)

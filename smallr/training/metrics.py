@@ -1,4 +1,4 @@
-"""Keeps metrics on disk: `metrics.jsonl`, one JSON object a line, and TensorBoard event files.
+"""Keeps metrics on disk, in `metrics.jsonl`, one JSON object a line, and hands them to trackers.
 
 A line of `metrics.jsonl`:
 
@@ -17,43 +17,47 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from smallr.core.files import FileError, whole_file
+from smallr.training.tracking import Tracker
 
 _RESERVED = ("step", "time", "split")
 _NOT_JSON = ("NaN", "Infinity", "-Infinity")
 
 
 class MetricsWriter:
-    """Appends metrics to `workdir/metrics.jsonl` and to event files in `workdir/tensorboard`.
+    """Appends metrics to `workdir/metrics.jsonl`, and passes each line on to trackers.
 
     Only process 0 writes; in the others every method does nothing.
     """
 
-    def __init__(self, workdir: str | Path, resume_step: int = 0, tensorboard: bool = True) -> None:
-        """Opens the files, repairs a half-written last line, and drops lines of steps that will be taken again.
+    def __init__(
+        self,
+        workdir: str | Path,
+        resume_step: int = 0,
+        open_trackers: Callable[[], Sequence[Tracker]] = tuple,
+    ) -> None:
+        """Opens the file, repairs a half-written last line, and drops lines of steps that will be taken again.
 
         Args:
           workdir: a local folder; made if it is missing.
           resume_step: finished steps of the checkpoint that the run goes on from. Later lines are dropped;
             0 is a run from the beginning, and drops all.
-          tensorboard: whether to write event files too.
+          open_trackers: opens what the lines go to besides; called in process 0, when the file is open.
 
         Raises:
           OSError: the folder cannot be written to, or something else is in the place of a file.
         """
         self._file: int | None = None
-        self._tensorboard: EventsWriter | None = None
+        self._trackers: Sequence[Tracker] = ()
+        self._last: dict[str, dict[str, Any]] = {}
         self._known: set[tuple[int, str]] = set()
         if jax.process_index() != 0:
             return
@@ -62,15 +66,13 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         if path.is_dir():
             raise FileError(f"{path} is a folder where a file should be: move it away")
-        if (workdir / "tensorboard").is_file():
-            raise FileError(f"{workdir / 'tensorboard'} is a file where a folder should be: move it away")
         kept = [line for line in _intact_lines(path) if line["step"] <= resume_step] if resume_step else []
         _rewrite(path, kept)
         # A resumed loop may evaluate the checkpoint's step again; the first line stands.
         self._known = {(line["step"], line["split"]) for line in kept}
+        self._last = {line["split"]: line for line in kept}
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        if tensorboard:
-            self._tensorboard = _event_writer(workdir / "tensorboard", resume_step)
+        self._trackers = open_trackers()
 
     def write(self, step: int, metrics: Mapping[str, Any], split: str = "train") -> None:
         """Logs numbers of one step; a (step, split) that the file has already is left as it is.
@@ -94,19 +96,22 @@ class MetricsWriter:
         line = {"step": int(step), "time": round(now, 3), "split": split}
         os.write(self._file, _encode(line | values))
         self._known.add((step, split))
-        if self._tensorboard is not None:
-            scalars = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in values.items()]
-            self._tensorboard.write_event(Event(wall_time=now, step=int(step), summary=Summary(value=scalars)))
-            self._tensorboard.flush()
+        self._last[split] = line | values
+        for tracker in self._trackers:
+            tracker.log(int(step), now, {f"{split}/{name}": value for name, value in values.items()})
+
+    def last(self, split: str) -> dict[str, Any]:
+        """Returns the newest line of a split, those of before the run was gone on with included; empty without one."""
+        return self._last.get(split, {})
 
     def close(self) -> None:
-        """Closes the files; later writes do nothing."""
+        """Closes the file and the trackers; later writes do nothing."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = ()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -169,16 +174,3 @@ def _number(name: str, value: Any) -> int | float:
     if array.size != 1 or array.dtype.kind in "OSUMmc" or array.dtype.names:
         raise TypeError(f"metric {name!r} is not one number but {type(value).__name__} of shape {array.shape}")
     return int(array.item()) if array.dtype.kind in "iub" else float(array.item())
-
-
-def _event_writer(folder: Path, resume_step: int) -> EventsWriter:
-    """Opens an event file of its own; it tells TensorBoard to forget what earlier files have of later steps."""
-    earlier = folder.exists() and any(folder.iterdir())
-    folder.mkdir(exist_ok=True)
-    # tensorboardX's SummaryWriter would do, but hands events to a thread that a kill takes along.
-    writer = EventsWriter(str(folder / "events"), filename_suffix=f".{time.time_ns()}")
-    if earlier:
-        start = SessionLog(status=SessionLog.START)
-        writer.write_event(Event(wall_time=time.time(), step=resume_step + 1 if resume_step else 0, session_log=start))
-    writer.flush()
-    return writer

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import flax
 import jax
 from ml_collections import ConfigDict
 
+from smallr import __version__
 from smallr.core.files import write_text
 from smallr.data.packing import describe
 from smallr.data.rows import GAPS
@@ -141,7 +145,32 @@ def result(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
         "after": after,
         "seconds": {**trainer.clock.laps, "total": trainer.clock.total()},
         "checkpoint": str(trainer.workdir / "checkpoints" / str(trainer.step)),
+        "best": {"step": trainer.best.step, "metric": trainer.best.metric, "value": trainer.best.value}
+        if trainer.best.step
+        else None,
         "hf_folders": trainer.publisher.counts(),
+        "environment": _environment(trainer),
+    }
+
+
+def _processor() -> str:
+    """Returns the name of the host's processor, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
+
+
+def _environment(trainer: Trainer) -> dict[str, str]:
+    """Returns what the run ran on."""
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {jax.process_count()} process(es)"
+    return {
+        "devices": devices,
+        "processor": _processor(),
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items()),
+        "versions": f"smallr {__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}",
     }
 
 
@@ -166,8 +195,10 @@ def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
     text += [
         "",
         f"checkpoint   {found['checkpoint']}",
-        f"metrics      {workdir / 'metrics.jsonl'} (and TensorBoard events)",
+        f"metrics      {workdir / 'metrics.jsonl'}{_trackers(trainer)}",
     ]
+    if trainer.best.step:
+        text += [f"best         {trainer.best.line()}: this checkpoint stands for the run"]
     text += trainer.publisher.lines()
     text += ["", "next:", *(f"  {line}" for line in next_commands(trainer))]
     if jax.process_index() == 0:
@@ -175,6 +206,10 @@ def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
         write_text(workdir / "report.txt", "\n".join(text) + "\n")
     log("\n" + "\n".join(text))
     return found
+
+
+def _trackers(trainer: Trainer) -> str:
+    return f" (and {', '.join(trainer.config.track.to)})" if trainer.config.track.to else ""
 
 
 def _comparison(before: dict[str, float], after: dict[str, float]) -> str:

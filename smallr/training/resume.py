@@ -40,6 +40,8 @@ FREE = (
     "data.eval_split",
     "data.builtin.eval",
     "benchmark",
+    "track",
+    "best",
     "checkpoint",
     "mesh",
     "compute.remat",

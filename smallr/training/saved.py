@@ -14,6 +14,7 @@ from etils import epath
 
 from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json, write_json
+from smallr.training.best import FILE as BEST
 from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
 from smallr.training.digest import read_digest
 
@@ -108,6 +109,8 @@ def choose_run(folder: Path, run: Path) -> None:
 def find_run(path: Path) -> SavedRun | None:
     """Returns the run at `path`: a workdir, whose newest intact checkpoint is taken, or one checkpoint's folder.
 
+    Of a run that has ended and kept its best checkpoint (`config.best`), that one is taken.
+
     The folder of a job that has chosen one of its runs (`choose_run`) is that run.
 
     Returns:
@@ -138,12 +141,19 @@ def run_config(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def _best_step(workdir: Path) -> int:
+    """Returns the step of the checkpoint that stands for a run by its metric; 0: the newest one does."""
+    path = workdir / BEST
+    return read_json(path, fields={"step": int})["step"] if path.exists() else 0
+
+
 def _newest(workdir: Path) -> SavedRun:
     folders = [folder for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit()]
     if not folders:
         raise UserError(f"{workdir}: the run has no checkpoint yet")
     found = _configuration(workdir)
-    for folder in sorted(folders, key=lambda folder: int(folder.name), reverse=True):
+    best = _best_step(workdir)
+    for folder in sorted(folders, key=lambda folder: (int(folder.name) == best, int(folder.name)), reverse=True):
         try:
             return SavedRun(*found, _intact(folder))
         except CheckpointError as error:

@@ -38,6 +38,7 @@ class StepLog:
         self._trainer, self._batches = trainer, batches
         self._summarise = trainer.objective.summariser()
         self._steps: list[tuple[int, dict[str, Array], dict[str, Array]]] = []
+        self._seen = int(trainer.files.last_metrics("train").get("num_tokens", 0))
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -83,13 +84,16 @@ class StepLog:
 
     def _write(self, steps: list[tuple[int, dict, dict]], seconds: float, waited: float) -> dict[str, float]:
         """Writes the line of some steps, each of which took so many seconds."""
-        costs = self._trainer.costs
+        costs, n = self._trainer.costs, steps[-1][0]
         tokens = sum(int(metrics["tokens"]) for _, metrics, _ in steps)
+        self._seen += tokens
         line = {
             "loss": float(np.mean([metrics["loss"] for _, metrics, _ in steps])),
             **summary_of(self._trainer.training, self._summarise, [examples for *_, examples in steps]),
             "grad_norm": float(np.mean([metrics["grad_norm"] for _, metrics, _ in steps])),
             "learning_rate": float(steps[-1][1]["learning_rate"]),
+            "epoch": self._trainer.epoch(n),
+            "num_tokens": self._seen,
             "tokens_per_second": tokens / (seconds * len(steps)),
             "seconds_per_step": seconds,
             "input_wait": waited / seconds,
@@ -97,7 +101,7 @@ class StepLog:
         }
         if costs.peak:
             line["mfu"] = costs.flops / seconds / costs.peak
-        self._trainer.files.write_metrics(steps[-1][0], line, "train")
+        self._trainer.files.write_metrics(n, line, "train")
         return line
 
 

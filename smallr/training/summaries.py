@@ -118,7 +118,11 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def likelihood_summary(values: Values) -> dict[str, float]:
-    """Computes the NLL of answers and rationales, per example and per token, and the hardest quarter's share of the loss."""
+    """Computes the NLL of answers and rationales, per example and per token, and the hardest quarter's share of the loss.
+
+    And of all scored tokens together: `token_accuracy`, the share that is the model's most probable token, and `entropy`,
+    the mean of the model's entropy in nats.
+    """
     loss = np.sort(values["loss"])[::-1]
     total = loss.sum()
     summary = {"hardest_quarter_share": float(loss[: max(1, round(len(loss) / 4))].sum() / total) if total > 0 else 0.0}
@@ -127,6 +131,10 @@ def likelihood_summary(values: Values) -> dict[str, float]:
         if tokens:
             summary[f"nll_{role}"] = float(values[f"nll_{role}"].mean())
             summary[f"nll_{role}_token"] = float(values[f"nll_{role}"].sum() / tokens)
+    tokens = (values["nll_answer_tokens"] + values["nll_rationale_tokens"]).sum()
+    if tokens and "entropy" in values:
+        summary["token_accuracy"] = float(values["correct"].sum() / tokens)
+        summary["entropy"] = float(values["entropy"].sum() / tokens)
     return summary
 
 

@@ -25,6 +25,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.heads import split_targets
 from smallr.models.loading import load_decoder
 from smallr.training import checks, report
+from smallr.training.best import Best
 from smallr.training.cached_scores import cached_columns
 from smallr.training.checkpoints import CheckpointError
 from smallr.training.evaluation import collect
@@ -75,6 +76,7 @@ class Trainer:
       reference: of the objective; likewise.
       step: finished steps.
       steps: of the whole run.
+      best: the best evaluation so far, by the metric that the config names.
       stopped: whether a signal ended the last `fit`.
       costs: work of a step.
       baseline: metrics of the held-out rows before the first step, and the fingerprint of these rows.
@@ -108,6 +110,7 @@ class Trainer:
         self._renewal = Renewal()
         self.state: TrainState | None = None
         self._compiled = CompiledSteps()
+        self.best = Best.from_config(config)
         self.publisher = Publisher(config, self.workdir, self.source)
         self.files = Workdir(self.workdir, config)
         self._horizons = self.files.horizons
@@ -167,10 +170,13 @@ class Trainer:
             self.compile()
             self.costs = report.costs(self, peak)
             if self.files.open_metrics(self.step):
+                self.best.replay(self.files.evaluations())
                 report.start(self)
 
     def take_steps(self, until: int, stop: StopSignal) -> None:
-        """Trains to step `until`, or stops after the next step if a signal asks for it."""
+        """Trains to step `until`; stops before if a signal asks for it, and ends if evaluations improve no more."""
+        self._end_if_exhausted()
+        until = min(until, self.steps)
         batches = Timed(self.training.batches(self.mesh, self.step - self._round.start, until - self.step))
         steps = StepLog(self, batches)
         with Progress(self.step, self.steps) as progress:
@@ -187,7 +193,7 @@ class Trainer:
                 elif line := steps.read(self.step - 1, whole_lines=True):
                     progress.update(self.step - 1, **line)
                 if evaluating:
-                    self.evaluate()
+                    saving |= self.best.see(self.step, self.evaluate()) or self.best.exhausted
                 if asking:
                     self.ask_benchmark()
                 if publishing:
@@ -196,11 +202,22 @@ class Trainer:
                     steps.restart_clock()
                 if saving:
                     self.save()
-                if self.stopped:
+                self._end_if_exhausted()
+                if self.stopped or self.step == self.steps:
                     break
         if self.stopped:  # said when the bar is gone, since it breaks lines
             again = report.next_commands(self)[0]
             log(f"asked to stop: saved step {self.step} of {self.steps}; go on with: {again}")
+
+    def _end_if_exhausted(self) -> None:
+        """Makes this step the last one if evaluations have not improved for as long as the config allows."""
+        if self.best.exhausted and self.step < self.steps:
+            log(f"step {self.step}: {self.best.verdict()}")
+            self.steps = self.step
+
+    def epoch(self, step: int) -> float:
+        """Returns how many passes over the rows of this round have been taken at a step."""
+        return (step - self._round.start) / self.training.plan.stats(0).steps
 
     def take(self, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
         """Dispatches one step, without waiting for it; returns its metrics and the values of its examples."""
@@ -216,6 +233,8 @@ class Trainer:
             return report.result(self, None)
         if ended:
             after = self.evaluate()
+            self.best.see(self.step, after)
+            self.best.save(self.workdir)
             self.ask_benchmark()
             self.clock.lap("evaluation")
             self.publisher.save(self)
@@ -416,6 +435,7 @@ class Trainer:
         """Evaluates the model as it was loaded."""
         if self.baseline is None:
             self.baseline = {"data": _fingerprint(self.heldout), "metrics": self.evaluate()}
+            self.best.check(self.baseline["metrics"])
             if self.step == 0:
                 self.ask_benchmark()
         self.clock.lap("evaluation")
@@ -459,6 +479,7 @@ class Trainer:
             "reference": self.reference.digest,
             "renewed": self.reference.renewed,
         }
+        self.files.checkpointer.best = self.best.step
         self.files.checkpointer.save(self.step, self.state, metadata)
 
     def close(self) -> None:

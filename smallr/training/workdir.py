@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from smallr.core.locks import FolderLock
 from smallr.training.checkpoints import Checkpointer
-from smallr.training.metrics import MetricsWriter
+from smallr.training.metrics import MetricsWriter, read_metrics
 from smallr.training.optimizer import Horizon
 from smallr.training.progress import log
 from smallr.training.resume import check_config, check_data, earlier_run, save_config
+from smallr.training.tracking import open_trackers
 
 
 class Workdir:
@@ -37,6 +40,7 @@ class Workdir:
         self._writer: MetricsWriter | None = None
         self._lock = FolderLock(path)
         self._closed = False
+        self._is_new = jax.process_index() == 0 and not path.exists()
         if jax.process_index() == 0:
             self._lock.acquire()
         try:
@@ -65,13 +69,21 @@ class Workdir:
         """Opens the files of metrics of a run that is at `step`; returns whether they were not open yet."""
         if self._writer is not None:
             return False
-        self._writer = MetricsWriter(self.path, resume_step=step)
+        self._writer = MetricsWriter(self.path, step, lambda: open_trackers(self._config, self.path, step))
         return True
 
     def write_metrics(self, step: int, metrics: Mapping[str, float], split: str) -> None:
         """Writes a line of metrics, if their files are open."""
         if self._writer is not None:
             self._writer.write(step, metrics, split)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Returns the lines of metrics on disk that are of the held-out rows."""
+        return [line for line in read_metrics(self.path) if line["split"] == "eval"]
+
+    def last_metrics(self, split: str) -> Mapping[str, float]:
+        """Returns the newest line of a split; empty without one."""
+        return self._writer.last(split) if self._writer is not None else {}
 
     def close(self) -> None:
         """Waits for a checkpoint on its way to the disk, and frees the folder. A second call does nothing."""
@@ -84,3 +96,7 @@ class Workdir:
             if self._writer is not None:
                 self._writer.close()
             self._lock.release()
+            if self._is_new:  # a run that failed before it wrote anything leaves no folder
+                for folder in (self.path / "checkpoints", self.path):
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()

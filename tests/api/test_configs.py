@@ -10,7 +10,7 @@ from smallr.cli.parsing import Parser
 
 def test_fields_are_those_of_the_command_line(tmp_path):
     parser = Parser("train", "")
-    parser.config(lora=True)
+    parser.config(trains=True)
     argv = ("cogpo", "--lora", "--config.lora.rank=4", "--config.steps=1e3", "--config.objective.beta.large=0.4")
     expected = parser.parse(argv).config
     changes = {"lora": {"rank": 4}, "steps": 1e3, "objective": {"beta": {"large": 0.4}}}

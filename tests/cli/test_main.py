@@ -203,7 +203,7 @@ def test_flags():
 
 def test_fields_of_a_config(capsys):
     parser = Parser("train", "")
-    parser.config(lora=True)
+    parser.config(trains=True)
     flags = ("--lora", "--config.lora.rank=4", "--config.steps=1e3", "--config.data.chat=False", "--config.seed", "7")
     config = parser.parse(("cogpo", *flags)).config
     assert (config.lora.rank, config.steps, config.data.chat, config.seed) == (4, 1000, False, 7)

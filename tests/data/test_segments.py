@@ -50,12 +50,13 @@ def test_a_segment_that_ends_inside_a_token_gives_its_number_to_that_token(run, 
     text = " the number of pages"
     tokens = bpe.encode(text, add_special_tokens=False)
     spans = byte_spans(bpe, tokens)
-    for cut in range(1, len(text)):
-        values = reward(run, bpe, [[text[:cut], text[cut:]]], [[1.0, 2.0, 4.0]]).completions[0].token_columns["reward"]
+    cuts = range(1, len(text))
+    rows = [{"prompt": PROMPT, "completions": [[text[:cut], text[cut:]]], "reward": [[1.0, 2.0, 4.0]]} for cut in cuts]
+    for cut, example in zip(cuts, run(rows, bpe, kind="completions", segment_columns=("reward",)), strict=True):
         first = next(i for i, (start, end) in enumerate(spans) if start < cut <= end)
         expected = np.zeros(len(tokens) + 1)
         np.add.at(expected, [first, len(tokens) - 1, len(tokens)], [1.0, 2.0, 4.0])
-        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(example.completions[0].token_columns["reward"], expected)
 
 
 def test_characters_of_several_tokens_and_several_completions(run, bpe):

@@ -116,6 +116,28 @@ def test_log_sum_p2_is_the_log_of_the_sum_of_squares():
     assert not np.any(gradient)
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("chunk", [0, 5, 37])
+def test_entropy_and_the_most_probable_token_are_those_of_a_dense_head(chunk, softcap):
+    hidden, head, target, _ = make_case()
+    target[:, ::2] = (hidden @ head.T).argmax(-1)[:, ::2]
+    raw = hidden.astype(np.float64) @ head.T
+    logits = raw if softcap is None else softcap * np.tanh(raw / softcap)
+    logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    plain = token_scores(hidden, head, target, chunk=chunk, softcap=softcap)
+    scores = token_scores(hidden, head, target, chunk=chunk, softcap=softcap, entropy=True)
+    np.testing.assert_allclose(scores.entropy, -(np.exp(logps) * logps).sum(-1), atol=5e-6)
+    np.testing.assert_array_equal(scores.is_top, logits.argmax(-1) == target)
+    assert 0 < scores.is_top.mean() < 1
+    np.testing.assert_array_equal(scores.logps, plain.logps)
+
+    def gradient(entropy):
+        total = lambda h: token_scores(h, head, target, chunk=chunk, softcap=softcap, entropy=entropy).logps.sum()  # noqa: E731
+        return jax.grad(total)(hidden)
+
+    np.testing.assert_array_equal(gradient(True), gradient(False))
+
+
 def test_chunks_of_the_vocabulary_as_a_run_prints_them():
     assert chunking(49152, 1504, 0, "cpu") == (96, 512)
     assert chunking(49152, 1504, 0, "gpu") == (1, 49152)

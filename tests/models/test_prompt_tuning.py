@@ -38,7 +38,7 @@ def case(tmp_path_factory):
 
 @pytest.fixture
 def folder(case, tmp_path):
-    write_soft_prompt(tmp_path / "soft", case.source.config, case.vectors, base=str(case.base), **OPTIONS)
+    write_soft_prompt(tmp_path / "soft", case.source, case.vectors, base=str(case.base), **OPTIONS)
     return tmp_path / "soft"
 
 
@@ -68,6 +68,8 @@ def test_it_is_written_and_read_exactly(case, folder):
     np.testing.assert_array_equal(read_soft_prompt(folder, case.source.config, "d" * 64), case.vectors)
     content = json.loads((folder / "adapter_config.json").read_text())
     assert (content["num_virtual_tokens"], content["base_model_name_or_path"]) == (5, str(case.base))
+    theirs, ours = (transformers.AutoTokenizer.from_pretrained(where) for where in (case.base, folder))
+    assert ours("two hens and 3 eggs").input_ids == theirs("two hens and 3 eggs").input_ids
 
 
 def test_another_model_or_another_file_is_refused(case, folder):

@@ -15,6 +15,7 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto import event_pb2
 
 from smallr.training.metrics import MetricsWriter, read_metrics
+from smallr.training.tracking import TensorBoard
 
 
 def _lines(workdir: Path) -> list[dict]:
@@ -24,6 +25,10 @@ def _lines(workdir: Path) -> list[dict]:
     text = (workdir / "metrics.jsonl").read_text()
     assert text == "" or text.endswith("\n")
     return [json.loads(line, parse_constant=reject) for line in text.splitlines()]
+
+
+def with_tensorboard(workdir: Path, resume_step: int = 0) -> MetricsWriter:
+    return MetricsWriter(workdir, resume_step, lambda: [TensorBoard(workdir / "tensorboard", resume_step)])
 
 
 def _masked(crc: int) -> int:
@@ -73,7 +78,7 @@ def test_nan_and_infinities_are_valid_json_and_come_back(tmp_path):
 
 
 def test_tensorboard_files_hold_the_same_numbers(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
+    with with_tensorboard(tmp_path) as writer:
         writer.write(3, {"loss": 0.25, "learning_rate": 1e-6})
         writer.write(4, {"loss": 0.125}, split="eval")
         scalars = [(e.step, v.tag, v.simple_value) for e in _events(tmp_path) for v in e.summary.value]  # before close
@@ -84,19 +89,19 @@ def test_tensorboard_files_hold_the_same_numbers(tmp_path):
     ]
 
 
-def test_tensorboard_can_be_off(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+def test_there_need_be_no_tracker(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_resuming_drops_later_lines_and_keeps_each_step_once(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
+    with with_tensorboard(tmp_path) as writer:
         writer.write(0, {"loss": 0.0}, split="eval")
         for step in (1, 2, 3, 4):
             writer.write(step, {"loss": float(step)})
         writer.write(2, {"loss": 20.0}, split="eval")
-    with MetricsWriter(tmp_path, resume_step=2) as writer:
+    with with_tensorboard(tmp_path, 2) as writer:
         assert [(x["step"], x["split"]) for x in _lines(tmp_path)] == [
             (0, "eval"),
             (1, "train"),
@@ -142,7 +147,10 @@ def test_a_half_written_last_line_is_repaired(tmp_path, cut):
 _ENDLESS = """
 import sys
 from smallr.training.metrics import MetricsWriter
-writer = MetricsWriter(sys.argv[1])
+from smallr.training.tracking import TensorBoard
+from pathlib import Path
+folder = Path(sys.argv[1]) / "tensorboard"
+writer = MetricsWriter(sys.argv[1], 0, lambda: [TensorBoard(folder, 0)])
 step = 0
 while True:
     step += 1

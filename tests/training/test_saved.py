@@ -16,6 +16,7 @@ from smallr.training.card import Training
 from smallr.training.resume import earlier_run
 from smallr.training.saved import SavedRun, find_run
 from tests.models.test_malformed import mutated, mutated_json
+from tests.runs import smoke
 
 CONFIG = {"config": {"model": "m", "data": {"chat": True}}, "data_fingerprint": "f", "horizons": [{"steps": 4}]}
 METRICS = [{"step": step, "split": "train", "loss": 1.0 / step} for step in (1, 2, 3, 4)]
@@ -91,3 +92,12 @@ def test_damaged_lines_and_fields_are_named(workdir):
         of_run(str(workdir))
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         earlier_run(workdir)
+
+
+def test_a_run_of_a_version_with_fewer_fields_gets_their_defaults(tmp_path):
+    config = smoke("sft").to_dict()
+    rate = config["optimizer"]["learning_rate"] = 0.25
+    del config["track"], config["optimizer"]["eps"]
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}, default=str))
+    found = of_run(str(tmp_path))
+    assert (found.track.to, found.optimizer.eps, found.optimizer.learning_rate) == (("tensorboard",), 1e-8, rate)

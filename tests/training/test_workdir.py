@@ -20,6 +20,16 @@ def begin(path):
         workdir.open_metrics(0)
 
 
+def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path):
+    Workdir(tmp_path / "new", smoke("sft")).close()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    Workdir(tmp_path / "mine", smoke("sft")).close()
+    assert (tmp_path / "mine").exists()
+    begin(tmp_path / "begun")
+    assert (tmp_path / "begun" / "config.json").exists()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
 def test_a_folder_in_a_files_place_is_named(tmp_path, name):
     (tmp_path / name).mkdir()

@@ -155,7 +155,7 @@ def export(run: SavedRun, target: Path, dtype: str = "float32") -> str:
     with new_folder(target) as folder:
         for name, values in vectors.items():
             where = folder / "router" if name == "router" else folder / name
-            write_soft_prompt(where, source.config, values, base=source.name, digest=digest, dtype=dtype, card=card)
+            write_soft_prompt(where, source, values, base=source.name, digest=digest, dtype=dtype, card=card)
         if "router" in vectors:  # where PEFT looks for it
             for path in sorted((folder / "router").iterdir()):
                 path.rename(folder / path.name)

@@ -34,6 +34,7 @@ class Objective:
         `ref_<name>` for each, which is the value `score_<name>` of an example under the reference.
       any_completions: whether an example may have any number of completions, instead of one for each of `completion_names`.
       log_sum_p2: whether the loss needs `TokenScores.log_sum_p2`.
+      entropy: whether it reports `TokenScores.entropy` and `is_top`.
       whole_step: why the loss has to see all examples of a step at once; empty if it need not.
       normalise: what the gradient of a step's summed loss is divided by. "step": the denominator of its own examples.
         "epoch": the mean denominator of a step, so that an example counts the same in whatever step it is.
@@ -43,6 +44,7 @@ class Objective:
     completion_names: tuple[str, ...] = ("completion",)
     any_completions: bool = False
     log_sum_p2: bool = False
+    entropy: bool = False
     whole_step: str = ""
     normalise: str = "step"
 
@@ -72,7 +74,7 @@ class Objective:
 
     def forward(self, decoder: Decoder, batch: Batch, chunk: int) -> TokenScores:
         """Runs the model on a batch; the result is what `__call__` gets as `scores`, and `reference` likewise."""
-        return score(decoder, batch, chunk, self.log_sum_p2)
+        return score(decoder, batch, chunk, self.log_sum_p2, self.entropy)
 
     def denominator(self, batch: Batch) -> Float[Array, ""]:
         """Returns what the step's summed loss is divided by; by default the number of examples.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from smallr.core.errors import UserError
 from smallr.data.batch import Batch
 from smallr.losses import TokenScores
+from smallr.losses.logprobs import completion_sums
 from smallr.losses.rationale import Normalisation, amplification, rationale_loss, role_nll
 from smallr.training.objectives.base import Objective, Summariser
 from smallr.training.summaries import RankCorrelation, likelihood_summary, summary_by_order
@@ -28,6 +29,7 @@ class Likelihood(Objective):
     """
 
     any_completions: ClassVar[bool] = True
+    entropy: ClassVar[bool] = True
 
     answer_weight: float = 1.0
     rationale_weight: float = 1.0
@@ -74,7 +76,15 @@ class Likelihood(Objective):
         if self.amplify:
             numerator = numerator * amplification(nll, self.amplify)
         per_example = {"loss": numerator, "denominator": denominator}
-        return jnp.sum(numerator), per_example | {f"nll_{name}": value for name, value in nll._asdict().items()}
+        per_example |= {f"nll_{name}": value for name, value in nll._asdict().items()}
+        if scores.entropy is not None:
+            per_example |= {"entropy": self._sums(scores.entropy, batch), "correct": self._sums(scores.is_top, batch)}
+        return jnp.sum(numerator), per_example
+
+    def _sums(self, values: Float[Array, "B N"], batch: Batch) -> Float[Array, "B P"]:
+        """Sums values of scored positions over each example."""
+        shape = batch.completion_columns["weight"].shape[1], batch.example.shape[1]
+        return completion_sums(values, batch.completion, batch.role > 0, *shape).sum(1)
 
     def summariser(self) -> Summariser:
         """Computes the NLL by role, the share of the hardest quarter, and the rank correlation of the two NLLs over the window."""

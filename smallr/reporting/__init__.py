@@ -1,0 +1,1 @@
+"""Shows what runs did, as a page for a browser."""
