@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=SMOLLM2, help="or gpt2: random weights in its sizes")
     parser.add_argument("--slots", type=int, default=32)
-    parser.add_argument("--new", type=int, default=40, help="tokens of each completion; one more than a multiple of 8")
+    parser.add_argument("--new", type=int, default=40, help="tokens of each completion, a multiple of 8")
     parser.add_argument("--rows", type=int, default=10000, help="distinct rows of a trained table")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=2)
