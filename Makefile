@@ -9,7 +9,7 @@ PEERS ?= trl
 NEXT_PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-next test-fast lint bench clean
+.PHONY: help install train test test-next test-fast lint docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -71,6 +71,14 @@ bench: $(VENV)/.installed $(patsubst %,.venv-%/.installed,$(filter-out self,$(su
 lint: $(VENV)/.installed-test  ## Check style.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What the documentation site needs besides.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.installed-docs  ## Build the documentation site into build/site, and check its links.
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## Remove .venv, those of peers and build products; runs and caches stay.
 	rm -rf $(VENV) .venv-next .venv-trl .venv-tunix .venv-easydel build dist *.egg-info .pytest_cache .ruff_cache

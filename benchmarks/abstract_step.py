@@ -23,6 +23,7 @@ from smallr.data.pipeline import assemble
 from smallr.models.attention_xla import ACCELERATOR, CPU, Rule, make_rule
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
+from smallr.models.sizes import SIZES
 from smallr.training.objective import make_objective
 from smallr.training.optimizer import Horizon, make_optimizer, make_schedule
 from smallr.training.policy import NOTHING, ModelFunctions
@@ -30,26 +31,10 @@ from smallr.training.references import Reference
 from smallr.training.splits import batch_sharding
 from smallr.training.step import Constants, abstract_state, make_step, param_sharding
 
-# Sizes from the models' public config.json files.
 SHAPES: Mapping[str, DecoderConfig] = {
-    name: DecoderConfig(*sizes, **more)
-    for name, sizes, more in (
-        # vocab, layers, d_model, heads, kv heads, head_dim, d_ff
-        (
-            "qwen2.5-0.5b",
-            (151936, 24, 896, 14, 2, 64, 4864),
-            {"rope_theta": 1e6, "tie_embeddings": True, "qkv_bias": True, "norm_eps": 1e-6, "family": "qwen2"},
-        ),
-        (
-            "qwen2.5-1.5b",
-            (151936, 28, 1536, 12, 2, 128, 8960),
-            {"rope_theta": 1e6, "tie_embeddings": True, "qkv_bias": True, "norm_eps": 1e-6, "family": "qwen2"},
-        ),
-        ("llama-3.2-3b", (128256, 28, 3072, 24, 8, 128, 8192), {"rope_theta": 5e5, "tie_embeddings": True}),
-        ("llama-3.1-8b", (128256, 32, 4096, 32, 8, 128, 14336), {"rope_theta": 5e5}),
-        # For tests: every kind of weight, the vocabulary much larger than anything else.
-        ("tiny", (4096, 3, 64, 8, 4, 8, 192), {"tie_embeddings": True, "qkv_bias": True}),
-    )
+    **SIZES,
+    # For tests: every kind of weight, the vocabulary much larger than anything else.
+    "tiny": DecoderConfig(4096, 3, 64, 8, 4, 8, 192, tie_embeddings=True, qkv_bias=True),
 }
 
 

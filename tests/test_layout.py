@@ -11,7 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "smallr"
 # A package imports itself and those before it in this list.
 ORDER = ("core", "data", "models", "losses", "training", "sampling", "language", "evals", "agents", "methods")
-ABOVE = ("cli", "api", "train", "__main__", "config", "__init__")  # what uses packages, and none of them uses
+ABOVE = (
+    "cli",
+    "api",
+    "reporting",
+    "train",
+    "__main__",
+    "config",
+    "__init__",
+)  # what uses packages, and none of them uses
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:

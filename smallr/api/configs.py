@@ -14,14 +14,15 @@ from smallr.cli import config_files, fields
 def load_config(name: str | os.PathLike[str], **changes: Any) -> ConfigDict:
     """Returns a config with fields changed.
 
-    >>> config = load_config("dpo:smoke", steps=8, optimizer={"learning_rate": 1e-6})
-    >>> config.steps, config.optimizer.learning_rate
-    (8, 1e-06)
-    >>> load_config("dpo", **{"batch.rows": 16}, lora={"rank": 8}).lora.rank
-    8
-    >>> load_config("dpo", lr=1e-6)
-    Traceback (most recent call last):
-    smallr.core.errors.UserError: config.lr: no such field; did you mean optimizer.learning_rate?
+    Examples:
+      >>> config = load_config("dpo:smoke", steps=8, optimizer={"learning_rate": 1e-6})
+      >>> config.steps, config.optimizer.learning_rate
+      (8, 1e-06)
+      >>> load_config("dpo", **{"batch.rows": 16}, lora={"rank": 8}).lora.rank
+      8
+      >>> load_config("dpo", lr=1e-6)
+      Traceback (most recent call last):
+      smallr.core.errors.UserError: config.lr: no such field; did you mean optimizer.learning_rate?
 
     Args:
       name: as on the command line: a config of smallr (`smallr configs` lists them), a file, or the workdir of a run,

@@ -60,9 +60,10 @@ def load(
 ) -> Model:
     """Loads a model over all devices.
 
-    >>> model = load("tiny-random")
-    >>> model.config.num_layers
-    2
+    Examples:
+      >>> model = load("tiny-random")
+      >>> model.config.num_layers
+      2
 
     Args:
       name: a run's workdir (its newest intact checkpoint), one of its checkpoints' folders, an adapter in PEFT's format
@@ -158,12 +159,13 @@ class Model:
     ) -> Any:
         """Writes completions.
 
-        >>> model = load("tiny-random")
-        >>> len(model.generate(["What is 2 + 3?", "Who are you?"], max_tokens=4))
-        2
-        >>> reply = model.generate([{"role": "user", "content": "Hi!"}], max_tokens=4)
-        >>> [len(texts) for texts in model.generate(["Hi!"], n=2, temperature=1.0, seed=1, max_tokens=4)]
-        [2]
+        Examples:
+          >>> model = load("tiny-random")
+          >>> len(model.generate(["What is 2 + 3?", "Who are you?"], max_tokens=4))
+          2
+          >>> reply = model.generate([{"role": "user", "content": "Hi!"}], max_tokens=4)
+          >>> len(model.generate(["Hi!"], n=2, temperature=1.0, seed=1, max_tokens=4)[0])
+          2
 
         Args:
           prompts: a text, a chat (messages with role and content), or a list of several of either.
@@ -202,13 +204,14 @@ class Model:
         They are those that training computes: scored are the tokens of the completion and the end token behind it, and a
         prompt and its completion are tokenised as one text.
 
-        >>> model = load("tiny-random")
-        >>> logps = model.logps("What is 2 + 3?", ["5", "The answer is 6."])
-        >>> logps.shape, bool((logps < 0).all())
-        ((2,), True)
-        >>> tokens = model.logps("What is 2 + 3?", ["5", "The answer is 6."], per_token=True)
-        >>> bool(abs(sum(tokens[0]) - logps[0]) < 1e-5)
-        True
+        Examples:
+          >>> model = load("tiny-random")
+          >>> logps = model.logps("What is 2 + 3?", ["5", "The answer is 6."])
+          >>> logps.shape, bool((logps < 0).all())
+          ((2,), True)
+          >>> tokens = model.logps("What is 2 + 3?", ["5", "The answer is 6."], per_token=True)
+          >>> bool(abs(sum(tokens[0]) - logps[0]) < 1e-5)
+          True
 
         Args:
           prompts: a text or a chat, or a list of several of either, which may have different numbers of completions.
@@ -275,11 +278,12 @@ class Model:
     def save_hf(self, folder: str | os.PathLike[str], *, dtype: str = "bfloat16", shard_size: str = "5GB") -> Path:
         """Writes the model for transformers, vLLM and llama.cpp: weights, config, tokenizer and a model card.
 
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     saved = load("tiny-random").save_hf(folder + "/exported", dtype="float32")
-        ...     print((saved / "config.json").is_file())
-        True
+        Examples:
+          >>> import tempfile
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     saved = load("tiny-random").save_hf(folder + "/exported", dtype="float32")
+          ...     print((saved / "config.json").is_file())
+          True
 
         Args:
           folder: that is not there yet, or empty; it appears when it is complete.

@@ -272,24 +272,33 @@ def meaning(config: ConfigDict, path: str) -> str:
     return ""
 
 
+def described(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
+    """Yields (path, value, meaning) in the order of the modules of configs: the fields of a group, then its groups.
+
+    A group comes before its fields, with the group itself as the value.
+    """
+    order = {path: place for place, (path, _, _) in reversed([*enumerate(_sources(_kind(config)))])}
+
+    def entries(group: ConfigDict, prefix: str) -> Iterator[tuple[str, Any, str]]:
+        names = sorted(group, key=lambda name: order.get(prefix + name, order.get(f"*.{name}", len(order))))
+        for name in sorted(names, key=lambda name: isinstance(group[name], ConfigDict)):
+            yield prefix + name, group[name], meaning(config, prefix + name)
+            if isinstance(group[name], ConfigDict):
+                yield from entries(group[name], f"{prefix}{name}.")
+
+    return entries(config, "")
+
+
 def describe(config: ConfigDict) -> str:
     """Returns a line for each field, in the order of the modules of configs: its value here and its meaning."""
-    order = {path: place for place, (path, _, _) in reversed([*enumerate(_sources(_kind(config)))])}
-    return "\n".join(_described(config, config, "", order)).strip("\n")
-
-
-def _described(config: ConfigDict, group: ConfigDict, prefix: str, order: dict[str, int]) -> Iterator[str]:
-    """Returns the fields of a group, then its groups."""
-    names = sorted(group, key=lambda name: order.get(prefix + name, order.get(f"*.{name}", len(order))))
-    for name in (name for name in names if not isinstance(group[name], ConfigDict)):
-        yield from _line(f"{prefix}{name}", group[name], meaning(config, prefix + name))
-    for name in (name for name in names if isinstance(group[name], ConfigDict)):
-        text = meaning(config, prefix + name)
-        yield ""
-        yield from textwrap.wrap(
-            f"{prefix}{name}:  {text}" if text else f"{prefix}{name}:", 118, subsequent_indent="  "
-        )
-        yield from _described(config, group[name], f"{prefix}{name}.", order)
+    lines = []
+    for path, value, text in described(config):
+        if isinstance(value, ConfigDict):
+            title = f"{path}:  {text}" if text else f"{path}:"
+            lines += ["", *textwrap.wrap(title, 118, subsequent_indent="  ")]
+        else:
+            lines += _line(path, value, text)
+    return "\n".join(lines).strip("\n")
 
 
 def _line(path: str, value: Any, text: str) -> Iterator[str]:

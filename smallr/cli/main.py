@@ -26,6 +26,7 @@ COMMANDS = {
     "train": ("smallr.train", "train a model, or go on with a run"),
     "sweep": ("smallr.cli.sweep", "train with every combination of some fields' values, and name the best"),
     "preview": ("smallr.cli.preview", "show rows as a run would see them: rendered, tokenised, packed"),
+    "fit": ("smallr.cli.fit", "say what fits the memory of a device: rows, remat, GiB"),
     "configs": ("smallr.cli.configs", "list the configs, or show the fields of one"),
     "generate": ("smallr.cli.generate", "write with a model"),
     "serve": ("smallr.cli.serve", "serve a model in OpenAI's protocol"),

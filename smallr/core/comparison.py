@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Row = Mapping[str, Any]
 
@@ -44,7 +44,7 @@ def mean(values: Sequence[float], confidence: float = 0.95) -> Mean:
     known = np.array([value for value in values if not math.isnan(value)], float)
     if len(known) < 2:
         return Mean(float(known[0]) if len(known) else math.nan, math.nan, len(known))
-    half = stats.t.ppf(0.5 + confidence / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    half = special.stdtrit(len(known) - 1, 0.5 + confidence / 2) * known.std(ddof=1) / math.sqrt(len(known))
     return Mean(float(known.mean()), float(half), len(known))
 
 

@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 
 from smallr.core.cache import cache_dir, sealed, unsealed
-from smallr.core.files import whole_file
+from smallr.core.files import temporary_path
 
 _SCHEME = "smallr-programs://"
 # Below the folder that the user names, so that plain JAX processes that use the same one do not meet sealed files.
@@ -59,8 +59,9 @@ class _SealedPath(type(epath.Path("."))):
     def write_bytes(self, data: bytes) -> int:
         """Stores the content with its digest; where that is impossible, the program is not kept."""
         try:
-            with whole_file(Path(self), "wb") as file:
-                file.write(sealed(data, self.name))
+            with temporary_path(Path(self)) as temporary:
+                temporary.write_bytes(sealed(data, self.name))
+                os.replace(temporary, self)  # not brought to the disk: what a power cut damages, the digest shows
         except OSError as error:
             logging.log_first_n(
                 logging.WARNING, "cache: compiled programs cannot be kept in %s (%s)", 1, self.parent, error

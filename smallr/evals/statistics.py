@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Scores = Sequence[Sequence[float]]  # of each question, of each of its samples
 
@@ -34,7 +34,7 @@ class Estimate:
             return 0.0, 1.0
         variance = self.value * (1 - self.value)
         count = variance / self.error**2 if variance > 0 and self.error > 0 else self.questions
-        z = float(stats.norm.ppf(0.5 + confidence / 2))
+        z = float(special.ndtri(0.5 + confidence / 2))
         centre = (self.value + z * z / (2 * count)) / (1 + z * z / count)
         width = z / (1 + z * z / count) * math.sqrt(variance / count + z * z / (4 * count**2))
         return max(centre - width, 0.0), min(centre + width, 1.0)
@@ -149,4 +149,6 @@ def paired_difference(
 
 def mcnemar(better: int, worse: int) -> float:
     """Computes the two-sided exact McNemar test: of the questions on which two runs differ, each is as likely to go either way."""
+    from scipy import stats  # takes half a second to import
+
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0

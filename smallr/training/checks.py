@@ -16,7 +16,7 @@ from smallr.models.loading import ModelSource
 from smallr.training.objective import Objective, make_objective
 from smallr.training.optimizer import Horizon, make_groups, make_schedule
 from smallr.training.options import tokenize_options
-from smallr.training.policy import check_heads, check_soft
+from smallr.training.policy import check_freeze, check_heads, check_soft
 from smallr.training.saved import run_config
 from smallr.training.splits import Split
 from smallr.training.tracking import check_trackers
@@ -32,6 +32,7 @@ def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
     check_length(config)
     objective = make_objective(config)
     check_soft(config, objective.reference)
+    check_freeze(config)
     check_heads(config)
     check_trackers(config.track.to)
     tokenize_options(config)

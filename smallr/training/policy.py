@@ -126,8 +126,6 @@ def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Paramete
     if "soft" in config:
         return _with_soft_prompts(decoder, config, mesh)
     if "lora" in config:
-        if config.freeze:
-            raise UserError("config.freeze: with config.lora all but the adapters is frozen; leave it empty")
         return _with_adapters(decoder, config, mesh)
     frozen = frozen_paths(decoder, config.freeze, leave_some="heads" not in config) if config.freeze else set()
     add_heads(decoder, config, mesh)
@@ -169,6 +167,12 @@ def attach_saved_heads(decoder: Decoder, name: str, mesh: Mesh, expected: HeadOp
         )
     attach_heads(decoder, options, 0, mesh)
     fill_heads(decoder, lambda path: run.checkpoint.read(f"params/{HEADS}/{path.replace('.', '/')}"), mesh)
+
+
+def check_freeze(config: ConfigDict) -> None:
+    """Raises UserError where `config.freeze` does not go with the rest."""
+    if config.freeze and "lora" in config:
+        raise UserError("config.freeze: with config.lora all but the adapters is frozen; leave it empty")
 
 
 def check_heads(config: ConfigDict) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from smallr.core.errors import UserError
 from smallr.data.orders import ORDERS
@@ -106,6 +105,8 @@ def choice_summary(values: Values) -> dict[str, float]:
 
 def _area(values: np.ndarray, positive: np.ndarray) -> float:
     """Returns the share of (positive, negative) couples in which the positive has the higher value; ties count half."""
+    from scipy import stats  # takes half a second to import, and few runs need it
+
     above = stats.rankdata(values)[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
     return float(above / (positive.sum() * (~positive).sum()))
 
@@ -168,6 +169,8 @@ class RankCorrelation:
         """Returns the correlation, or None with fewer than 3 examples or with a constant NLL."""
         if len(self._pairs) < 3:
             return None
+        from scipy import stats  # only now, as in _area
+
         answer, rationale = np.asarray(self._pairs).T
         if np.ptp(answer) == 0 or np.ptp(rationale) == 0:
             return None

@@ -13,8 +13,9 @@ import importlib.util
 import json
 import os
 import secrets
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +86,17 @@ def close_all(trackers: Sequence[Tracker]) -> None:
         tracker.close()
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides PyTorch from tensorboardX, which imports it for tensors, which nobody logs here: seconds of every start."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if sys.modules["torch"] is None:
+            del sys.modules["torch"]
+
+
 class TensorBoard:
     """Writes event files."""
 
@@ -94,8 +106,9 @@ class TensorBoard:
         Raises:
           FileError: a file is in the folder's place.
         """
-        from tensorboardX.event_file_writer import EventsWriter  # here, since names are checked before slow imports
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        with _without_torch():  # here, since names are checked before slow imports
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         if folder.is_file():
             raise FileError(f"{folder} is a file where a folder should be: move it away")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+NARROW = "from tests.compiling import narrow\nnarrow()"  # compiles faster
 
 
 def cells(name: str, kind: str = "code") -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def run_whole(name: str, out: Path) -> str:
     marked = [f"print('[cell {i}]', flush=True)\n{''.join(cell['source'])}" for i, cell in enumerate(cells(name))]
     settings = {"SMALLR_TINY": "1", "SMALLR_OUT": str(out), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(marked)],
+        [sys.executable, "-c", "\n".join([NARROW, *marked])],
         cwd=ROOT,
         env={**os.environ, **settings},
         capture_output=True,

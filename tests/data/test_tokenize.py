@@ -25,7 +25,6 @@ from smallr.data.orders import FORMATS
 from smallr.data.rows import RationaleRow, TextRow
 from smallr.data.sources import load_rows
 from smallr.data.tokenize import TokenizeOptions
-from smallr.models.loading import open_model
 from tests.data.conftest import TOY
 from tests.data.tokens import expected_roles, size, text_by_role, whole
 from tests.data.toy_tokenizer import CHATML, build
@@ -46,15 +45,9 @@ def chat(pairs):
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """SmolLM2's own tokenizer, from the package that carries the model."""
-    return open_model("smollm2-135m-instruct").tokenizer()
-
-
 @pytest.fixture(params=["toy", "smollm2"])
 def tokenizer(request):
-    return TOY if request.param == "toy" else request.getfixturevalue("smollm2")
+    return TOY if request.param == "toy" else request.getfixturevalue("smollm2_tokenizer")
 
 
 # --- chats ---

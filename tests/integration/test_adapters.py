@@ -21,7 +21,7 @@ from smallr.training.exporting import convert
 from smallr.training.opening import load
 from smallr.training.policy import prepare_policy
 from smallr.training.trainer import Trainer
-from tests.models.helpers import whole
+from tests.models.families.checks import logits_of
 from tests.runs import final_arrays, metrics, on_devices, smoke, train
 
 STEPS = 6
@@ -160,8 +160,7 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
         (trained.policy.decoder(trained.params, trained.frozen), expected),
         (trained.policy.base_decoder(trained.frozen), plain),
     ):
-        got = decoder(jnp.asarray(tokens), *whole(40, 2)) @ decoder.unembedding().T
-        np.testing.assert_allclose(got, want, atol=1e-5)
+        np.testing.assert_allclose(logits_of(decoder, tokens), want, atol=1e-5)
 
 
 @pytest.mark.parity
@@ -271,8 +270,7 @@ def test_a_quantised_base_is_what_is_trained_on_and_what_is_exported(tmp_path):
         ]
     )
     tokens = np.random.default_rng(0).integers(0, 1280, (2, 40))
-    decoder = trained.policy.decoder(params, trained.frozen)
-    ours = decoder(jnp.asarray(tokens), *whole(40, 2)) @ decoder.unembedding().T
+    ours = logits_of(trained.policy.decoder(params, trained.frozen), tokens)
     with torch.no_grad():
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         theirs = model(torch.from_numpy(tokens)).logits.numpy()

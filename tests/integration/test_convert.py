@@ -80,6 +80,7 @@ def test_a_checkpoint_of_an_earlier_step_can_be_named(run, tmp_path):
     assert "before and after" not in (tmp_path / "two" / "README.md").read_text()  # the report is of step 4
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_in_the_run_changes(run, tmp_path, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)

@@ -12,6 +12,7 @@ import pytest
 
 from smallr.core.errors import UserError
 from smallr.training.trainer import Trainer
+from tests.compiling import narrowed
 from tests.runs import ROOT, command, environment, final_arrays, metrics, overrides, run, smoke, train
 
 CONFIG = "configs/cogpo.py:smoke"
@@ -26,8 +27,13 @@ def fields(small_model):
 
 
 def start(workdir, fields, *more):
+    """A run in a process, whose numbers have the bits of those in this one."""
+    return started(narrowed(command(CONFIG, workdir, *overrides(fields), *more)))
+
+
+def started(arguments):
     return subprocess.Popen(
-        command(CONFIG, workdir, *overrides(fields), *more),
+        arguments,
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -98,7 +104,7 @@ def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields):
 @pytest.mark.process
 @pytest.mark.parametrize("seconds", [1.5, 5.0])
 def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_path, seconds, fields):
-    process = start(tmp_path, fields)
+    process = started(command(CONFIG, tmp_path, *overrides(fields)))
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from smallr.losses.ilql import TokenValues, ilql_terms, next_values
+from tests.compiling import OPTIMISED
 
 TEXTBOOK = {"gamma": 0.9, "tau": 0.9}
 
@@ -150,7 +151,7 @@ def learn(tokens, states, rewards, sizes, *, steps=1000, gamma=0.9, tau=0.9, con
         terms = ilql_terms(values, reward, jnp.zeros(actions.shape, int), used, gamma=gamma, tau=tau)
         return sum(jnp.sum(t) for t in (terms.q, terms.value, conservative * terms.conservative)) / jnp.sum(used)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=OPTIMISED)
     def run(tables):
         def step(carry, _):
             tables, target, state = carry

@@ -11,11 +11,22 @@ from smallr.models import attention_xla
 from smallr.models.attention import attention
 from smallr.models.attention_xla import Tiling
 from smallr.models.decoder import NO_WINDOW
+from tests.compiling import USUAL, narrow
 from tests.models.helpers import dense_attention, packed_rule, whole
 
 # Rows of examples (prefix, completion...): plain, packed, shared prefixes, padding at the end, an empty row.
 LAYOUT = [[(60, 20, 30), (25, 10), (9, 4, 4)], [(1, 1), (128, 30, 7)], []]
 LENGTH = 181  # neither a multiple of a tile nor of anything else
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _usual_tiles():
+    narrow(USUAL)
+    yield
+    narrow()
+
+
+compiled = jax.jit(attention, static_argnames=("window", "softcap"))
 
 
 def _qkv(heads: int, kv_heads: int, batch: int, length: int, dim: int = 8, dtype: str = "float32"):
@@ -45,7 +56,7 @@ def _dense_jax(q, k, v, horizon, positions, window, softcap):
 def test_values_are_those_of_the_dense_mask(heads, kv_heads, window, softcap):
     q, k, v, _ = _qkv(heads, kv_heads, len(LAYOUT), LENGTH)
     positions, horizon = packed_rule(LAYOUT, LENGTH)
-    got = jax.jit(lambda *a: attention(*a, window, softcap))(q, k, v, horizon, positions)
+    got = compiled(q, k, v, horizon, positions, window, softcap)
     want = dense_attention(q, k, v, horizon, positions, window, softcap)
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -57,7 +68,9 @@ def test_gradients_are_those_of_the_dense_mask(window, softcap):
     ours = jax.jit(
         jax.grad(lambda *x: jnp.sum(attention(*x, horizon, positions, window, softcap) * cotangent), (0, 1, 2))
     )
-    dense = jax.grad(lambda *x: jnp.sum(_dense_jax(*x, horizon, positions, window, softcap) * cotangent), (0, 1, 2))
+    dense = jax.jit(
+        jax.grad(lambda *x: jnp.sum(_dense_jax(*x, horizon, positions, window, softcap) * cotangent), (0, 1, 2))
+    )
     for got, want in zip(ours(q, k, v), dense(q, k, v), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
@@ -67,24 +80,33 @@ def test_any_length(length):
     q, k, v, _ = _qkv(2, 1, 1, length)
     positions, horizon = whole(length)
     np.testing.assert_allclose(
-        attention(q, k, v, horizon, positions), dense_attention(q, k, v, horizon, positions), atol=1e-5
+        compiled(q, k, v, horizon, positions), dense_attention(q, k, v, horizon, positions), atol=1e-5
     )
+
+
+def _values_and_gradients() -> tuple[jax.Array, ...]:
+    """Compiles anew at each call, by the tiling of the time."""
+    q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH)
+    positions, horizon = packed_rule(LAYOUT, LENGTH)
+
+    def run(q, k, v):
+        out, pull = jax.vjp(lambda *x: attention(*x, horizon, positions, 17), q, k, v)
+        return out, *pull(cotangent)
+
+    return jax.jit(run)(q, k, v)
+
+
+@pytest.fixture(scope="module")
+def usual() -> tuple[jax.Array, ...]:
+    return _values_and_gradients()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tiling", [(26, 13, 2), (39, 13, 50), (64, 64, 1), (512, 256, 8)])
-def test_the_tiling_does_not_matter(monkeypatch, tiling):
+def test_the_tiling_does_not_matter(monkeypatch, tiling, usual):
     """Tiles that do and do not divide the row; lists of key tiles taken one by one, in several parts, at once."""
-    q, k, v, cotangent = _qkv(6, 2, len(LAYOUT), LENGTH)
-    positions, horizon = packed_rule(LAYOUT, LENGTH)
-
-    def run():
-        out, pull = jax.vjp(lambda *x: attention(*x, horizon, positions, 17), q, k, v)
-        return out, *pull(cotangent)
-
-    usual = run()
     monkeypatch.setattr(attention_xla, "CPU", Tiling(*tiling))
-    for got, want in zip(run(), usual, strict=True):
+    for got, want in zip(_values_and_gradients(), usual, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
@@ -93,13 +115,14 @@ def test_an_example_that_reaches_one_query_into_a_tile():
     positions, horizon = packed_rule([[(100, 29), (40, 12)]], LENGTH)
     assert int(horizon.reshape(-1)[:128].max()) == 129
     np.testing.assert_allclose(
-        attention(q, k, v, horizon, positions), dense_attention(q, k, v, horizon, positions), atol=1e-5
+        compiled(q, k, v, horizon, positions), dense_attention(q, k, v, horizon, positions), atol=1e-5
     )
 
 
 def _lists(horizon, positions, window=None, queries=128):
     """The key tiles of 128 tokens of each query tile."""
-    rule = attention_xla.make_rule(horizon, positions, window, Tiling(queries, 128, 2))
+    make = jax.jit(attention_xla.make_rule, static_argnums=(2, 3))
+    rule = make(horizon, positions, window, Tiling(queries, 128, 2))
     return [[int(tile) for tile in tiles[:count]] for tiles, count in zip(rule.lists, rule.counts, strict=True)]
 
 
@@ -132,10 +155,10 @@ def test_unseen_queries_give_zeros_and_no_gradient():
     def loss(q, k, v):
         return jnp.sum(attention(q, k, v, horizon, positions) ** 2)
 
-    out = attention(q, k, v, horizon, positions)
+    out = compiled(q, k, v, horizon, positions)
     assert not np.any(out[0, 11:]), "padding must give zeros"
     assert not np.any(out[1]), "a row of padding must give zeros"
-    for grad in jax.grad(loss, (0, 1, 2))(q, k, v):
+    for grad in jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v):
         assert np.isfinite(grad).all()
         assert not np.any(grad[0, 11:])
         assert not np.any(grad[1])
@@ -146,7 +169,7 @@ def test_large_scores_stay_finite():
     q, k, v, _ = _qkv(2, 2, 1, 30)
     positions, horizon = whole(30)
     assert np.abs(np.einsum("bqhd,bkhd->bhqk", 8 * q, 8 * k)).max() > 88 * np.sqrt(8)  # exp would overflow
-    got = attention(8 * q, 8 * k, v, horizon, positions)
+    got = compiled(8 * q, 8 * k, v, horizon, positions)
     np.testing.assert_allclose(got, dense_attention(8 * q, 8 * k, v, horizon, positions), atol=1e-3)
 
 
@@ -159,11 +182,12 @@ def test_bfloat16_is_within_its_rounding():
     def loss(q, k, v):
         return jnp.sum(attention(q, k, v, horizon, positions).astype(jnp.float32) * cotangent.astype(jnp.float32))
 
-    out = attention(q, k, v, horizon, positions)
+    out = compiled(q, k, v, horizon, positions)
     assert out.dtype == jnp.bfloat16
     exact = dense_attention(*wide, horizon, positions)
     np.testing.assert_allclose(np.asarray(out, np.float32), exact, atol=2**-7 * np.abs(exact).max())
-    for got, want in zip(jax.grad(loss, (0, 1, 2))(q, k, v), jax.grad(loss, (0, 1, 2))(*wide), strict=True):
+    gradients = jax.jit(jax.grad(loss, (0, 1, 2)))
+    for got, want in zip(gradients(q, k, v), gradients(*wide), strict=True):
         assert got.dtype == jnp.bfloat16
         error = np.linalg.norm(np.asarray(got, np.float32) - want) / np.linalg.norm(want)
         assert error < 0.01, error
@@ -191,8 +215,10 @@ def test_windows_of_scanned_layers_and_a_scale_of_its_own():
     _, got = jax.jit(lambda: jax.lax.scan(lambda _, window: (None, jax.grad(of)(q, window)), None, traced))()
     for gradient, window in zip(got, windows, strict=True):
         scaled = q * 0.7 * np.sqrt(q.shape[-1])
-        dense = jax.grad(
-            lambda q, window=window: jnp.sum(_dense_jax(q, k, v, horizon, positions, window, None) * cotangent)
+        dense = jax.jit(
+            jax.grad(
+                lambda q, window=window: jnp.sum(_dense_jax(q, k, v, horizon, positions, window, None) * cotangent)
+            )
         )
         want = dense(scaled) * 0.7 * np.sqrt(q.shape[-1])
         np.testing.assert_allclose(gradient, want, atol=2e-5 * np.abs(want).max())

@@ -11,7 +11,8 @@ from flax import nnx
 from smallr.models.decoder import Decoder
 from tests.models.helpers import TINY, packed_rule, whole, with_fields
 
-TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 200))
+LENGTH = 128  # two tiles of keys
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, LENGTH))
 
 
 def _decoder(**changes) -> Decoder:
@@ -37,9 +38,9 @@ def _alone(decoder: Decoder, tokens: np.ndarray) -> np.ndarray:
 @pytest.mark.slow
 def test_a_sequence_among_others_is_the_sequence_alone():
     decoder = _decoder()
-    positions, horizon = packed_rule([[(40, 30), (50, 20), (3, 7)], [(100, 90)]], 200)
+    positions, horizon = packed_rule([[(25, 15), (30, 10), (3, 7)], [(70, 50)]], LENGTH)
     packed = np.asarray(_hidden(decoder, jnp.asarray(TOKENS), positions, horizon))
-    for row, start, stop in [(0, 0, 70), (0, 70, 140), (0, 140, 150), (1, 0, 190)]:
+    for row, start, stop in [(0, 0, 40), (0, 40, 80), (0, 80, 90), (1, 0, 120)]:
         np.testing.assert_allclose(packed[row, start:stop], _alone(decoder, TOKENS[row, start:stop]), atol=1e-5)
 
 
@@ -47,32 +48,32 @@ def test_a_sequence_among_others_is_the_sequence_alone():
 def test_a_shared_prompt_is_two_sequences_in_values_and_gradients():
     decoder = _decoder()
     graphdef, state = nnx.split(decoder)
-    prompt, chosen, rejected = TOKENS[0, :60], TOKENS[0, 60:90], TOKENS[0, 90:150]
-    cotangent = jax.random.normal(jax.random.key(1), (150, TINY.d_model))
-    positions, horizon = packed_rule([[(60, 30, 60)]], 150)
+    prompt, chosen, rejected = TOKENS[0, :48], TOKENS[0, 48:76], TOKENS[0, 76:]
+    cotangent = jax.random.normal(jax.random.key(1), (LENGTH, TINY.d_model))
+    positions, horizon = packed_rule([[(48, 28, 52)]], LENGTH)
 
     def shared(state):
-        hidden = nnx.merge(graphdef, state)(jnp.asarray(TOKENS[:1, :150]), positions, horizon)[0]
+        hidden = nnx.merge(graphdef, state)(jnp.asarray(TOKENS[:1]), positions, horizon)[0]
         return jnp.sum(hidden * cotangent), hidden
 
     def apart(state):
         decoder = nnx.merge(graphdef, state)
         rows = [np.concatenate([prompt, completion]) for completion in (chosen, rejected)]
         first, second = (decoder(jnp.asarray(row)[None], *whole(len(row)))[0] for row in rows)
-        hidden = jnp.concatenate([first, second[60:]])
-        return jnp.sum(hidden * cotangent), (hidden, second[:60])
+        hidden = jnp.concatenate([first, second[48:]])
+        return jnp.sum(hidden * cotangent), (hidden, second[:48])
 
     grads, hidden = jax.jit(jax.grad(shared, has_aux=True))(state)
     wanted, (expected, prompt_again) = jax.jit(jax.grad(apart, has_aux=True))(state)
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
-    np.testing.assert_allclose(hidden[:60], prompt_again, atol=1e-5)
+    np.testing.assert_allclose(hidden[:48], prompt_again, atol=1e-5)
     _assert_close(grads, wanted, 1e-5)
 
 
 @pytest.mark.slow
 def test_padding_gives_no_nan_and_no_gradient():
     graphdef, state = nnx.split(_decoder())
-    positions, horizon = packed_rule([[(20, 10)], []], 200)
+    positions, horizon = packed_rule([[(20, 10)], []], LENGTH)
 
     def loss(state, tokens, rows, length):
         decoder = nnx.merge(graphdef, state)
@@ -81,17 +82,17 @@ def test_padding_gives_no_nan_and_no_gradient():
 
     tokens = jnp.asarray(TOKENS)
     grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(2, 3))
-    grads, hidden = grad(state, tokens, 2, 200)
+    grads, hidden = grad(state, tokens, 2, LENGTH)
     assert np.isfinite(hidden).all()
     unpadded, _ = grad(state, tokens, 1, 30)
     _assert_close(grads, unpadded, 1e-5)
-    everything = jax.jit(jax.grad(lambda state: jnp.sum(loss(state, tokens, 2, 200)[1] ** 2)))(state)
+    everything = jax.jit(jax.grad(lambda state: jnp.sum(loss(state, tokens, 2, LENGTH)[1] ** 2)))(state)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything))
 
 
 @pytest.mark.slow
 def test_remat_does_not_change_gradients():
-    positions, horizon = packed_rule([[(40, 30), (50, 20, 25)], [(100, 90)]], 200)
+    positions, horizon = packed_rule([[(25, 20), (30, 13, 16)], [(70, 50)]], LENGTH)
 
     def gradients(remat: str):
         graphdef, state = nnx.split(_decoder(remat=remat))
@@ -111,7 +112,9 @@ def test_remat_does_not_change_gradients():
 def test_remat_keeps_less():
     def temporary_bytes(remat: str) -> int:
         graphdef, state = nnx.split(_decoder(remat=remat, num_layers=6, qkv_bias=False))
-        loss = jax.jit(jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(jnp.asarray(TOKENS), *whole(200, 2)))))
+        loss = jax.jit(
+            jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(jnp.asarray(TOKENS), *whole(LENGTH, 2))))
+        )
         return loss.lower(state).compile().memory_analysis().temp_size_in_bytes
 
     none, dots, full = (temporary_bytes(remat) for remat in ("none", "dots", "full"))
@@ -120,7 +123,7 @@ def test_remat_keeps_less():
 
 @pytest.mark.slow
 def test_bfloat16_is_within_its_rounding():
-    positions, horizon = packed_rule([[(40, 30), (50, 20, 25)], [(100, 90)]], 200)
+    positions, horizon = packed_rule([[(25, 20), (30, 13, 16)], [(70, 50)]], LENGTH)
     wide = np.asarray(_hidden(_decoder(), jnp.asarray(TOKENS), positions, horizon))
     narrow = _hidden(_decoder(dtype="bfloat16"), jnp.asarray(TOKENS), positions, horizon)
     assert narrow.dtype == jnp.bfloat16

@@ -32,8 +32,13 @@ def built(lora: LoRA, seed: int = 0) -> tuple[nnx.GraphDef, nnx.State, nnx.State
     return graphdef, params, jax.tree.map(lambda x: x * 4, base)
 
 
+@jax.jit
+def hidden_states(decoder: Decoder) -> jax.Array:
+    return decoder(jnp.asarray(TOKENS), *whole(24, 2))
+
+
 def loss(decoder: Decoder) -> jax.Array:
-    hidden = decoder(jnp.asarray(TOKENS), *whole(24, 2))
+    hidden = hidden_states(decoder)
     return jnp.sum(jnp.sin(hidden @ decoder.unembedding().T)) / 100
 
 
@@ -61,8 +66,8 @@ def test_values_and_gradients_are_those_of_the_dense_weights(lora):
             leaves.append((path, leaf))
         return loss(nnx.merge(plain, nnx.from_flat_state(leaves)))
 
-    expected, theirs = jax.value_and_grad(dense)(named)
-    value, ours = jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params, base)))(params)
+    expected, theirs = jax.jit(jax.value_and_grad(dense))(named)
+    value, ours = jax.jit(jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params, base))))(params)
     assert abs(float(expected - loss(nnx.merge(plain, base)))) > 1e-2, "the adapters do next to nothing"
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for path, leaf in nnx.to_flat_state(ours):
@@ -77,7 +82,7 @@ def test_merged_weights_give_the_same_hidden_states():
     lora = LoRA(4, 8.0)
     graphdef, params, base = built(lora)
     decoder = nnx.merge(graphdef, params, base)
-    expected = decoder(jnp.asarray(TOKENS), *whole(24, 2))
+    expected = hidden_states(decoder)
     plain = Decoder(CONFIG, rngs=nnx.Rngs(0))
     nnx.update(plain, base)
     for path in targets(CONFIG, lora):
@@ -86,14 +91,14 @@ def test_merged_weights_give_the_same_hidden_states():
         variable = getattr(getattr(plain.layers, part), name)
         a, b = (np.asarray(x.get_value()) for x in (adapter.a, adapter.b))
         variable.set_value(jnp.asarray(merged(np.asarray(variable.get_value()), a, b, lora.scale)))
-    np.testing.assert_allclose(plain(jnp.asarray(TOKENS), *whole(24, 2)), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(hidden_states(plain), expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_fresh_adapters_add_nothing_and_have_the_size_that_peft_gives():
     decoder = Decoder(CONFIG, rngs=nnx.Rngs(0))
-    expected = decoder(jnp.asarray(TOKENS), *whole(24, 2))
+    expected = hidden_states(decoder)
     attach(decoder, LoRA(8, 16.0), 0, make_mesh(1, 1, 1))
-    np.testing.assert_array_equal(decoder(jnp.asarray(TOKENS), *whole(24, 2)), expected)
+    np.testing.assert_array_equal(hidden_states(decoder), expected)
     a = decoder.layers.attention.o_lora.a
     assert a.shape == (3, 6, 8, 8)
     assert decoder.layers.attention.o_lora.b.shape == (3, 8, 48)
@@ -112,7 +117,7 @@ def test_dropout_is_of_the_training_step_alone_and_follows_its_key():
     params = jax.tree.map(lambda x: x + 0.05, trained.params)
 
     def hidden(decoder: Decoder) -> np.ndarray:
-        return np.asarray(decoder(jnp.asarray(TOKENS), *whole(24, 2)))
+        return np.asarray(hidden_states(decoder))
 
     still = hidden(policy.decoder(params, frozen))
     keys = [jax.random.key(n) for n in (0, 1)]

@@ -61,7 +61,7 @@ def test_hidden_states_and_gradients_are_those_of_the_dequantised_base(format, r
             hidden = nnx.merge(graphdef, params, base)(tokens, *whole(24, 2))
             return jnp.sum(jnp.sin(hidden))
 
-        return jax.value_and_grad(loss)(params), base
+        return jax.jit(jax.value_and_grad(loss))(params), base
 
     def dense(decoder):
         for path, row in projections(config).items():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smallr.sampling.choice import BLOCK, Rules, choose, kept
+from tests.compiling import OPTIMISED
 
 VOCAB = 2 * BLOCK + 83  # not a multiple of the blocks
 
@@ -80,7 +81,8 @@ def test_frequencies_are_the_probabilities(case):
     logits = np.random.default_rng(2).normal(0, 2, VOCAB).astype(np.float32)
     count, rows = 40_000, 500
     some = jax.jit(
-        lambda index: choose(jnp.broadcast_to(logits, (rows, VOCAB)), rules(rows, **case), jnp.full(rows, index))
+        lambda index: choose(jnp.broadcast_to(logits, (rows, VOCAB)), rules(rows, **case), jnp.full(rows, index)),
+        compiler_options=OPTIMISED,
     )
     drawn = np.concatenate([some(index) for index in range(count // rows)])
     probs = reference(logits, **({"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | case))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from smallr.config import finish, rationale
@@ -38,11 +40,19 @@ def planned(config, steps: int) -> list[float]:
     return [float(schedule(n)) for n in range(steps)]
 
 
+@pytest.fixture(scope="module")
+def finished(small_model, tmp_path_factory):
+    """A run of one epoch."""
+    workdir, config = tmp_path_factory.mktemp("finished"), config_of(small_model)
+    assert train(config, workdir) == pytest.approx(planned(config, 3))
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["rewarm", "constant", "as_new"])
-def test_epochs_added_to_a_finished_run_follow_the_decision(how, small_model, tmp_path):
+def test_epochs_added_to_a_finished_run_follow_the_decision(how, small_model, finished, tmp_path):
     once, twice = config_of(small_model), config_of(small_model, epochs=2)
-    assert train(once, tmp_path) == pytest.approx(planned(once, 3))
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     with pytest.raises(UserError, match=r"planned for 3 steps, has done 3 and would now have 6"):
         train(twice, tmp_path)
     rates = train(config_of(small_model, **{"epochs": 2, "optimizer.on_extend": how}), tmp_path)
@@ -52,9 +62,9 @@ def test_epochs_added_to_a_finished_run_follow_the_decision(how, small_model, tm
 
 
 @pytest.mark.slow
-def test_another_schedule_is_refused_and_the_old_one_goes_on(small_model, tmp_path):
+def test_another_schedule_is_refused_and_the_old_one_goes_on(small_model, finished, tmp_path):
     config = config_of(small_model)
-    train(config, tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     for field, value in (("optimizer.schedule", "linear"), ("optimizer.warmup", 2), ("optimizer.final_fraction", 0.5)):
         with pytest.raises(UserError, match=rf"{field} +\S+ +\W?{value}"):
             Trainer(config_of(small_model, **{field: value}), tmp_path)

@@ -92,6 +92,7 @@ def test_live_reference_equals_the_same_values_as_columns(case):
     assert_same(stored.gradient, live.gradient, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_equal_betas_are_dpo(case):
     examples, columns = case
     equal = {**columns, "beta": np.full(8, 0.1, np.float32)}
@@ -123,6 +124,7 @@ def test_pairs_count_the_same_in_full_steps_and_in_those_of_few_pairs(case):
     assert loss == pytest.approx((2 * loss_of_two + loss_of_one) / 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pair_with_beta_zero_changes_nothing_but_the_mean(case):
     examples, columns = case
     beta = columns["beta"].copy()

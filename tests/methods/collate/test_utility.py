@@ -24,6 +24,14 @@ def model(tmp_path_factory) -> str:
     return write_model(tmp_path_factory.mktemp("model") / "model")
 
 
+LENGTH = 64
+
+
+@jax.jit
+def hidden_states(decoder, tokens, positions, horizon):
+    return decoder(tokens, positions, horizon)[0]
+
+
 def by_hand(model: str, texts: list[tuple[str, str]]) -> list[np.ndarray]:
     """Log-probs of the tokens of each completion behind its prompt, one text at a time, with a plain softmax."""
     mesh = make_mesh(1, 1, 1)
@@ -33,9 +41,10 @@ def by_hand(model: str, texts: list[tuple[str, str]]) -> list[np.ndarray]:
         for prompt, completion in texts:
             ids = tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
             first = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-            tokens = np.asarray([ids])
-            hidden = decoder(tokens, np.arange(len(ids))[None], np.full((1, len(ids)), len(ids)))
-            logps = jax.nn.log_softmax(np.asarray(hidden)[0] @ np.asarray(decoder.unembedding()).T, -1)
+            tokens = np.asarray([ids + [0] * (LENGTH - len(ids))])  # tokens behind a text do not change it
+            hidden = hidden_states(decoder, tokens, np.arange(LENGTH)[None], np.full((1, LENGTH), len(ids)))
+            logits = np.asarray(hidden, np.float64) @ np.asarray(decoder.unembedding(), np.float64).T
+            logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             found.append(np.asarray([logps[i - 1, ids[i]] for i in range(first, len(ids))]))
     return found
 
@@ -55,13 +64,14 @@ def test_packed_and_shared_equals_one_by_one(model):
     logps = expected(model)
     for form, exp in (("mean", lambda x: np.exp(x.mean())), ("sum", lambda x: np.exp(x.sum()))):
         found = UtilityScorer(model, MODES, {**OPTIONS, "form": form})(rows, RATIONALES)
-        one_by_one = UtilityScorer(model, MODES, {**OPTIONS, "form": form, "rows": 1})
         for number, values in enumerate(found):
             assert values[-1] is None
             wanted = [exp(each) for each in logps[number][:-1]]
             np.testing.assert_allclose(values[:-1], wanted, rtol=1e-5)
-            alone = [one_by_one([rows[number]], [[text]])[0] for text in RATIONALES[number][:2]]
-            np.testing.assert_allclose(values[:-1], [alone[0][0], alone[0][1], alone[1][1]], rtol=1e-5)
+    one_by_one = UtilityScorer(model, MODES, {**OPTIONS, "form": "sum", "rows": 1})
+    for row, rationales, values in zip(rows, RATIONALES, found, strict=True):
+        alone = [one_by_one([row], [[text]])[0] for text in rationales[:2]]
+        np.testing.assert_allclose(values[:-1], [alone[0][0], alone[0][1], alone[1][1]], rtol=1e-5)
     assert len({value for values in found for value in values[:-1]}) > 10  # they are not all alike
 
 
