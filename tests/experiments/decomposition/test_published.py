@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.decomposition import published
-from experiments.decomposition.published import Policy, grade
+from experiments.decomposition import published, released
+from experiments.decomposition.published import Graded, grade
+from experiments.decomposition.released import Policy
+from experiments.decomposition.text_scores import PUBLISHED, scores, sets_of, text_scores
 from smallr.core.errors import UserError
+from smallr.methods.decomposition.answers import final_number, published_answer, published_number
+from smallr.methods.decomposition.raw import read_numbered
 
 RELEASED = Path(__file__).parents[4] / "shared" / "data" / "decomposition" / "gsm8k_ai_subq"
 
@@ -41,8 +45,8 @@ def test_names_of_policies(name, expected):
     ],
 )
 def test_parsers(reply, ours, theirs):
-    assert published.answer(reply) == ours
-    assert published.published_answer(reply) == theirs
+    assert final_number(reply) == ours
+    assert published_answer(reply) == theirs
 
 
 def test_grading_by_both_parsers():
@@ -67,10 +71,49 @@ def test_what_is_missing_is_named(tmp_path):
         published.report(tmp_path)
 
 
+def test_every_pair_of_policies_is_in_one_of_the_tables():
+    policies = [Policy(method, size) for size in ("a", "b") for method in ("BC", "filtered BC")]
+    policies.append(Policy("ChatGPT's own", ""))
+    graded = {("mistral", policy): Graded([index > 2] * 12, []) for index, policy in enumerate(policies)}
+    tables = [published.comparisons(graded, "mistral", one_size=each).splitlines()[2:] for each in (True, False)]
+    assert [len(table) for table in tables] == [2, 8]
+    assert "| filtered BC, b | BC, b | 12 | 0 | 0.00049 | differ |" in tables[0]
+    assert "| filtered BC, a | BC, a | 0 | 0 | 1 |  |" in tables[0]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_text_scores_tell_sets_of_sub_questions_apart(tmp_path):
+    reference = ["Q1: How many pens has Tom now?\nQ2: How many pens has he in all?"]
+    write_rows(tmp_path / "qg_test_data_raw.jsonl", [{"problem": "p", "questions": reference, "answer": "#### 1"}])
+    for solver, text in (
+        ("chatgpt", reference[0]),
+        ("mistral", reference[0]),
+        ("llama7b", "Q1: Why?\nQ2: Why?\nQ3: How?"),
+    ):
+        write_rows(tmp_path / f"responses_{solver}_finetune.jsonl", [{"problem": " p", "questions": text}])
+    found = sets_of(tmp_path)
+    assert sorted(found.values()) == [["chatgpt", "mistral"], ["llama7b"]]
+    page = text_scores(tmp_path)
+    assert "| BC, GPT-2 small | chatgpt, mistral | 1.000 / 1.000 / 0.000 | 0.724 / 0.475 / 0.131 |" in page
+    assert "| BC, GPT-2 small | llama7b | 0.667 / 0.000 / 1.000 |" in page
+
+
+@pytest.mark.skipif(not RELEASED.is_dir(), reason="needs the released responses")
+def test_text_scores_of_the_paper():
+    rows = {released.key_of(row["problem"]): row for row in released.teacher_rows(RELEASED)}
+    reference = {key: read_numbered(row["questions"][0]) for key, row in rows.items()}
+    texts = released.read_rows(RELEASED / "responses_llama7b_finetune_dist.jsonl.gz")
+    found = scores([(released.key_of(row["problem"]), row["questions"]) for row in texts], reference)
+    assert found == pytest.approx(PUBLISHED["BC", "DistilGPT2"], abs=0.0006)
+
+
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="needs the released responses")
 def test_figures_of_the_paper():
-    golds = published.gold_answers(RELEASED)
-    changed = [gold for gold in golds.values() if published.published_number(gold) != float(gold.replace(",", ""))]
+    golds = released.gold_answers(RELEASED)
+    changed = [gold for gold in golds.values() if published_number(gold) != float(gold.replace(",", ""))]
     assert len(golds) == 1319
     assert len(changed) == 16
     figures = {  # ChatGPT as solver; four problems that students copied with other spaces count as wrong in the paper
@@ -81,6 +124,6 @@ def test_figures_of_the_paper():
         "chat": 0.682,
     }
     for name, expected in figures.items():
-        rows = published.read_rows(RELEASED / f"responses_chatgpt_{name}.jsonl.gz")
+        rows = released.read_rows(RELEASED / f"responses_chatgpt_{name}.jsonl.gz")
         found = grade(rows, golds).published
         assert sum(found) / len(found) == pytest.approx(expected, abs=0.0013)
