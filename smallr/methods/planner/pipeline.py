@@ -19,13 +19,22 @@ from smallr.methods.planner import config as fields
 from smallr.methods.planner.data import load_problems
 from smallr.methods.planner.discriminators.base import MODES, Case
 from smallr.methods.planner.instances import execute_on_instances
-from smallr.methods.planner.opening import Judging, Tools, judge_prompt, model_identity, open_tools, open_writer
+from smallr.methods.planner.opening import (
+    Judging,
+    Tools,
+    judge_prompt,
+    model_identity,
+    open_tools,
+    open_writer,
+    reward_prompt,
+)
 from smallr.methods.planner.report import write_report
 from smallr.methods.planner.rows import as_rows, execute_all, of_rows
 from smallr.methods.planner.searching import planned_searches, search
 from smallr.methods.planner.sql.components import compare_rows
+from smallr.methods.planner.sql.gold import suspicious_joins
 from smallr.methods.planner.task import Candidate, Problem
-from smallr.methods.planner.training_rows import training_rows, write_training_rows
+from smallr.methods.planner.training_rows import reward_rows, training_rows, write_training_rows
 
 Rows = list[dict[str, Any]]
 
@@ -87,7 +96,9 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         }
         count = config.data.instances
         instances = [stages.do("instances", vary, benchmark, candidates, count)] if count else []
-        exact = [stages.make("exact_match", compare_rows, executed)] if config.task == "sql" else []
+        is_sql = config.task == "sql"
+        exact = [stages.make("exact_match", compare_rows, executed)] if is_sql else []
+        gold = [stages.do("gold_joins", check_joins, benchmark)] if is_sql else []
         if config.training.holdout:
             stages.do("training_rows", label, benchmark, executed, tuple(config.training.holdout))
         stages.run()
@@ -97,6 +108,7 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
             stages.value(executed),
             stages.value(instances[0])["rows"] if instances else [],
             stages.value(exact[0]) if exact else {},
+            stages.value(gold[0]) if gold else [],
             {name: stages.value(stage) for name, stage in judgements.items()},
             {name: stages.value(stage) for name, stage in searches.items()},
             {
@@ -144,6 +156,11 @@ def execute(folder: Path, benchmark: Benchmark, candidates: Rows) -> Rows:
     return as_rows(task, benchmark.problems, execute_all(task, benchmark.problems, found))
 
 
+def check_joins(folder: Path, benchmark: Benchmark) -> Rows:
+    """Finds the joins of gold queries that are suspicious."""
+    return suspicious_joins(benchmark.tools.task, benchmark.problems)
+
+
 def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> dict[str, list[Rows]]:
     """Executes all candidates on further instances of the databases."""
     found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
@@ -153,8 +170,10 @@ def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> di
 
 def label(folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[str]) -> Path:
     """Writes rows to train a discriminator on."""
-    rows = training_rows(benchmark.problems, executed, judge_prompt(benchmark.tools, "yes_no", shows_results=False))
-    return write_training_rows(folder, rows, holdout)
+    tools = benchmark.tools
+    rows = training_rows(benchmark.problems, executed, judge_prompt(tools, "yes_no", shows_results=False))
+    rewards = reward_rows(benchmark.problems, executed, reward_prompt(tools))
+    return write_training_rows(folder, rows, rewards, holdout)
 
 
 def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) -> Rows:
