@@ -141,14 +141,22 @@ def _reward(tools: Tools) -> Discriminator:
     from smallr.language.loading import load_trained
     from smallr.methods.planner.discriminators.reward import Reward
     from smallr.training.policy import attach_saved_heads
+    from smallr.training.saved import find_run
 
     mesh = make_mesh(-1, 1, 1)
     with jax.set_mesh(mesh):
         source, decoder = load_trained(name, mesh, dtype=config.compute.dtype)
         attach_saved_heads(decoder, name, mesh)
-    prompt, fields = reward_prompt(tools), config.discriminator
+    fields = config.discriminator
     return Reward(
-        decoder, source.tokenizer(), mesh, prompt, identity=name, rows=fields.rows, row_length=fields.row_length
+        decoder,
+        source.tokenizer(),
+        mesh,
+        reward_prompt(tools),
+        identity=name,
+        chat=find_run(Path(name).expanduser()).config["data"]["chat"],  # plans are read as they were in training
+        rows=fields.rows,
+        row_length=fields.row_length,
     )
 
 

@@ -35,6 +35,7 @@ class Reward:
       decoder, tokenizer, mesh: an open model with a value head.
       prompt: writes the prompts.
       identity: of the model, for `digest`.
+      chat: whether prompts and plans are messages, as `config.data.chat` of the run says.
       rows: packed rows a step.
       row_length: tokens of a row; a problem that no row holds is judged plan by plan, and a longer plan not at all.
     """
@@ -47,17 +48,19 @@ class Reward:
         prompt: RewardPrompt,
         *,
         identity: str,
+        chat: bool,
         rows: int = 1,
         row_length: int = 2048,
     ):
-        self._tokenizer, self._prompt, self._identity, self._rows = tokenizer, prompt, identity, rows
+        self._tokenizer, self._prompt, self._chat = tokenizer, prompt, chat
+        self._identity, self._rows = identity, rows
         self._row_length = min(row_length, decoder.config.max_positions)
         self._scorer = Scorer(decoder, mesh, read=values_at_tokens)
 
     @property
     def digest(self) -> str:
         """See `Discriminator.digest`."""
-        return f"reward {self._identity} {self._prompt.digest}"
+        return f"reward {self._identity} {self._prompt.digest} {self._chat}"
 
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[int, list[Judgement]]]:
         """See `Discriminator.judge`."""
@@ -104,7 +107,7 @@ class Reward:
 
     def _tokenised(self, folder: Path, rows: datasets.Dataset) -> TokenSet | None:
         """Makes the tokens as training does; None where no row of the scorer holds any example."""
-        options = TokenizeOptions("completions", self._row_length, chat=bool(self._tokenizer.chat_template))
+        options = TokenizeOptions("completions", self._row_length, chat=self._chat)
         reading = read_as(options.kind, rows.column_names, rows, "candidates", "")
         maker = ExampleMaker(Encoder(self._tokenizer), self._tokenizer, options, reading)
         report = maker.write(folder, rows, DropReport("candidates", self._row_length))

@@ -109,8 +109,9 @@ class Keys:
 
 def count_shared(join: Join) -> str:
     """Returns the query that counts the values of the left column that the right one has too, compared as a join does."""
-    (left_table, left), (right_table, right) = ((_quoted(name) for name in side) for side in (join.left, join.right))
-    return f"SELECT count(DISTINCT {left}) FROM {left_table} WHERE {left} IN (SELECT {right} FROM {right_table})"
+    (left, column), (right, other) = ((_quoted(name) for name in side) for side in (join.left, join.right))
+    # With their tables, since SQLite takes a column that is not there for a text.
+    return f"SELECT count(DISTINCT {left}.{column}) FROM {left} WHERE {left}.{column} IN (SELECT {right}.{other} FROM {right})"
 
 
 def _quoted(name: str) -> str:
