@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -92,10 +93,22 @@ def evaluate(
             for variant in variants(config)
             if kept
         },
+        "between": _between(variants(config), correct) if kept else {},
         "budgets": _budgets(config, executed, judgements) if kept else {},
         "searches": {name: _costs(rows) for name, rows in searches.items()},
         "chosen": {"ids": ids, "correct": correct},
     }
+
+
+def _between(every: Sequence[Variant], correct: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, float]]:
+    """Compares the picks of ways to score that differ in the mode alone or in the rule alone, question by question."""
+    found = {}
+    for one, other in itertools.combinations(every, 2):
+        names = [f"rerank, {each.name}" for each in (one, other)]
+        changed = (one.mode != other.mode) + (one.rule != other.rule)
+        if one.kind == other.kind and changed == 1 and all(name in correct for name in names):
+            found[f"{other.name} minus {one.name}"] = pick_figures(correct[names[1]], correct[names[0]])
+    return found
 
 
 def _budgets(config: Mapping[str, Any], executed: Rows, judgements: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:

@@ -79,6 +79,12 @@ def markdown(report: Mapping[str, Any]) -> str:
     if report["intrinsic"]:
         header = ("discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "95 %", "MRR %", "fail %", "tokens")
         lines += ["", *_table(header, (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
+        rows = [_text_line(*each) for each in report["intrinsic"].items() if each[1]["text"]["words"] > 0]
+        header = ("rationales", "words", "repetition %", "1 - TTR %", "pairs of words repeated %", "entropy, bits")
+        lines += ["", *_table(header, rows)] if rows else []
+    if report["between"]:
+        header = ("between discriminators, EX", "difference", "95 %", "better/worse", "p")
+        lines += ["", *_table(header, ((name, *_pick_line("", each)[3:]) for name, each in report["between"].items()))]
     if report["budgets"]:
         header = ("budget", "discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "MRR %", "fail %", "EX %")
         rows = [_budget_line(*each) for each in _by_budget(report["budgets"])]
@@ -171,6 +177,12 @@ def _intrinsic_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
         _percent(each["fail_rate"]),
         f"{each['prompt_tokens']} + {each['tokens']}",
     )
+
+
+def _text_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
+    text = each["text"]
+    shares = (_percent(text[key]) for key in ("repetition", "one_minus_ttr", "repetition_2"))
+    return (name, f"{text['words']:.0f}", *shares, f"{text['entropy']:.2f}")
 
 
 def _by_budget(budgets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

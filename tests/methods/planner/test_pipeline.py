@@ -82,6 +82,7 @@ def test_figures_of_a_benchmark(config, tmp_path, judge):
     config.discriminator.model, config.discriminator.kinds = "fake", ("reasoning",)
     config.planners = ("greedy", "rerank", "iterative", "tree", "oracle")
     config.oracle.accuracies = (0.0, 1.0)
+    config.discriminator.budgets = (10, 64)
     report = run_planner(config, tmp_path / "run")
     assert report["counts"] == {
         "questions": 3,
@@ -119,7 +120,21 @@ def test_figures_of_a_benchmark(config, tmp_path, judge):
     check = report["intrinsic"]["reasoning check hard"]
     assert check["asked"] == 3
     assert check["fail_rate"] == pytest.approx(2 / 3)
+    assert report["between"].keys() == {
+        "reasoning naive hard minus reasoning naive soft",
+        "reasoning check soft minus reasoning naive soft",
+        "reasoning check hard minus reasoning naive hard",
+        "reasoning check hard minus reasoning check soft",
+    }
+    assert all(each["p_value"] == 1 for each in report["between"].values())
+    # Verdicts are written at the end, after 17 or 18 letters; with less there is none.
+    naive = {budget: each["reasoning naive hard"] for budget, each in report["budgets"].items()}
+    assert (naive["10"]["fail_rate"], naive["64"]["fail_rate"]) == (1.0, soft["fail_rate"])
+    assert naive["10"]["pairwise_accuracy"] == 0.0
+    assert naive["64"]["pick"]["ex"] == report["picks"]["rerank, reasoning naive hard"]["ex"]
     text = (tmp_path / "run" / "report.md").read_text()
+    assert "| 10 | reasoning naive soft | 0.0 |" in text
+    assert "| rationales | words |" in text
     assert "| majority of proposals | 50.0 |" in text
     assert "gold plan that fails or is unknown: c" in text
     assert json.loads((tmp_path / "run" / "report.json").read_text())["picks"].keys() == report["picks"].keys()
@@ -205,6 +220,7 @@ def test_rows_that_cannot_be_used(config, tmp_path, change, says):
         ),
         ("planners", ("trees",), "'trees' must be one of"),
         ("budget.patience", 0, "config.budget.patience = 0 must be at least 1"),
+        ("discriminator.budgets", (513,), "513 must be from 1 to config.discriminator.budget = 512"),
         ("oracle.accuracies", (1.5,), "1.5 must be from 0 to 1"),
         ("data.source", "", "config.data.source is empty"),
     ],
