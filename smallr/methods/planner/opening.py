@@ -56,11 +56,13 @@ class Judging:
     Attributes:
       kind: one of `config.KINDS`.
       shows_results: whether the outcome of a plan is in its prompt.
+      checks: whether plans that do not execute are kept from it.
     """
 
     tools: Tools
     kind: str
     shows_results: bool
+    checks: bool = False
 
     @property
     def name(self) -> str:
@@ -77,7 +79,9 @@ class Judging:
         if self.kind != "reasoning":
             settings |= {"row_length": fields.row_length}
         compute = {"dtype": config.compute.dtype, "max_length": config.compute.max_length}
-        return json.dumps([self.name, model_identity(fields.model), settings, compute, self.tools.prompts.digest])
+        return json.dumps(
+            [self.name, self.checks, model_identity(fields.model), settings, compute, self.tools.prompts.digest]
+        )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Discriminator]:

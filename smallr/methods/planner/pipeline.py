@@ -17,7 +17,7 @@ from smallr.core.stage_values import identity_of
 from smallr.core.stages import Stages
 from smallr.methods.planner import config as fields
 from smallr.methods.planner.data import load_problems
-from smallr.methods.planner.discriminators.base import MODES, Case
+from smallr.methods.planner.discriminators.base import MODES, Case, Judgement
 from smallr.methods.planner.instances import execute_on_instances
 from smallr.methods.planner.opening import (
     Judging,
@@ -37,6 +37,7 @@ from smallr.methods.planner.task import Candidate, Problem
 from smallr.methods.planner.training_rows import reward_rows, training_rows, write_training_rows
 
 Rows = list[dict[str, Any]]
+_NOT_SENT = Judgement(error="it does not execute, so it is not sent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +178,13 @@ def label(folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[
 
 
 def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) -> Rows:
-    """Has a discriminator judge all candidates; problems that are finished are kept over a kill."""
+    """Has a discriminator judge the candidates that are sent to it; problems that are finished are kept over a kill."""
     journal = Journal(folder / "journal.jsonl", ("judgements",))
+    every = of_rows(executed)
+    sent = [[place for place, each in enumerate(found) if not (judging.checks and each.error)] for found in every]
     cases = [
-        Case(problem, tuple(each.plan for each in found), tuple(each.outcome for each in found))
-        for problem, found in zip(benchmark.problems, of_rows(executed), strict=True)
+        Case(problem, tuple(found[place].plan for place in places), tuple(found[place].outcome for place in places))
+        for problem, found, places in zip(benchmark.problems, every, sent, strict=True)
     ]
     todo = [case for case in cases if case.problem.id not in journal]
     if todo:
@@ -189,7 +192,13 @@ def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) 
             for index, judgements in discriminator.judge(todo):
                 entry = {"judgements": [dataclasses.asdict(each) for each in judgements]}
                 journal.add(todo[index].problem.id, entry)
-    return [{"id": case.problem.id, **journal[case.problem.id]} for case in cases]
+    rows = []
+    for case, found, places in zip(cases, every, sent, strict=True):
+        said: Rows = [dataclasses.asdict(_NOT_SENT) for _ in found]
+        for place, judgement in zip(places, journal[case.problem.id]["judgements"], strict=True):
+            said[place] = judgement
+        rows.append({"id": case.problem.id, "judgements": said})
+    return rows
 
 
 def _candidate_row(problem: Problem, candidates: Sequence[Candidate]) -> dict[str, Any]:
@@ -199,9 +208,11 @@ def _candidate_row(problem: Problem, candidates: Sequence[Candidate]) -> dict[st
 def judgings(tools: Tools) -> list[Judging]:
     """Returns the discriminators that a run needs: one for all modes that show the same prompt."""
     discriminator = tools.config.discriminator
-    shown = sorted({MODES[mode][1] for mode in discriminator.modes})
+    checks: dict[bool, bool] = {}  # by whether results are shown: whether all modes that do so check
+    for check, shows in (MODES[mode] for mode in discriminator.modes):
+        checks[shows] = checks.get(shows, True) and check
     kinds = discriminator.kinds if discriminator.model else ()
-    return [Judging(tools, kind, shows) for kind in kinds for shows in shown]
+    return [Judging(tools, kind, shows, checks[shows]) for kind in kinds for shows in sorted(checks)]
 
 
 def generator_identity(config: ConfigDict) -> dict[str, Any]:

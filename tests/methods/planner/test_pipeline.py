@@ -140,6 +140,18 @@ def test_figures_of_a_benchmark(config, tmp_path, judge):
     assert json.loads((tmp_path / "run" / "report.json").read_text())["picks"].keys() == report["picks"].keys()
 
 
+def test_what_does_not_execute_is_not_sent_if_no_mode_wants_it(config, tmp_path, judge):
+    config.discriminator.model, config.discriminator.kinds = "fake", ("reasoning",)
+    config.discriminator.modes = ("check", "exec")
+    report = run_planner(config, tmp_path / "run")
+    prompts = [request.messages[0]["content"] for request in judge.requests]
+    failing = "SELECT count(city) FROM item;"
+    assert [f"{failing}\nIt fails" in prompt for prompt in prompts if failing in prompt] == [True]  # exec, not check
+    assert report["intrinsic"]["reasoning check soft"]["asked"] == 3
+    assert report["intrinsic"]["reasoning exec soft"]["asked"] == 4
+    assert report["picks"]["rerank, reasoning check soft"]["ex"] == 0.5
+
+
 def test_it_goes_on_where_it_was(config, tmp_path, judge, monkeypatch):
     config.discriminator.model, config.discriminator.kinds = "fake", ("reasoning",)
     judge._replies = lambda prompt: Result(error="503 busy") if "prices" in prompt else verdicts(prompt)
