@@ -76,19 +76,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             (_pick_line(name, each) for name, each in report["picks"].items()),
         ),
     ]
-    if report["intrinsic"]:
-        header = ("discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "95 %", "MRR %", "fail %", "tokens")
-        lines += ["", *_table(header, (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
-        rows = [_text_line(*each) for each in report["intrinsic"].items() if each[1]["text"]["words"] > 0]
-        header = ("rationales", "words", "repetition %", "1 - TTR %", "pairs of words repeated %", "entropy, bits")
-        lines += ["", *_table(header, rows)] if rows else []
-    if report["between"]:
-        header = ("between discriminators, EX", "difference", "95 %", "better/worse", "p")
-        lines += ["", *_table(header, ((name, *_pick_line("", each)[3:]) for name, each in report["between"].items()))]
-    if report["budgets"]:
-        header = ("budget", "discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "MRR %", "fail %", "EX %")
-        rows = [_budget_line(*each) for each in _by_budget(report["budgets"])]
-        lines += ["", *_table(header, rows)]
+    lines += _judged(report)
     if report["searches"]:
         rows = [
             (name, *(f"{each[key]:.1f}" for key in ("proposals", "judged", "expansions")))
@@ -117,6 +105,25 @@ def markdown(report: Mapping[str, Any]) -> str:
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
     lines += ["", f"Time: {spent}. Cost: {report['cost']:.4f}.", ""]
     return "\n".join(lines)
+
+
+def _judged(report: Mapping[str, Any]) -> list[str]:
+    """Writes how well discriminators tell right from wrong, what they wrote, and how they differ."""
+    lines: list[str] = []
+    if report["intrinsic"]:
+        header = ("discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "95 %", "MRR %", "fail %", "tokens")
+        lines += ["", *_table(header, (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
+        rows = [_text_line(*each) for each in report["intrinsic"].items() if each[1]["text"]["words"] > 0]
+        header = ("rationales", "words", "repetition %", "1 - TTR %", "pairs of words repeated %", "entropy, bits")
+        lines += ["", *_table(header, rows)] if rows else []
+    if report["between"]:
+        header = ("between discriminators, EX", "difference", "95 %", "better/worse", "p")
+        lines += ["", *_table(header, ((name, *_pick_line("", each)[3:]) for name, each in report["between"].items()))]
+    if report["budgets"]:
+        header = ("budget", "discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "MRR %", "fail %", "EX %")
+        rows = [_budget_line(*each) for each in _by_budget(report["budgets"])]
+        lines += ["", *_table(header, rows)]
+    return lines
 
 
 def _gold(report: Mapping[str, Any]) -> list[str]:
