@@ -85,7 +85,7 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         problems, given = load_problems(config, tools.task)
         benchmark, stages = Benchmark(tools, problems, given), Stages(folder)
 
-        candidates = stages.do("candidates", propose, benchmark, generator_identity(config))
+        candidates = stages.do("candidates", propose, benchmark, generator_identity(tools))
         executed = stages.do("executed", execute, benchmark, candidates)
         judgements = {
             judging.name: stages.do(f"judgements_{judging.name}", judge, benchmark, judging, executed)
@@ -93,7 +93,7 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         }
         searches = {
             each.name: stages.do(f"search_{each.name}", search, benchmark, each, candidates)
-            for each in planned_searches(tools, generator_identity(config))
+            for each in planned_searches(tools, generator_identity(tools))
         }
         count = config.data.instances
         instances = [stages.do("instances", vary, benchmark, candidates, count)] if count else []
@@ -101,7 +101,8 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         exact = [stages.make("exact_match", compare_rows, executed)] if is_sql else []
         gold = [stages.do("gold_joins", check_joins, benchmark)] if is_sql else []
         if config.training.holdout:
-            stages.do("training_rows", label, benchmark, executed, tuple(config.training.holdout))
+            holdout = tuple(config.training.holdout)
+            stages.do("training_rows", label, benchmark, executed, holdout, _labels_identity(tools))
         stages.run()
         return write_report(
             folder,
@@ -169,7 +170,9 @@ def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> di
     return {"rows": execute_on_instances(folder, task, benchmark.problems, found, count, seed)}
 
 
-def label(folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[str]) -> Path:
+def label(
+    folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[str], identity: Mapping[str, Any]
+) -> Path:
     """Writes rows to train a discriminator on."""
     tools = benchmark.tools
     rows = training_rows(benchmark.problems, executed, judge_prompt(tools, "yes_no", shows_results=False))
@@ -215,11 +218,25 @@ def judgings(tools: Tools) -> list[Judging]:
     return [Judging(tools, kind, shows, checks[shows]) for kind in kinds for shows in sorted(checks)]
 
 
-def generator_identity(config: ConfigDict) -> dict[str, Any]:
+def _labels_identity(tools: Tools) -> dict[str, Any]:
+    """Returns what the texts of training rows depend on, besides the questions."""
+    fields = tools.config.discriminator
+    return {"context": fields.context, "few_shot": fields.few_shot, "prompts": tools.prompts.digest}
+
+
+def generator_identity(tools: Tools) -> dict[str, Any]:
     """Returns what generated candidates depend on, besides the questions."""
+    config = tools.config
     if not config.generator.model:
         return {}
     settings = {name: config.generator[name] for name in ("temperature", "top_p", "max_tokens")}
     compute = {"dtype": config.compute.dtype, "max_length": config.compute.max_length}
     model = model_identity(config.generator.model)
-    return {"model": model, **settings, **compute, "candidates": config.budget.candidates, "seed": config.seed}
+    return {
+        "model": model,
+        **settings,
+        **compute,
+        "candidates": config.budget.candidates,
+        "seed": config.seed,
+        "prompts": tools.prompts.digest,
+    }

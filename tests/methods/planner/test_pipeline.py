@@ -190,6 +190,13 @@ def test_a_generator_proposes(config, tmp_path, monkeypatch):
     assert report["picks"]["first candidate"]["ex"] == 0.5
     assert report["counts"]["errors"] == {"no query": 1}
     assert all(request.params.n == 2 and request.params.temperature == 0.2 for request in model.requests)
+    count = len(model.requests)
+    run_planner(config, tmp_path / "run")
+    assert len(model.requests) == count
+    (tmp_path / "generate.txt").write_text("{{context}}Please: {{question}}")
+    config.prompts.generate = str(tmp_path / "generate.txt")
+    run_planner(config, tmp_path / "run")  # another prompt proposes anew
+    assert sorted("Please: " in request.messages[0]["content"] for request in model.requests[count:]) == [True] * 3
 
 
 def test_the_second_task_is_no_sql(tmp_path):
@@ -338,6 +345,13 @@ def test_rows_to_train_a_discriminator_on_are_split_by_database(config, tmp_path
     assert list(pairs["train"]["rejected"]) == ["Yes", "No"]
     assert list(answers["test"]["completion"]) == ["No", "Yes"]
     assert "SELECT count(*) FROM shop;" in pairs["train"]["prompt"][1]
+    config.discriminator.context = False
+    run_planner(config, tmp_path / "run")
+    (bare,) = set((tmp_path / "run").glob("training_rows-*")) - {folder}
+    assert "Database schema" in pairs["train"]["prompt"][0]
+    assert "Database schema" not in load_from_disk(str(bare / "preference"))["train"]["prompt"][0]
+    rewards = load_from_disk(str(folder / "reward"))
+    assert (rewards["train"]["correct"][0], rewards["test"]["database"][0]) == ([0, 1], "other")
     config.training.holdout = ("nowhere",)
     with pytest.raises(UserError, match=r"no rows of 'nowhere'; there are other, shop"):
         run_planner(config, tmp_path / "run")
