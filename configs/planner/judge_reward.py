@@ -4,8 +4,8 @@ Command:   smallr train planner/judge_reward --config.data.train=runs/plan/train
 First:     smallr plan spider … --out=runs/plan --config.training.holdout="('world_1','car_1')"
 Smoke:     the same with planner/judge_reward:smoke
 Hardware:  a GPU; on 2 CPU cores a few hundred steps an hour.
-Time:      see docs/methods/planner.md.
-Expect:    see docs/methods/planner.md; compare with the untrained judge and the vote on the databases held out:
+Time:      not measured.
+Expect:    not measured; compare with the untrained judge and the vote on the databases held out:
            smallr plan spider … --config.data.only="('world_1','car_1')" --config.discriminator.model=runs/judge \
            --config.discriminator.kinds="('reward',)"
 """
