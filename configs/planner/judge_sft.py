@@ -5,7 +5,7 @@ First:     smallr plan spider … --out=runs/plan --config.training.holdout="('w
 Smoke:     the same with planner/judge_sft:smoke
 Hardware:  a GPU; on 2 CPU cores a few hundred steps an hour.
 Time:      53 steps of 2 x 1,024 tokens in 33 minutes on 2 CPU cores that other work shared.
-Expect:    with so few steps no better than a constant (docs/methods/planner.md); compare with the untrained judge
+Expect:    with so few steps no better than untrained (docs/methods/planner.md); compare with the untrained judge
            and the vote on the databases held out:
            smallr plan spider … --config.data.only="('world_1','car_1')" --config.discriminator.model=runs/judge
 """
