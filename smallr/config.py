@@ -291,6 +291,16 @@ def ilql() -> ConfigDict:
     return config
 
 
+def outcome() -> ConfigDict:
+    """Returns the fields of an outcome reward model: completions that are right or wrong, which a value head learns."""
+    config = add_heads(base(), values=1)
+    config.data.kind = "completions"
+    config.data.completion_columns = ("correct",)
+    config.objective = ConfigDict()
+    config.objective.name = "outcome"
+    return config
+
+
 def rationale(order: str, formats: Mapping[str, str] = FORMATS) -> ConfigDict:
     """Returns the fields of likelihood runs on question, rationale and answer.
 

@@ -16,6 +16,7 @@ from smallr.training.objectives.base import Objective, PerExample, Summariser
 from smallr.training.objectives.choice import Choice
 from smallr.training.objectives.ilql import Ilql
 from smallr.training.objectives.likelihood import Likelihood
+from smallr.training.objectives.outcome import OutcomeReward
 from smallr.training.objectives.preference import Preference
 from smallr.training.objectives.unpaired import Unpaired
 from smallr.training.references import ReferenceOptions
@@ -26,6 +27,7 @@ __all__ = [
     "Ilql",
     "Likelihood",
     "Objective",
+    "OutcomeReward",
     "PerExample",
     "Preference",
     "Summariser",
@@ -42,6 +44,7 @@ OBJECTIVES: dict[str, Callable[[ConfigDict], Objective]] = {
     "rationale": Likelihood.from_fields,
     "choice": Choice.from_fields,
     "ilql": Ilql.from_fields,
+    "outcome": OutcomeReward.from_fields,
 }
 _OWN = frozenset(OBJECTIVES)
 

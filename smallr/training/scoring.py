@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from smallr.core.errors import UserError
@@ -20,7 +20,7 @@ from smallr.core.files import whole_folder
 from smallr.core.locks import output_lock
 from smallr.core.sharding import make_mesh
 from smallr.data import completion_columns
-from smallr.data.batch import Example
+from smallr.data.batch import Batch, Example
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import values_by_completion
 from smallr.data.sources import load_part
@@ -119,12 +119,19 @@ def score_rows(options: ScoreOptions) -> datasets.Dataset:
 class Scorer:
     """Scores tokenised sets under a model, the prompt of an example once for all its completions."""
 
-    def __init__(self, decoder: Decoder, mesh: Mesh, chunk: int = 0):
-        """Takes a model; `chunk` is as in `losses.logprobs.token_scores`."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        mesh: Mesh,
+        chunk: int = 0,
+        read: Callable[[Decoder, Batch], Float[Array, "B N"]] | None = None,
+    ):
+        """Takes a model; `chunk` is as in `losses.logprobs.token_scores`, `read` gives other values than log-probs."""
         self._mesh = mesh
         graphdef, self._params = nnx.split(decoder)
+        values = read or (lambda decoder, batch: score(decoder, batch, chunk).logps)
         self._run = jax.jit(
-            lambda params, batch: score(nnx.merge(graphdef, params), batch, chunk).logps,
+            lambda params, batch: values(nnx.merge(graphdef, params), batch),
             in_shardings=(None, batch_sharding(mesh)),
             out_shardings=NamedSharding(mesh, PartitionSpec()),
         )

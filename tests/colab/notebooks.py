@@ -30,14 +30,17 @@ def check_plain(name: str) -> None:
     assert [cell["metadata"].get("tags") for cell in cells(name)][:2] == [["install"], ["parameters"]]
 
 
-def run_whole(name: str, out: Path, python: str = sys.executable, folder: Path = ROOT) -> str:
-    """Runs all code cells by a Python in a folder, in their small setting, with results in `out`; what was printed."""
+def run_whole(name: str, out: Path, python: str = sys.executable, folder: Path = ROOT, **variables: str) -> str:
+    """Runs all code cells by a Python in a folder, in their small setting, with results in `out`; what was printed.
+
+    `variables` are added to the environment.
+    """
     marked = [f"print('[cell {i}]', flush=True)\n{''.join(cell['source'])}" for i, cell in enumerate(cells(name))]
     settings = {"SMALLR_TINY": "1", "SMALLR_OUT": str(out), "MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [python, "-c", "\n".join([NARROW, *marked] if folder == ROOT else marked)],
         cwd=folder,
-        env={**os.environ, **settings},
+        env={**os.environ, **settings, **variables},
         capture_output=True,
         text=True,
         check=False,

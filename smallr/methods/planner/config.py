@@ -15,7 +15,7 @@ from smallr.methods.planner.planners import PLANNERS, Budget
 from smallr.methods.planner.prompts import FIELDS
 
 TASKS = ("sql", "arithmetic")
-KINDS = ("yes_no", "reasoning")
+KINDS = ("yes_no", "reasoning", "reward")
 SEARCHES = ("iterative", "tree")  # planners that ask the generator again and again
 
 
@@ -37,14 +37,16 @@ def base() -> ConfigDict:
     config.discriminator = ConfigDict()
     # Who judges; as the generator. yes_no needs a local model. Empty: no discriminator but the oracle.
     config.discriminator.model = ""
-    config.discriminator.kinds = ("yes_no",)  # yes_no | reasoning
+    config.discriminator.kinds = ("yes_no",)  # yes_no | reasoning | reward, which needs a run of planner/judge_reward
     config.discriminator.modes = ("naive", "check")  # naive | check | exec | pro, see docs/methods/planner.md
     config.discriminator.rules = ("soft", "hard")  # scores of reasoning: soft | hard
     config.discriminator.budget = 512  # tokens that reasoning may take
+    # Smaller budgets that the report compares: read off the same answers, which are greedy.
+    config.discriminator.budgets = ()
     config.discriminator.think = True  # begin its answer with an open think tag; a server may not go on with one
     config.discriminator.context = True  # the schema is in the prompt
     config.discriminator.few_shot = False  # two worked examples are in front
-    config.discriminator.row_length = 2048  # tokens of a packed row of yes_no
+    config.discriminator.row_length = 2048  # tokens of a packed row of yes_no and reward
     config.discriminator.rows = 1  # packed rows a step
     config.discriminator.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of a million tokens
     config.oracle = ConfigDict()
@@ -136,9 +138,28 @@ def check_choices(config: ConfigDict) -> None:
         )
     if config.discriminator.budget < 1:
         raise UserError(f"config.discriminator.budget = {config.discriminator.budget} must be at least 1")
+    for smaller in config.discriminator.budgets:
+        if not 1 <= smaller <= config.discriminator.budget:
+            raise UserError(
+                f"config.discriminator.budgets: {smaller} must be from 1 to config.discriminator.budget = "
+                f"{config.discriminator.budget}, whose answers are cut"
+            )
+    _check_reward(config)
     for accuracy in config.oracle.accuracies:
         if not 0 <= accuracy <= 1:
             raise UserError(f"config.oracle.accuracies: {accuracy} must be from 0 to 1")
+
+
+def _check_reward(config: ConfigDict) -> None:
+    """Refuses what a reward head cannot be shown: it reads a question and a plan, as it was trained."""
+    if "reward" not in config.discriminator.kinds:
+        return
+    if results := [mode for mode in config.discriminator.modes if MODES[mode][1]]:
+        raise UserError(
+            f"config.discriminator.modes: a reward head is not shown results, as {results[0]} does; choose naive or check"
+        )
+    if config.discriminator.few_shot:
+        raise UserError("config.discriminator.few_shot: a reward head has no worked examples; leave out kind reward")
 
 
 def budget(config: ConfigDict) -> Budget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from smallr.evals.statistics import paired_difference, pass_at_1
 from smallr.methods.planner import metrics
 from smallr.methods.planner.baselines import BASELINES
-from smallr.methods.planner.discriminators.base import MODES, Judgement, scores
+from smallr.methods.planner.discriminators.base import MODES, Judgement, scores, within
 from smallr.methods.planner.planners import best
 from smallr.methods.planner.rows import Executed, of_rows
 
@@ -92,9 +93,42 @@ def evaluate(
             for variant in variants(config)
             if kept
         },
+        "between": _between(variants(config), correct) if kept else {},
+        "budgets": _budgets(config, executed, judgements) if kept else {},
         "searches": {name: _costs(rows) for name, rows in searches.items()},
         "chosen": {"ids": ids, "correct": correct},
     }
+
+
+def _between(every: Sequence[Variant], correct: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, float]]:
+    """Compares the picks of ways to score that differ in the mode alone or in the rule alone, question by question."""
+    found = {}
+    for one, other in itertools.combinations(every, 2):
+        names = [f"rerank, {each.name}" for each in (one, other)]
+        changed = (one.mode != other.mode) + (one.rule != other.rule)
+        if one.kind == other.kind and changed == 1 and all(name in correct for name in names):
+            found[f"{other.name} minus {one.name}"] = pick_figures(correct[names[1]], correct[names[0]])
+    return found
+
+
+def _budgets(config: Mapping[str, Any], executed: Rows, judgements: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:
+    """Returns, for each smaller budget of reasoning, the figures of each way to score: as if answers had ended there."""
+    found: dict[str, dict[str, Any]] = {}
+    fields = {**config["discriminator"], "kinds": ("reasoning",), "budgets": ()}
+    reasoned = {name: rows for name, rows in judgements.items() if name.startswith("reasoning")}
+    for budget in config["discriminator"]["budgets"] if reasoned else ():
+        cut = {name: [_cut(row, budget) for row in rows] for name, rows in reasoned.items()}
+        settings = {**config, "discriminator": fields, "planners": ("rerank",)}
+        report = evaluate(settings, executed, cut, {})
+        found[str(budget)] = {
+            name: {**each, "pick": report["picks"][f"rerank, {name}"]} for name, each in report["intrinsic"].items()
+        }
+    return found
+
+
+def _cut(row: Mapping[str, Any], budget: int) -> dict[str, Any]:
+    judgements = [dataclasses.asdict(within(Judgement(**each), budget)) for each in row["judgements"]]
+    return {**row, "judgements": judgements}
 
 
 def pick_figures(correct: Sequence[bool], vote: Sequence[bool]) -> dict[str, float]:

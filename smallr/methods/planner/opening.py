@@ -20,7 +20,7 @@ from smallr.language.base import Prices
 from smallr.language.opening import open_configured
 from smallr.methods.planner.arithmetic import ArithmeticTask
 from smallr.methods.planner.discriminators.base import Discriminator
-from smallr.methods.planner.prompts import JudgePrompt, load_examples, load_prompts
+from smallr.methods.planner.prompts import JudgePrompt, RewardPrompt, load_examples, load_prompts
 from smallr.methods.planner.sql.task import SqlTask
 
 
@@ -54,13 +54,15 @@ class Judging:
     """A discriminator that is not open yet.
 
     Attributes:
-      kind: yes_no or reasoning.
+      kind: one of `config.KINDS`.
       shows_results: whether the outcome of a plan is in its prompt.
+      checks: whether plans that do not execute are kept from it.
     """
 
     tools: Tools
     kind: str
     shows_results: bool
+    checks: bool = False
 
     @property
     def name(self) -> str:
@@ -74,8 +76,12 @@ class Judging:
         settings = {name: fields[name] for name in ("context", "few_shot")}
         if self.kind == "reasoning":
             settings |= {name: fields[name] for name in ("budget", "think")}
+        if self.kind != "reasoning":
+            settings |= {"row_length": fields.row_length}
         compute = {"dtype": config.compute.dtype, "max_length": config.compute.max_length}
-        return json.dumps([self.name, model_identity(fields.model), settings, compute, self.tools.prompts.digest])
+        return json.dumps(
+            [self.name, self.checks, model_identity(fields.model), settings, compute, self.tools.prompts.digest]
+        )
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Discriminator]:
@@ -86,6 +92,9 @@ class Judging:
         """
         config = self.tools.config
         fields = config.discriminator
+        if self.kind == "reward":
+            yield _reward(self.tools)
+            return
         name = "reason" if self.kind == "reasoning" else self.kind
         prompt = judge_prompt(self.tools, name, shows_results=self.shows_results)
         if self.kind == "reasoning":
@@ -111,13 +120,52 @@ def judge_prompt(tools: Tools, name: str, *, shows_results: bool) -> JudgePrompt
     )
 
 
-def _yes_no(config: ConfigDict, prompt: JudgePrompt) -> Discriminator:
+def reward_prompt(tools: Tools) -> RewardPrompt:
+    """Returns what writes the prompts of a reward head, as the config wants them."""
+    return RewardPrompt(tools.prompts, tools.task, shows_context=tools.config.discriminator.context)
+
+
+def _local(config: ConfigDict, why: str) -> str:
+    """Returns the name of the discriminator's model; raises UserError if it is a server's."""
     name = config.discriminator.model
     if name.startswith(("http:", "https:")):
         raise UserError(
-            f"config.discriminator.model = {name!r}: yes_no reads the probability of a token from the weights; a server "
-            "does not give it: choose config.discriminator.kinds=reasoning, or a local model"
+            f"config.discriminator.model = {name!r}: {why}, which a server does not give: choose "
+            "config.discriminator.kinds=reasoning, or a local model"
         )
+    return name
+
+
+def _reward(tools: Tools) -> Discriminator:
+    config = tools.config
+    name = _local(config, "reward reads a value head of a run")
+    import jax
+
+    from smallr.core.sharding import make_mesh
+    from smallr.language.loading import load_trained
+    from smallr.methods.planner.discriminators.reward import Reward
+    from smallr.training.policy import attach_saved_heads
+    from smallr.training.saved import find_run
+
+    mesh = make_mesh(-1, 1, 1)
+    with jax.set_mesh(mesh):
+        source, decoder = load_trained(name, mesh, dtype=config.compute.dtype)
+        attach_saved_heads(decoder, name, mesh)
+    fields = config.discriminator
+    return Reward(
+        decoder,
+        source.tokenizer(),
+        mesh,
+        reward_prompt(tools),
+        identity=name,
+        chat=find_run(Path(name).expanduser()).config["data"]["chat"],  # plans are read as they were in training
+        rows=fields.rows,
+        row_length=fields.row_length,
+    )
+
+
+def _yes_no(config: ConfigDict, prompt: JudgePrompt) -> Discriminator:
+    name = _local(config, "yes_no reads the probability of a token from the weights")
     import jax  # only now: a run without a local model needs none of this
 
     from smallr.core.sharding import make_mesh

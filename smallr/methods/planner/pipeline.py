@@ -17,17 +17,27 @@ from smallr.core.stage_values import identity_of
 from smallr.core.stages import Stages
 from smallr.methods.planner import config as fields
 from smallr.methods.planner.data import load_problems
-from smallr.methods.planner.discriminators.base import MODES, Case
+from smallr.methods.planner.discriminators.base import MODES, Case, Judgement
 from smallr.methods.planner.instances import execute_on_instances
-from smallr.methods.planner.opening import Judging, Tools, judge_prompt, model_identity, open_tools, open_writer
+from smallr.methods.planner.opening import (
+    Judging,
+    Tools,
+    judge_prompt,
+    model_identity,
+    open_tools,
+    open_writer,
+    reward_prompt,
+)
 from smallr.methods.planner.report import write_report
 from smallr.methods.planner.rows import as_rows, execute_all, of_rows
 from smallr.methods.planner.searching import planned_searches, search
 from smallr.methods.planner.sql.components import compare_rows
+from smallr.methods.planner.sql.gold import suspicious_joins
 from smallr.methods.planner.task import Candidate, Problem
-from smallr.methods.planner.training_rows import training_rows, write_training_rows
+from smallr.methods.planner.training_rows import reward_rows, training_rows, write_training_rows
 
 Rows = list[dict[str, Any]]
+_NOT_SENT = Judgement(error="it does not execute, so it is not sent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +85,7 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         problems, given = load_problems(config, tools.task)
         benchmark, stages = Benchmark(tools, problems, given), Stages(folder)
 
-        candidates = stages.do("candidates", propose, benchmark, generator_identity(config))
+        candidates = stages.do("candidates", propose, benchmark, generator_identity(tools))
         executed = stages.do("executed", execute, benchmark, candidates)
         judgements = {
             judging.name: stages.do(f"judgements_{judging.name}", judge, benchmark, judging, executed)
@@ -83,13 +93,16 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
         }
         searches = {
             each.name: stages.do(f"search_{each.name}", search, benchmark, each, candidates)
-            for each in planned_searches(tools, generator_identity(config))
+            for each in planned_searches(tools, generator_identity(tools))
         }
         count = config.data.instances
         instances = [stages.do("instances", vary, benchmark, candidates, count)] if count else []
-        exact = [stages.make("exact_match", compare_rows, executed)] if config.task == "sql" else []
+        is_sql = config.task == "sql"
+        exact = [stages.make("exact_match", compare_rows, executed)] if is_sql else []
+        gold = [stages.do("gold_joins", check_joins, benchmark)] if is_sql else []
         if config.training.holdout:
-            stages.do("training_rows", label, benchmark, executed, tuple(config.training.holdout))
+            holdout = tuple(config.training.holdout)
+            stages.do("training_rows", label, benchmark, executed, holdout, _labels_identity(tools))
         stages.run()
         return write_report(
             folder,
@@ -97,6 +110,7 @@ def run_planner(config: ConfigDict, folder: Path) -> dict[str, Any]:
             stages.value(executed),
             stages.value(instances[0])["rows"] if instances else [],
             stages.value(exact[0]) if exact else {},
+            stages.value(gold[0]) if gold else [],
             {name: stages.value(stage) for name, stage in judgements.items()},
             {name: stages.value(stage) for name, stage in searches.items()},
             {
@@ -144,6 +158,11 @@ def execute(folder: Path, benchmark: Benchmark, candidates: Rows) -> Rows:
     return as_rows(task, benchmark.problems, execute_all(task, benchmark.problems, found))
 
 
+def check_joins(folder: Path, benchmark: Benchmark) -> Rows:
+    """Finds the joins of gold queries that are suspicious."""
+    return suspicious_joins(benchmark.tools.task, benchmark.problems)
+
+
 def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> dict[str, list[Rows]]:
     """Executes all candidates on further instances of the databases."""
     found = [[Candidate(**each) for each in row["candidates"]] for row in candidates]
@@ -151,18 +170,24 @@ def vary(folder: Path, benchmark: Benchmark, candidates: Rows, count: int) -> di
     return {"rows": execute_on_instances(folder, task, benchmark.problems, found, count, seed)}
 
 
-def label(folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[str]) -> Path:
+def label(
+    folder: Path, benchmark: Benchmark, executed: Rows, holdout: Sequence[str], identity: Mapping[str, Any]
+) -> Path:
     """Writes rows to train a discriminator on."""
-    rows = training_rows(benchmark.problems, executed, judge_prompt(benchmark.tools, "yes_no", shows_results=False))
-    return write_training_rows(folder, rows, holdout)
+    tools = benchmark.tools
+    rows = training_rows(benchmark.problems, executed, judge_prompt(tools, "yes_no", shows_results=False))
+    rewards = reward_rows(benchmark.problems, executed, reward_prompt(tools))
+    return write_training_rows(folder, rows, rewards, holdout)
 
 
 def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) -> Rows:
-    """Has a discriminator judge all candidates; problems that are finished are kept over a kill."""
+    """Has a discriminator judge the candidates that are sent to it; problems that are finished are kept over a kill."""
     journal = Journal(folder / "journal.jsonl", ("judgements",))
+    every = of_rows(executed)
+    sent = [[place for place, each in enumerate(found) if not (judging.checks and each.error)] for found in every]
     cases = [
-        Case(problem, tuple(each.plan for each in found), tuple(each.outcome for each in found))
-        for problem, found in zip(benchmark.problems, of_rows(executed), strict=True)
+        Case(problem, tuple(found[place].plan for place in places), tuple(found[place].outcome for place in places))
+        for problem, found, places in zip(benchmark.problems, every, sent, strict=True)
     ]
     todo = [case for case in cases if case.problem.id not in journal]
     if todo:
@@ -170,7 +195,13 @@ def judge(folder: Path, benchmark: Benchmark, judging: Judging, executed: Rows) 
             for index, judgements in discriminator.judge(todo):
                 entry = {"judgements": [dataclasses.asdict(each) for each in judgements]}
                 journal.add(todo[index].problem.id, entry)
-    return [{"id": case.problem.id, **journal[case.problem.id]} for case in cases]
+    rows = []
+    for case, found, places in zip(cases, every, sent, strict=True):
+        said: Rows = [dataclasses.asdict(_NOT_SENT) for _ in found]
+        for place, judgement in zip(places, journal[case.problem.id]["judgements"], strict=True):
+            said[place] = judgement
+        rows.append({"id": case.problem.id, "judgements": said})
+    return rows
 
 
 def _candidate_row(problem: Problem, candidates: Sequence[Candidate]) -> dict[str, Any]:
@@ -180,16 +211,32 @@ def _candidate_row(problem: Problem, candidates: Sequence[Candidate]) -> dict[st
 def judgings(tools: Tools) -> list[Judging]:
     """Returns the discriminators that a run needs: one for all modes that show the same prompt."""
     discriminator = tools.config.discriminator
-    shown = sorted({MODES[mode][1] for mode in discriminator.modes})
+    checks: dict[bool, bool] = {}  # by whether results are shown: whether all modes that do so check
+    for check, shows in (MODES[mode] for mode in discriminator.modes):
+        checks[shows] = checks.get(shows, True) and check
     kinds = discriminator.kinds if discriminator.model else ()
-    return [Judging(tools, kind, shows) for kind in kinds for shows in shown]
+    return [Judging(tools, kind, shows, checks[shows]) for kind in kinds for shows in sorted(checks)]
 
 
-def generator_identity(config: ConfigDict) -> dict[str, Any]:
+def _labels_identity(tools: Tools) -> dict[str, Any]:
+    """Returns what the texts of training rows depend on, besides the questions."""
+    fields = tools.config.discriminator
+    return {"context": fields.context, "few_shot": fields.few_shot, "prompts": tools.prompts.digest}
+
+
+def generator_identity(tools: Tools) -> dict[str, Any]:
     """Returns what generated candidates depend on, besides the questions."""
+    config = tools.config
     if not config.generator.model:
         return {}
     settings = {name: config.generator[name] for name in ("temperature", "top_p", "max_tokens")}
     compute = {"dtype": config.compute.dtype, "max_length": config.compute.max_length}
     model = model_identity(config.generator.model)
-    return {"model": model, **settings, **compute, "candidates": config.budget.candidates, "seed": config.seed}
+    return {
+        "model": model,
+        **settings,
+        **compute,
+        "candidates": config.budget.candidates,
+        "seed": config.seed,
+        "prompts": tools.prompts.digest,
+    }

@@ -91,6 +91,29 @@ class JudgePrompt:
         return f"{self._prompts.digest} {settings}"
 
 
+class RewardPrompt:
+    """Writes what a reward head reads in front of a plan: what a generator is asked, so that a plan is the answer to it.
+
+    Args:
+      prompts: of the method.
+      task: for its words.
+      shows_context: whether the context (a schema) is in it.
+    """
+
+    def __init__(self, prompts: Prompts, task: Task, *, shows_context: bool = True):
+        self._prompts, self._task, self._shows_context = prompts, task, shows_context
+
+    def render(self, problem: Problem) -> str:
+        """Writes the prompt that all plans of a problem share."""
+        context = context_block(self._task.context_title, problem.context, wanted=self._shows_context)
+        return self._prompts.render("generate", context=context, question=problem.question, noun=self._task.noun)
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that the prompts depend on besides the problem."""
+        return f"{self._prompts.digest} {(self._task.noun, self._shows_context)}"
+
+
 def make_draft(
     task: Task, prompts: Prompts, problem: Problem, count: int, *, prefix: str, rejected: str, round: int
 ) -> Draft:

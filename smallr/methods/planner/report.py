@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from smallr.core.files import whole_file, write_json, write_text
 from smallr.methods.planner.evaluation import VOTE, evaluate
 from smallr.methods.planner.instances import agreement, with_all_instances
+from smallr.methods.planner.sql.gold import gold_report, write_gold
 
 _SHOWN = 20  # questions listed by name
 
@@ -23,6 +25,7 @@ def write_report(
     executed: Sequence[Mapping[str, Any]],
     instances: Sequence[Sequence[Mapping[str, Any]]],
     exact: Mapping[str, Any],
+    gold_joins: Sequence[Mapping[str, Any]],
     judgements: Mapping[str, Sequence[Mapping[str, Any]]],
     searches: Mapping[str, Sequence[Mapping[str, Any]]],
     seconds: Mapping[str, float],
@@ -35,6 +38,7 @@ def write_report(
       executed: value of the stage, as all that follow.
       instances: executed on each further instance.
       exact: counts of exact matches; empty for a task that has none.
+      gold_joins: suspicious joins of gold queries; empty for a task that has none.
       judgements: by the name of the discriminator.
       searches: by the name of the search.
       seconds: that stages took.
@@ -45,6 +49,9 @@ def write_report(
     if instances:
         every = evaluate(settings, with_all_instances(executed, instances), judgements, {})
         report["instances"] = {**agreement(executed, instances), "picks": every["picks"]}
+    if gold_joins:
+        report["gold"] = gold_report(executed, instances, gold_joins)
+        write_gold(folder / "gold.md", report["gold"])
     report["cost"] = _cost(config, report)
     report["plot"] = plot_picks(folder / "picks.png", report["picks"])
     report["oracle_plot"] = plot_oracle(folder / "oracle.png", report["picks"])
@@ -69,9 +76,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             (_pick_line(name, each) for name, each in report["picks"].items()),
         ),
     ]
-    if report["intrinsic"]:
-        header = ("discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "95 %", "MRR %", "fail %", "tokens")
-        lines += ["", *_table(header, (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
+    lines += _judged(report)
     if report["searches"]:
         rows = [
             (name, *(f"{each[key]:.1f}" for key in ("proposals", "judged", "expansions")))
@@ -89,6 +94,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"Exact match with the gold query, part by part: {found['exact']} of {found['parsed']} candidates that can be "
             f"parsed, {found['exact_wrong']} of them with another result. The same part, in %: {parts}.",
         ]
+    lines += _gold(report)
     if counts["errors"]:
         errors = ", ".join(f"{number} {kind}" for kind, number in counts["errors"].items())
         lines += ["", f"Candidates that do not execute: {errors}."]
@@ -99,6 +105,45 @@ def markdown(report: Mapping[str, Any]) -> str:
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in report["seconds"].items())
     lines += ["", f"Time: {spent}. Cost: {report['cost']:.4f}.", ""]
     return "\n".join(lines)
+
+
+def _judged(report: Mapping[str, Any]) -> list[str]:
+    """Writes how well discriminators tell right from wrong, what they wrote, and how they differ."""
+    lines: list[str] = []
+    if report["intrinsic"]:
+        header = ("discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "95 %", "MRR %", "fail %", "tokens")
+        lines += ["", *_table(header, (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
+        rows = [_text_line(*each) for each in report["intrinsic"].items() if each[1]["text"]["words"] > 0]
+        header = ("rationales", "words", "repetition %", "1 - TTR %", "pairs of words repeated %", "entropy, bits")
+        lines += ["", *_table(header, rows)] if rows else []
+    if report["between"]:
+        header = ("between discriminators, EX", "difference", "95 %", "better/worse", "p")
+        lines += ["", *_table(header, ((name, *_pick_line("", each)[3:]) for name, each in report["between"].items()))]
+    if report["budgets"]:
+        header = ("budget", "discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "MRR %", "fail %", "EX %")
+        rows = [_budget_line(*each) for each in _by_budget(report["budgets"])]
+        lines += ["", *_table(header, rows)]
+    return lines
+
+
+def _gold(report: Mapping[str, Any]) -> list[str]:
+    """Says how many gold queries are suspicious, and where they are listed."""
+    if not report.get("gold"):
+        return []
+    kinds = Counter(kind for row in report["gold"] for kind in {_kind(reason) for reason in row["reasons"]})
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    return ["", f"Gold queries to look at, listed in gold.md: {len(report['gold'])} ({counted})."]
+
+
+def _kind(reason: str) -> str:
+    for mark, kind in (
+        ("no foreign key", "join what no foreign key connects"),
+        ("no value in common", "join what has no value in common"),
+        ("fails", "fail"),
+    ):
+        if mark in reason:
+            return kind
+    return "return nothing"
 
 
 def _instances(report: Mapping[str, Any]) -> list[str]:
@@ -139,6 +184,22 @@ def _intrinsic_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
         _percent(each["fail_rate"]),
         f"{each['prompt_tokens']} + {each['tokens']}",
     )
+
+
+def _text_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
+    text = each["text"]
+    shares = (_percent(text[key]) for key in ("repetition", "one_minus_ttr", "repetition_2"))
+    return (name, f"{text['words']:.0f}", *shares, f"{text['entropy']:.2f}")
+
+
+def _by_budget(budgets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for budget, variants in budgets.items():
+        yield from ((budget, name, each) for name, each in variants.items())
+
+
+def _budget_line(budget: str, name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = _intrinsic_line(name, each)
+    return (budget, *cells[:5], cells[6], cells[7], _percent(each["pick"]["ex"]))
 
 
 def _percent(value: float) -> str:

@@ -61,6 +61,15 @@ def test_packed_plans_score_as_one_by_one(small_model, prompts, task, problem, c
         assert alone[number][0] == pytest.approx(packed[index][place], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_packed_plans_of_smollm2_score_as_one_by_one(prompts, task, problem):
+    """The model of the measurements, in nats."""
+    judge = open_yes_no("smollm2-135m-instruct", JudgePrompt(prompts, "yes_no", task), row_length=192)
+    packed = probabilities(judge, [case_of(problem, PLANS[:3])])[0]
+    alone = probabilities(judge, [Case(problem, (plan,), (Outcome(),)) for plan in PLANS[:3]])
+    assert np.log(packed) == pytest.approx([math.log(alone[place][0]) for place in range(3)], abs=1e-4)
+
+
 def test_what_a_row_cannot_hold(small_model, prompts, task, problem):
     judge = open_yes_no(small_model, JudgePrompt(prompts, "yes_no", task), row_length=512)
     wide = probabilities(judge, [case_of(problem)])

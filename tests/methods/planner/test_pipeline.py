@@ -82,6 +82,7 @@ def test_figures_of_a_benchmark(config, tmp_path, judge):
     config.discriminator.model, config.discriminator.kinds = "fake", ("reasoning",)
     config.planners = ("greedy", "rerank", "iterative", "tree", "oracle")
     config.oracle.accuracies = (0.0, 1.0)
+    config.discriminator.budgets = (10, 64)
     report = run_planner(config, tmp_path / "run")
     assert report["counts"] == {
         "questions": 3,
@@ -119,10 +120,36 @@ def test_figures_of_a_benchmark(config, tmp_path, judge):
     check = report["intrinsic"]["reasoning check hard"]
     assert check["asked"] == 3
     assert check["fail_rate"] == pytest.approx(2 / 3)
+    assert report["between"].keys() == {
+        "reasoning naive hard minus reasoning naive soft",
+        "reasoning check soft minus reasoning naive soft",
+        "reasoning check hard minus reasoning naive hard",
+        "reasoning check hard minus reasoning check soft",
+    }
+    assert all(each["p_value"] == 1 for each in report["between"].values())
+    # Verdicts are written at the end, after 17 or 18 letters; with less there is none.
+    naive = {budget: each["reasoning naive hard"] for budget, each in report["budgets"].items()}
+    assert (naive["10"]["fail_rate"], naive["64"]["fail_rate"]) == (1.0, soft["fail_rate"])
+    assert naive["10"]["pairwise_accuracy"] == 0.0
+    assert naive["64"]["pick"]["ex"] == report["picks"]["rerank, reasoning naive hard"]["ex"]
     text = (tmp_path / "run" / "report.md").read_text()
+    assert "| 10 | reasoning naive soft | 0.0 |" in text
+    assert "| rationales | words |" in text
     assert "| majority of proposals | 50.0 |" in text
     assert "gold plan that fails or is unknown: c" in text
     assert json.loads((tmp_path / "run" / "report.json").read_text())["picks"].keys() == report["picks"].keys()
+
+
+def test_what_does_not_execute_is_not_sent_if_no_mode_wants_it(config, tmp_path, judge):
+    config.discriminator.model, config.discriminator.kinds = "fake", ("reasoning",)
+    config.discriminator.modes = ("check", "exec")
+    report = run_planner(config, tmp_path / "run")
+    prompts = [request.messages[0]["content"] for request in judge.requests]
+    failing = "SELECT count(city) FROM item;"
+    assert [f"{failing}\nIt fails" in prompt for prompt in prompts if failing in prompt] == [True]  # exec, not check
+    assert report["intrinsic"]["reasoning check soft"]["asked"] == 3
+    assert report["intrinsic"]["reasoning exec soft"]["asked"] == 4
+    assert report["picks"]["rerank, reasoning check soft"]["ex"] == 0.5
 
 
 def test_it_goes_on_where_it_was(config, tmp_path, judge, monkeypatch):
@@ -163,6 +190,13 @@ def test_a_generator_proposes(config, tmp_path, monkeypatch):
     assert report["picks"]["first candidate"]["ex"] == 0.5
     assert report["counts"]["errors"] == {"no query": 1}
     assert all(request.params.n == 2 and request.params.temperature == 0.2 for request in model.requests)
+    count = len(model.requests)
+    run_planner(config, tmp_path / "run")
+    assert len(model.requests) == count
+    (tmp_path / "generate.txt").write_text("{{context}}Please: {{question}}")
+    config.prompts.generate = str(tmp_path / "generate.txt")
+    run_planner(config, tmp_path / "run")  # another prompt proposes anew
+    assert sorted("Please: " in request.messages[0]["content"] for request in model.requests[count:]) == [True] * 3
 
 
 def test_the_second_task_is_no_sql(tmp_path):
@@ -205,6 +239,7 @@ def test_rows_that_cannot_be_used(config, tmp_path, change, says):
         ),
         ("planners", ("trees",), "'trees' must be one of"),
         ("budget.patience", 0, "config.budget.patience = 0 must be at least 1"),
+        ("discriminator.budgets", (513,), "513 must be from 1 to config.discriminator.budget = 512"),
         ("oracle.accuracies", (1.5,), "1.5 must be from 0 to 1"),
         ("data.source", "", "config.data.source is empty"),
     ],
@@ -310,6 +345,13 @@ def test_rows_to_train_a_discriminator_on_are_split_by_database(config, tmp_path
     assert list(pairs["train"]["rejected"]) == ["Yes", "No"]
     assert list(answers["test"]["completion"]) == ["No", "Yes"]
     assert "SELECT count(*) FROM shop;" in pairs["train"]["prompt"][1]
+    config.discriminator.context = False
+    run_planner(config, tmp_path / "run")
+    (bare,) = set((tmp_path / "run").glob("training_rows-*")) - {folder}
+    assert "Database schema" in pairs["train"]["prompt"][0]
+    assert "Database schema" not in load_from_disk(str(bare / "preference"))["train"]["prompt"][0]
+    rewards = load_from_disk(str(folder / "reward"))
+    assert (rewards["train"]["correct"][0], rewards["test"]["database"][0]) == ([0, 1], "other")
     config.training.holdout = ("nowhere",)
     with pytest.raises(UserError, match=r"no rows of 'nowhere'; there are other, shop"):
         run_planner(config, tmp_path / "run")

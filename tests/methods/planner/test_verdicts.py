@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from smallr.methods.planner.discriminators.verdicts import read_verdict
+from smallr.core.errors import UserError
+from smallr.methods.planner.discriminators.base import Judgement, within
+from smallr.methods.planner.discriminators.verdicts import Verdict, read_verdicts
 from smallr.sampling.requests import Sample, TokenLogprob
 
 
@@ -15,6 +17,11 @@ def sample(tokens: Sequence[str], marked: int | None = None) -> Sample:
     """Tokens of log-prob -1, but for one of probability 0.9."""
     logprobs = tuple(TokenLogprob(i, token, math.log(0.9) if i == marked else -1.0) for i, token in enumerate(tokens))
     return Sample("".join(tokens), "stop", tuple(range(len(tokens))), logprobs)
+
+
+def read_verdict(said: Sample) -> Verdict | None:
+    """Returns the one that wins."""
+    return next(reversed(read_verdicts(said)), None)
 
 
 @pytest.mark.parametrize(
@@ -63,3 +70,19 @@ def test_no_verdict(text):
 def test_without_logprobs_there_is_no_probability():
     found = read_verdict(Sample('{"correct": true}', "stop"))
     assert (found.step, found.probability, found.soft) == (None, None, None)
+
+
+def test_a_smaller_budget_is_the_beginning_of_a_greedy_answer():
+    tokens = ["So", ' {"correct": ', "true", "}", " or", ' {"correct":', " false", "} ", "end"]
+    verdicts = read_verdicts(sample(tokens))
+    assert [(each.tokens, each.correct, each.step) for each in verdicts] == [(4, True, 2), (8, False, 6)]
+    timed = tuple((each.tokens, each.correct, each.soft) for each in verdicts)
+    whole = Judgement(False, verdicts[-1].soft, tokens=len(tokens), verdicts=timed)
+    for budget in range(1, len(tokens) + 2):
+        alone = read_verdict(sample(tokens[:budget]))  # what that budget would have left
+        cut = within(whole, budget)
+        assert cut.correct == (None if alone is None else alone.correct)
+        assert cut.probability == (None if alone is None else alone.soft)
+        assert cut.tokens == min(budget, len(tokens))
+    with pytest.raises(UserError, match="no log-probs"):
+        within(Judgement(True, tokens=9), 4)

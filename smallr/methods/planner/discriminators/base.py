@@ -34,6 +34,7 @@ class Judgement:
       text: its rationale, where it writes one.
       prompt_tokens, tokens: read for it, and written.
       error: why it was not asked, in words.
+      verdicts: all that it wrote, as (tokens written until then, verdict, probability); empty without log-probs.
     """
 
     correct: bool | None = None
@@ -42,6 +43,7 @@ class Judgement:
     prompt_tokens: int = 0
     tokens: int = 0
     error: str = ""
+    verdicts: tuple[tuple[int, bool, float], ...] = ()
 
 
 class Discriminator(Protocol):
@@ -55,6 +57,26 @@ class Discriminator(Protocol):
     def judge(self, cases: Sequence[Case]) -> Iterator[tuple[int, list[Judgement]]]:
         """Yields (index of the case, a judgement of each of its plans), in any order."""
         ...
+
+
+def within(judgement: Judgement, budget: int) -> Judgement:
+    """Returns what a discriminator that writes greedily would have said if it had had fewer tokens.
+
+    A greedy answer under a smaller budget is the beginning of the longer one, so its last verdict is the last of those that
+    were complete by then. The text is left as it is.
+
+    Raises:
+      UserError: it is not known when the verdicts were written.
+    """
+    if judgement.tokens <= budget:
+        return judgement
+    if judgement.correct is not None and not judgement.verdicts:
+        raise UserError(
+            "the discriminator's server gives no log-probs, which config.discriminator.budgets needs: leave it empty"
+        )
+    known = [(correct, probability) for tokens, correct, probability in judgement.verdicts if tokens <= budget]
+    correct, probability = known[-1] if known else (None, None)
+    return dataclasses.replace(judgement, correct=correct, probability=probability, tokens=budget)
 
 
 def score(judgement: Judgement, rule: str = "soft") -> float:

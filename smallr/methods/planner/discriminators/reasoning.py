@@ -10,7 +10,7 @@ from smallr.agents.agent import is_at_fault
 from smallr.core.stages import Stopped
 from smallr.language.base import LanguageModel
 from smallr.methods.planner.discriminators.base import Case, Judgement
-from smallr.methods.planner.discriminators.verdicts import read_verdict
+from smallr.methods.planner.discriminators.verdicts import read_verdicts
 from smallr.methods.planner.prompts import JudgePrompt
 from smallr.sampling.requests import Request, Result, SamplingParams
 
@@ -68,9 +68,12 @@ def _judgement(result: Result) -> Judgement:
             raise Stopped(f"a candidate got no verdict ({result.error}); the same command asks again")
         return Judgement(error=result.error)
     (sample,) = result.samples
-    verdict, usage = read_verdict(sample), result.usage
+    verdicts, usage = read_verdicts(sample), result.usage
     counts = {"text": sample.text, "prompt_tokens": usage.prompt_tokens, "tokens": usage.completion_tokens}
-    return Judgement(**counts) if verdict is None else Judgement(verdict.correct, verdict.soft, **counts)
+    timed = tuple((each.tokens, each.correct, each.soft) for each in verdicts if each.tokens is not None)
+    if not verdicts:
+        return Judgement(**counts)
+    return Judgement(verdicts[-1].correct, verdicts[-1].soft, verdicts=timed, **counts)
 
 
 def _as_they_come(model: LanguageModel, requests: Sequence[Request]) -> Iterator[tuple[int, Result]]:

@@ -13,6 +13,7 @@ from smallr.evals.graders.sql import same_result
 from smallr.evals.isolation.queries import QueryResult, QueryRunner
 from smallr.methods.planner.prompts import make_draft
 from smallr.methods.planner.sql import text
+from smallr.methods.planner.sql.joins import Join, count_shared
 from smallr.methods.planner.task import Candidate, Outcome, Problem, Write, gather
 
 PREVIEW_ROWS, PREVIEW_CELL = 5, 128  # of a result that a model is shown
@@ -129,6 +130,14 @@ class SqlTask:
         if database not in self._schemas:
             self._schemas[database] = self._runner.tables(Path(database))
         return self._schemas[database]
+
+    def shared_values(self, database: str, joins: Sequence[Join]) -> dict[Join, int | None]:
+        """Counts the values that the columns of joins have in common; None where the query fails."""
+        ((*results,),) = (
+            self._runner.run([(Path(database), [count_shared(join) for join in joins])]) if joins else ((),)
+        )
+        counts = [None if result.error else result.rows[0][0] for result in results]
+        return dict(zip(joins, counts, strict=True))
 
     def _names(self, database: str) -> frozenset[str]:
         tables = self.tables(database)
