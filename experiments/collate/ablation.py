@@ -12,17 +12,18 @@ docs/methods/collate.md says what is compared and what was found.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.collate.arms import ARMS, Majority, open_arm
+from experiments.collate.arms import ARMS, BASELINES, MAJORITY, Majority, open_arm, spent
 from experiments.crv.arms import TrainSettings
-from experiments.crv.base import Base
+from experiments.crv.base import Base, pretrained, quiet
 from experiments.crv.questions import Questions
 from smallr.core.comparison import markdown, table, write_csv
 from smallr.core.errors import UserError
@@ -30,14 +31,24 @@ from smallr.core.programs import keep_programs
 from smallr.core.stages import Stage, Stages, Stopped
 from smallr.data.builtin import rationale_rows
 from smallr.data.saving import save_rows
+from smallr.evals.graders.base import Job
+from smallr.evals.graders.matching import numbers
 from smallr.evals.statistics import paired_difference, pass_at_1
+from smallr.methods.collate.answers import pair_scores
 from smallr.methods.collate.config import base as fields
 from smallr.methods.collate.data import opened
 from smallr.methods.collate.modes import ANSWER, RATIONALE
 from smallr.methods.collate.stages import Collate
 from smallr.models.scratch import Size
 
-METRICS = {"correct": "right, I→R→A", "at_once": "right, I→A", "likelihood": "mean utility", "agreement": "agreement"}
+METRICS = {
+    "correct": "right, I→R→A",
+    "every": "right, all providers",
+    "at_once": "right, I→A",
+    "likelihood": "mean utility",
+}
+SPENT = {"spent trained": "tokens trained", "spent written": "tokens written"}
+AGREEING = ("full", "no distinct providers", "S = 3")  # arms whose agreement of likelihood with correctness is shown
 
 
 def config_of(options: argparse.Namespace, seed: int, model: str, rows: str, validation: str) -> ConfigDict:
@@ -68,32 +79,19 @@ def student(options: argparse.Namespace, out: Path) -> str:
     """Returns the model that all arms start from; one made from nothing is trained on the first call."""
     if options.model != "scratch":
         return options.model
-
-    def pretrain(stage: Stage, folder: Path, needs: list[Path]) -> dict[str, float]:
-        from configs.sft import get_config
-        from smallr.training.trainer import Trainer
-
-        untrained, rows = wanted.write(folder)
-        config, how = get_config(), wanted.train
-        config.model, config.compute.dtype, config.compute.remat = str(untrained), wanted.dtype, "none"
-        config.data.train, config.data.train_split, config.data.eval = str(rows), "train", ""
-        config.batch.rows, config.batch.row_length = how.rows, how.row_length
-        config.optimizer.learning_rate, config.epochs, config.steps = how.rate, how.epochs, how.steps
-        config.log_every = 10
-        with quiet(folder), Trainer(config, folder / "run") as trainer:
-            if not trainer.fit()["finished"]:
-                raise Stopped("stopped; the same command goes on from here")
-        return {}
-
-    how = TrainSettings(0, options.base_steps, 3e-3, 12, 256)
     size = Size("llama", options.layers, options.width, 4, 1024)
-    questions = options.base_questions
     wanted = Base(
-        size, 640, questions, questions // 5, options.held_out, options.templates, options.largest, how, "float32"
+        size=size,
+        vocabulary=640,
+        questions=options.base_questions,
+        equations=options.base_questions // 5,
+        held_out=options.held_out,
+        templates=options.templates,
+        largest=options.largest,
+        train=TrainSettings(0, options.base_steps, 3e-3, 12, 256),
+        dtype="float32",
     )
-    grid = Stages(out / "base")
-    grid.run([wanted.run()], pretrain)
-    return str((grid.folder(wanted.run()) / "run").absolute())
+    return pretrained(wanted, out)
 
 
 def sets(options: argparse.Namespace, seed: int, out: Path) -> tuple[str, str]:
@@ -112,28 +110,41 @@ def sets(options: argparse.Namespace, seed: int, out: Path) -> tuple[str, str]:
     return str(folder / "rows"), str(folder / "validation")
 
 
-@contextlib.contextmanager
-def quiet(folder: Path):
-    """Prints and progress to `log.txt`."""
-    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
-
-
 def measured(arm: Collate, name: str) -> dict[str, Any]:
-    """Returns the metrics of an arm that has run: those of the chosen provider, and the counts of the last pairs."""
+    """Returns the metrics of an arm that has run: accuracies, agreement, what it has spent, the counts of its pairs."""
     choice = arm.value(arm.choice)
+    trained = [f"provider {s}" for s in range(len(choice["likelihood"]))]
     model = "M_IFT" if name == "M_IFT" else f"provider {choice['chosen']}"
-    correct = (
-        arm.correct() if isinstance(arm, Majority) else opened(arm.value(arm.answers[model, RATIONALE]))["correct"]
-    )
-    found, agreement = {"correct": float(np.mean(correct))}, choice["agreement"]
-    found["at_once"] = float(np.mean(opened(arm.value(arm.answers[model, ANSWER]))["correct"]))
-    found["likelihood"] = choice["likelihood"][choice["chosen"]] if name not in ("M_IFT", "majority") else None
-    found["agreement"] = agreement["agree"] / agreement["pairs"] if agreement["pairs"] else None
-    found["auc"] = agreement["auc"]
+    of = {each: opened(arm.value(arm.answers[each, RATIONALE]))["correct"] for each in ("M_IFT", *trained)}
+    correct = arm.correct() if isinstance(arm, Majority) else of[model]
+    found = {"correct": float(np.mean(correct)), "at_once": float(np.mean(at_once(arm, model)))}
+    if name not in ("M_IFT", MAJORITY):
+        found["every"] = float(np.mean([of[each] for each in trained]))
+        found["likelihood"] = choice["likelihood"][choice["chosen"]]
+    if name != "M_IFT":
+        found |= {f"spent {key}": value for key, value in dataclasses.asdict(spent(arm)).items()}
     for number, pairs in enumerate(arm.pairs):
         found |= {f"pairs {number}: {reason}": count for reason, count in arm.value(pairs)["counts"].items()}
+    if name in AGREEING:
+        held = pair_scores(opened(arm.value(arm.held_out)), [of[each] for each in trained])
+        rounds = [scores for scored in arm.scored for scores in own_answers(opened(arm.value(scored)))]
+        found["agreements"] = {"held-out, by the provider's answer": held, "rounds, by the rationale's number": rounds}
     return {**found, "right": [float(each) for each in correct]}
+
+
+def at_once(arm: Collate, model: str) -> list[bool]:
+    """Returns whether a model answers right without a rationale."""
+    return opened(arm.value(arm.answers[model, ANSWER]))["correct"]
+
+
+def own_answers(table: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Returns `pair_scores` of the rationales of a round; one is right if its last number is the gold answer."""
+    grader, count = numbers(), len(table[0]["rationales"])
+    correct = [
+        [grader.grade([Job(row["rationales"][s] or "", row["answer"])])[0].correct for row in table]
+        for s in range(count)
+    ]
+    return pair_scores(table, correct)
 
 
 class Worker:
@@ -149,8 +160,13 @@ class Worker:
         config = config_of(self._options, seed, self._model, *sets(self._options, seed, self._out))
         (self._out / f"seed{seed}").mkdir(exist_ok=True)
         with quiet(folder):
-            arm = open_arm("full" if name == "M_IFT" else name, config, self._out / f"seed{seed}")
-            arm.stages.run()
+            arm = open_arm("full", config, self._out / f"seed{seed}")
+            if name in ("M_IFT", *BASELINES):
+                arm.stages.run()
+            if name != "M_IFT":
+                budget = spent(arm) if name in BASELINES else None
+                arm = open_arm(name, config, self._out / f"seed{seed}", budget)
+                arm.stages.run()
         return measured(arm, name)
 
 
@@ -158,7 +174,7 @@ def report(rows: list[dict[str, Any]], out: Path) -> str:
     """Writes runs.csv and table.md of the finished arms; returns the page."""
     if not rows:
         return "nothing is finished yet"
-    shown = [{key: value for key, value in row.items() if key != "right"} for row in rows]
+    shown = [{key: value for key, value in row.items() if key not in ("right", "agreements")} for row in rows]
     write_csv(shown, out / "runs.csv")
     lines = []
     by_arm = {row["arm"]: [each for each in rows if each["arm"] == row["arm"]] for row in rows}
@@ -173,8 +189,23 @@ def report(rows: list[dict[str, Any]], out: Path) -> str:
         lines.append([name, str(len(runs)), f"{low:.3f} … {high:.3f}", cell])
     page = "## Arms, over seeds\n\n" + table(shown, ["arm"], METRICS)
     page += "\n## I→R→A, over questions\n\n" + markdown(["arm", "seeds", "right, 95 %", "against M_IFT, paired"], lines)
+    page += "\n## What was spent behind instruction tuning\n\n" + table(shown, ["arm"], SPENT, digits=0)
+    page += "\n## Does likelihood agree with correctness?\n\n" + agreements(by_arm)
     (out / "table.md").write_text(page)
     return page
+
+
+def agreements(by_arm: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Returns a table of how often the right one of two rationales has the higher utility, over seeds and questions."""
+    lines = []
+    for name in AGREEING:
+        for kind in ("held-out, by the provider's answer", "rounds, by the rationale's number"):
+            scores = [each for row in by_arm.get(name, []) for each in row["agreements"][kind]]
+            if scores:
+                low, high = pass_at_1(scores).interval()
+                share = pass_at_1(scores).value
+                lines.append([name, kind, str(sum(map(len, scores))), f"{share:.3f} ({low:.3f} … {high:.3f})"])
+    return markdown(["arm", "rationales", "pairs", "agreement, 95 %"], lines)
 
 
 def flags() -> argparse.ArgumentParser:

@@ -12,7 +12,6 @@ templates for SLURM, SkyPilot and xpk). docs/methods/cogpo_ablation.md says what
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
@@ -24,7 +23,7 @@ import jax
 from absl import app, flags, logging
 
 from experiments.crv.arms import ARMS, BASE, CRV, RAW, SWEEPS, AblationPlan, TrainSettings, config_of, with_needs
-from experiments.crv.base import Base
+from experiments.crv.base import Base, pretrained, quiet, train
 from experiments.crv.judge import PAIRS, Examination, Judge, against
 from experiments.crv.report import write_report
 from experiments.crv.rows import Recipe
@@ -35,7 +34,6 @@ from smallr.core.sharding import make_mesh
 from smallr.core.stages import Stage, Stages, Stopped
 from smallr.models.scratch import Size
 from smallr.training.exporting import convert
-from smallr.training.trainer import Trainer
 
 MIXES = ("1:0:0", "0:1:0", "0:0:1", "balanced")
 
@@ -104,7 +102,7 @@ class Worker:
         start = str(needs[0] / "model") if needs else self._model
         model, untrained = folder / "model", run.settings["arm"] == BASE
         if not untrained:
-            trained(config_of(run, rows, start), folder)
+            train(config_of(run, rows, start), folder)
         if run.settings["arm"] in (RAW, CRV) and not model.exists():
             convert(str(folder), model, dtype="float32", shard_size="5GB")
         exam = Examination(str(rows / "questions"), str(rows / "held_out"), **run.settings["exam"])
@@ -116,49 +114,9 @@ class Worker:
         return metrics
 
 
-def trained(config: flags.FlagValues, folder: Path) -> None:
-    """Trains in `folder`, or goes on there; what the run says goes to `log.txt`.
-
-    Raises:
-      Stopped: a signal ended it early.
-    """
-    with quiet(folder):
-        report = Trainer(config, folder).fit()
-    if not report["finished"]:
-        raise Stopped
-
-
-@contextlib.contextmanager
-def quiet(folder: Path):
-    """Prints and progress to `log.txt`."""
-    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
-
-
 def student(out: Path) -> str:
     """Returns the model that all runs start from; one made from nothing is trained on the first call."""
-    if MODEL.value != "scratch":
-        return MODEL.value
-
-    def pretrain(run: Stage, folder: Path, needs: list[Path]) -> dict[str, float]:
-        from configs.sft import get_config
-
-        untrained, rows = wanted.write(folder)
-        config, stage = get_config(), wanted.train
-        config.model, config.compute.dtype, config.compute.remat = str(untrained), wanted.dtype, "none"
-        config.data.train, config.data.train_split, config.data.eval = str(rows), "train", ""
-        config.batch.rows, config.batch.row_length = stage.rows, stage.row_length
-        config.optimizer.learning_rate, config.epochs, config.steps = stage.rate, stage.epochs, stage.steps
-        config.log_every = 10
-        trained(config, folder)
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        convert(str(folder), folder / "model", dtype="float32", shard_size="5GB")
-        shutil.rmtree(folder / "checkpoints")
-        return {}
-
-    wanted, grid = base(), Stages(out / "base")
-    grid.run([wanted.run()], pretrain)
-    return str(grid.folder(wanted.run()) / "model")
+    return pretrained(base(), out) if MODEL.value == "scratch" else MODEL.value
 
 
 def main(argv: list[str]) -> None:

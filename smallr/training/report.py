@@ -136,11 +136,14 @@ def _describe_split(split: Split) -> str:
 
 def result(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
     """Returns what is known of a run as it stands; `after` is None for one that is not at its end."""
+    epoch = trainer.training.plan.stats(0)
     return {
         "model": trainer.config.model,
         "objective": trainer.config.objective.name,
         "steps": trainer.step,
         "finished": after is not None,
+        "rows": counts(trainer),
+        "epoch": {"steps": epoch.steps, "tokens": epoch.tokens},
         "before": before(trainer),
         "after": after,
         "seconds": {**trainer.clock.laps, "total": trainer.clock.total()},
@@ -172,6 +175,13 @@ def _environment(trainer: Trainer) -> dict[str, str]:
         "mesh": ", ".join(f"{axis} {size}" for axis, size in trainer.mesh.shape.items()),
         "versions": f"smallr {__version__}, jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_version()}",
     }
+
+
+def counts(trainer: Trainer) -> dict[str, int]:
+    """Returns how many rows there were, the examples made of them, and the rows left out by reason."""
+    report = trainer.training.examples.report
+    dropped = {reason: tally.count for reason, tally in report.dropped.items()}
+    return {"read": report.total, "examples": len(trainer.training.examples), **dropped}
 
 
 def before(trainer: Trainer) -> dict[str, float]:

@@ -12,6 +12,9 @@ from smallr.methods.collate.data import opened
 from tests.methods.collate.small import MODES, ROWS, small_config, write_model
 
 
+AGREEMENTS = {"held-out, by the provider's answer": [], "rounds, by the rationale's number": [[1.0], [0.0]]}
+
+
 def stage(folder, rows) -> dict:
     save_rows(rows, folder / "rows")
     return {"rows": folder / "rows"}
@@ -51,12 +54,12 @@ def test_self_training_keeps_right_answers(tmp_path):
         {"question": "q", "answer": "3", "text": "", "usable": False, "correct": True},
         {"question": "q", "answer": "3", "text": "r", "usable": True, "correct": False},
     ]
-    value = right_rows(tmp_path / "out", stage(tmp_path, answers), MODES)
-    assert value["counts"] == {"rows in": 3, "kept": 1}
+    value = right_rows(tmp_path / "out", [stage(tmp_path, answers), stage(tmp_path / "same", answers)], MODES)
+    assert value["counts"] == {"rows in": 6, "kept": 1}
     assert opened(value)["completion"] == [" r\n\nAnswer:", " 3<|im_end|>"]
     assert gold_rows(tmp_path / "gold", [ROWS[0], {**ROWS[1], "rationale": ""}], MODES)["counts"]["kept"] == 1
     with pytest.raises(UserError, match="no answer of 1 is right"):
-        right_rows(tmp_path / "none", stage(tmp_path / "n", answers[2:]), MODES)
+        right_rows(tmp_path / "none", [stage(tmp_path / "n", answers[2:])], MODES)
 
 
 def test_the_majority_of_samples_is_graded(tmp_path):
@@ -75,16 +78,21 @@ def test_the_report_has_intervals(tmp_path):
             "seed": seed,
             "correct": sum(right) / 4,
             "at_once": 0.5,
-            "likelihood": None,
-            "agreement": 0.5,
             "right": right,
+            **extra,
         }
         for seed in range(2)
-        for arm, right in (("M_IFT", [1.0, 0.0, 0.0, 0.0]), ("full", [1.0, 1.0, 0.0, seed * 1.0]))
+        for arm, right, extra in (
+            ("M_IFT", [1.0, 0.0, 0.0, 0.0], {}),
+            ("full", [1.0, 1.0, 0.0, seed * 1.0], {"agreements": AGREEMENTS, "spent trained": 1000 + 200 * seed}),
+        )
     ]
     page = report(rows, tmp_path)
     assert "| M_IFT | 2 | 0.250 ± 0.000 |" in page
     assert "| full | 2 | 0." in page
     assert "+0.375 (" in page
+    assert "| full | 2 | 1100 ± " in page
+    assert "| full | rounds, by the rationale's number | 4 | 0.500 (" in page
+    assert "held-out, by" not in page
     assert (tmp_path / "runs.csv").exists()
     assert report([], tmp_path) == "nothing is finished yet"

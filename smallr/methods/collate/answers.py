@@ -11,6 +11,7 @@ import numpy as np
 
 from smallr.evals.graders.base import Job
 from smallr.evals.graders.matching import numbers, texts, to_decimal
+from smallr.evals.statistics import pass_at_1
 from smallr.methods.collate.data import Row, opened, written
 from smallr.methods.collate.generation import CUT, EMPTY, REFUSED
 from smallr.methods.collate.modes import RATIONALE, Modes
@@ -41,8 +42,8 @@ def answer_questions(
     """
     rationales = [each["text"] for each in opened(given)] if given else [""] * len(rows)
     prompts = [modes.prompt(mode, row["question"], text) for row, text in zip(rows, rationales, strict=True)]
-    graded = []
-    for row, found in zip(rows, writer.complete(folder, model, prompts, options), strict=True):
+    graded, completions = [], writer.complete(folder, model, prompts, options)
+    for row, found in zip(rows, completions, strict=True):
         rationale, answer = modes.split(found["text"]) if mode == RATIONALE else ("", found["text"])
         problem = (
             REFUSED if found["error"] else CUT if modes.separator not in found["text"] else "" if rationale else EMPTY
@@ -57,7 +58,7 @@ def answer_questions(
         )
     counts = Counter({"rows in": len(rows), "correct": sum(row["correct"] for row in graded)})
     counts.update(row["problem"] for row in graded if row.get("problem"))
-    return written(folder, graded, counts)
+    return {**written(folder, graded, counts), "tokens": sum(each["tokens"] for each in completions)}
 
 
 def is_right(answer: str, gold: str) -> bool:
@@ -93,15 +94,35 @@ def agreement(table: Sequence[Row], correct: Sequence[Sequence[bool]]) -> dict[s
 
     Returns:
       `pairs` of rationales of one question of which one led to a right answer and one did not; `agree`, how many of them
-      have the higher utility where the answer is right (equal ones count half); `auc`, the probability that of any two
-      rationales, of any questions, the one with the right answer has the higher utility.
+      have the higher utility where the answer is right (equal ones count half); `low` and `high`, the 95 % interval of
+      their share, over questions; `auc`, the probability that of any two rationales, of any questions, the one with the
+      right answer has the higher utility.
     """
-    pairs, agree, right, wrong = 0, 0.0, [], []
+    scores = pair_scores(table, correct)
+    low, high = pass_at_1(scores).interval()
+    known = [
+        (u, correct[s][number])
+        for number, row in enumerate(table)
+        for s, u in enumerate(row["utilities"])
+        if u is not None
+    ]
+    right, wrong = ([u for u, is_right in known if is_right == wanted] for wanted in (True, False))
+    above = np.subtract.outer(right, wrong) if right and wrong else np.zeros((1, 1))
+    return {
+        "pairs": sum(map(len, scores)),
+        "agree": float(sum(map(sum, scores))),
+        "low": low,
+        "high": high,
+        "auc": float(np.mean((above > 0) + 0.5 * (above == 0))),
+    }
+
+
+def pair_scores(table: Sequence[Row], correct: Sequence[Sequence[bool]]) -> list[list[float]]:
+    """Returns, of each question that has such pairs, 1 for a pair whose right rationale has the higher utility, 0.5 for a tie."""
+    found = []
     for number, row in enumerate(table):
         known = [(u, correct[s][number]) for s, u in enumerate(row["utilities"]) if u is not None]
-        good, bad = ([u for u, is_good in known if is_good == wanted] for wanted in (True, False))
-        pairs += len(good) * len(bad)
-        agree += sum((a > b) + 0.5 * (a == b) for a in good for b in bad)
-        right, wrong = right + good, wrong + bad
-    above = np.subtract.outer(right, wrong) if right and wrong else np.zeros((1, 1))
-    return {"pairs": pairs, "agree": agree, "auc": float(np.mean((above > 0) + 0.5 * (above == 0)))}
+        right, wrong = ([u for u, is_right in known if is_right == wanted] for wanted in (True, False))
+        if right and wrong:
+            found.append([float((a > b) + 0.5 * (a == b)) for a in right for b in wrong])
+    return found

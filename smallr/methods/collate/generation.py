@@ -43,7 +43,7 @@ def write_rationales(
             f"{folder.name}: {model.name} wrote no rationale that can be used ({problems}): raise "
             "config.generation.max_tokens where they are cut off, or train the model of instruction tuning longer"
         )
-    return written(folder, rows, counts)
+    return {**written(folder, rows, counts), "tokens": sum(each["tokens"] for each in texts)}
 
 
 def refine_rationales(
@@ -65,7 +65,7 @@ def refine_rationales(
     ]
     counts = Counter({"rows in": len(refined), "kept": sum(each["usable"] for each in refined)})
     counts.update(each["problem"] for each in refined if not each["usable"])
-    return written(folder, refined, counts)
+    return {**written(folder, refined, counts), "tokens": value["tokens"]}
 
 
 def _checked(row: Row, modes: Modes) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def write_report(out: Path, config: ConfigDict, run: Collate) -> dict[str, Any]:
     report = {
         "data": run.data.counts,
         "stages": {name: value["counts"] for name, (folder, value) in values.items() if _has_rows(folder, value)},
-        "training": {name: _training(value) for name, (folder, value) in values.items() if value == folder},
+        "training": {name: training_counts(value) for name, (folder, value) in values.items() if value == folder},
         "accuracy": _accuracies(run),
         "choice": {**run.value(run.choice), "model": run.value(run.chosen).name},
     }
@@ -46,10 +46,13 @@ def _has_rows(folder: Path, value: Any) -> bool:
     return isinstance(value, Mapping) and "rows" in value and value["rows"].parent == folder
 
 
-def _training(folder: Path) -> dict[str, int]:
-    """Returns the steps of a run, and its examples: pairs, or prompts with their completions."""
+def training_counts(folder: Path) -> dict[str, int]:
+    """Returns the counts of a stage that trains: rows in, kept, those left out by reason, steps, and tokens in all steps."""
     found = read_json(folder / "report.json")
-    return {"steps": found["steps"], **{name: found[name] for name in ("examples",) if name in found}}
+    rows = dict(found["rows"])
+    counts = {"rows in": rows.pop("read"), "kept": rows.pop("examples"), **rows}
+    epoch = found["epoch"]
+    return {**counts, "steps": found["steps"], "tokens": round(epoch["tokens"] * found["steps"] / epoch["steps"])}
 
 
 def _accuracies(run: Collate) -> list[dict[str, Any]]:
@@ -134,7 +137,7 @@ def _agreement(found: Mapping[str, float]) -> list[str]:
         share = found["agree"] / found["pairs"]
         lines.append(
             f"Of {found['pairs']} pairs of rationales of one question, one of which led its provider to the right answer, "
-            f"the right one has the higher utility in {share:.0%}."
+            f"the right one has the higher utility in {share:.0%} (95 %: {found['low']:.0%} … {found['high']:.0%})."
         )
     else:
         lines.append("No validation question was answered right by one provider and wrong by another.")

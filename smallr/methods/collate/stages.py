@@ -64,6 +64,7 @@ class Collate:
       tuned: M_IFT.
       providers: by iteration: as they were made, then after each round.
       scored, pairs: of each round.
+      held_out: utilities of the last providers' rationales for the validation rows.
       answers: of M_IFT and of the last providers, by name and mode.
       choice, chosen: the provider of highest likelihood, and its run.
     """
@@ -147,8 +148,8 @@ class Collate:
             for mode, label in ((ANSWER, "at_once"), (RATIONALE, "with_rationale"))
         }
         written = [self.answers[f"provider {s}", RATIONALE] for s in range(len(providers))]
-        scored = self.utilities("validation_utilities", held, written)
-        self.choice = self.stages.make("choice", choose_provider, scored, written)
+        self.held_out = self.utilities("validation_utilities", held, written)
+        self.choice = self.stages.make("choice", choose_provider, self.held_out, written)
         self.chosen = self.stages.make("chosen_provider", pick, self.choice, list(providers))
         self.indirect = self.fine_tuned_base(written) if self.config.indirect else None
 
@@ -168,10 +169,13 @@ class Collate:
         config = fields.training_config(self.config, kind, self.config.seed + number)
         return self.stages.do(name, train_on, self.writer, config, rows, start, self.tokenizer)
 
-    def rationales(self, name: str, model: Stage, rows: Sequence[Row], round: int) -> Stage:
+    def rationales(
+        self, name: str, model: Stage, rows: Sequence[Row], round: int, temperature: float | None = None
+    ) -> Stage:
         """Names a stage in which a model writes a rationale for each row."""
         prompts = [self.modes.prompt(RATIONALE, row["question"]) for row in rows]
-        return self.stages.do(name, write_rationales, self.writer, model, prompts, self.modes, self.sampling(0, round))
+        how = self.sampling(0, round, temperature)
+        return self.stages.do(name, write_rationales, self.writer, model, prompts, self.modes, how)
 
     def refinements(self, name: str, model: Stage, rows: Sequence[Row], drafts: Stage, round: int) -> Stage:
         """Names a stage in which a model refines the rationale that another one wrote for each row."""

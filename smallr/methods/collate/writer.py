@@ -59,7 +59,7 @@ class Writer:
 
     def complete(
         self, folder: Path, model: Path, prompts: Sequence[str], options: Mapping[str, Any]
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """Completes prompts, each once, whatever interrupts it; a block's completions are kept in the folder.
 
         Args:
@@ -69,7 +69,7 @@ class Writer:
           options: `seed`, `round` and `sampling`, on which samples depend.
 
         Returns:
-          `text`, `reason` (why it ended: stop | length) and `error` of each.
+          `text`, `reason` (why it ended: stop | length), `error` and `tokens` (written) of each.
         """
         journal = Journal(folder / "journal.jsonl", ("completions",))
         params = sampling_params("config.generation", **options["sampling"])
@@ -141,8 +141,9 @@ class Writer:
         return found
 
 
-def _completion(result: Result) -> dict[str, str]:
+def _completion(result: Result) -> dict[str, Any]:
     if result.error is not None:
-        return {"text": "", "reason": "", "error": result.error}
+        return {"text": "", "reason": "", "error": result.error, "tokens": 0}
     (sample,) = result.samples
-    return {"text": encodable(sample.text).strip(), "reason": sample.finish_reason, "error": ""}
+    text, tokens = encodable(sample.text).strip(), result.usage.completion_tokens
+    return {"text": text, "reason": sample.finish_reason, "error": "", "tokens": tokens}

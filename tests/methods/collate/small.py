@@ -79,6 +79,6 @@ def write_by_rule(self: Any, folder: Path, model: Path, prompts: Sequence[str], 
             texts = [by_rule(model.name, options["round"], prompt) for prompt in prompts[first : first + 8]]
             if not options["sampling"].get("stop"):
                 texts = [f"{text}\n\nAnswer: {text[-2]}" if "=" in text else text for text in texts]
-            entries = [{"text": text, "reason": "stop", "error": ""} for text in texts]
+            entries = [{"text": text, "reason": "stop", "error": "", "tokens": len(text.split())} for text in texts]
             journal.add(str(first), {"completions": entries})
     return [each for first in range(0, len(prompts), 8) for each in journal[str(first)]["completions"]]

@@ -285,7 +285,7 @@ class Scripted:
 
     def complete(self, folder, model, prompts, options):
         assert options["sampling"]["stop"] == ("\n\nAnswer:",)
-        return [{"text": text, "reason": reason, "error": ""} for text, reason in self._completions]
+        return [{"text": text, "reason": reason, "error": "", "tokens": 1} for text, reason in self._completions]
 
 
 def test_unusable_rationales_are_dropped_and_counted(tmp_path):
