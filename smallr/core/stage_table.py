@@ -6,8 +6,9 @@ import dataclasses
 import datetime
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json
@@ -30,6 +31,9 @@ class State(enum.StrEnum):
     DAMAGED = "damaged"
 
 
+_LEFT = (State.WAITING, State.BEGUN, State.ACTIVE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """Describes a stage in the table.
@@ -37,14 +41,17 @@ class Line:
     Attributes:
       name: of the stage, with the folders that lead to it.
       state: of the stage.
-      seconds: that it took, or that stages of its kind took on average; None where that is not known.
+      seconds: that it took or is estimated to take; None where that is not known.
       note: finished pieces, who works on it, what is damaged.
+      kind, amount: of its work, where the plan says them; see `Stages.expect`.
     """
 
     name: str
     state: State
     seconds: float | None = None
     note: str = ""
+    kind: str = ""
+    amount: float = 0.0
 
 
 def states(folder: Path) -> list[Line]:
@@ -94,15 +101,23 @@ def _is_stage(folder: Path) -> bool:
 def _planned(folder: Path, prefix: str) -> list[Line]:
     """Returns the stages of the plan, then folders of an earlier one."""
     try:
-        plan = [(str(each["name"]), str(each["folder"])) for each in read_json(folder / PLAN, list)]
+        plan = [(prefix + str(each["name"]), str(each["folder"]), each) for each in read_json(folder / PLAN, list)]
     except (FileError, KeyError, TypeError) as error:
         return [Line(prefix + PLAN, State.DAMAGED, note=str(error))]
-    known = {name for _, name in plan}
+    known = {name for _, name, _ in plan}
     stale = sorted(part for part in folder.iterdir() if part.name not in known and (part / RUN).exists())
     return [
-        *(_line(folder / place, prefix + name) for name, place in plan),
+        *(_expected(_line(folder / place, name), entry) for name, place, entry in plan),
         *(dataclasses.replace(_line(part, prefix + part.name), state=State.STALE) for part in stale),
     ]
+
+
+def _expected(line: Line, entry: Mapping[str, Any]) -> Line:
+    """Adds what the plan expects of a stage."""
+    if "kind" not in entry:
+        return line
+    seconds = line.seconds if line.state is State.DONE else entry["expected"]
+    return dataclasses.replace(line, seconds=seconds, kind=entry["kind"], amount=entry["amount"])
 
 
 def _line(folder: Path, name: str) -> Line:
@@ -142,26 +157,32 @@ def _pieces(path: Path) -> str:
 
 
 def _with_estimates(lines: Sequence[Line]) -> list[Line]:
-    """Gives stages that are not done the mean time of those of their kind: names that differ in numbers alone."""
-    taken: dict[str, list[float]] = {}
+    """Estimates stages that are not done by those of their kind that are: in proportion to the work that the plan says,
+    else by the mean of stages whose names differ in numbers alone.
+    """
+    taken: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
         if line.state is State.DONE and line.seconds is not None:
-            taken.setdefault(_kind(line.name), []).append(line.seconds)
+            taken.setdefault(_kind(line), []).append((line.seconds, _amount(line)))
     return [
-        dataclasses.replace(line, seconds=sum(times) / len(times))
-        if line.state in (State.WAITING, State.BEGUN, State.ACTIVE) and (times := taken.get(_kind(line.name)))
+        dataclasses.replace(line, seconds=_amount(line) * sum(s for s, _ in times) / sum(a for _, a in times))
+        if line.state in _LEFT and (times := taken.get(_kind(line)))
         else line
         for line in lines
     ]
 
 
-def _kind(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
+def _kind(line: Line) -> str:
+    return line.kind or re.sub(r"\d+", "#", line.name)
+
+
+def _amount(line: Line) -> float:
+    return line.amount if line.kind else 1.0
 
 
 def _time(line: Line) -> str:
     if line.seconds is None:
-        return ""
+        return "unknown" if line.state in _LEFT else ""
     text = str(datetime.timedelta(seconds=round(line.seconds)))
     return text if line.state is State.DONE else f"about {text}"
 
@@ -169,7 +190,7 @@ def _time(line: Line) -> str:
 def _summary(lines: Sequence[Line]) -> str:
     counts = {state: sum(line.state is state for line in lines) for state in State}
     text = f"{len(lines)} stages: " + ", ".join(f"{count} {state.value}" for state, count in counts.items() if count)
-    left = [line for line in lines if line.state in (State.WAITING, State.BEGUN, State.ACTIVE)]
+    left = [line for line in lines if line.state in _LEFT]
     known = [line.seconds for line in left if line.seconds is not None]
     if known:
         least = "about" if len(known) == len(left) else "at least"

@@ -199,6 +199,7 @@ class Stages:
     def __init__(self, out: Path, *, writes: bool = True):
         self.out, self._writes = Path(out), writes
         self._made: dict[Stage, Work] = {}
+        self._expected: dict[Stage, dict[str, Any]] = {}
         self._results: dict[Stage, Result] = {}
 
     # What there is to do
@@ -227,6 +228,17 @@ class Stages:
             raise ValueError(f"two stages are called {name!r}")
         self._made[stage] = lambda _, folder, __: call(folder, replace(inputs, Stage, self.value))
         return stage
+
+    def expect(self, stage: Stage, kind: str, amount: float, seconds: float | None = None) -> None:
+        """Says how much work of a kind a stage is, and how long it will take if that is known, for the table of stages.
+
+        Args:
+          stage: any.
+          kind: of work; finished stages of a kind tell how long the others take.
+          amount: of work, in any unit that its kind shares.
+          seconds: estimated, until a stage of the kind is finished.
+        """
+        self._expected[stage] = {"kind": kind, "amount": max(float(amount), 1.0), "expected": seconds}
 
     @property
     def named(self) -> list[Stage]:
@@ -317,7 +329,9 @@ class Stages:
     def _show(self, plan: Sequence[Stage]) -> None:
         from smallr.core.stage_table import show, states  # which reads what is written here
 
-        listed = [{"name": stage.name, "folder": self.folder(stage).name} for stage in plan]
+        listed = [
+            {"name": stage.name, "folder": self.folder(stage).name, **self._expected.get(stage, {})} for stage in plan
+        ]
         path = self.out / PLAN
         if not path.exists() or read_json(path, list) != listed:
             write_json(path, listed)

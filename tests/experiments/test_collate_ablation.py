@@ -11,7 +11,6 @@ from smallr.data.saving import save_rows
 from smallr.methods.collate.data import opened
 from tests.methods.collate.small import MODES, ROWS, small_config, write_model
 
-
 AGREEMENTS = {"held-out, by the provider's answer": [], "rounds, by the rationale's number": [[1.0], [0.0]]}
 
 

@@ -28,6 +28,7 @@ def base() -> ConfigDict:
     config.rounds = 2  # of task-guided preference tuning; 0: stop when the providers are there
     config.distinct = True  # train each provider on its share first; False: all begin as the instruction-tuned model
     config.refine = False  # a fourth mode, in which every provider refines every rationale
+    config.estimate = True  # measure the model for some seconds first, to say how long the run takes
     config.indirect = True  # measure the base model fine-tuned on instruction and generated rationale too
     _add_data(config)
     _add_marks(config)

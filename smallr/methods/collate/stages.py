@@ -12,6 +12,7 @@ from smallr.agents.method_stages import train_in
 from smallr.core.stages import Stage, StageFolder, Stages
 from smallr.methods.collate import config as fields
 from smallr.methods.collate.answers import answer_questions, choose_provider
+from smallr.methods.collate.cost import PACE, REFERENCE, ROWS, SCORE, TRAIN, WRITE, Lengths, measured_pace, seconds_of
 from smallr.methods.collate.data import Row, load_data, mixed_modes, opened, shares, task_parts, written
 from smallr.methods.collate.generation import refine_rationales, write_rationales
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, Modes, open_modes, write_tokenizer
@@ -42,8 +43,9 @@ def run_collate(config: ConfigDict, out: Path) -> dict[str, Any]:
     """
     fields.check(config)
     out = out.absolute()
-    with StageFolder(out, {"model": config.model}, what="COLLATE run", files=(MODEL, REPORT, PLOT)) as whole:
+    with StageFolder(out, {"model": config.model}, what="COLLATE run", files=(MODEL, REPORT, PLOT, PACE)) as whole:
         plan = Collate(config, out)
+        plan.estimate(out / PACE)
         plan.stages.run()
         choose_run(out, plan.value(plan.chosen))
         report = write_report(out, config, plan)
@@ -61,6 +63,7 @@ class Collate:
     Attributes:
       stages: all of them; `run` does what is missing.
       data: the rows.
+      lengths, work: mean lengths of texts; kind and tokens of each stage that takes long, by which time is estimated.
       tuned: M_IFT.
       providers: by iteration: as they were made, then after each round.
       scored, pairs: of each round.
@@ -74,11 +77,13 @@ class Collate:
         tokenizer = open_trained(config.model).tokenizer()
         self.modes = open_modes(tokenizer, config.marks.to_dict())
         lora = LoRA(config.lora.rank, config.lora.alpha, target=config.lora.target) if config.lora.rank else None
+        self.lengths, self.work = Lengths.of(self.data.tuning, tokenizer), {}
         self.writer = Writer(dtype=config.training.dtype, decode_slots=config.generation.decode_slots, lora=lora)
         do = self.stages.do
         self.tokenizer = do("tokenizer", write_tokenizer, config.model, config.marks.to_dict())
         self.mixed = do("tuning_rows", mixed_modes, self.data.tuning, self.modes, config.refine)
-        self.tuned = self.train("instruction_tuning", "tuning", self.mixed, config.model)
+        tokens = len(self.data.tuning) * self.lengths.tuned(config.refine)
+        self.tuned = self.train("instruction_tuning", "tuning", self.mixed, config.model, tokens)
         self.providers, self.scored, self.pairs = [], [], []
         self.build()
 
@@ -100,7 +105,7 @@ class Collate:
             return self.tuned
         own = self.rationales(f"own_{s}", self.tuned, share, 0)
         pairs = self.stages.do(f"provider_pairs_{s}", gold_over_own, share, own, self.modes)
-        return self.train(f"provider_{s}", "provider", pairs, self.tuned, s)
+        return self.train(f"provider_{s}", "provider", pairs, self.tuned, len(share) * self.lengths.pair, s)
 
     def round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
         """Names the stages of a round: all write, the instruction-tuned model judges, all train on the pairs it prefers."""
@@ -113,7 +118,8 @@ class Collate:
         pairs = self.stages.do(f"pairs_{number}", prefer_useful, scored, self.modes, rule, f"round {number}")
         self.scored.append(scored)
         self.pairs.append(pairs)
-        return [self.train(f"round_{number}_{s}", "task", pairs, each, s) for s, each in enumerate(providers)]
+        tokens = len(self.data.task) * self.lengths.pair
+        return [self.train(f"round_{number}_{s}", "task", pairs, each, tokens, s) for s, each in enumerate(providers)]
 
     def refining_round(self, number: int, providers: Sequence[Stage]) -> list[Stage]:
         """Names the stages of a round with refinement: each provider trains on its own part of the task rows."""
@@ -135,7 +141,8 @@ class Collate:
             pairs = self.stages.do(f"pairs_{name}", refined_pairs, scored, better, self.modes, where)
             self.scored.append(scored)
             self.pairs.append(pairs)
-            trained.append(self.train(f"round_{name}", "task", pairs, start, s))
+            tokens = (1 + len(providers)) * len(part) * self.lengths.pair
+            trained.append(self.train(f"round_{name}", "task", pairs, start, tokens, s))
         return trained
 
     def measure(self, providers: Sequence[Stage]) -> None:
@@ -158,16 +165,27 @@ class Collate:
         do, config, task = self.stages.do, self.config, self.data.task
         own = self.rationales("rationales_indirect", self.chosen, task, self.stream(config.rounds, 0))
         rows = do("indirect_rows", rows_with_rationales, task, own, self.modes)
-        model = self.train("indirect", "tuning", rows, config.model)
+        model = self.train("indirect", "tuning", rows, config.model, len(task) * self.lengths.scored(1))
         given = self.stages.make("given_rationales", pick, self.choice, list(answers))
         return self.answer("answers_indirect", model, GIVEN, given)
 
     # Kinds of stages ----------------------------------------------------------------------------------------------
 
-    def train(self, name: str, kind: str, rows: Stage, start: str | Stage, number: int = 0) -> Stage:
-        """Names a stage that trains a model from `start`; its value is the run's folder. `number` changes the rows' order."""
+    def train(self, name: str, kind: str, rows: Stage, start: str | Stage, tokens: float, number: int = 0) -> Stage:
+        """Names a stage that trains a model from `start`; its value is the run's folder.
+
+        Args:
+          name: of the stage.
+          kind: tuning, provider or task.
+          rows: stage that writes them.
+          start: a model, or the stage that trains it.
+          tokens: of the rows, as far as is known; the time is estimated by them.
+          number: another one gives another order of rows.
+        """
         config = fields.training_config(self.config, kind, self.config.seed + number)
-        return self.stages.do(name, train_on, self.writer, config, rows, start, self.tokenizer)
+        stage = self.stages.do(name, train_on, self.writer, config, rows, start, self.tokenizer)
+        self.work[stage] = TRAIN, tokens * (config.epochs + (kind != "tuning") * REFERENCE)
+        return stage
 
     def rationales(
         self, name: str, model: Stage, rows: Sequence[Row], round: int, temperature: float | None = None
@@ -175,22 +193,29 @@ class Collate:
         """Names a stage in which a model writes a rationale for each row."""
         prompts = [self.modes.prompt(RATIONALE, row["question"]) for row in rows]
         how = self.sampling(0, round, temperature)
-        return self.stages.do(name, write_rationales, self.writer, model, prompts, self.modes, how)
+        stage = self.stages.do(name, write_rationales, self.writer, model, prompts, self.modes, how)
+        self.work[stage] = WRITE, len(rows) * self.lengths.rationale
+        return stage
 
     def refinements(self, name: str, model: Stage, rows: Sequence[Row], drafts: Stage, round: int) -> Stage:
         """Names a stage in which a model refines the rationale that another one wrote for each row."""
-        return self.stages.do(
-            name, refine_rationales, self.writer, model, rows, drafts, self.modes, self.sampling(0, round)
-        )
+        how = self.modes, self.sampling(0, round)
+        stage = self.stages.do(name, refine_rationales, self.writer, model, rows, drafts, *how)
+        self.work[stage] = WRITE, len(rows) * self.lengths.rationale
+        return stage
 
     def answer(self, name: str, model: Stage, mode: str, given: Stage | None = None) -> Stage:
         """Names a stage in which a model answers the validation questions in a mode."""
         rows, how = self.data.validation, (self.modes, self.answering)
-        return self.stages.do(name, answer_questions, self.writer, model, rows, mode, *how, given)
+        stage = self.stages.do(name, answer_questions, self.writer, model, rows, mode, *how, given)
+        self.work[stage] = WRITE, len(rows) * self.lengths.answered(mode)
+        return stage
 
     def utilities(self, name: str, rows: Sequence[Row], written: Sequence[Stage]) -> Stage:
         """Names a stage in which the instruction-tuned model scores all rationales of each row."""
-        return self.stages.do(name, score_rationales, self.tuned, rows, list(written), self.modes, self.scoring)
+        stage = self.stages.do(name, score_rationales, self.tuned, rows, list(written), self.modes, self.scoring)
+        self.work[stage] = SCORE, len(rows) * self.lengths.scored(len(written))
+        return stage
 
     def sampling(self, more: int, round: int, temperature: float | None = None) -> dict[str, Any]:
         """Returns the options of generation, with `more` tokens than a rationale may have."""
@@ -212,6 +237,16 @@ class Collate:
     def scoring(self) -> dict[str, Any]:
         """Returns the options of utilities."""
         return {**self.config.utility.to_dict(), "dtype": self.config.training.dtype}
+
+    def estimate(self, path: Path) -> None:
+        """Says how much work each stage is, and how long it will take; what was measured for that is kept in a file."""
+        pace = None
+        if self.config.estimate and not all(map(self.stages.is_done, self.stages.named)):
+            rows = [row for row in self.data.tuning if row["rationale"]][: self.config.generation.decode_slots]
+            pace = measured_pace(path, self.writer, self.config.model, rows, self.modes, self.scoring)
+        for stage in self.stages.named:
+            kind, tokens = self.work.get(stage, (ROWS, 1.0))
+            self.stages.expect(stage, kind, tokens, None if pace is None else seconds_of(pace, kind, tokens))
 
     def value(self, stage: Stage) -> Any:
         """Returns the value of a finished stage."""

@@ -81,6 +81,9 @@ class UtilityScorer:
       judge: a run, or any other model.
       modes: texts of the modes.
       options: see `score_rationales`.
+
+    Attributes:
+      tokens, seconds: scored so far, and the time that it took, compilation included.
     """
 
     def __init__(self, judge: str | Path, modes: Modes, options: Mapping[str, Any]):
@@ -89,7 +92,7 @@ class UtilityScorer:
         with jax.set_mesh(mesh):
             source, decoder = load_trained(str(judge), mesh, dtype=options["dtype"])
         self._encoder, self._scorer = Encoder(source.tokenizer()), Scorer(decoder, mesh)
-        self._tokens, self._seconds = 0, 0.0
+        self.tokens, self.seconds = 0, 0.0
 
     def __call__(self, rows: Sequence[Row], rationales: Sequence[Sequence[str | None]]) -> list[list[float | None]]:
         """Returns u_0 and the utility of each rationale of each question; None where there is none, or it is too long.
@@ -112,8 +115,8 @@ class UtilityScorer:
 
     def speed(self) -> str:
         """Returns how fast the scoring was, compilation included."""
-        rate = self._tokens / max(self._seconds, 1e-9)
-        return f"scored {self._tokens:,} tokens in {self._seconds:.1f} s, {rate:,.0f} tokens/s"
+        rate = self.tokens / max(self.seconds, 1e-9)
+        return f"scored {self.tokens:,} tokens in {self.seconds:.1f} s, {rate:,.0f} tokens/s"
 
     def _example(self, row: Row, rationales: Sequence[str | None], number: int) -> Example | None:
         """Returns a question with its answers behind the rationales; None if it does not fit in a row."""
@@ -129,8 +132,8 @@ class UtilityScorer:
         yield from self._scorer.token_logps(
             examples, rows=self._options["rows"], row_length=self._options["row_length"]
         )
-        self._seconds += time.perf_counter() - start
-        self._tokens += sum(len(e.prefix) + sum(len(each.tokens) for each in e.completions) for e in examples)
+        self.seconds += time.perf_counter() - start
+        self.tokens += sum(len(e.prefix) + sum(len(each.tokens) for each in e.completions) for e in examples)
 
 
 def utility(logps: Float[np.ndarray, "scored"], form: str) -> float:

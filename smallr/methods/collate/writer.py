@@ -86,6 +86,19 @@ class Writer:
             log(f"{folder.name}: wrote {tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
         return [each for first in range(0, len(prompts), _BLOCK) for each in journal[str(first)]["completions"]]
 
+    def pace(self, model: str, prompts: Sequence[str], tokens: int) -> dict[str, float]:
+        """Measures, on a few prompts, the seconds until the first completions and those of each token from then on."""
+        params = sampling_params("config.generation", max_tokens=tokens, temperature=0.0)
+        requests = [request_of(prompt, params, {"seed": 0, "round": 0}) for prompt in prompts[: self._decode_slots]]
+        start = time.perf_counter()
+        self._take(Path(model))
+        self._engine.generate(requests)  # compiles
+        started = time.perf_counter() - start
+        self._engine.forget()
+        results = self._engine.generate(requests)
+        written = sum(result.usage.completion_tokens for result in results)
+        return {"start": started, "token": (time.perf_counter() - start - started) / max(written, 1)}
+
     def close(self) -> None:
         """Frees the models' memory; the next completion loads again what it needs."""
         self._engine = self._decoder = None

@@ -44,7 +44,7 @@ def write_model(folder: Path) -> str:
 def small_config(folder: Path, model: str, **changes: Any) -> ConfigDict:
     """Two providers and one round, an epoch each; `changes` have dotted names."""
     config = base()
-    config.model, config.rounds, config.indirect = model, 1, False
+    config.model, config.rounds, config.indirect, config.estimate = model, 1, False, False
     config.data.rows = write_lines(folder / "rows.jsonl", ROWS[:24])
     config.data.validation = write_lines(folder / "test.jsonl", ROWS[24:])
     config.training.dtype, config.training.remat = "float32", "none"
