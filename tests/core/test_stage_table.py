@@ -69,6 +69,26 @@ def test_every_state_and_the_time_that_is_left(tmp_path, capsys):
     assert "7 stages: 1 done, 1 begun, 2 waiting, 2 stale, 1 damaged; at least 0:0" in shown
 
 
+def test_estimates_are_those_of_the_plan_until_a_stage_of_the_kind_is_finished(tmp_path, capsys):
+    grid, runs = Stages(tmp_path), [Stage(f"run-{seed}", {"seed": seed}) for seed in range(2)]
+    texts = [Stage(name, {"name": name}) for name in ("texts", "more")]
+    for stage, amount in zip([*runs, texts[0]], (10, 40, 7), strict=True):
+        grid.expect(stage, "writing" if stage is texts[0] else "training", amount, 60.0)
+    with pytest.raises(Stopped):
+        grid.run([*runs, *texts], until("run-0"))
+    assert re.search(r"^run-1 +waiting +about 0:01:00\ntexts .* 0:01:00\nmore +waiting +unknown$", *_first(capsys))
+    with pytest.raises(Stopped):
+        grid.run([*runs, *texts], until("run-1"))
+    result = next(tmp_path.glob("run-0-*/result.json"))
+    result.write_text(json.dumps({**json.loads(result.read_text()), "seconds": 5.0}))
+    assert [line.seconds for line in states(tmp_path)] == [5.0, 20.0, 60.0, None]
+    assert show(states(tmp_path)).endswith("at least 0:01:20 left")
+
+
+def _first(capsys) -> tuple[str, re.RegexFlag]:
+    return capsys.readouterr().out, re.MULTILINE
+
+
 def test_folders_of_single_jobs(tmp_path, capsys):
     with StageFolder(tmp_path / "evals" / "gsm8k", {"model": "m"}, what="evaluation", pieces="answers.jsonl") as stage:
         stage.journal().add("a", {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -11,12 +13,16 @@ from smallr.data.chat import Renderer
 from smallr.data.rows import TextRow
 from smallr.data.saving import save_rows
 from smallr.data.tokenize import TokenizeOptions, tokenize
+from smallr.evals.statistics import pass_at_1
 from smallr.methods.collate import config as fields
 from smallr.methods.collate.answers import agreement, choose_provider, is_right
+from smallr.methods.collate.cost import Lengths, measured_pace, seconds_of
 from smallr.methods.collate.data import load_data, mixed_modes, opened, shares
 from smallr.methods.collate.generation import write_rationales
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, write_tokenizer
 from smallr.methods.collate.pairs import choose, gold_over_own, prefer_useful, refined_pairs
+from smallr.methods.collate.report import training_counts
+from smallr.methods.collate.writer import Writer
 from tests.methods.collate.small import END, MARKS, MODES, ROWS, small_config, write_lines, write_model
 
 RULE = {"winner": "utility", "filter": True, "seed": "0"}
@@ -315,13 +321,15 @@ def test_the_provider_of_highest_likelihood_is_chosen(tmp_path):
     choice = choose_provider(stage(tmp_path / "s", table), answers)
     assert choice["likelihood"] == pytest.approx([0.45, 0.3])
     assert (choice["chosen"], choice["u_0"]) == (0, pytest.approx(0.3))
-    assert choice["agreement"] == {"pairs": 1, "agree": 1.0, "auc": 1.0}
+    assert {name: choice["agreement"][name] for name in ("pairs", "agree", "auc")} == {"pairs": 1, "agree": 1, "auc": 1}
 
 
 def test_agreement_by_hand():
     table = [scored(["a", "b"], [0.2, 0.6], 0), scored(["a", "b"], [0.5, 0.5], 0), scored(["a", "b"], [0.9, 0.1], 0)]
     found = agreement(table, [[True, True, True], [False, False, True]])
     assert (found["pairs"], found["agree"]) == (2, 0.5)
+    low, high = pass_at_1([[0.0], [0.5]]).interval()
+    assert (found["low"], found["high"]) == (low, high)
     assert found["auc"] == pytest.approx((0 + 0 + 1 + 1 + 0 + 0.5 + 0 + 0) / 8)  # right: .2 .5 .9 .1, wrong: .6 .5
 
 
@@ -336,3 +344,45 @@ def test_answers_are_graded_as_numbers_or_texts(answer, gold, right):
 def test_rows_of_a_stage_are_a_data_set(tmp_path):
     value = mixed_modes(tmp_path, ROWS[:1], MODES, False)
     assert Dataset.load_from_disk(str(value["rows"])).num_rows == 3
+
+
+# The time that a run takes
+
+
+def test_the_work_of_a_stage_follows_from_the_lengths_of_rows():
+    def words(text, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": text.split()}
+
+    rows = [
+        {"question": "a b c", "rationale": "r s t u", "answer": "1 2"},
+        {"question": "a", "rationale": "", "answer": "1"},
+    ]
+    lengths = Lengths.of(rows, words)
+    assert lengths == Lengths(question=2.0, rationale=4.0, answer=1.5, given=0.5)
+    assert lengths.tuned(False) == 3.5 + 0.5 * (6 + 7.5)  # I→A, and for half of the rows I→R and [I;R]→A
+    assert lengths.tuned(True) == 3.5 + 0.5 * (6 + 7.5 + 10)
+    assert (lengths.pair, lengths.scored(3)) == (10, 20)
+    assert [lengths.answered(mode) for mode in (ANSWER, RATIONALE, GIVEN)] == [1.5, 5.5, 1.5]
+    assert seconds_of({"writing": {"start": 2.0, "token": 0.1}}, "writing", 30) == 5
+
+
+@pytest.mark.slow
+def test_the_pace_is_measured_once(tmp_path, model):
+    config = small_config(tmp_path, model)
+    writer, options = Writer(dtype="float32", decode_slots=2), {**config.utility.to_dict(), "dtype": "float32"}
+    pace = measured_pace(tmp_path / "pace.json", writer, model, ROWS[:4], MODES, options)
+    for kind in ("writing", "scoring", "training"):
+        assert 0 < pace[kind]["token"] < pace[kind]["start"]
+    assert measured_pace(tmp_path / "pace.json", None, model, [], MODES, options) == pace
+
+
+def test_the_counts_of_training_tell_what_is_too_long(tmp_path):
+    found = {
+        "rows": {"read": 9, "examples": 6, "longer than 64 tokens": 3},
+        "epoch": {"steps": 2, "tokens": 100},
+        "steps": 5,
+    }
+    (tmp_path / "report.json").write_text(json.dumps(found))
+    counts = {"rows in": 9, "kept": 6, "longer than 64 tokens": 3, "steps": 5, "tokens": 250}
+    assert training_counts(tmp_path) == counts
