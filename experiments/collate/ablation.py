@@ -99,11 +99,11 @@ def sets(options: argparse.Namespace, seed: int, out: Path) -> tuple[str, str]:
     if options.rows:
         return options.rows, options.validation
     source = Questions(options.templates, options.largest)
-    held_out = source.draw("held out", options.held_out)
-    folder = (out / f"questions-{seed}-{options.questions}-{options.held_out}").absolute()
+    held_out, asked = source.draw("held out", options.held_out), options.asked or options.held_out
+    folder = (out / f"questions-{seed}-{options.questions}-{asked}").absolute()
     for name, questions in (
         ("rows", source.draw(f"collate {seed}", options.questions, held_out)),
-        ("validation", held_out),
+        ("validation", held_out[:asked]),
     ):
         if not (folder / name).exists():
             save_rows(list(rationale_rows(questions, name)), folder / name)
@@ -221,9 +221,10 @@ def flags() -> argparse.ArgumentParser:
         ("answer_mark", "", "what divides rationale and answer in the column answer"),
         ("questions", 300, "built-in training questions"),
         ("held_out", 200, "built-in held-out questions"),
+        ("asked", 0, "held-out questions that are answered; 0: all"),
         ("templates", "change,ages,stickers,recipe", "of built-in questions"),
         ("largest", 100, "largest number in a built-in question or its solution"),
-        ("rounds", 2, "of COLLATE, and of the arms beside it"),
+        ("rounds", 1, "of COLLATE, and of the arms beside it; one arm has two"),
         ("dtype", "float32", "float32 | bfloat16"),
         ("batch", 8, "packed rows a step"),
         ("length", 256, "tokens a row"),

@@ -28,6 +28,7 @@ from smallr.training.splits import make_split
 SAMPLES = 5  # of the majority
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "full": {},
+    "two rounds": {"rounds": 2},
     "no distinct providers": {"distinct": False, "generation.temperature": 1.0},
     "random winner": {"pairs.winner": "random"},
     "no filter": {"pairs.filter": False},

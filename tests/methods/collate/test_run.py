@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from smallr.core.files import read_json
 from smallr.core.journal import Journal
 from smallr.core.stage_table import State, states
 from smallr.language.loading import load_engine
-from smallr.methods.collate import data, stages
+from smallr.methods.collate import data
 from smallr.methods.collate.data import opened
 from smallr.methods.collate.stages import Collate, run_collate
 from smallr.methods.collate.utility import UtilityScorer
@@ -158,7 +160,7 @@ class Moments:
                 raise Killed
             return function(*args, **kwargs)
 
-        return call
+        monkeypatch.setattr(owner, name, call)
 
 
 @pytest.fixture(scope="module")
