@@ -22,7 +22,11 @@ def test_cells_are_plain_python_without_outputs():
 def test_runs_from_top_to_bottom(tmp_path):
     printed = run_whole(NOTEBOOK, tmp_path)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["stages"]["pairs_1"]["kept"] > 0
+    assert report["stages"]["pairs_0"]["kept"] > 0
+    right = {(each["model"], each["mode"]): each["accuracy"] for each in report["accuracy"]}
+    assert right["M_IFT", "I→R→A"] >= 0.6  # it has learned to add
+    assert right[f"provider {report['choice']['chosen']}", "I→R→A"] >= 0.6
+    assert "sums that it has never seen" in printed
     assert f"provider {report['choice']['chosen']}: mean utility" in printed
     assert re.search(r"M_IFT +I→R→A +[01]\.\d\d", printed)
     assert "Next" in (tmp_path / "run" / "report.md").read_text()
