@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from smallr.core.errors import UserError
 from smallr.core.files import read_json
 from smallr.core.journal import Journal
 from smallr.core.stage_table import State, states
+from smallr.core.stages import Stages
 from smallr.language.loading import load_engine
-from smallr.methods.collate import data
+from smallr.methods.collate import data, stages
 from smallr.methods.collate.data import opened
 from smallr.methods.collate.stages import Collate, run_collate
 from smallr.methods.collate.utility import UtilityScorer
@@ -190,6 +192,28 @@ def test_a_kill_at_any_moment_ends_in_the_same_data_sets(home, whole, monkeypatc
     assert data_sets(home / "killed") == data_sets(expected)
     reports = (json.loads((out / "report.json").read_text()) for out in (home / "killed", expected))
     assert len({json.dumps(report["accuracy"]) for report in reports}) == 1
+
+
+@pytest.mark.parametrize("estimate", [True, False])
+def test_the_run_begins_with_the_time_of_every_stage_as_far_as_it_is_known(home, monkeypatch, capsys, estimate):
+    pace = {kind: {"start": 100.0, "token": 0.0} for kind in ("writing", "scoring", "training")}
+    monkeypatch.setattr(stages, "measured_pace", lambda *_: pace)
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(Stages, "_do", killed)
+    out = home / f"estimated_{estimate}"
+    with pytest.raises(Killed):
+        run_collate(config_of(home, estimate=estimate), out)
+    printed, lines = capsys.readouterr().out, states(out)
+    assert {line.kind for line in lines} == {*pace, "rows"}
+    time = "about 0:01:40" if estimate else "unknown"
+    assert re.search(rf"^instruction_tuning +waiting +{time}$", printed, re.MULTILINE)
+    trained = [line.name for line in lines if line.kind == "training"]
+    assert trained == ["instruction_tuning", "provider_0", "provider_1", "round_0_0", "round_0_1"]
+    assert ("unknown" in printed) != estimate
+    assert (f"{len(lines)} waiting; about" in printed) == estimate
 
 
 @pytest.mark.process
