@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
+from experiments.collate import arms
 from experiments.collate.ablation import config_of, flags, report
 from experiments.collate.arms import CHANGES, gold_rows, majority, open_arm, right_rows
 from smallr.core.errors import UserError
 from smallr.data.saving import save_rows
+from smallr.methods.collate.config import training_config
 from smallr.methods.collate.data import opened
+from smallr.training.opening import open_trained
 from tests.methods.collate.small import MODES, ROWS, small_config, write_model
 
 AGREEMENTS = {"held-out, by the provider's answer": [], "rounds, by the rationale's number": [[1.0], [0.0]]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return write_model(tmp_path_factory.mktemp("model") / "model")
 
 
 def stage(folder, rows) -> dict:
@@ -19,8 +30,8 @@ def stage(folder, rows) -> dict:
     return {"rows": folder / "rows"}
 
 
-def test_arms_of_a_seed_share_what_is_the_same(tmp_path):
-    config = small_config(tmp_path, write_model(tmp_path / "model"), rounds=2)
+def test_arms_of_a_seed_share_what_is_the_same(tmp_path, model):
+    config = small_config(tmp_path, model, rounds=2)
     graphs = {
         name: open_arm(name, config, tmp_path / "out")
         for name in ("full", "random winner", "sum", "S = 3", "refinement", "majority")
@@ -59,6 +70,46 @@ def test_self_training_keeps_right_answers(tmp_path):
     assert gold_rows(tmp_path / "gold", [ROWS[0], {**ROWS[1], "rationale": ""}], MODES)["counts"]["kept"] == 1
     with pytest.raises(UserError, match="no answer of 1 is right"):
         right_rows(tmp_path / "none", [stage(tmp_path / "n", answers[2:])], MODES)
+
+
+def test_baselines_train_and_write_as_much_as_collate(tmp_path, model, monkeypatch):
+    config = small_config(tmp_path, model, rounds=2)
+    budget = arms.Budget(trained=4000, written=0, rationales=5 * 24)
+    for name in ("SFT on gold", "gold over own", "self-training"):
+        arm = open_arm(name, config, tmp_path / "out", budget)
+        assert [list(arm.passes(number)) for number in range(2)] == [[0, 1], [2, 3, 4]]
+    assert sum(stage.name.startswith("star_answers") for stage in arm.stages.named) == 5
+    found = []
+    monkeypatch.setattr(
+        arms, "train_on", lambda folder, writer, config, *_: found.append((config.epochs, config.steps))
+    )
+    rows, tokenizer = gold_rows(tmp_path / "gold", ROWS[:24], MODES), open_trained(model).tokenizer()
+    tokens = sum(len(tokenizer.encode(row["prompt"] + row["completion"])) for row in opened(rows))
+    for passes in (1, 3):
+        fields = training_config(config, "tuning")
+        arms.train_for(tmp_path, None, fields, rows, model, {"tokenizer": model}, passes * tokens)
+    assert found[0][0] == 0
+    assert found[1][1] == 3 * found[0][1] > 3
+
+
+def test_what_an_arm_has_spent(tmp_path):
+    counts, report = (
+        {"rows in": 5, "kept": 4},
+        {"rows": {"read": 1, "examples": 1}, "epoch": {"steps": 2, "tokens": 50}},
+    )
+    folders = {name: tmp_path / name for name in ("tuned", "trained", "written", "answers")}
+    for name in ("tuned", "trained"):
+        folders[name].mkdir()
+        (folders[name] / "report.json").write_text(json.dumps({**report, "steps": 4}))
+    values = {name: folders[name] for name in ("tuned", "trained")}
+    values |= {name: {"counts": counts, "tokens": 70} for name in ("written", "answers")}
+    arm = SimpleNamespace(
+        stages=SimpleNamespace(named=list(values), folder=folders.get),
+        value=values.get,
+        tuned="tuned",
+        answers={"M_IFT": "answers"},
+    )
+    assert arms.spent(arm) == arms.Budget(trained=100, written=70, rationales=5)
 
 
 def test_the_majority_of_samples_is_graded(tmp_path):
