@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.collate.arms import ARMS, BASELINES, MAJORITY, Majority, open_arm, spent
+from experiments.collate.sums import draw_sums, write_student
 from experiments.crv.arms import TrainSettings
 from experiments.crv.base import Base, pretrained, quiet
 from experiments.crv.questions import Questions
@@ -79,6 +80,9 @@ def student(options: argparse.Namespace, out: Path) -> str:
     """Returns the model that all arms start from; one made from nothing is trained on the first call."""
     if options.model != "scratch":
         return options.model
+    if options.task == "sums":
+        marks = list(config_of(options, 0, "", "", "").marks.values())
+        return write_student(out / "student", marks, options.layers, options.width)
     size = Size("llama", options.layers, options.width, 4, 1024)
     wanted = Base(
         size=size,
@@ -98,15 +102,19 @@ def sets(options: argparse.Namespace, seed: int, out: Path) -> tuple[str, str]:
     """Returns the sources of the rows and of the validation rows; those of built-in questions are written first."""
     if options.rows:
         return options.rows, options.validation
-    source = Questions(options.templates, options.largest)
-    held_out, asked = source.draw("held out", options.held_out), options.asked or options.held_out
+    asked = options.asked or options.held_out
     folder = (out / f"questions-{seed}-{options.questions}-{asked}").absolute()
-    for name, questions in (
-        ("rows", source.draw(f"collate {seed}", options.questions, held_out)),
-        ("validation", held_out[:asked]),
-    ):
+    if options.task == "sums":
+        held_out = draw_sums("held out", options.held_out, [])
+        rows, validation = draw_sums(f"collate {seed}", options.questions, held_out), held_out[:asked]
+    else:
+        source = Questions(options.templates, options.largest)
+        held_out = source.draw("held out", options.held_out)
+        rows = list(rationale_rows(source.draw(f"collate {seed}", options.questions, held_out), "rows"))
+        validation = list(rationale_rows(held_out[:asked], "validation"))
+    for name, found in (("rows", rows), ("validation", validation)):
         if not (folder / name).exists():
-            save_rows(list(rationale_rows(questions, name)), folder / name)
+            save_rows(found, folder / name)
     return str(folder / "rows"), str(folder / "validation")
 
 
@@ -214,6 +222,11 @@ def flags() -> argparse.ArgumentParser:
     for name, default, meaning in (
         ("out", "runs/collate_ablation", "folder of the grid"),
         ("model", "scratch", "any model that training takes; scratch: a small one, pretrained first"),
+        (
+            "task",
+            "stories",
+            "stories: questions of the built-in generator | sums: of two numbers, for a student of 0.1 M",
+        ),
         ("arms", ",".join(ARMS), "of these, separated by commas"),
         ("seeds", 3, "runs of each arm: other questions, other order"),
         ("rows", "", "SOURCE@SPLIT of rows; empty: built-in arithmetic"),
