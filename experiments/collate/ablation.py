@@ -37,7 +37,7 @@ from smallr.evals.graders.matching import numbers
 from smallr.evals.statistics import paired_difference, pass_at_1
 from smallr.methods.collate.answers import pair_scores
 from smallr.methods.collate.config import base as fields
-from smallr.methods.collate.data import opened
+from smallr.methods.collate.data import NothingLeftError, opened
 from smallr.methods.collate.modes import ANSWER, RATIONALE
 from smallr.methods.collate.stages import Collate
 from smallr.models.scratch import Size
@@ -162,8 +162,14 @@ class Worker:
         self._options, self._out, self._model = options, out, model
 
     def __call__(self, stage: Stage, folder: Path, needs: list[Path]) -> dict[str, Any]:
-        """Runs what is missing of an arm; returns its metrics."""
+        """Runs what is missing of an arm; returns its metrics, or why it cannot go on, such as that no pair is left."""
         del needs
+        try:
+            return self._run(stage, folder)
+        except NothingLeftError as error:
+            return {"ended": str(error)}
+
+    def _run(self, stage: Stage, folder: Path) -> dict[str, Any]:
         name, seed = stage.settings["arm"], stage.settings["seed"]
         config = config_of(self._options, seed, self._model, *sets(self._options, seed, self._out))
         (self._out / f"seed{seed}").mkdir(exist_ok=True)
@@ -180,7 +186,9 @@ class Worker:
 
 def report(rows: list[dict[str, Any]], out: Path) -> str:
     """Writes runs.csv and table.md of the finished arms; returns the page."""
-    if not rows:
+    ended = [[row["arm"], str(row["seed"]), row["ended"]] for row in rows if "ended" in row]
+    rows = [row for row in rows if "ended" not in row]
+    if not rows and not ended:
         return "nothing is finished yet"
     shown = [{key: value for key, value in row.items() if key not in ("right", "agreements")} for row in rows]
     write_csv(shown, out / "runs.csv")
@@ -199,6 +207,8 @@ def report(rows: list[dict[str, Any]], out: Path) -> str:
     page += "\n## I→R→A, over questions\n\n" + markdown(["arm", "seeds", "right, 95 %", "against M_IFT, paired"], lines)
     page += "\n## What was spent behind instruction tuning\n\n" + table(shown, ["arm"], SPENT, digits=0)
     page += "\n## Does likelihood agree with correctness?\n\n" + agreements(by_arm)
+    if ended:
+        page += "\n## Arms that could not go on\n\n" + markdown(["arm", "seed", "why"], ended)
     (out / "table.md").write_text(page)
     return page
 

@@ -15,7 +15,7 @@ from smallr.core.stages import Stage
 from smallr.evals.statistics import majority_is_right
 from smallr.methods.collate import config as fields
 from smallr.methods.collate.answers import answer_questions
-from smallr.methods.collate.data import Row, opened, written
+from smallr.methods.collate.data import NothingLeftError, Row, opened, written
 from smallr.methods.collate.modes import GIVEN, RATIONALE, Modes
 from smallr.methods.collate.pairs import gold_over_own
 from smallr.methods.collate.report import training_counts
@@ -235,13 +235,13 @@ def right_rows(folder: Path, own: Sequence[Mapping[str, Any]], modes: Modes) -> 
     """Writes the same rows with a model's own rationales, each once, where its answer is right.
 
     Raises:
-      UserError: none is.
+      NothingLeftError: none is.
     """
     answers = [row for each in own for row in opened(each)]
     right = [row for row in answers if row["correct"] and row["usable"]]
     kept = list({(row["question"], row["text"]): row for row in right}.values())
     if not kept:
-        raise UserError(f"{folder.name}: no answer of {len(answers)} is right, so there is nothing to train on")
+        raise NothingLeftError(f"{folder.name}: no answer of {len(answers)} is right, so there is nothing to train on")
     made = [each for row in kept for each in taught(row["question"], row["text"], row["answer"], modes)]
     return written(folder, made, {"rows in": len(answers), "kept": len(kept)})
 

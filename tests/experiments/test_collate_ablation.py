@@ -137,7 +137,10 @@ def test_the_report_has_intervals(tmp_path):
             ("full", [1.0, 1.0, 0.0, seed * 1.0], {"agreements": AGREEMENTS, "spent trained": 1000 + 200 * seed}),
         )
     ]
+    rows.append({"arm": "sum", "seed": 0, "ended": "round 0: no pair left"})
     page = report(rows, tmp_path)
+    assert "| sum | 0 | round 0: no pair left |" in page
+    assert page.count("| sum |") == 1
     assert "| M_IFT | 2 | 0.250 ± 0.000 |" in page
     assert "| full | 2 | 0." in page
     assert "+0.375 (" in page

@@ -26,6 +26,10 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes for a calculator
 Row = Mapping[str, Any]
 
 
+class NothingLeftError(UserError):
+    """Says that a stage has no row or pair left, so that a run cannot go on."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Rows with `question`, `answer` and `rationale` (empty: none), and what was left out, by set and reason.

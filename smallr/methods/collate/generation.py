@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smallr.core.errors import UserError
-from smallr.methods.collate.data import Row, opened, written
+from smallr.methods.collate.data import NothingLeftError, Row, opened, written
 from smallr.methods.collate.modes import REFINE, Modes
 from smallr.methods.collate.writer import Writer
 
@@ -30,7 +29,7 @@ def write_rationales(
       options: of `Writer.complete`.
 
     Raises:
-      UserError: not one rationale can be used.
+      NothingLeftError: not one rationale can be used.
     """
     sampling = {**options["sampling"], "stop": (modes.answer,)}
     texts = writer.complete(folder, model, prompts, {**options, "sampling": sampling})
@@ -39,7 +38,7 @@ def write_rationales(
     counts.update(row["problem"] for row in rows if not row["usable"])
     if not counts["kept"]:
         problems = ", ".join(f"{name} {count}" for name, count in counts.items() if name not in ("rows in", "kept"))
-        raise UserError(
+        raise NothingLeftError(
             f"{folder.name}: {model.name} wrote no rationale that can be used ({problems}): raise "
             "config.generation.max_tokens where they are cut off, or train the model of instruction tuning longer"
         )

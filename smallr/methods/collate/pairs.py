@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smallr.core.errors import UserError
-from smallr.methods.collate.data import Row, opened, written
+from smallr.methods.collate.data import NothingLeftError, Row, opened, written
 from smallr.methods.collate.modes import RATIONALE, REFINE, Modes
 
 TIE, BELOW, FEW, LONG = "tie", "not above u_0", "fewer than two usable rationales", "too long"
@@ -19,7 +18,7 @@ def gold_over_own(folder: Path, share: Sequence[Row], own: dict[str, Any], modes
     """Writes the pairs that make a provider distinct: the gold rationale over the one that the model writes itself.
 
     Raises:
-      UserError: no pair is left.
+      NothingLeftError: no pair is left.
     """
     rows, counts = [], Counter({"rows in": len(share), "kept": 0})
     for row, rationale in zip(share, opened(own), strict=True):
@@ -31,7 +30,7 @@ def gold_over_own(folder: Path, share: Sequence[Row], own: dict[str, Any], modes
             counts["kept"] += 1
             rows.append(_pair(modes, row["question"], row["rationale"], rationale["text"]))
     if not rows:
-        raise UserError(
+        raise NothingLeftError(
             _no_pair("gold over own rationales", counts, "raise config.generation.max_tokens or temperature")
         )
     return written(folder, rows, counts)
@@ -52,7 +51,7 @@ def prefer_useful(
       where: the round, for messages.
 
     Raises:
-      UserError: no pair is left.
+      NothingLeftError: no pair is left.
     """
     table, rows = opened(scored), []
     counts = Counter({"rows in": len(table), "kept": 0})
@@ -66,7 +65,7 @@ def prefer_useful(
             utilities |= {"u_loser": row["utilities"][loser], "u_0": row["u_0"]}
             rows.append(_pair(modes, row["question"], *texts) | utilities)
     if not rows:
-        raise UserError(
+        raise NothingLeftError(
             _no_pair(
                 where,
                 counts,
@@ -111,7 +110,7 @@ def refined_pairs(
     for refinement of one rationale if the winner beats the rationale that it started from and the other refinement.
 
     Raises:
-      UserError: no pair is left.
+      NothingLeftError: no pair is left.
     """
     rows, counts = [], Counter({"rows in": len(drafts_table := opened(drafts)), "kept": 0})
     for row, better in zip(drafts_table, opened(refined), strict=True):
@@ -131,7 +130,7 @@ def refined_pairs(
                 rows.append(_pair(modes, row["question"], *texts, draft=draft))
     counts["kept"] = len(rows)
     if not rows:
-        raise UserError(_no_pair(where, counts, "train the providers longer, or set config.refine=False"))
+        raise NothingLeftError(_no_pair(where, counts, "train the providers longer, or set config.refine=False"))
     return written(folder, rows, counts)
 
 
