@@ -69,6 +69,7 @@ def config_of(options: argparse.Namespace, seed: int, model: str, rows: str, val
     training.scored, training.examples = options.length, options.length // 16
     config.utility.row_length = 4 * options.length
     config.generation.max_tokens, config.generation.decode_slots = options.max_tokens, options.decode_slots
+    config.generation.temperature = options.temperature
     config.tuning.epochs, config.tuning.learning_rate = options.tuning_epochs, options.tuning_rate
     config.provider.epochs, config.task.epochs = options.provider_epochs, options.task_epochs
     config.provider.learning_rate = config.task.learning_rate = options.rate
@@ -252,6 +253,7 @@ def flags() -> argparse.ArgumentParser:
         ("batch", 8, "packed rows a step"),
         ("length", 256, "tokens a row"),
         ("max_tokens", 128, "of a rationale"),
+        ("temperature", 0.0, "of rationales; samples differ where greedy ones are all right"),
         ("decode_slots", 50, "rationales written at once"),
         ("tuning_epochs", 2, "of instruction tuning"),
         ("tuning_rate", 1e-3, "of instruction tuning and SFT"),
