@@ -102,7 +102,7 @@ def train_for(
 ) -> Path:
     """Trains as `train_on` does, for the steps that hold as many tokens."""
     config = config.copy_and_resolve_references()
-    opened_tokenizer = open_trained(str(tokenizer["tokenizer"])).tokenizer()
+    opened_tokenizer = open_trained(str(start), str(tokenizer["tokenizer"])).tokenizer()
     split = make_split(config, opened_tokenizer, make_objective(config), opened(rows), "train", str(rows["rows"]))
     epoch = split.plan.stats(0)
     with config.unlocked():

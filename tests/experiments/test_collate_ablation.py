@@ -14,8 +14,9 @@ from smallr.core.errors import UserError
 from smallr.data.saving import save_rows
 from smallr.methods.collate.config import training_config
 from smallr.methods.collate.data import opened
+from smallr.methods.collate.modes import write_tokenizer
 from smallr.training.opening import open_trained
-from tests.methods.collate.small import MODES, ROWS, small_config, write_model
+from tests.methods.collate.small import MARKS, MODES, ROWS, small_config, write_model
 
 AGREEMENTS = {"held-out, by the provider's answer": [], "rounds, by the rationale's number": [[1.0], [0.0]]}
 
@@ -85,9 +86,10 @@ def test_baselines_train_and_write_as_much_as_collate(tmp_path, model, monkeypat
     )
     rows, tokenizer = gold_rows(tmp_path / "gold", ROWS[:24], MODES), open_trained(model).tokenizer()
     tokens = sum(len(tokenizer.encode(row["prompt"] + row["completion"])) for row in opened(rows))
+    written_tokenizer = write_tokenizer(tmp_path, model, MARKS)
     for passes in (1, 3):
         fields = training_config(config, "tuning")
-        arms.train_for(tmp_path, None, fields, rows, model, {"tokenizer": model}, passes * tokens)
+        arms.train_for(tmp_path, None, fields, rows, model, written_tokenizer, passes * tokens)
     assert found[0][0] == 0
     assert found[1][1] == 3 * found[0][1] > 3
 
