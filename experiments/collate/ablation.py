@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.collate.arms import ARMS, BASELINES, MAJORITY, Majority, open_arm, spent
+from experiments.collate.arms import ARMS, BASELINES, Majority, open_arm, spent
 from experiments.collate.sums import draw_sums, write_student
 from experiments.crv.arms import TrainSettings
 from experiments.crv.base import Base, pretrained, quiet
@@ -121,16 +121,19 @@ def sets(options: argparse.Namespace, seed: int, out: Path) -> tuple[str, str]:
 
 def measured(arm: Collate, name: str) -> dict[str, Any]:
     """Returns the metrics of an arm that has run: accuracies, agreement, what it has spent, the counts of its pairs."""
+    if isinstance(arm, Majority):
+        right = [float(each) for each in arm.correct()]
+        budget = {f"spent {key}": value for key, value in dataclasses.asdict(spent(arm)).items()}
+        return {"correct": float(np.mean(right)), **budget, "right": right}
     choice = arm.value(arm.choice)
     trained = [f"provider {s}" for s in range(len(choice["likelihood"]))]
     model = "M_IFT" if name == "M_IFT" else f"provider {choice['chosen']}"
     of = {each: opened(arm.value(arm.answers[each, RATIONALE]))["correct"] for each in ("M_IFT", *trained)}
-    correct = arm.correct() if isinstance(arm, Majority) else of[model]
+    correct = of[model]
     found = {"correct": float(np.mean(correct)), "at_once": float(np.mean(at_once(arm, model)))}
-    if name not in ("M_IFT", MAJORITY):
+    if name != "M_IFT":
         found["every"] = float(np.mean([of[each] for each in trained]))
         found["likelihood"] = choice["likelihood"][choice["chosen"]]
-    if name != "M_IFT":
         found |= {f"spent {key}": value for key, value in dataclasses.asdict(spent(arm)).items()}
     for number, pairs in enumerate(arm.pairs):
         found |= {f"pairs {number}: {reason}": count for reason, count in arm.value(pairs)["counts"].items()}

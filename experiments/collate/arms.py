@@ -168,7 +168,7 @@ class Majority(Collate):
 
     def build(self) -> None:
         """Samples answers of the validation questions."""
-        self.measure([self.tuned])
+        self.ask({"M_IFT": self.tuned})
         samples = [
             self.stages.do(
                 f"sample_{s}",

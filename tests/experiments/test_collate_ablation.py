@@ -11,6 +11,7 @@ from experiments.collate import arms
 from experiments.collate.ablation import config_of, flags, report
 from experiments.collate.arms import CHANGES, gold_rows, majority, open_arm, right_rows
 from smallr.core.errors import UserError
+from smallr.core.stages import check
 from smallr.data.saving import save_rows
 from smallr.methods.collate.config import training_config
 from smallr.methods.collate.data import opened
@@ -37,6 +38,8 @@ def test_arms_of_a_seed_share_what_is_the_same(tmp_path, model):
         name: open_arm(name, config, tmp_path / "out")
         for name in ("full", "random winner", "sum", "S = 3", "refinement", "majority")
     }
+    for graph in graphs.values():
+        check(graph.stages.named)
     folders = {
         name: {str(graph.stages.folder(stage)) for stage in graph.stages.named} for name, graph in graphs.items()
     }

@@ -148,17 +148,20 @@ class Collate:
     def measure(self, providers: Sequence[Stage]) -> None:
         """Names the stages that answer the validation questions, choose a provider and train on its rationales."""
         held = self.data.validation
-        models = {"M_IFT": self.tuned, **{f"provider {s}": provider for s, provider in enumerate(providers)}}
-        self.answers = {
-            (name, mode): self.answer(f"answers_{name.replace(' ', '_')}_{label}", model, mode)
-            for name, model in models.items()
-            for mode, label in ((ANSWER, "at_once"), (RATIONALE, "with_rationale"))
-        }
+        self.ask({"M_IFT": self.tuned, **{f"provider {s}": provider for s, provider in enumerate(providers)}})
         written = [self.answers[f"provider {s}", RATIONALE] for s in range(len(providers))]
         self.held_out = self.utilities("validation_utilities", held, written)
         self.choice = self.stages.make("choice", choose_provider, self.held_out, written)
         self.chosen = self.stages.make("chosen_provider", pick, self.choice, list(providers))
         self.indirect = self.fine_tuned_base(written) if self.config.indirect else None
+
+    def ask(self, models: Mapping[str, Stage]) -> None:
+        """Names the stages in which models answer the validation questions, at once and behind a rationale."""
+        self.answers = {
+            (name, mode): self.answer(f"answers_{name.replace(' ', '_')}_{label}", model, mode)
+            for name, model in models.items()
+            for mode, label in ((ANSWER, "at_once"), (RATIONALE, "with_rationale"))
+        }
 
     def fine_tuned_base(self, answers: Sequence[Stage]) -> Stage:
         """Names the published metric's stages: the base model fine-tuned on instruction and generated rationale."""
