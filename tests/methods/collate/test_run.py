@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
+import json
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -163,7 +160,7 @@ class Moments:
                 raise Killed
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(owner, name, call)
+        return call
 
 
 @pytest.fixture(scope="module")
