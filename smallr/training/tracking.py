@@ -8,6 +8,7 @@ resumed run goes on in the same curves.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import json
@@ -26,7 +27,7 @@ from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json, write_json
 
 FILE = "tracking.json"
-_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+NAMES = ("tensorboard", "wandb", "trackio", "mlflow")  # smallr itself needs what writes TensorBoard's files
 
 
 class Tracker(Protocol):
@@ -46,12 +47,12 @@ def check_trackers(names: Sequence[str]) -> None:
       UserError: a tracker that does not exist, or is not installed.
     """
     for name in names:
-        if name not in _PACKAGES:
-            nearest = difflib.get_close_matches(name, _PACKAGES, n=1)
+        if name not in NAMES:
+            nearest = difflib.get_close_matches(name, NAMES, n=1)
             meant = f"did you mean {nearest[0]}? " if nearest else ""
-            raise UserError(f"config.track.to: {name!r}: {meant}must be of: {', '.join(_PACKAGES)}")
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise UserError(f"config.track.to: {name} is not installed: pip install {_PACKAGES[name]}")
+            raise UserError(f"config.track.to: {name!r}: {meant}must be of: {', '.join(NAMES)}")
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise UserError(f"config.track.to: {name} is not installed: pip install {name}")
 
 
 def open_trackers(config: ConfigDict, workdir: Path, resume_step: int) -> list[Tracker]:
@@ -61,6 +62,7 @@ def open_trackers(config: ConfigDict, workdir: Path, resume_step: int) -> list[T
       UserError: a tracker does not exist, is not installed, or refuses the run: it has no key, no server …
     """
     check_trackers(config.track.to)
+    run = _Run(config.track.project, config.track.name or "-".join(workdir.absolute().parts[-2:]), workdir, config)
     path = workdir / FILE
     known = read_json(path) if path.exists() else {}
     trackers: list[Tracker] = []
@@ -69,7 +71,7 @@ def open_trackers(config: ConfigDict, workdir: Path, resume_step: int) -> list[T
             trackers.append(TensorBoard(workdir / "tensorboard", resume_step))
             continue
         try:
-            opened, known[name] = _OPEN[name](config, workdir, known.get(name))
+            opened, known[name] = _OPEN[name](run, known.get(name))
         except Exception as error:
             with contextlib.suppress(Exception):
                 close_all(trackers)
@@ -201,39 +203,53 @@ class _MLflow:
         self._client.set_terminated(self._run)
 
 
-Opened = tuple[Tracker, str]
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Holds what a tracker is told of a run."""
+
+    project: str
+    name: str
+    workdir: Path
+    config: ConfigDict
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the configuration as JSON has it."""
+        return json.loads(self.config.to_json_best_effort())
 
 
-def _open_wandb(config: ConfigDict, workdir: Path, known: str | None) -> Opened:
+Opened = tuple[Tracker, str]  # and what identifies the run to the tracker
+
+
+def _open_wandb(run: _Run, known: str | None) -> Opened:
     import wandb
 
     identity = known or secrets.token_hex(8)
-    run = wandb.init(
-        project=config.track.project,
-        name=_name(config, workdir),
+    opened = wandb.init(
+        project=run.project,
+        name=run.name,
         id=identity,
         resume="allow",
-        dir=str(workdir),
-        config=json.loads(config.to_json_best_effort()),
+        dir=str(run.workdir),
+        config=run.fields(),
     )
-    return _Wandb(run), identity
+    return _Wandb(opened), identity
 
 
-def _open_trackio(config: ConfigDict, workdir: Path, known: str | None) -> Opened:
+def _open_trackio(run: _Run, known: str | None) -> Opened:
     import trackio
 
-    name = known or f"{_name(config, workdir)}-{secrets.token_hex(3)}"  # a name is all that tells its runs apart
-    run = trackio.init(
-        project=config.track.project,
+    name = known or f"{run.name}-{secrets.token_hex(3)}"  # a name is all that tells its runs apart
+    opened = trackio.init(
+        project=run.project,
         name=name,
         resume="allow",
-        config=json.loads(config.to_json_best_effort()),
+        config=run.fields(),
         space_id=os.environ.get("TRACKIO_SPACE_ID"),
     )
-    return _Trackio(run), name
+    return _Trackio(opened), name
 
 
-def _open_mlflow(config: ConfigDict, workdir: Path, known: str | None) -> Opened:
+def _open_mlflow(run: _Run, known: str | None) -> Opened:
     from mlflow import MlflowClient
     from mlflow.entities import Param
 
@@ -241,23 +257,19 @@ def _open_mlflow(config: ConfigDict, workdir: Path, known: str | None) -> Opened
     if known is not None:
         client.update_run(known, status="RUNNING")
         return _MLflow(client, known), known
-    experiment = client.get_experiment_by_name(config.track.project)
-    identity = experiment.experiment_id if experiment else client.create_experiment(config.track.project)
-    run = client.create_run(identity, run_name=_name(config, workdir)).info.run_id
-    flat = _flat(json.loads(config.to_json_best_effort()))
-    client.log_batch(run, params=[Param(name, str(value)[:500]) for name, value in flat.items()])
-    return _MLflow(client, run), run
+    experiment = client.get_experiment_by_name(run.project)
+    identity = experiment.experiment_id if experiment else client.create_experiment(run.project)
+    created = client.create_run(identity, run_name=run.name).info.run_id
+    flat = _flat(run.fields())
+    client.log_batch(created, params=[Param(name, str(value)[:500]) for name, value in flat.items()])
+    return _MLflow(client, created), created
 
 
-_OPEN: dict[str, Callable[[ConfigDict, Path, str | None], Opened]] = {
+_OPEN: dict[str, Callable[[_Run, str | None], Opened]] = {
     "wandb": _open_wandb,
     "trackio": _open_trackio,
     "mlflow": _open_mlflow,
 }
-
-
-def _name(config: ConfigDict, workdir: Path) -> str:
-    return config.track.name or "-".join(workdir.absolute().parts[-2:])
 
 
 def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -82,7 +82,10 @@ def test_a_local_model_answers_from_its_engine_and_then_from_the_cache(loaded, m
     wanted = loaded.engine.generate(requests, progress=False)
     with open_language_model("local:tiny-random", dtype="float32", decode_slots=4, max_length=192) as model:
         assert isinstance(model, LocalModel)
-        assert asked == {"name": "tiny-random", "dtype": "float32", "decode_slots": 4, "max_length": 192}
+        assert asked == {"name": "tiny-random", "dtype": "float32", "decode_slots": 4, "max_length": 192} | {
+            "advantage": "",
+            "beta": 1.0,
+        }
         first = model.complete_sync(requests)
         again = model.complete_sync(requests)
         totals = model.totals
