@@ -47,7 +47,7 @@ class SamplingParams:
     the same round can be repeated, and no two prompts share a stream of random numbers.
     """
 
-    max_tokens: int = 256
+    max_tokens: int = 256  # 0: the prompt is read, nothing is written
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 is all
     top_p: float = 1.0

@@ -78,11 +78,11 @@ def letters() -> transformers.PreTrainedTokenizerFast:
     return fast
 
 
-def engine(family: str = "llama", **options) -> Engine:
+def engine(family: str = "llama", tokenizer=None, **options) -> Engine:
     """An engine on one device."""
     return Engine(
         decoder(family),
-        letters(),
+        tokenizer or letters(),
         make_mesh(1, 1, 1),
         **({"decode_slots": 4, "prefill_chunk": 16, "steps": 5} | options),
     )

@@ -19,7 +19,7 @@ from smallr.sampling.chat import converse
 from smallr.sampling.completions import Delta
 from smallr.sampling.files import as_requests, read_prompts, write_results
 from smallr.sampling.requests import Request, Result, Sample, SamplingParams, TokenLogprob, Usage
-from tests.sampling.models import engine
+from tests.sampling.models import engine, letters
 
 PARAMS = SamplingParams(max_tokens=3)
 
@@ -139,12 +139,12 @@ def test_a_conversation_has_a_history_until_it_is_reset(capsys):
 def test_a_template_that_writes_todays_date_writes_a_fixed_one():
     template = "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}"
     request = Request(messages=({"role": "user", "content": "hi"},), params=PARAMS)
-    texts = []
-    for options in ({}, {"date": "2025-01-31"}):
-        writer = engine(**options)
-        writer.tokenizer = copy.deepcopy(writer.tokenizer)
-        writer.tokenizer.chat_template = template
-        texts.append(writer.tokenizer.decode(writer.encode(request)))
+    tokenizer = copy.deepcopy(letters())
+    tokenizer.chat_template = template
+    texts = [
+        tokenizer.decode(engine(tokenizer=tokenizer, **options).encode(request).prompt)
+        for options in ({}, {"date": "2025-01-31"})
+    ]
     assert texts == ["26 July 2024: hi", "31 January 2025: hi"]
     with pytest.raises(UserError, match="date 'today': expected year-month-day, like 2024-07-26"):
         engine(date="today")
@@ -155,11 +155,11 @@ def test_a_template_that_writes_todays_date_writes_a_fixed_one():
 
 @pytest.mark.parity
 def test_a_regular_expression_that_backtracks_forever_fails_its_request_alone():
-    writer = engine()
-    writer.tokenizer = copy.deepcopy(writer.tokenizer)
+    tokenizer = copy.deepcopy(letters())
     slow = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
-    backend = writer.tokenizer.backend_tokenizer
+    backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence([slow, backend.pre_tokenizer])
+    writer = engine(tokenizer=tokenizer)
     results = writer.generate([Request(prompt=text, params=PARAMS) for text in ("a" * 40 + "X", "aaX")])
     assert results[0].error.startswith("prompt: the tokenizer fails: ")
     assert len(results[1].samples) == 1
