@@ -1,10 +1,12 @@
-"""Every kind of objective has a run whose losses are pinned: those of `test_trainer.PINNED`, and ILQL here."""
+"""Every kind of objective has a run whose losses are pinned: those of `test_trainer.PINNED`, and two here."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from smallr.config import ilql
+from smallr.config import ilql, outcome
 from smallr.training.objective import OBJECTIVES
 from smallr.training.opening import open_trained
 from smallr.training.trainer import Trainer
@@ -12,7 +14,7 @@ from tests.training.test_trainer import PINNED, config_of, losses
 
 
 def test_every_kind_is_pinned():
-    assert {*PINNED, "ilql"} == {*OBJECTIVES}
+    assert {*PINNED, "ilql", "outcome"} == {*OBJECTIVES}
 
 
 def rewarded(model: str) -> list[dict]:
@@ -33,3 +35,15 @@ def test_what_ilql_learns_is_what_it_learned(small_model, tmp_path):
         trainer.fit()
     found = losses(tmp_path)
     assert (found[0], found[-1]) == pytest.approx((0.2106704, 0.2098451), abs=2e-5)
+
+
+@pytest.mark.slow
+def test_what_an_outcome_reward_model_learns_is_what_it_learned(small_model, tmp_path):
+    rows = [
+        {"prompt": f"{n} + 2 =", "completions": [f" {n + 2}", f" {n + 3}"], "correct": [1.0, 0.0]} for n in range(16)
+    ]
+    with Trainer(config_of(small_model, outcome()), tmp_path) as trainer:
+        trainer.load_data(rows)
+        trainer.fit()
+    found = losses(tmp_path)
+    assert (found[0], found[-1]) == pytest.approx((math.log(2), 0.6930278), abs=2e-5)

@@ -80,6 +80,7 @@ def test_of_a_run_on_pairs_what_changes_the_numbers_is_tied():
     groups = {name.split(".")[0] for name in free}
     assert groups == {
         "steps", "epochs", "optimizer", "log_every", "eval_every", "data", "benchmark", "checkpoint", "mesh", "compute",
+        "track", "best",
     }  # fmt: skip
     within = {name for name in free if name.split(".")[0] in ("optimizer", "data", "compute")}
     assert within == {

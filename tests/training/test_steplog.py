@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smallr.data.drops import DropReport
+from smallr.training.best import Best
 from smallr.training.report import Costs
 from smallr.training.rounds import Round
 from smallr.training.steplog import NonFiniteError
@@ -50,14 +51,17 @@ class OnDevice(Trainer):
             None,
             "run",
         )
+        self.best = Best("", 1, 0, 0.0)
         self.costs = Costs(1.0, None, 8)
         self.objective = SimpleNamespace(summariser=lambda: lambda values, columns: {})
         self.training = SimpleNamespace(
             batches=lambda mesh, first, count: iter(range(first, first + count)),
             static_columns=dict,
+            plan=SimpleNamespace(stats=lambda epoch: SimpleNamespace(steps=2)),
             examples=SimpleNamespace(rows=np.arange(8), report=DropReport("rows.jsonl", 9), sources=("rows.jsonl",)),
         )
         self.files = SimpleNamespace(
+            last_metrics=lambda split: {},
             write_metrics=lambda step, line, split: self.lines.append((step, line["loss"])),
             checkpointer=SimpleNamespace(latest_step=lambda: None),
         )
