@@ -61,6 +61,21 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return _LINK.sub(named, markdown)
 
 
+_PAGE = re.compile(r"\bdocs/((?:\w+/)*(\w+)\.md)")
+
+
+def on_page_content(html: str, page: Page, files: Files, **_: object) -> str:
+    """Turns paths of pages, which the source names as `docs/data.md`, into links to the pages."""
+
+    def link(match: re.Match[str]) -> str:
+        target = files.get_file_from_path(match[1])
+        if target is None:
+            return match[0]
+        return f'<a href="{target.url_relative_to(page.file)}">{match[2].replace("_", " ")}</a>'
+
+    return _PAGE.sub(link, html)
+
+
 def main() -> None:
     """Writes the generated pages to a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -30,12 +30,14 @@ def linked(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.replace("|", r"\|").replace("<", "&lt;").split())
+    """Returns text for a cell of a table; Markdown escapes what stands in backticks itself."""
+    parts = " ".join(text.replace("|", r"\|").split()).split("`")
+    return "`".join(part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(parts))
 
 
 def _value(value: object) -> str:
     text = str(value) if isinstance(value, str) else repr(value)
-    return f"`{_cell(text)}`" if text else "empty"
+    return _cell(f"`{text}`") if text else "empty"
 
 
 # Configs ------------------------------------------------------------------------------------------------------------
@@ -80,17 +82,38 @@ def _sections() -> Iterator[tuple[str, str, list[tuple[str, object, str]]]]:
 
 
 def _table(entries: list[tuple[str, object, str]]) -> Iterator[str]:
-    """Yields the lines of a table; a field without a meaning of its own has that of its group."""
+    """Yields the lines of a table; fields without a meaning of their own stand in the line of their group."""
     meanings = {path: meaning for path, _, meaning in entries}
+    folded: dict[str, dict[str, object]] = {}
+    for path, value, meaning in entries:
+        group, _, name = path.rpartition(".")
+        if not meaning and meanings.get(group) and not isinstance(value, ConfigDict):
+            folded.setdefault(group, {})[name] = value
     yield "| field | default | meaning |"
     yield "| --- | --- | --- |"
     for path, value, meaning in entries:
-        groups = [path[:place] for place, letter in enumerate(path) if letter == "."]
-        meaning = meaning or next((meanings[group] for group in reversed(groups) if meanings.get(group)), "")
+        group, _, name = path.rpartition(".")
+        if name in folded.get(group, ()):
+            continue
         if not isinstance(value, ConfigDict):
-            yield f"| `{path}` | {_value(value)} | {_cell(meaning)} |"
-        elif meanings[path]:
+            yield f"| `{path}` | {_value(value)} | {_cell(meaning or _inherited(path, meanings))} |"
+        elif path in folded:
+            yield f"| `{path}.…` | {_defaults(folded[path])} | {_cell(meaning)} |"
+        elif meaning:
             yield f"| **{path}** | | {_cell(meaning)} |"
+
+
+def _inherited(path: str, meanings: dict[str, str]) -> str:
+    """Returns the meaning of the nearest group of a field that has one."""
+    groups = [path[:place] for place, letter in enumerate(path) if letter == "."]
+    return next((meanings[group] for group in reversed(groups) if meanings.get(group)), "")
+
+
+def _defaults(values: dict[str, object]) -> str:
+    """Returns the fields of a group with their values; the names alone where each field has its own name."""
+    if all(value == name for name, value in values.items()):
+        return "each its own name: " + ", ".join(f"`{name}`" for name in values)
+    return ", ".join(f"`{name}` = {_value(value)}" for name, value in values.items())
 
 
 def configs() -> str:

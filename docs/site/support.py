@@ -169,21 +169,47 @@ def page() -> str:
         "weights are read, with a message that says why. All others work. A test starts a run with each",
         "pair, as far as a config can be checked, and provokes each refusal.",
         "",
-        "`✓` works, `–` one of the two is chosen, a number is refused for the reason below.",
+        "## What is refused",
         "",
+        *_refused(),
+        "",
+        _NOTES,
     ]
     reasons: dict[str, int] = {}
+    folded = ('<details markdown="1">', "<summary>Every feature with every other</summary>")
+    lines += ["## The whole table", "", *folded, ""]
+    lines += ["`✓` works, `–` one of the two is chosen, a number is refused for the reason below.", ""]
     for title, across in (("Objectives", OBJECTIVES), ("Options", OPTIONS)):
-        lines += [f"## {title}", "", "| | " + " | ".join(_short(key) for key in across) + " |"]
+        lines += [f"### {title}", "", "| | " + " | ".join(_short(key) for key in across) + " |"]
         lines.append("| --- " * (1 + len(across)) + "|")
         for row in OPTIONS:
             cells = [_cell(row, column, reasons) for column in across]
             lines.append(f"| {FEATURES[row].name} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += ["## Reasons", "", *(f"{number}. {reason}" for reason, number in reasons.items()), ""]
+    lines += ["### Reasons", "", *(f"{number}. {reason}" for reason, number in reasons.items()), "", "</details>", ""]
     lines += ["## How each is asked for", "", "| feature | fields or command |", "| --- | --- |"]
     lines += [f"| {feature.name} | {feature.how} |" for feature in FEATURES.values()]
-    return "\n".join(lines) + "\n" + _NOTES
+    return "\n".join(lines) + "\n"
+
+
+def _refused() -> Iterator[str]:
+    """Yields the lines of a table of all refusals: a feature, those that it does not go with, and why."""
+    by_reason: dict[str, list[frozenset[str]]] = {}
+    for pair, (reason, _) in REFUSED.items():
+        by_reason.setdefault(reason, []).append(pair)
+    rows: dict[tuple[str, str], list[str]] = {}  # what is not gone with and why -> features
+    for reason, pairs in by_reason.items():
+        left = list(pairs)
+        while left:  # the feature that most of the pairs have comes first
+            count = {key: sum(key in pair for pair in left) for key in FEATURES}
+            common = max(FEATURES, key=lambda key: (count[key], key in OPTIONS))
+            others = [FEATURES[key].name for key in FEATURES if key != common and frozenset((common, key)) in left]
+            left = [pair for pair in left if common not in pair]
+            rows.setdefault((", ".join(others), reason), []).append(FEATURES[common].name)
+    yield "| feature | does not go with | because |"
+    yield "| --- | --- | --- |"
+    for (others, reason), features in sorted(rows.items(), key=lambda row: row[1] != ["soft prompts"]):
+        yield f"| {', '.join(features)} | {others} | {reason} |"
 
 
 def _pairs() -> Iterator[frozenset[str]]:
@@ -201,8 +227,7 @@ def _cell(a: str, b: str, reasons: dict[str, int]) -> str:
     return str(reasons.setdefault(refusal[0], len(reasons) + 1)) if refusal else "✓"
 
 
-_NOTES = """
-## What the table does not say
+_NOTES = """## Packing, sliding windows, and more
 
 - **Packing and sliding windows** go together. A window counts positions inside an example, never
   across the examples of a row, so a packed row computes what single rows compute.
@@ -211,5 +236,5 @@ _NOTES = """
 - **A benchmark while training** is asked on one host only, and not if it runs code.
 - **QLoRA** needs the extra `quant`. Soft prompts also go with the objective `choice`.
 - **Families of models** and what each lacks: [Models](../models.md).
-- **What the server takes** of OpenAI's protocol: [Language models](../language_models.md).
+- **What the server takes** of OpenAI's protocol: [Serving](../serving.md).
 """

@@ -172,8 +172,11 @@ def test_generated_pages_are_what_the_tree_says():
         assert f"`{name}`:" in configs
     for path, value, meaning in fields.described(base()):
         if not hasattr(value, "keys"):
-            (line,) = [line for line in configs.splitlines() if line.startswith(f"| `{path}` |")][:1]
+            group, _, field = path.rpartition(".")
+            own = f"| `{path}` |" if meaning else f"| `{group}.…` |"  # without a meaning: in the line of the group
+            (line,) = [line for line in configs.splitlines() if line.startswith(own)][:1]
             assert reference._cell(meaning) in line
+            assert f"`{field}`" in line or meaning
     assert not re.findall(r"^\| `[^|]*\|[^|]*\| *\|$", configs, re.MULTILINE)  # every field has a meaning
     losses = pages["reference/losses.md"]
     free = losses.partition("**Without a reference:**")[2].partition(" among")[0]

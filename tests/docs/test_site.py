@@ -60,3 +60,20 @@ def test_links_to_files_outside_the_site_become_their_names():
     text = "[notebook](../../colab/collate.ipynb), [page](../data.md)"
     shown = generate.on_page_markdown(text, Page)
     assert shown == "notebook (`colab/collate.ipynb`), [page](../data.md)"
+
+
+def test_paths_of_pages_become_links_to_them():
+    File = pytest.importorskip("mkdocs.structure.files", reason="mkdocs is not installed (extra `docs`)").File
+
+    files = {path: File(path, "docs", "site", False) for path in ("data.md", "methods/crv.md", "reference/configs.md")}
+
+    class Page:
+        file = files["reference/configs.md"]
+
+    class Files:
+        get_file_from_path = staticmethod(files.get)
+
+    shown = generate.on_page_content("<pre>see docs/methods/crv.md, docs/data.md; docs/none.md</pre>", Page, Files)
+    assert shown == (
+        '<pre>see <a href="../methods/crv.html">crv</a>, <a href="../data.html">data</a>; docs/none.md</pre>'
+    )
