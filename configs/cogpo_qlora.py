@@ -1,6 +1,6 @@
 """CogPO with QLoRA: adapters on a base in 4 bits.
 
-Command:   smallr train cogpo_qlora       (pip install 'smallr[quant]' first)
+Command:   smallr train cogpo_qlora       (pip install '.[quant]' in the clone first)
 Smoke:     smallr train cogpo_qlora:smoke
 Hardware:  2 CPU cores with 2 GiB of memory free, or any GPU or TPU.
 Time:      3.2 s a step where the config cogpo takes 3.4 (docs/adapters.md).

@@ -6,7 +6,7 @@ Command:   smallr train kto
 Smoke:     smallr train kto:smoke
 Hardware:  2 CPU cores with 4 GiB of memory free, or any GPU or TPU.
 Time:      about 4 minutes (estimated) on two cores of a Xeon with AMX: about three completions where DPO has two.
-Expect:    in few steps on 64 pairs held-out accuracy 0.58 ± 0.03 (docs/objectives.md); not measured at full length.
+Expect:    on GSM8K pairs, 16 steps: held-out accuracy 0.59 ± 0.04 (docs/objectives.md).
 """
 
 from ml_collections import ConfigDict

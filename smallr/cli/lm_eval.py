@@ -1,7 +1,7 @@
 """lm-evaluation-harness with smallr's models: smallr lm-eval --model smallr --model_args path=MODEL --tasks …
 
 All arguments are those of `lm_eval`, which has no way to find models of other packages; here they are registered first.
-Needs the extra: pip install 'smallr[lm-eval]'.
+Needs the extra `lm-eval`: pip install '.[lm-eval]' in the clone.
 """
 
 from __future__ import annotations
