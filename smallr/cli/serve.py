@@ -4,9 +4,12 @@
 
 Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /metrics, /health, /version. Any
 OpenAI client works, and so do smallr's commands that need text alone, such as
-smallr evaluate gsm8k --config.model=http://127.0.0.1:8000/v1#NAME (without #NAME: the only model that is served).
-Needs the extra `serve`, and `structured` for JSON by a schema. There is no access control: put nothing but localhost or a trusted network in
---host. SIGTERM serves out what is under way and exits with 0.
+
+  smallr evaluate gsm8k --config.model=http://127.0.0.1:8000/v1#NAME
+
+(without #NAME: the only model that is served). Needs the extra `serve`, and `structured` for JSON by a schema. There is
+no access control: put nothing but localhost or a trusted network in --host. SIGTERM serves out what is under way and
+exits with 0.
 """
 
 from __future__ import annotations

@@ -144,6 +144,32 @@ def test_messages_on_the_troubleshooting_page_are_those_of_the_source():
     ] == []
 
 
+def drop_reasons() -> Iterator[str]:
+    """How each reason begins for which the reader of rows leaves one out."""
+    for path in (ROOT / "smallr" / "data").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            call = node.exc if isinstance(node, ast.Raise) else None
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("Unusable", "Unrenderable"):
+                text = call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0]
+                if isinstance(text, ast.Constant):
+                    yield text.value
+
+
+def test_every_reason_for_which_a_row_is_left_out_is_on_the_page_of_data():
+    section = page_of("data").partition("## Why a row is left out")[2].partition("\n## ")[0]
+    named = [
+        part.partition("…")[0].strip()
+        for match in re.findall(r"`` (.+?) ``|`([^`|]+)`", section)
+        for part in match
+        if part
+    ]
+    reasons = list(drop_reasons())
+    assert len(reasons) > 20
+    assert [
+        reason for reason in reasons if not any(reason.startswith(n) or n.startswith(reason) for n in named if n)
+    ] == []
+
+
 def test_a_message_that_nobody_writes_is_found_out():
     assert not is_quoted_from_the_source("config.…: there is no such thing as …")
 
