@@ -83,7 +83,7 @@ def make_devices(topology: str) -> list[jax.Device]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:
-        raise SystemExit(f"--topology={topology}: {error}\nlibtpu comes with pip install 'smallr[tpu]'") from error
+        raise SystemExit(f"--topology={topology}: {error}\nlibtpu comes with pip install 'jax[tpu]'") from error
 
 
 def mesh_of(devices: list[jax.Device], sizes: str) -> Mesh:

@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> None:
     try:
         import lm_eval.__main__
     except ImportError as error:
-        raise UserError(f"lm-evaluation-harness is not installed ({error}): pip install 'smallr[lm-eval]'") from error
+        raise UserError(f"lm-evaluation-harness is not installed ({error}): pip install 'lm-eval<0.5'") from error
     import smallr.evals.harness  # noqa: F401  registers itself
 
     sys.argv = ["smallr lm-eval", *argv]

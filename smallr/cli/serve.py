@@ -52,7 +52,9 @@ def run(options: Namespace) -> None:
         from smallr.language.serving.metrics import Metrics
         from smallr.language.serving.run import bind, exit_on_sigterm, run
     except ModuleNotFoundError as error:
-        raise UserError(f"serving needs {error.name}, which is not installed: pip install 'smallr[serve]'") from error
+        raise UserError(
+            f"serving needs {error.name}, which is not installed: pip install fastapi uvicorn prometheus_client"
+        ) from error
     exit_on_sigterm()
 
     from smallr.core.programs import keep_programs

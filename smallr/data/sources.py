@@ -157,7 +157,9 @@ def _tfds(name: str, split: str) -> datasets.Dataset:
     try:
         import tensorflow_datasets as tfds  # only here: an extra, and half a second
     except ImportError as error:
-        raise DataError(f"tfds:{name} needs the package tensorflow-datasets: pip install 'smallr[tfds]'") from error
+        raise DataError(
+            f"tfds:{name} needs the package tensorflow-datasets: pip install tensorflow-datasets importlib_resources"
+        ) from error
     try:
         splits = tfds.data_source(name)
     except tfds.core.registered.DatasetNotFoundError as error:  # its message lists a thousand names

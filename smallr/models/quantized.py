@@ -61,7 +61,7 @@ def qwix() -> ModuleType:
     try:
         import qwix
     except ImportError:
-        raise UserError("a quantised base needs the package qwix: pip install 'smallr[quant]'") from None
+        raise UserError("a quantised base needs the package qwix: pip install qwix") from None
     return qwix
 
 

@@ -111,7 +111,7 @@ class GrammarCompiler:
             import llguidance
         except ModuleNotFoundError as error:
             raise UserError(
-                f"{grammar.kind}: needs llguidance, which is not installed: pip install 'smallr[structured]'"
+                f"{grammar.kind}: needs llguidance, which is not installed: pip install llguidance"
             ) from error
         if len(grammar.text) > MAX_CHARACTERS:
             raise UserError(

@@ -104,7 +104,7 @@ def test_the_lookup_exchanges_activations_and_not_the_table(simulated):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'smallr[tpu]'")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jax[tpu]'")
 def test_the_program_of_a_tpu_slice_scatters_the_gradient_of_the_head():
     command, env = [sys.executable, "-c", CHILD, "v5e:2x4", "1,8,1:1:cached"], environment(8, TPU_SKIP_MDS_QUERY="1")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)

@@ -148,5 +148,5 @@ def test_without_fastapi_it_says_what_to_install(tmp_path):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.strip().splitlines()[-1] == (
-        "smallr: serving needs fastapi, which is not installed: pip install 'smallr[serve]'"
+        "smallr: serving needs fastapi, which is not installed: pip install fastapi uvicorn prometheus_client"
     )

@@ -15,7 +15,7 @@ from smallr.losses.preference import LOSSES, Divergence, Pairs, kl_estimate, kto
 
 pytestmark = pytest.mark.parity
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install smallr[test]")
+pytest.importorskip("trl", reason="TRL is not installed: pip install trl")
 torch = pytest.importorskip("torch")
 
 COUNT, LENGTH, PROMPT = 5, 12, 3

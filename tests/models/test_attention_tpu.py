@@ -55,7 +55,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'smallr[tpu]'")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jax[tpu]'")
 def test_the_kernels_compile_for_tpus_and_each_chip_computes_its_own_rows_and_heads():
     slices = ("v5e:2x2", "v6e:2x2", "v5p:2x2x1")
     env = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}

@@ -207,7 +207,7 @@ def test_what_cannot_be_followed_is_said_and_harms_no_neighbour(shared):
 
 def test_without_llguidance_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(UserError, match=r"json: needs llguidance.*pip install 'smallr\[structured\]'"):
+    with pytest.raises(UserError, match=r"json: needs llguidance.*pip install llguidance"):
         grammars.GrammarCompiler(letters(), 101, (0,)).compile(SOME_JSON)
 
 
