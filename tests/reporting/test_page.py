@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
+from matplotlib.image import imread
 
 from smallr.cli.main import main
 from tests.runs import smoke, train
@@ -68,3 +71,24 @@ def test_a_run_under_way_is_shown_and_a_folder_that_is_none_is_named(tmp_path, c
     assert "not a run (it has no config.json)" in capsys.readouterr().err
     assert main(["report", str(run), str(run)]) == 1
     assert "named twice" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize("width", [1440, 420])
+def test_a_browser_draws_it_on_a_wide_screen_and_on_a_phone(runs, tmp_path, capsys, width):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs a browser: apt install chromium")
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    assert main(["report", str(runs / "slow"), str(runs / "fast"), f"--to={page}"]) == 0
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000"]
+    subprocess.run([*command, f"--screenshot={picture}", page.as_uri()], check=True, capture_output=True, timeout=120)
+    drawn = imread(picture)[..., :3]
+    assert drawn.shape[:2] == (2000, width)
+    blue, red = ((37, 99, 235), (220, 38, 38))  # the two runs' colours
+    for colour in (blue, red):
+        assert (abs(drawn * 255 - colour).max(-1) < 40).sum() > 200
+    inked = (drawn.min(-1) < 0.7).any(0)
+    assert inked[: width // 2].any()
+    assert inked[width // 2 :].any()
