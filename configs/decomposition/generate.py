@@ -1,6 +1,6 @@
 """Decomposition: a teacher writes sub-questions of problems, answers them and judges them (arXiv 2402.01812).
 
-Try it:    smallr decompose --config.model=oracle:arithmetic --out=runs/decompose/arithmetic
+Try it:    smallr decompose --out=runs/decompose/arithmetic
 Really:    smallr decompose --config.model=http://HOST/v1#MODEL \
            --config.data.source=tfds:gsm8k --config.data.splits=train
 Hardware:  none to speak of for the oracle or a server; a local model needs what it needs.

@@ -1,7 +1,7 @@
 """Decomposition: sub-questions of problems by a teacher, and how good those of a student are.
 
   smallr decompose --config.model=http://HOST/v1#MODEL --config.data.source=FILE [--out=FOLDER]          data by a teacher
-  smallr decompose --config.model=oracle:arithmetic --out=runs/decompose/arithmetic                      to try it: seconds
+  smallr decompose --out=runs/decompose/arithmetic                                                       to try it: seconds
   smallr decompose --convert=qg_train_dataset.jsonl --out=runs/decompose/gsm8k                           data that is there
   smallr decompose --solve --config.student.model=RUN --config.solver.model=MODEL [--out=FOLDER]         measure a student
 

@@ -79,7 +79,7 @@ def run(options: Namespace) -> int:
         print(f"{remat:8}{rows or 'none fits':>20}{memory.total / GIB:8.1f}")
         if rows:
             found[remat] = each, memory
-    print(f"\n{_advice(options, found)}")
+    print(f"\n{_advice(options, found, model)}")
     return 0 if found else 1
 
 
@@ -105,7 +105,7 @@ def _question(options: Namespace, model: DecoderConfig) -> str:
     )
 
 
-def _advice(options: Namespace, found: dict[str, tuple[Setting, Memory]]) -> str:
+def _advice(options: Namespace, found: dict[str, tuple[Setting, Memory]], model: DecoderConfig) -> str:
     if not found:
         ways = [] if options.lora else ["--lora"]
         ways += ["--lora --base=nf4"] if options.base == "float32" else []
@@ -127,4 +127,16 @@ def _advice(options: Namespace, found: dict[str, tuple[Setting, Memory]]) -> str
         + " ".join(f"--config.{field}" for field in fields)
         + "\nAn estimate that keeps 7 % free; fewer rows need less."
         + ("" if options.platform == "cpu" else f"\n{_OF_GPUS}")
+        + _start(options, model)
+    )
+
+
+def _start(options: Namespace, model: DecoderConfig) -> str:
+    """Says where a run does not fit while it starts: a quantised base is read in float32 first."""
+    needed = 4 * model.num_params / options.devices / GIB
+    if not options.lora or options.base == "float32" or needed <= options.memory:
+        return ""
+    return (
+        f"\nBUT the start needs {needed:.1f} GiB a device, more than there is: the base is read in float32 before it is "
+        f"quantised. Use at least {-(-4 * model.num_params // (options.memory * GIB)):.0f} devices."
     )

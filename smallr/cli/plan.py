@@ -46,6 +46,10 @@ def run(options: Namespace) -> None:
     if options.mode:
         config.discriminator.modes = (options.mode,)
     if options.db or options.question:
+        if options.out:
+            raise UsageError(
+                "plan: --out is the folder of a benchmark; of one question --json prints all that is known"
+            )
         _one(options)
     elif not options.out:
         raise UsageError("plan: give --db and --question for one question, or a config and --out for a benchmark")

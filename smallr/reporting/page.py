@@ -57,10 +57,10 @@ def open_run(workdir: Path, name: str) -> RunFiles:
     report, samples = ((workdir / file) for file in ("report.json", SAMPLES))
     return RunFiles(
         name,
-        read_json(workdir / "config.json")["config"],
+        read_json(workdir / "config.json", fields={"config": dict})["config"],
         lines,
         read_json(report) if report.exists() else {},
-        read_json(samples)["samples"] if samples.exists() else (),
+        read_json(samples, fields={"samples": list})["samples"] if samples.exists() else (),
     )
 
 
@@ -101,11 +101,13 @@ def _charts(runs: Sequence[RunFiles]) -> list[tuple[str, str]]:
         series = []
         for colour, run in zip(COLOURS * len(runs), runs, strict=False):
             for split in ("train", "eval", "benchmark"):
-                lines = [line for line in run.lines if line["split"] == split and name in line]
+                lines = [
+                    line for line in run.lines if line["split"] == split and isinstance(line.get(name), float | int)
+                ]
                 points = [(line["step"], float(line[name])) for line in lines]
                 if points:
                     series.append(Series(f"{run.name} {split}", colour, points, markers=split != "train"))
-        if max(len(line.points) for line in series) > 1 and (svg := chart(name, series)):
+        if max((len(line.points) for line in series), default=0) > 1 and (svg := chart(name, series)):
             drawn.append((name, svg))
     return drawn
 

@@ -83,12 +83,15 @@ class Best:
         )
 
     def see(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Takes the metrics of an evaluation; returns whether it is the best so far. A step is counted once."""
+        """Takes the metrics of an evaluation; returns whether it is the best so far. A step is counted once.
+
+        A value that is not finite is never better.
+        """
         if not self.metric or step <= self.seen:
             return False
         self.seen = step
         value = float(metrics[self.metric])
-        if self.step == 0 or self.sign * (value - self.value) > self.min_delta:
+        if math.isfinite(value) and (self.step == 0 or self.sign * (value - self.value) > self.min_delta):
             self.step, self.value, self.worse = step, value, 0
             return True
         self.worse += 1
@@ -118,6 +121,11 @@ class Best:
         """Writes what is known to the workdir, so that other commands take the checkpoint of that step."""
         if self.step and jax.process_index() == 0:
             write_json(workdir / FILE, {"step": self.step, "metric": self.metric, "value": self.value})
+
+    def forget(self, workdir: Path) -> None:
+        """Removes what an earlier end of the run has written: while it goes on, its newest checkpoint stands for it."""
+        if jax.process_index() == 0:
+            (workdir / FILE).unlink(missing_ok=True)
 
     def verdict(self) -> str:
         """Says why the run ends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,6 +91,12 @@ class Progress:
         seconds = (time.monotonic() - self._start) / done * (self._total - step)
         minutes, seconds = divmod(round(seconds), 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """Writes the metrics that people look for first, as far as there are any."""
+    names = ("loss", "accuracy", "token_accuracy", "margin")
+    return ", ".join(f"{name} {metrics[name]:.4f}" for name in names if name in metrics)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -246,6 +246,8 @@ def next_commands(trainer: Trainer) -> list[str]:
     longer = f"--config.epochs={config.epochs + 1}" if config.epochs else f"--config.steps={2 * trainer.steps}"
     if config.epochs and config.steps:
         longer += " --config.steps=0"
+    if trainer.best.exhausted:
+        longer += " --config.best.patience=0"
     lines = [(f"{again} {longer} --config.optimizer.on_extend=rewarm", "train on")]
     if "soft" in config:
         lines += [(f"smallr convert --from={workdir} --to=FOLDER --adapter_only", "export the soft prompts")]
@@ -259,6 +261,7 @@ def next_commands(trainer: Trainer) -> list[str]:
     if config.objective.name == "preference" and _on_builtin(config):
         variant = ",smoke" if config.model == "tiny-random" else ""
         lines += [(f"smallr train preference:ipo{variant}", "another loss")]
+    lines += [(f"smallr report {workdir}", "a page with curves and tables")]
     lines += [
         (
             f"tensorboard --logdir={shlex.quote(str(trainer.workdir.parent))}",

@@ -33,7 +33,7 @@ from smallr.training.flops import peak_flops
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
 from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
-from smallr.training.progress import Progress, announce, log
+from smallr.training.progress import Progress, announce, headline, log
 from smallr.training.publishing import Publisher
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rounds import CompiledSteps, Renewal, Round
@@ -156,6 +156,8 @@ class Trainer:
             )
         if self.training is None:
             self.load_data()
+        if self.heldout is None:
+            self.best.check({})
         self.steps = checks.total_steps(self.config, self.training)
         self._horizons = extend(self.config.optimizer, self._horizons, self.steps, self._done())
         self.files.save_config(self.training.examples.fingerprint, self._horizons)
@@ -171,6 +173,7 @@ class Trainer:
             self.costs = report.costs(self, peak)
             if self.files.open_metrics(self.step):
                 self.best.replay(self.files.evaluations())
+                self.best.forget(self.workdir)
                 report.start(self)
 
     def take_steps(self, until: int, stop: StopSignal) -> None:
@@ -456,6 +459,7 @@ class Trainer:
         summary = self.objective.summariser()(values, self.heldout.static_columns())
         metrics = {"loss": float(values["loss"].sum() / values["denominator"].sum()), **summary}
         self.files.write_metrics(self.step, metrics, "eval")
+        log(f"step {self.step}, held-out rows: {headline(metrics)}")
         return metrics
 
     def ask_benchmark(self) -> None:

@@ -69,7 +69,7 @@ def test_values_and_gradients_are_those_of_the_dense_weights(lora):
     expected, theirs = jax.jit(jax.value_and_grad(dense))(named)
     value, ours = jax.jit(jax.value_and_grad(lambda params: loss(nnx.merge(graphdef, params, base))))(params)
     assert abs(float(expected - loss(nnx.merge(plain, base)))) > 1e-2, "the adapters do next to nothing"
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=3e-5)
     for path, leaf in nnx.to_flat_state(ours):
         reference = theirs[".".join(path)]
         size = np.abs(reference).max()

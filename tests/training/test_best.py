@@ -33,6 +33,12 @@ def test_smaller_losses_and_greater_accuracies_are_better():
     assert see(best_of(metric="nll_answer_token", min_delta=0.5), 3.0, 2.6, 2.4) == [True, False, True]
 
 
+def test_a_value_that_is_not_finite_is_never_the_best():
+    best = best_of(metric="spearman", patience=3)
+    assert see(best, float("nan"), 0.5, float("inf"), 0.9) == [False, True, False, True]
+    assert (best.step, best.value, best.exhausted) == (4, 0.9, False)
+
+
 def test_patience_counts_evaluations_and_a_resumed_run_has_the_same_count():
     best = best_of(metric="loss", patience=2)
     see(best, 2.0, 3.0)
@@ -90,3 +96,9 @@ def test_a_run_ends_when_it_gets_worse_and_its_best_checkpoint_stands_for_it(sma
     lines = (tmp_path / "metrics.jsonl").read_bytes()
     assert run()["steps"] == best + 2  # the same command again trains no further
     assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+    assert "--config.best.patience=0" in (tmp_path / "report.txt").read_text()
+
+    config.best.metric, config.best.patience, config.steps = "", 0, best + 3
+    config.optimizer.on_extend = "constant"
+    run()  # goes on without a metric: its newest checkpoint stands for it again
+    assert find_run(tmp_path).checkpoint.step == best + 3

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from smallr.config import add_soft_prompts, preference, rationale
+from smallr.training.best import Best
 from smallr.training.report import before, next_commands
 
 WORKDIR = Path("runs/mine/a")
 
 
 def advice(config, step=8, steps=8) -> str:
-    trainer = SimpleNamespace(config=config, workdir=WORKDIR, step=step, steps=steps)
+    trainer = SimpleNamespace(config=config, workdir=WORKDIR, step=step, steps=steps, best=Best("", 1, 0, 0.0))
     return "\n".join(next_commands(trainer))
 
 

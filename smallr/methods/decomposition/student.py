@@ -115,7 +115,7 @@ def _from_rows(student: Student) -> list[dict[str, Any]]:
     if missing:
         raise DataError(
             f"config.student.rows = {config.rows}: no sub-questions for {len(missing)} of the problems, the first one "
-            f"{missing[0].question[:80]!r}"
+            f"{missing[0].question[:80]!r}: give rows for all of them, or other problems (config.data.splits, config.data.limit)"
         )
     return [
         {"text": "", "finish_reason": "", "error": "", "sub_questions": found[key_of(row.question)]}
