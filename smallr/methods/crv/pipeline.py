@@ -12,12 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from smallr.agents.agent import Agent, AgentClient
-from smallr.agents.circuit_breaker import CircuitBreaker
-from smallr.agents.progress import Progress
+from smallr.agents.agent import Agent
+from smallr.agents.annotation import annotate
 from smallr.agents.prompts import Prompts
-from smallr.agents.usage import Usage
-from smallr.agents.workers import FIELDS, RowWorkers
+from smallr.agents.workers import FIELDS
 from smallr.core.journal import Journal
 from smallr.core.stages import StageFolder
 from smallr.methods.crv import config as fields
@@ -70,7 +68,7 @@ def run_crv(config: ConfigDict, folder: Path, console: Console | None = None) ->
     ):
         journal = stage.journal(FIELDS)
         method = _method(config, prompts, rules, agents)
-        unanswered = _annotate(config, teacher, method, agents, journal, console or Console(stderr=True))
+        unanswered = _annotate(config, teacher, method, agents, journal, console)
         finished = [(row, journal[row.id]) for row in teacher.rows if row.id in journal]
         write_data_sets(folder, teacher.splits, [(row.split, entry["row"]) for row, entry in finished])
         report = write_report(folder, config, teacher, [entry for _, entry in finished], agents, unanswered)
@@ -85,33 +83,21 @@ def _annotate(
     method: Method,
     agents: Mapping[str, Agent],
     journal: Journal,
-    console: Console,
+    console: Console | None,
 ) -> list[str]:
     """Runs every row through the method; gives the errors of rows that got no reply."""
-    usage, prior, counts, breaker = Usage(), Usage(), RowCounts(), CircuitBreaker(config.max_errors)
-    progress = Progress(len(teacher.rows), agents, usage, prior, counts.lines, "critique, rethink, verify", console)
-
-    def client(own: Usage) -> AgentClient:
-        return AgentClient(
-            agents,
-            seed=config.seed,
-            reasks=config.reasks,
-            reask_temperature=config.reask_temperature,
-            breaker=breaker,
-            usages=(usage, own),
-        )
-
-    def finished(row: Mapping[str, Any], *, resumed: bool = False) -> None:
-        counts.count(row)
-        progress.advance(resumed=resumed)
-
-    for row in teacher.rows:
-        if row.id in journal:
-            prior.add(journal[row.id]["usage"])
-            finished(journal[row.id]["row"], resumed=True)
-    with progress:
-        workers = RowWorkers(journal, agents, client, breaker, finished, config.concurrency)
-        return workers.run(teacher.rows, lambda row, client, usage: RowWorker(row, method, client, usage).run())
+    counts = RowCounts()
+    return annotate(
+        teacher.rows,
+        lambda row, client, usage: RowWorker(row, method, client, usage).run(),
+        config,
+        agents,
+        journal,
+        title="critique, rethink, verify",
+        count=counts.count,
+        lines=counts.lines,
+        console=console,
+    )
 
 
 def _method(config: ConfigDict, prompts: Prompts, rules: RuleCheck, agents: Mapping[str, Agent]) -> Method:

@@ -13,11 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from smallr.agents.agent import Agent, AgentClient
-from smallr.agents.circuit_breaker import CircuitBreaker
-from smallr.agents.progress import Progress
-from smallr.agents.usage import Usage
-from smallr.agents.workers import FIELDS, RowWorkers
+from smallr.agents.agent import Agent
+from smallr.agents.annotation import annotate
+from smallr.agents.workers import FIELDS
 from smallr.core.journal import Journal
 from smallr.core.stages import StageFolder
 from smallr.methods.decomposition import config as fields
@@ -67,7 +65,7 @@ def run_generation(config: ConfigDict, folder: Path, console: Console | None = N
     ):
         journal = stage.journal(FIELDS)
         method = Method(prompts, markers, config.sets, config.verdicts)
-        unanswered = _generate(config, problems, method, agents, journal, console or Console(stderr=True))
+        unanswered = _generate(config, problems, method, agents, journal, console)
         entries = {row.id: journal[row.id] for row in problems.rows if row.id in journal}
         raw = _raw_rows(problems, entries)
         made = {
@@ -87,41 +85,30 @@ def _generate(
     method: Method,
     agents: Mapping[str, Agent],
     journal: Journal,
-    console: Console,
+    console: Console | None,
 ) -> list[str]:
     """Has every problem decomposed; gives the errors of those that got no reply."""
-    usage, prior, counts, breaker = Usage(), Usage(), Counter(), CircuitBreaker(config.max_errors)
+    counts: Counter[str] = Counter()
 
-    def lines() -> list[tuple[str, str]]:
-        return [
-            ("sets", f"{counts['sets']}"),
-            *((reason, f"{n} dropped") for reason, n in counts.items() if reason != "sets"),
-        ]
-
-    progress = Progress(len(problems.rows), agents, usage, prior, lines, "decompositions", console)
-
-    def client(own: Usage) -> AgentClient:
-        return AgentClient(
-            agents,
-            seed=config.seed,
-            reasks=config.reasks,
-            reask_temperature=config.reask_temperature,
-            breaker=breaker,
-            usages=(usage, own),
-        )
-
-    def finished(row: Mapping[str, Any], *, resumed: bool = False) -> None:
+    def count(row: Mapping[str, Any]) -> None:
         counts["sets"] += len(row["sets"])
         counts.update(drop["reason"] for drop in row["drops"])
-        progress.advance(resumed=resumed)
 
-    for row in problems.rows:
-        if row.id in journal:
-            prior.add(journal[row.id]["usage"])
-            finished(journal[row.id]["row"], resumed=True)
-    with progress:
-        workers = RowWorkers(journal, agents, client, breaker, finished, config.concurrency)
-        return workers.run(problems.rows, lambda row, client, _: decompose(row, method, client))
+    def lines() -> list[tuple[str, str]]:
+        dropped = [(reason, f"{n} dropped") for reason, n in counts.items() if reason != "sets"]
+        return [("sets", f"{counts['sets']}"), *dropped]
+
+    return annotate(
+        problems.rows,
+        lambda row, client, _: decompose(row, method, client),
+        config,
+        agents,
+        journal,
+        title="decompositions",
+        count=count,
+        lines=lines,
+        console=console,
+    )
 
 
 def _raw_rows(problems: Problems, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[RawRow]]:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from smallr.agents.agent import AgentClient, UnusableError
-from smallr.agents.circuit_breaker import CircuitBreaker
-from smallr.agents.progress import Progress
+from smallr.agents.annotation import annotate
 from smallr.agents.prompts import Prompts
 from smallr.agents.usage import Usage
-from smallr.agents.workers import FIELDS, RowWorkers
+from smallr.agents.workers import FIELDS
 from smallr.core.errors import UserError
 from smallr.core.journal import Journal
 from smallr.core.stages import Stages, Stopped
@@ -100,7 +98,6 @@ def solve(folder: Path, solver: Solver, written: Sequence[Mapping[str, Any]]) ->
         if each["sub_questions"]
     }
     rows = [row for row in solver.problems if row.id in asked]
-    usage, prior, breaker = Usage(), Usage(), CircuitBreaker(config.max_errors)
 
     async def answer(row: ProblemRow, client: AgentClient, _: Usage) -> dict[str, Any]:
         prompt = solver.prompts.render("answers", problem=row.question, questions=asked[row.id])
@@ -111,25 +108,7 @@ def solve(folder: Path, solver: Solver, written: Sequence[Mapping[str, Any]]) ->
         return {"reply": reply or "", "problem": "" if reply else problem}
 
     with open_agents(config, (SOLVER,)) as agents:
-
-        def client(own: Usage) -> AgentClient:
-            return AgentClient(
-                agents,
-                seed=config.seed,
-                reasks=config.reasks,
-                reask_temperature=config.reask_temperature,
-                breaker=breaker,
-                usages=(usage, own),
-            )
-
-        progress = Progress(len(rows), agents, usage, prior, lambda: (), "answers", Console(stderr=True))
-        for row in rows:
-            if row.id in journal:
-                prior.add(journal[row.id]["usage"])
-                progress.advance(resumed=True)
-        with progress:
-            workers = RowWorkers(journal, agents, client, breaker, lambda _: progress.advance(), config.concurrency)
-            unanswered = workers.run(rows, answer)
+        unanswered = annotate(rows, answer, config, agents, journal, title="answers")
     if unanswered:
         raise Stopped(f"{len(unanswered)} problems got no reply ({unanswered[0]}); the same command asks them again")
     total = Usage()
