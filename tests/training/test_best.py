@@ -64,6 +64,16 @@ def test_fields_that_do_not_go_together_are_named():
         best.check({})
 
 
+def test_a_metric_without_held_out_rows_is_refused_before_the_model_is_loaded(small_model, tmp_path):
+    config = config_of(small_model)
+    config.best.metric = "loss"
+    with Trainer(config, tmp_path / "run") as trainer:
+        trainer.load_data(pairs(":8"))
+        with pytest.raises(UserError, match=r"config.best.metric=loss: there are no held-out rows"):
+            trainer.fit()
+        assert trainer.state is None
+
+
 @pytest.mark.slow
 def test_a_run_ends_when_it_gets_worse_and_its_best_checkpoint_stands_for_it(small_model, tmp_path):
     config = config_of(small_model, steps=12, eval_every=1)
