@@ -10,6 +10,7 @@ llama-3.2-3b and llama-3.1-8b. The state is split over all devices (FSDP). An es
 from __future__ import annotations
 
 import dataclasses
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,16 +128,22 @@ def _advice(options: Namespace, found: dict[str, tuple[Setting, Memory]], model:
         + " ".join(f"--config.{field}" for field in fields)
         + "\nAn estimate that keeps 7 % free; fewer rows need less."
         + ("" if options.platform == "cpu" else f"\n{_OF_GPUS}")
-        + _start(options, model)
+        + _start(options, model, memory.parameters)
     )
 
 
-def _start(options: Namespace, model: DecoderConfig) -> str:
-    """Says where a run does not fit while it starts: a quantised base is read in float32 first."""
-    needed = 4 * model.num_params / options.devices / GIB
-    if not options.lora or options.base == "float32" or needed <= options.memory:
+def _start(options: Namespace, model: DecoderConfig, held: float) -> str:
+    """Says where a run does not fit while it starts: a projection is read in float32 before it is quantised."""
+    from smallr.models.export import parameter_shapes
+    from smallr.models.lora import projections
+
+    if not options.lora or options.base == "float32":
+        return ""
+    shapes = parameter_shapes(model)
+    needed = (held + 4 * max(math.prod(shapes[path]) for path in projections(model)) / options.devices) / GIB
+    if needed <= options.memory:
         return ""
     return (
-        f"\nBUT the start needs {needed:.1f} GiB a device, more than there is: the base is read in float32 before it is "
-        f"quantised. Use at least {-(-4 * model.num_params // (options.memory * GIB)):.0f} devices."
+        f"\nBUT the start needs {needed:.1f} GiB a device, more than there is: all layers of a projection are read in "
+        "float32 before they are quantised. Use more devices."
     )

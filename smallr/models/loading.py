@@ -20,7 +20,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.hf import TOKENIZER_FILES, download, folder_tokenizer, read_config
 from smallr.models.names import BUILT_IN, SMOLLM2, TINY, check_model, check_tokenizer, smollm2_file
 from smallr.models.safetensors import SafetensorsFolder
-from smallr.models.weights import TensorReader, is_variable, read_parameters
+from smallr.models.weights import Convert, TensorReader, is_variable, read_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -119,7 +119,7 @@ def _tokenizer_folder(name: str) -> Path:
     return download(name, "Without the hub: a local folder with tokenizer.json.", TOKENIZER_FILES)
 
 
-def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
+def load_decoder(source: ModelSource, mesh: Mesh, convert: Convert | None = None, **overrides: Any) -> Decoder:
     """Returns the model with every parameter on its shards.
 
     Each shard's block is read from the file on its own; host memory holds one parameter at a time.
@@ -127,6 +127,7 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
     Args:
       source: from `open_model`.
       mesh: from `smallr.core.sharding.make_mesh`; the parameters' `axes` say how they are split over it.
+      convert: gets each parameter as soon as it is read, and returns what is held in its place.
       **overrides: fields of DecoderConfig, e.g. `dtype="bfloat16"`, `remat="dots"`.
 
     Raises:
@@ -139,21 +140,25 @@ def load_decoder(source: ModelSource, mesh: Mesh, **overrides: Any) -> Decoder:
 
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
     if source.open_parameters is not None:
-        return nnx.merge(graphdef, _filled(abstract, source.open_parameters(), mesh))
+        return nnx.merge(graphdef, _filled(abstract, source.open_parameters(), mesh, convert))
     if source.make_reader is None:
         shardings = jax.tree.map(
             lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape), abstract, is_leaf=is_variable
         )
-        return nnx.merge(graphdef, jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)())
-    reader = source.make_reader()
-    return nnx.merge(graphdef, read_parameters(abstract, config, reader, mesh, source.name, source.allow_nonfinite))
+        made = jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)()
+        if convert:
+            made = nnx.from_flat_state([(path, convert(path, leaf)) for path, leaf in nnx.to_flat_state(made)])
+        return nnx.merge(graphdef, made)
+    options = {"allow_nonfinite": source.allow_nonfinite, "convert": convert}
+    return nnx.merge(graphdef, read_parameters(abstract, config, source.make_reader(), mesh, source.name, **options))
 
 
-def _filled(abstract: nnx.State, read: ReadParameter, mesh: Mesh) -> nnx.State:
+def _filled(abstract: nnx.State, read: ReadParameter, mesh: Mesh, convert: Convert | None) -> nnx.State:
     leaves = []
     for path, leaf in nnx.to_flat_state(abstract):
         array, sharding = read(".".join(path)), named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
-        leaves.append((path, leaf.replace(jax.make_array_from_callback(leaf.shape, sharding, array.__getitem__))))
+        leaf = leaf.replace(jax.make_array_from_callback(leaf.shape, sharding, array.__getitem__))
+        leaves.append((path, convert(path, leaf) if convert else leaf))
     return nnx.from_flat_state(leaves)
 
 

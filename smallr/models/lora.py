@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from smallr.core.errors import UserError
@@ -27,7 +27,8 @@ from smallr.models.decoder import Decoder
 from smallr.models.families import FAMILIES, Tensor
 from smallr.models.linear import linear
 from smallr.models.projection import adapter_name
-from smallr.models.quantized import FORMATS, quantize
+from smallr.models.quantized import FORMATS, Quantized, quantize
+from smallr.models.weights import Convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,27 +160,41 @@ def adapters(decoder: Decoder) -> Iterator[Adapter]:
 
 
 def quantize_projections(decoder: Decoder, format: str, mesh: Mesh) -> None:
-    """Replaces the weights of all projections, one after the other; they stay split over the mesh.
+    """Quantises the weights of all projections that are not yet, one after the other; they stay split over the mesh.
 
     Raises:
       UserError: an unknown format, or qwix is missing.
     """
+    quantise = quantiser(decoder.config, format, mesh)
+    for path in projections(decoder.config):
+        module, name = _owner(decoder, path)
+        setattr(module, name, quantise(tuple(path.split(".")), getattr(module, name)))
+
+
+def quantiser(config: DecoderConfig, format: str, mesh: Mesh) -> Convert:
+    """Returns what quantises a parameter if it is a projection of the decoder, a layer at a time.
+
+    Raises:
+      UserError: an unknown format.
+    """
     if format not in FORMATS:
         raise UserError(f"config.lora.base: {format!r} must be one of: {', '.join(FORMATS)}")
-    if format == "float32":
-        return
-    for path, row in projections(decoder.config).items():
-        module, name = _owner(decoder, path)
-        variable = getattr(module, name)
+    rows = projections(config)
+
+    def convert(path: tuple[str, ...], variable: nnx.Variable) -> nnx.Variable:
+        row, value = rows.get(".".join(path)), variable.get_value()
+        if format == "float32" or row is None or isinstance(value, Quantized):
+            return variable
+
+        def layer(weight: Float[Array, "..."]) -> Quantized:
+            return jax.tree.map(lambda x: x[0], quantize(weight[None], format, row.inputs))
+
+        every = functools.partial(jax.lax.map, layer)
         axes = variable.get_metadata("axes")
-        function = functools.partial(quantize, format=format, inputs=row.inputs)
-        abstract = jax.eval_shape(function, variable.get_value())
+        placed = jax.tree.map(lambda leaf: named_sharding(mesh, axes, leaf.shape), jax.eval_shape(every, value))
+        return variable.replace(jax.block_until_ready(jax.jit(every, out_shardings=placed)(value)))
 
-        def placed(leaf: jax.ShapeDtypeStruct, axes: tuple[str | None, ...] = axes) -> NamedSharding:
-            return named_sharding(mesh, axes, leaf.shape)
-
-        quantised = jax.jit(function, out_shardings=jax.tree.map(placed, abstract))(variable.get_value())
-        variable.set_value(jax.block_until_ready(quantised))
+    return convert
 
 
 def is_adapter_path(path: tuple[str, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +19,7 @@ from smallr.models.families import FAMILIES, Family, Tensor
 from smallr.models.families.base import fused_shape
 
 _ROWS = 4096  # rows of a table read at once
+Convert = Callable[[tuple[str, ...], nnx.Variable], nnx.Variable]  # by the parameter's path
 
 
 class TensorReader(Protocol):
@@ -43,6 +44,7 @@ def read_parameters(
     mesh: Mesh,
     origin: str,
     allow_nonfinite: bool = False,
+    convert: Convert | None = None,
 ) -> nnx.State:
     """Replaces every abstract parameter by its array.
 
@@ -53,6 +55,7 @@ def read_parameters(
       mesh: where the arrays go.
       origin: the model's name, for messages.
       allow_nonfinite: take NaN and infinite weights as they are.
+      convert: gets each parameter as soon as it is read, and returns what is held in its place.
 
     Raises:
       UserError: tensors that are missing, left over, of another shape, or not finite, by name.
@@ -72,8 +75,10 @@ def read_parameters(
     for path, leaf in leaves.items():
         sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
         tensor, offset = stored[".".join(path)]
-        array = _read_parameter(tensor, offset, leaf.shape, sharding, renamed if allow_nonfinite else finite)
-        filled.append((path, leaf.replace(array)))
+        leaf = leaf.replace(
+            _read_parameter(tensor, offset, leaf.shape, sharding, renamed if allow_nonfinite else finite)
+        )
+        filled.append((path, convert(path, leaf) if convert else leaf))
     return nnx.from_flat_state(filled)
 
 

@@ -48,14 +48,29 @@ def tree_digest(tree: Any) -> str:
 
 def named_digest(leaves: Mapping[str, Any]) -> str:
     """Computes `tree_digest` of a tree whose leaves by name (`named_leaves`) are these."""
-    lanes = []
+    digest = LeafwiseDigest()
     for name, leaf in sorted(leaves.items()):
-        lanes.append((name, leaf_signature(leaf), _leaf_lanes(name, leaf)))
+        digest.add(name, leaf)
+    return digest.value()
+
+
+class LeafwiseDigest:
+    """Computes `named_digest` of leaves that come one after the other, in any order, and need not be kept."""
+
+    def __init__(self) -> None:
+        self._lanes: list[tuple[str, tuple[str, Sequence[int]], UInt32[Array, "2"]]] = []
+
+    def add(self, name: str, leaf: Any) -> None:
+        """Takes a leaf; all processes of a run must do so in the same order."""
+        self._lanes.append((name, leaf_signature(leaf), _leaf_lanes(name, leaf)))
         # All are dispatched before the first is awaited; but on simulated devices, which share a few threads, one
         # program's collectives can starve another's.
         if jax.default_backend() == "cpu" and jax.device_count() > 1:
-            jax.block_until_ready(lanes[-1][-1])
-    return _combine(lanes)
+            jax.block_until_ready(self._lanes[-1][-1])
+
+    def value(self) -> str:
+        """Returns the digest of the leaves so far."""
+        return _combine(sorted(self._lanes, key=lambda lane: lane[0]))
 
 
 def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], read: Callable[[str], Any]) -> str:

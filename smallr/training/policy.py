@@ -17,6 +17,7 @@ from smallr.core.errors import UserError
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.heads import HEADS, HeadOptions, attach_heads, fill_heads, is_head_path
+from smallr.models.loading import ModelSource, load_decoder
 from smallr.models.lora import (
     DropoutKey,
     LoRA,
@@ -24,12 +25,13 @@ from smallr.models.lora import (
     attach,
     fill,
     is_adapter_path,
+    quantiser,
     quantize_projections,
     targets,
 )
 from smallr.models.peft import read_adapter
 from smallr.models.soft import attach_soft_prompts, drawn_vectors, is_soft_path
-from smallr.training.digest import tree_digest
+from smallr.training.digest import LeafwiseDigest, tree_digest
 from smallr.training.options import tokenize_options
 from smallr.training.saved import find_run
 
@@ -116,9 +118,35 @@ class ParameterPartition:
         return f"{self.digest} {tree_digest(params)}"  # the start of adapters is their base alone
 
 
-def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
+def load_policy(source: ModelSource, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
+    """Loads a model and splits it; a quantised base is quantised while it is read, so that it is never held whole.
+
+    Raises:
+      UserError: see `load_decoder` and `prepare_policy`.
+    """
+    compute = config.compute
+    options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
+    if "lora" not in config or config.lora.base == "float32":
+        return prepare_policy(load_decoder(source, mesh, **options), config, mesh)
+    quantise, digest = quantiser(source.config, config.lora.base, mesh), LeafwiseDigest()
+
+    def convert(path: tuple[str, ...], variable: nnx.Variable) -> nnx.Variable:
+        digest.add("/".join(path), variable.get_value())
+        return quantise(path, variable)
+
+    decoder = load_decoder(source, mesh, convert, **options)
+    return prepare_policy(decoder, config, mesh, digest.value())
+
+
+def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh, base_digest: str = "") -> ParameterPartition:
     """Splits a loaded decoder as `config.freeze`, `config.lora` and `config.soft` say; `config.heads` adds heads, which are
     always trained.
+
+    Args:
+      decoder: as loaded; changed in place.
+      config: of the run.
+      mesh: of the decoder.
+      base_digest: of the parameters as they were before they were quantised; empty: they are not yet.
 
     Raises:
       UserError: a regular expression that finds nothing, or leaves nothing to train.
@@ -126,7 +154,7 @@ def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> Paramete
     if "soft" in config:
         return _with_soft_prompts(decoder, config, mesh)
     if "lora" in config:
-        return _with_adapters(decoder, config, mesh)
+        return _with_adapters(decoder, config, mesh, base_digest)
     frozen = frozen_paths(decoder, config.freeze, leave_some="heads" not in config) if config.freeze else set()
     add_heads(decoder, config, mesh)
     graphdef, still, params = nnx.split(decoder, lambda path, _: ".".join(path) in frozen, ...)
@@ -254,10 +282,10 @@ def _read_start(decoder: Decoder, lora: LoRA, folder: str, digest: str) -> None:
     fill(decoder, pairs)
 
 
-def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
+def _with_adapters(decoder: Decoder, config: ConfigDict, mesh: Mesh, digest: str) -> ParameterPartition:
     lora = lora_of(config.lora)
     base, weights = nnx.split(decoder)
-    digest = tree_digest(weights)
+    digest = digest or tree_digest(weights)
     del weights  # those that are quantised are to be freed one by one
     attach(decoder, lora, config.seed, mesh)
     if config.lora.adapter:

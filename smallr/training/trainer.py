@@ -23,7 +23,6 @@ from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
 from smallr.models.decoder import Decoder
 from smallr.models.heads import split_targets
-from smallr.models.loading import load_decoder
 from smallr.training import checks, report
 from smallr.training.best import Best
 from smallr.training.cached_scores import cached_columns
@@ -32,7 +31,7 @@ from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
-from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
+from smallr.training.policy import NOTHING, ParameterPartition, load_policy
 from smallr.training.progress import Progress, announce, headline, log
 from smallr.training.publishing import Publisher
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
@@ -311,7 +310,7 @@ class Trainer:
             return
         with jax.set_mesh(self.mesh):
             announce(f"reading the weights of {self.source.name} …")
-            self.partition = self._read_partition()
+            self.partition = load_policy(self.source, self.config, self.mesh)
             check_groups(self.config.optimizer, split_targets(self.partition.params)[0])
             options = ReferenceOptions.from_fields(self.config.objective)
             self.reference = make_reference(options, self.partition, self.partition.params)
@@ -326,11 +325,6 @@ class Trainer:
             )
             self.clock.lap("model")
             self._make_state()
-
-    def _read_partition(self) -> ParameterPartition:
-        compute = self.config.compute
-        options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
-        return prepare_policy(load_decoder(self.source, self.mesh, **options), self.config, self.mesh)
 
     def _make_state(self) -> None:
         """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
@@ -406,7 +400,7 @@ class Trainer:
         if self.step == 0 or self.partition.policy.base is not None:
             return self.partition.start(self.state.params)
         log(f"reference: reading {self.source.name} again; config.objective.reference=live would keep it in memory")
-        return self._read_partition().params
+        return load_policy(self.source, self.config, self.mesh).params
 
     def compile(self) -> None:
         """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""

@@ -16,7 +16,7 @@ from smallr.core import cache
 from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
 from smallr.training import cached_scores
-from smallr.training import trainer as trainer_module
+from smallr.training import policy as policy_module
 from smallr.training.scoring import ScoreOptions, score_rows, write_scores
 from smallr.training.trainer import Trainer
 from tests.runs import final_arrays, metrics, smoke, train
@@ -134,7 +134,7 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change_of_its_bi
     with monkeypatch.context() as patch:
         patch.setattr(jax, "__version__", "0.0.1")
         assert not cached()
-    load = trainer_module.load_decoder
+    load = policy_module.load_decoder
 
     def with_another_weight(*args, **options):
         graphdef, params = nnx.split(load(*args, **options))
@@ -142,7 +142,7 @@ def test_a_cached_reference_is_found_again_and_missed_after_any_change_of_its_bi
         leaves[0] = leaves[0].at[(1,) * leaves[0].ndim].add(1e-3)
         return nnx.merge(graphdef, jax.tree.unflatten(tree, leaves))
 
-    monkeypatch.setattr(trainer_module, "load_decoder", with_another_weight)
+    monkeypatch.setattr(policy_module, "load_decoder", with_another_weight)
     assert not cached()
 
 

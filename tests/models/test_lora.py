@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ from flax import nnx
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.models.decoder import Decoder
-from smallr.models.lora import LoRA, adapters, attach, is_adapter_path, merged, projections, targets
-from smallr.training.policy import NOTHING, ModelFunctions, prepare_policy
+from smallr.models.export import parameter_shapes
+from smallr.models.loading import load_decoder, open_model
+from smallr.models.lora import LoRA, adapters, attach, is_adapter_path, merged, projections, quantiser, targets
+from smallr.training import policy as policy_module
+from smallr.training.policy import NOTHING, ModelFunctions, load_policy, prepare_policy
 from tests.models.helpers import TINY, whole
 from tests.runs import smoke
 
@@ -162,3 +166,31 @@ def test_bad_fields_are_named(fields, words):
 def test_projections_are_the_products_of_the_layers():
     names = {"attention.q", "attention.k", "attention.v", "attention.o", "mlp.gate", "mlp.up", "mlp.down"}
     assert set(projections(CONFIG)) == {f"layers.{name}" for name in names}
+
+
+@pytest.mark.parametrize("format", ["int8", "nf4"])
+def test_a_base_is_quantised_while_it_is_read(format, small_model, monkeypatch):
+    """It equals one that is quantised afterwards, and at no time is more than one projection held in float32."""
+    config, mesh, source = smoke("cogpo_lora", **{"lora.base": format}), make_mesh(1, 1, 1), open_model(small_model)
+    whole = prepare_policy(load_decoder(source, mesh), config, mesh)
+    dense = sum(leaf.get_value().nbytes for _, leaf in nnx.to_flat_state(nnx.state(load_decoder(source, mesh))))
+    before, held = {id(array) for array in jax.live_arrays()}, []
+
+    def watched(*args):
+        quantise = quantiser(*args)
+
+        def convert(path, variable):
+            held.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in before))
+            return quantise(path, variable)
+
+        return convert
+
+    monkeypatch.setattr(policy_module, "quantiser", watched)
+    read = load_policy(source, config, mesh)
+    assert read.digest == whole.digest
+    for ours, theirs in zip(jax.tree.leaves(read.frozen), jax.tree.leaves(whole.frozen), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    frozen = sum(array.nbytes for array in jax.tree.leaves(read.frozen))
+    largest = 4 * max(math.prod(parameter_shapes(source.config)[path]) for path in projections(source.config))
+    assert max(held) <= frozen + largest + 4096
+    assert max(held) < dense
