@@ -201,6 +201,25 @@ def test_lm_eval_scores_and_generates_through_the_server(served):
     assert text == plain.choices[0].text
 
 
+def test_lm_eval_chats_through_the_server(served):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.api_models import JsonChatStr
+    from lm_eval.models.openai_completions import LocalChatCompletion
+
+    model = LocalChatCompletion(base_url=f"{served.root}/v1/chat/completions", model="tiny")
+    messages = [{"role": "user", "content": "One and two and three"}]
+    bias = {str(served.engine.tokenizer.eos_token_id): -100}  # so that it writes something
+    asked = (
+        JsonChatStr(json.dumps(messages)),
+        {"until": ["."], "max_gen_toks": 6, "do_sample": False, "logit_bias": bias},
+    )
+    (text,) = model.generate_until([Instance("generate_until", {}, asked, 0)], disable_tqdm=True)
+    options = {"messages": messages, "max_tokens": 6, "temperature": 0, "stop": ["."], "logit_bias": bias}
+    plain = served.client.chat.completions.create(model="tiny", **options)
+    assert text == plain.choices[0].message.content != ""
+
+
 def test_metrics(served):
     def values() -> dict[str, float]:
         text = httpx.get(f"{served.root}/metrics").text
