@@ -87,6 +87,7 @@ def write_page(runs: Sequence[RunFiles], target: Path) -> None:
         charts=[(name, Markup(svg)) for name, svg in _charts(runs)],
         overview=_overview(runs),
         heldout=_heldout(runs),
+        evaluations=[list(_evaluations(run.report)) for run in runs],
         differing=_differing(runs),
         configs=[json.dumps(run.config, indent=2) for run in runs],
     )
@@ -166,14 +167,20 @@ def _best(report: Mapping[str, Any]) -> str:
     return f"step {best['step']}: {best['metric']} {best['value']:.4f}" if best else "–"
 
 
-def _heldout(runs: Sequence[RunFiles]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Returns metrics of the held-out rows, (before, after) for each run."""
+def _heldout(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
+    """Returns metrics of the held-out rows for the columns of `_evaluations` of all runs."""
     names = dict.fromkeys(name for run in runs for name in run.report.get("after") or {})
-    number = lambda values, name: f"{values[name]:.4f}" if name in (values or {}) else "–"  # noqa: E731
-    return [
-        (name, [(number(run.report.get("before"), name), number(run.report.get("after"), name)) for run in runs])
-        for name in names
-    ]
+    columns = [values for run in runs for values in _evaluations(run.report).values()]
+    return [(name, [f"{values[name]:.4f}" if name in values else "–" for values in columns]) for name in names]
+
+
+def _evaluations(report: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Returns what was measured before and after training, and by the best evaluation where that is not the last one."""
+    columns = {"before": report.get("before") or {}, "after": report.get("after") or {}}
+    best = report.get("best")
+    if best and best["step"] != report["steps"]:
+        columns[f"best, step {best['step']}"] = best.get("metrics", {})
+    return columns
 
 
 def _differing(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:

@@ -32,6 +32,7 @@ class Best:
       min_delta: what counts as better: more than so much above (or below) the best one.
       step: of the best evaluation; 0 before the first.
       value: its metric.
+      metrics: all that it measured.
       worse: evaluations since then.
       seen: step of the newest evaluation.
     """
@@ -42,6 +43,7 @@ class Best:
     min_delta: float
     step: int = 0
     value: float = math.nan
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
     worse: int = 0
     seen: int = 0
 
@@ -92,7 +94,7 @@ class Best:
         self.seen = step
         value = float(metrics[self.metric])
         if math.isfinite(value) and (self.step == 0 or self.sign * (value - self.value) > self.min_delta):
-            self.step, self.value, self.worse = step, value, 0
+            self.step, self.value, self.metrics, self.worse = step, value, metrics, 0
             return True
         self.worse += 1
         return False

@@ -148,12 +148,17 @@ def result(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
         "after": after,
         "seconds": {**trainer.clock.laps, "total": trainer.clock.total()},
         "checkpoint": str(trainer.workdir / "checkpoints" / str(trainer.step)),
-        "best": {"step": trainer.best.step, "metric": trainer.best.metric, "value": trainer.best.value}
-        if trainer.best.step
-        else None,
+        "best": _best(trainer, after or {}),
         "hf_folders": trainer.publisher.counts(),
         "environment": _environment(trainer),
     }
+
+
+def _best(trainer: Trainer, after: dict[str, float]) -> dict[str, Any] | None:
+    """Returns which evaluation was the best one, and what it measured."""
+    best = trainer.best
+    measured = {name: best.metrics[name] for name in after if name in best.metrics}
+    return {"step": best.step, "metric": best.metric, "value": best.value, "metrics": measured} if best.step else None
 
 
 def _processor() -> str:
@@ -201,7 +206,10 @@ def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
     found, workdir = result(trainer, after), trainer.workdir
     text = [f"step {trainer.step} of {trainer.steps}; {trainer.clock.line()}"]
     if found["before"] and after:
-        text += ["", "Held-out examples, before and after training:", "", _comparison(found["before"], after)]
+        columns = {"before": found["before"], "after": after}
+        if trainer.best.step not in (0, trainer.step):
+            columns["best"] = found["best"]["metrics"]
+        text += ["", "Held-out examples, before and after training:", "", _comparison(columns)]
     text += [
         "",
         f"checkpoint   {found['checkpoint']}",
@@ -222,12 +230,13 @@ def _trackers(trainer: Trainer) -> str:
     return f" (and {', '.join(trainer.config.track.to)})" if trainer.config.track.to else ""
 
 
-def _comparison(before: dict[str, float], after: dict[str, float]) -> str:
-    """Makes a table with one line for each metric; metrics that exist per gap have a column for each."""
-    gaps = [gap for gap in GAPS if any(name.endswith(f"/{gap}") for name in after)]
+def _comparison(evaluations: dict[str, dict[str, float]]) -> str:
+    """Makes a table with one line for each metric and evaluation; metrics that exist per gap have a column for each."""
+    names = evaluations["after"]
+    gaps = [gap for gap in GAPS if any(name.endswith(f"/{gap}") for name in names)]
     rows = []
-    for name in (name for name in after if "/" not in name):
-        for label, values in (("before", before), ("after", after)):
+    for name in (name for name in names if "/" not in name):
+        for label, values in evaluations.items():
             per_gap = [_number(values.get(f"{name}/{gap}")) for gap in gaps]
             rows.append((name if label == "before" else "", label, _number(values.get(name)), *per_gap))
     return table(("metric", "", "all", *(f"{gap} gap" for gap in gaps)), rows)

@@ -8,6 +8,7 @@ import pytest
 
 from smallr.config import base
 from smallr.core.errors import UserError
+from smallr.reporting.page import _heldout, open_run
 from smallr.training.best import Best
 from smallr.training.saved import find_run
 from smallr.training.trainer import Trainer
@@ -99,6 +100,13 @@ def test_a_run_ends_when_it_gets_worse_and_its_best_checkpoint_stands_for_it(sma
     best = max(range(1, len(evaluations)), key=lambda step: evaluations[step])
     assert (report["best"]["step"], report["best"]["value"]) == (best, evaluations[best])
     assert report["steps"] == best + 2 < 12
+    shown = (tmp_path / "report.txt").read_text().splitlines()
+    at = next(index for index, line in enumerate(shown) if line.startswith("loss "))
+    values = [f"{evaluations[step]:.4f}" for step in (0, best + 2, best)]
+    for line, label, value in zip(shown[at : at + 3], ("before", "after", "best"), values, strict=True):
+        assert [label, value] in [line.split()[:2], line.split()[1:3]], line
+    [(_, losses), *_] = [row for row in _heldout([open_run(tmp_path, "run")]) if row[0] == "loss"]
+    assert losses == values
     assert report["finished"]
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {str(best), str(best + 2)}
     assert find_run(tmp_path).checkpoint.step == best
