@@ -56,10 +56,13 @@ def _add_compute(config: ConfigDict) -> None:
     config.compute.attention = "auto"  # auto | xla | tpu | gpu; auto: the kernel on TPUs, else xla
     config.compute.logp_chunk = 0  # entries of the vocabulary whose logits are held at once; 0: by platform
 
-    config.mesh = ConfigDict()  # devices = data * fsdp * tensor; -1 takes what is left
+    config.mesh = ConfigDict()  # devices = data * fsdp * tensor * context; -1 takes what is left
     config.mesh.data = 1  # copies of the model, each with its own rows
     config.mesh.fsdp = -1  # devices over which parameters and rows are split
     config.mesh.tensor = 1  # devices over which each matrix product is split
+    config.mesh.context = (
+        1  # devices over which the tokens of a row are split, and parameters; for rows of 16k and more
+    )
 
 
 def _add_data(config: ConfigDict) -> None:
@@ -107,8 +110,10 @@ def _add_batch(config: ConfigDict) -> None:
 
 
 def _add_optimizer(config: ConfigDict) -> None:
-    """Adds AdamW and its learning rates."""
-    config.optimizer = ConfigDict()  # AdamW
+    """Adds the optimizer and its learning rates."""
+    config.optimizer = ConfigDict()
+    # adamw | adafactor | muon | adamw8bit, whose memory `smallr fit --optimizer=NAME` tells; see docs/memory.md
+    config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-5  # the highest
     config.optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
     config.optimizer.warmup = 0.1  # share of the steps if below 1, else a number of steps
@@ -118,6 +123,7 @@ def _add_optimizer(config: ConfigDict) -> None:
     config.optimizer.eps = 1e-8  # added to the root of the second
     config.optimizer.weight_decay = 0.0  # not applied to norms and biases
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    config.optimizer.shard_over_data = False  # split the optimizer's state over mesh.data too, see docs/scale.md
     # What the learning rate does when a run goes on with more (or fewer) steps than it was planned for. rewarm: warm up
     # again and decay over the added steps; constant: stay at the last rate; as_new: the rates of a run planned for all
     # steps from its beginning. Empty: such a run stops and asks.
