@@ -49,7 +49,7 @@ def test_auto_asks_for_the_choice_on_this_device(on_h100, monkeypatch, capsys):
     monkeypatch.setattr(module, "choose", choose)
     assert _settled().impl == "cudnn"
     ((shape, device, packing, devices),) = asked
-    assert (shape.rows, shape.length, shape.kv_heads, shape.dtype) == (4, 512, 2, "bfloat16")
+    assert (shape.rows, shape.length, shape.kv_heads, shape.dtype) == (2, 512, 2, "bfloat16")
     assert (device, packing, devices) == (H100, None, 1)
     assert "attention: cudnn, 1.00 ms" in capsys.readouterr().out
 
