@@ -45,6 +45,15 @@ def computed_flops(model: Any, batch: Any, live_reference: bool) -> float:
     return (4 if live_reference else 3) * forward + again
 
 
+def needed_flops(model: Any, batch: Any) -> float:
+    """Returns FLOPs of a step that no layout saves: real tokens with prompts once, visible pairs, scored tokens, no reference."""
+    import numpy as np
+
+    horizon = np.asarray(batch.horizon)
+    visible = np.clip(horizon - np.arange(horizon.shape[1]), 0, None).sum()
+    return 3 * model.forward_flops(int((horizon > 0).sum()), int(visible), int((np.asarray(batch.role) > 0).sum()))
+
+
 def main() -> None:
     """Prepares, tells which pairs each step holds, then steps on demand."""
     worker = Worker()
@@ -71,7 +80,8 @@ def main() -> None:
             seconds = time.perf_counter() - start
             counted = jax.default_backend() == "cpu" and not job["lora"]
             flops = computed_flops(trainer.partition.config, batch, job["reference"] == "live") if counted else None
-            worker.tell({"seconds": seconds, "loss": loss, "flops": flops})
+            needed = None if job["lora"] else needed_flops(trainer.partition.config, batch)
+            worker.tell({"seconds": seconds, "loss": loss, "flops": flops, "needed": needed})
 
 
 if __name__ == "__main__":

@@ -233,13 +233,13 @@ def disagreement(attend: Candidate, shape: AttentionShape, seed: int = 0) -> flo
     length = min(shape.length, CHECKED_LENGTH)
     rule = random_packing(shape, 2, length, seed)
     arrays = _random_arrays(shape, 2, length)
-    worst = 0.0
-    for window in _window_values(shape):
-        ours = _program(attend, shape)(*arrays, *rule, window)
-        dense = functools.partial(dense_attention, softcap=shape.softcap, scale=shape.scale)
-        theirs = _program(dense, dataclasses.replace(shape, remat="none"))(*arrays, *rule, window)
-        worst = max([worst, *(_distance(*pair) for pair in zip(ours, theirs, strict=True))])
-    return worst
+    dense = functools.partial(dense_attention, softcap=shape.softcap, scale=shape.scale)
+    ours, theirs = _program(attend, shape), _program(dense, dataclasses.replace(shape, remat="none"))
+    return max(
+        _distance(a, b)
+        for window in _window_values(shape)
+        for a, b in zip(ours(*arrays, *rule, window), theirs(*arrays, *rule, window), strict=True)
+    )
 
 
 def _distance(a: Array, b: Array) -> float:
