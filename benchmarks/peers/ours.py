@@ -37,8 +37,8 @@ def computed_flops(model: Any, batch: Any, live_reference: bool) -> float:
 
     rows, length = batch.horizon.shape
     tiling = CPU.of(length)
-    rule = make_rule(batch.horizon, batch.positions, None, tiling)
-    pairs = rows * int((rule.parts * rule.width).sum()) * tiling.queries * tiling.keys
+    rules = (make_rule(batch.horizon[r : r + 1], batch.positions[r : r + 1], None, tiling) for r in range(rows))
+    pairs = sum(int((rule.parts * rule.width).sum()) for rule in rules) * tiling.queries * tiling.keys
     scored = batch.target.size
     forward = model.forward_flops(rows * length, pairs, scored)
     again = model.forward_flops(0, pairs / 2, scored)  # one of attention's two products, and the logits

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smallr.core.timing import best_seconds
 from smallr.doctor.findings import Findings
-from smallr.doctor.speed import best_seconds
 from smallr.losses import token_logps
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of log-probs and gradients, relative to their norm

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from smallr.core.timing import best_seconds
 from smallr.doctor.findings import Findings
 from smallr.models.linear import precision
 from smallr.training.flops import peak_flops
 
 GB = 1e9
-
-
-def best_seconds(run: Callable[..., Any], *args: Any, seconds: float = 0.3) -> float:
-    """Returns the least seconds of a call, the first one left out."""
-    jax.block_until_ready(run(*args))
-    best, calls, stop = float("inf"), 0, time.perf_counter() + seconds
-    while calls < 3 or time.perf_counter() < stop:
-        start = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        best, calls = min(best, time.perf_counter() - start), calls + 1
-    return best
 
 
 def matmul_peak(dtype: str, size: int) -> float:
@@ -83,7 +71,7 @@ def measure_collectives(findings: Findings, mesh: Mesh, quick: bool) -> None:
         if count == 1:
             continue
         for name, traffic in (("all_gather", count - 1), ("all_reduce", 2 * (count - 1) / count)):
-            seconds = best_seconds(*_collective(name, axis, mesh, size))
+            seconds = best_seconds(*_collective(name, axis, mesh, size), calls=5)
             rate = size * traffic / seconds
             findings.add(
                 "speed",

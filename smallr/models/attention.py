@@ -107,9 +107,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _by_platform(impl, ways, softcap, scale, q, k, *args):
-    """Runs what `impl` means on the platform that the program is compiled for; see also `describe`."""
+    """Runs what `impl` means on the platform that the program is compiled for."""
     xla, tpu, gpu = (functools.partial(way, softcap=softcap, scale=scale) for way in ways)
     cpu, other = (functools.partial(xla, tiling=tiling) for tiling in (attention_xla.CPU, attention_xla.ACCELERATOR))
+    cpu = functools.partial(attention_xla.row_by_row, cpu)
+    if split_axes("kv_heads", k.shape[2]) or not split_axes("heads", q.shape[2]):
+        # Tile lists are then of a device's own rows, so the tiles of other rows cost nothing, and nothing is sent.
+        cpu, other = functools.partial(_per_device, cpu), functools.partial(_per_device, other)
     tpu, gpu = functools.partial(_per_device, tpu), functools.partial(_per_device, gpu)
     ways = {
         "auto": {"cpu": cpu, "tpu": tpu, "default": other},
@@ -121,7 +125,8 @@ def _by_platform(impl, ways, softcap, scale, q, k, *args):
 
 
 def _per_device(kernel, q, k, *args, **options):
-    """Runs a kernel on each device's own rows and kv heads: it is opaque to XLA, which would gather what it reads.
+    """Runs an implementation on each device's own rows and kv heads. A kernel is opaque to XLA, which would gather what it
+    reads; tile lists of all rows would have to be agreed on.
 
     Kv heads that do not divide stay whole, and so do heads.
     """

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from smallr import __version__
 from smallr.core.cache import Cache
+from smallr.core.timing import best_seconds
 from smallr.models.attention import attention
 from smallr.models.attention_dense import dense_attention
 from smallr.models.attention_support import CANDIDATES, AttentionShape, DeviceFacts, unsupported
@@ -36,7 +36,6 @@ TOLERANCE = {"float32": 5e-4, "bfloat16": 8e-3}
 PER_TOKEN = 8
 CHECKED_LENGTH = 1024
 NO_WINDOW = 2**31 - 1  # a traced window that bounds nothing
-SECONDS = 0.4  # of timing, for each candidate
 _MESSAGE = 8192  # bytes of an answer that one process sends to the others
 
 # Computes attention of q, k, v under (horizon, positions, window).
@@ -278,15 +277,3 @@ def _program(attend: Candidate, shape: AttentionShape) -> Callable[..., tuple[Ar
         return out, *pull(cotangent.astype(out.dtype))
 
     return jax.jit(run)
-
-
-def best_seconds(program: Callable[..., Any], *args: Any) -> float:
-    """Returns the least seconds of a call, the first one left out."""
-    args = jax.device_put(args)
-    jax.block_until_ready(program(*args))
-    best, calls, stop = float("inf"), 0, time.perf_counter() + SECONDS
-    while calls < 3 or time.perf_counter() < stop:
-        start = time.perf_counter()
-        jax.block_until_ready(program(*args))
-        best, calls = min(best, time.perf_counter() - start), calls + 1
-    return best
