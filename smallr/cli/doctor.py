@@ -23,6 +23,7 @@ def flags(parser: Parser) -> None:
     parser.flag("quick", False, "few and small measurements")
     parser.flag("dtype", "bfloat16", "of attention, head, step and sampling", choices=("float32", "bfloat16"))
     parser.flag("peer", None, "a trainer to time on the same pairs", choices=("torch",))
+    parser.flag("minutes", None, "after which nothing more is begun (default: 8; 3 with --quick)", type=float, low=0.1)
     parser.flag("out", None, "a file for all numbers, JSON")
     parser.flag("distributed", False, "join the other processes (jax.distributed) first")
     parser.flag("coordinator", None, "host:port of process 0; found by itself on TPU pods and SLURM")
@@ -46,7 +47,7 @@ def run(options: Namespace) -> int:
     from smallr.training.progress import announce, table
 
     keep_programs(1.0)
-    how = Options(options.quick, options.dtype, options.peer or "")
+    how = Options(options.quick, options.dtype, options.peer or "", minutes=options.minutes or 0.0)
     findings = check_up(how, lambda part: announce(f"doctor: {part} …"))
     if jax.process_index() == 0:
         # A pipe has no width: lines are as long as they are there.

@@ -34,7 +34,10 @@ def describe(findings: Findings) -> None:
         platform=facts.platform,
         processes=jax.process_count(),
     )
-    findings.add("machine", "host", f"{os.cpu_count()} cores, {_host_memory() / GIB:.1f} GiB, {platform.platform()}")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = f"; BUSY, load {load:.1f}: times below are of a shared machine" if load > 0.5 * os.cpu_count() else ""
+    host = f"{os.cpu_count()} cores, {_host_memory() / GIB:.1f} GiB, {platform.platform()}{busy}"
+    findings.add("machine", "host", host, load=load)
     limit = _device_memory(device)
     if limit:
         findings.add("machine", "device memory", f"{limit / GIB:.1f} GiB for JAX on each device", bytes=limit)
