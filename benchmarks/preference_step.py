@@ -91,6 +91,7 @@ class Worker:
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.flops: list[float | None] = []
+        self.needed: list[float | None] = []
 
     def send(self, line: str) -> None:
         """Writes a line for the worker."""
@@ -115,6 +116,7 @@ class Worker:
         self.seconds.append(told["seconds"])
         self.losses.append(told["loss"])
         self.flops.append(told.get("flops"))
+        self.needed.append(told.get("needed"))
 
     def end(self) -> float:
         """Ends the worker; its peak memory in GiB."""
@@ -204,8 +206,9 @@ def compare(name: str, peer: str, args: argparse.Namespace, job: dict[str, Any],
         "start_up": (ours.facts["start_up"], theirs.facts["start_up"]),
         "whole": tuple(worker.facts["start_up"] + sum(worker.seconds) for worker in (ours, theirs)),
         "laps": ours.facts["laps"],
-        "matmul_peak": ours.facts["matmul_peak"],
+        "matmul_peak": (ours.facts["matmul_peak"], theirs.facts.get("matmul_peak")),
         "flops": ours.flops[kept],
+        "needed": ours.needed[kept],
         "losses": (ours.losses, theirs.losses),
         "difference": difference,
         "peak": (ours.end(), theirs.end()),
@@ -235,7 +238,7 @@ def whole_run(result: dict[str, Any]) -> str:
 def share_of_peak(result: dict[str, Any]) -> str:
     """Returns a line on what smallr's steps reach of the matmul peak that its process measured."""
     about = f"{result['case']}, {result['peer']}, {result['dtype']}"
-    peak = result["matmul_peak"]
+    peak, _ = result["matmul_peak"]
     if peak is None or None in result["flops"]:
         return f"{about}: share of the matmul peak not known"
     flops, seconds = (statistics.median(values) for values in (result["flops"], result["seconds"][0]))
@@ -243,6 +246,23 @@ def share_of_peak(result: dict[str, Any]) -> str:
         f"{about}: {flops / 1e12:.2f} TFLOP computed a step, {flops / seconds / 1e9:.0f} GFLOP/s, "
         f"{flops / seconds / peak:.0%} of {peak / 1e9:.0f} GFLOP/s, the matmul peak measured in the run"
     )
+
+
+def beside_the_peer(result: dict[str, Any]) -> str:
+    """Returns a line on both matmul peaks, and on the share of its own that each reaches on the work that the pairs need.
+
+    A library whose products are slow on a machine flatters the other: the ratio of the peaks says by how much.
+    """
+    about = f"{result['case']}, {result['peer']}, {result['dtype']}"
+    if None in (*result["matmul_peak"], *result["needed"]):
+        return f"{about}: the peer's matmul peak, or the work, is not known"
+    needed = statistics.median(result["needed"])
+    shares = [
+        f"{name} {peak / 1e9:.0f} GFLOP/s, {needed / statistics.median(seconds) / peak:.0%} of it"
+        for name, peak, seconds in zip(("smallr", "peer"), result["matmul_peak"], result["seconds"], strict=True)
+    ]
+    ratio = result["matmul_peak"][0] / result["matmul_peak"][1]
+    return f"{about}: own matmul peaks on {needed / 1e12:.2f} needed TFLOP: {'; '.join(shares)}; peaks {ratio:.2f} : 1"
 
 
 def parse_args() -> argparse.Namespace:
@@ -301,7 +321,8 @@ def main() -> None:
         for result in results:
             tokens = statistics.mean(int(each[group].sum()) for group in result["groups"][args.warmup :])
             print(row_of(result, tokens))
-        print("", *map(whole_run, results), *map(share_of_peak, results), sep="\n")
+        lines = [line(result) for line in (whole_run, share_of_peak, beside_the_peer) for result in results]
+        print("", *lines, sep="\n")
         if args.out:
             args.out.write_text(json.dumps(results, indent=1))
 

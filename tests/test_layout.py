@@ -15,6 +15,7 @@ ABOVE = (
     "cli",
     "api",
     "reporting",
+    "doctor",
     "train",
     "__main__",
     "config",

@@ -127,7 +127,9 @@ def main() -> None:
             score_references(trainer)
         for batch in {len(batch["prompt_input_ids"]): batch for batch in trainer.steps}.values():
             compile_step(trainer, batch)
-        worker.ready()
+        from smallr.training.flops import peak_flops
+
+        worker.ready(matmul_peak=peak_flops(worker.job["dtype"]))
         trainer.train()
 
 

@@ -37,12 +37,21 @@ def computed_flops(model: Any, batch: Any, live_reference: bool) -> float:
 
     rows, length = batch.horizon.shape
     tiling = CPU.of(length)
-    rule = make_rule(batch.horizon, batch.positions, None, tiling)
-    pairs = rows * int((rule.parts * rule.width).sum()) * tiling.queries * tiling.keys
+    rules = (make_rule(batch.horizon[r : r + 1], batch.positions[r : r + 1], None, tiling) for r in range(rows))
+    pairs = sum(int((rule.parts * rule.width).sum()) for rule in rules) * tiling.queries * tiling.keys
     scored = batch.target.size
     forward = model.forward_flops(rows * length, pairs, scored)
     again = model.forward_flops(0, pairs / 2, scored)  # one of attention's two products, and the logits
     return (4 if live_reference else 3) * forward + again
+
+
+def needed_flops(model: Any, batch: Any) -> float:
+    """Returns FLOPs of a step that no layout saves: real tokens with prompts once, visible pairs, scored tokens, no reference."""
+    import numpy as np
+
+    horizon = np.asarray(batch.horizon)
+    visible = np.clip(horizon - np.arange(horizon.shape[1]), 0, None).sum()
+    return 3 * model.forward_flops(int((horizon > 0).sum()), int(visible), int((np.asarray(batch.role) > 0).sum()))
 
 
 def main() -> None:
@@ -71,7 +80,8 @@ def main() -> None:
             seconds = time.perf_counter() - start
             counted = jax.default_backend() == "cpu" and not job["lora"]
             flops = computed_flops(trainer.partition.config, batch, job["reference"] == "live") if counted else None
-            worker.tell({"seconds": seconds, "loss": loss, "flops": flops})
+            needed = None if job["lora"] else needed_flops(trainer.partition.config, batch)
+            worker.tell({"seconds": seconds, "loss": loss, "flops": flops, "needed": needed})
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def main() -> None:
     worker = Worker()
     import transformers
 
+    from smallr.doctor.torch_step import matmul_peak
+
     orders = worker.orders()
 
     class Turns(transformers.TrainerCallback):
@@ -78,7 +80,7 @@ def main() -> None:
             self.start = time.perf_counter()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            worker.ready()
+            worker.ready(matmul_peak=matmul_peak(worker.job["dtype"]))
             self.wait(control)
 
         def on_log(

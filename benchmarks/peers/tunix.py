@@ -105,6 +105,8 @@ def main() -> None:
     import transformers
     from tunix.sft.dpo import dpo_trainer
 
+    from smallr.training.flops import peak_flops
+
     job = worker.job
     if job["reference"] != "live":
         raise ValueError("Tunix scores the reference live: take the cases with a live reference")
@@ -118,7 +120,7 @@ def main() -> None:
     ]
     for batch in {len(batch.prompt_ids): batch for batch in steps}.values():
         compile_step(trainer, batch)
-    worker.ready()
+    worker.ready(matmul_peak=peak_flops(job["dtype"]))
 
     def held() -> Iterator[Any]:
         for n in worker.orders():

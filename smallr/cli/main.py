@@ -44,6 +44,7 @@ COMMANDS = {
     "labels": ("smallr.cli.labels", "label questions: answer first, or think first"),
     "score": ("smallr.cli.score", "score rows under a model"),
     "builtin": ("smallr.cli.builtin", "write the built-in data sets"),
+    "doctor": ("smallr.cli.doctor", "check a machine: versions, speed, kernels, a training step"),
     "report": ("smallr.cli.report", "write a page on runs: curves, tables, samples"),
     "stages": ("smallr.cli.stages", "show the stages of a job"),
 }

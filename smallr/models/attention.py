@@ -3,8 +3,9 @@
 Query q sees key k  ⇔  k ≤ q < horizon[k]  (indices into the row), and, with a window,
 positions[q] - positions[k] < window. Packing, shared prompts, plain rows and padding are all this rule.
 
-The implementations are `attention_xla` (plain JAX), `attention_tpu` and `attention_gpu` (Pallas kernels). All walk the tiles of
-the square that hold a visible pair.
+Our implementations are `attention_xla` (plain JAX), `attention_tpu` and `attention_gpu` (Pallas kernels). All walk the tiles
+of the square that hold a visible pair. `attention_stock` runs kernels of others, `attention_support` says what each can do,
+and `attention_choice` finds the fastest on the device at hand.
 
 Dimension letters: B rows, T tokens, H heads, K kv heads, D head_dim.
 """
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import context_size, is_sharded, split_axes
 from smallr.models import attention_context, attention_gpu, attention_tpu, attention_xla
+from smallr.models.attention_stock import STOCK, stock_attention
 from smallr.models.config import ATTENTION
 from smallr.models.remat import keep_residual
 
@@ -35,6 +37,7 @@ def attention(
     softcap: float | None = None,
     scale: float | None = None,
     impl: str = "auto",
+    sequences: int = 0,
 ) -> Float[Array, "B T H D"]:
     """Computes softmax(scale q kᵀ) v over the visible keys; scores, softmax and sums in float32.
 
@@ -48,8 +51,11 @@ def attention(
         are one scanned program.
       softcap: None, or scores become softcap * tanh(score / softcap) (Gemma 2, arXiv 2408.00118, section 2).
       scale: None for 1 / √D.
-      impl: "xla", which runs on every backend; "tpu" or "gpu" (NVIDIA's), kernels that other backends only interpret
-        (for tests); "auto", the kernel on TPUs and else "xla".
+      impl: "xla", which runs on every backend; "tpu", "gpu" (NVIDIA's) or "splash" (TPUs'), kernels that other backends only
+        interpret (for tests); "cudnn" (with a dense mask) and "cudnn_packed" (with prompts unshared), on NVIDIA's GPUs
+        alone; "auto", our kernel on TPUs and else "xla", without a measurement.
+      sequences: most completions of a row, for "cudnn_packed" and "splash"; 0: one for every 16 tokens. A row with more
+        gives NaN, and so does one with three completions of a prompt.
 
     Returns:
       The mixed values in q's dtype. A query without any visible key gives zeros, and takes and gives no gradient.
@@ -67,14 +73,19 @@ def attention(
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
-    return _attend(q, k, v, horizon, positions, window, softcap, q.shape[3] ** -0.5 if scale is None else scale, impl)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    if impl not in STOCK:
+        return _attend(q, k, v, horizon, positions, window, softcap, scale, impl)
+    sequences = sequences or default_sequences(q.shape[1])
+    kernel = functools.partial(stock_attention, impl=impl, softcap=softcap, scale=scale, sequences=sequences)
+    if window is None or isinstance(window, int):  # a number stays one: shard_map would trace it
+        return _per_device(functools.partial(kernel, window=window), q, k, v, horizon, positions)
+    return _per_device(kernel, q, k, v, horizon, positions, window)
 
 
-def describe(impl: str, backend: str) -> str:
-    """Says in words what `impl` runs on a backend of JAX ("cpu", "gpu", "tpu")."""
-    chosen = ("tpu" if backend == "tpu" else "xla") if impl == "auto" else impl
-    note = "" if chosen in ("xla", backend) else f", interpreted on the {backend}: slow, for tests alone"
-    return chosen + (" (auto)" if impl == "auto" else "") + note
+def default_sequences(length: int) -> int:
+    """Returns for how many completions of a row of `length` tokens there is room if nothing is said."""
+    return max(2, length // 16)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
@@ -101,18 +112,22 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _by_platform(impl, ways, softcap, scale, q, k, *args):
-    """Runs what `impl` means on the platform that the program is compiled for; see also `describe`."""
+    """Runs what `impl` means on the platform that the program is compiled for."""
     xla, tpu, gpu = (functools.partial(way, softcap=softcap, scale=scale) for way in ways)
-    if context_size() > 1:
-        of_context = {
+    tilings = attention_xla.CPU, attention_xla.ACCELERATOR
+    if context_size() > 1:  # of rows that are split no kernel knows
+        way = {
             attention_xla.forward: attention_context.forward,
             attention_xla.backward: attention_context.backward,
-        }
-        xla = functools.partial(of_context[ways[0]], softcap=softcap, scale=scale)
-    cpu, other = (functools.partial(xla, tiling=tiling) for tiling in (attention_xla.CPU, attention_xla.ACCELERATOR))
-    tpu, gpu = functools.partial(_per_device, tpu), functools.partial(_per_device, gpu)
-    if context_size() > 1:  # of rows that are split no kernel knows
+        }[ways[0]]
+        cpu, other = (functools.partial(way, softcap=softcap, scale=scale, tiling=tiling) for tiling in tilings)
         return lax.platform_dependent(q, k, *args, cpu=cpu, default=other)
+    cpu, other = (functools.partial(xla, tiling=tiling) for tiling in tilings)
+    cpu = functools.partial(attention_xla.row_by_row, cpu)
+    if split_axes("kv_heads", k.shape[2]) or not split_axes("heads", q.shape[2]):
+        # Tile lists are then of a device's own rows, so the tiles of other rows cost nothing, and nothing is sent.
+        cpu, other = functools.partial(_per_device, cpu), functools.partial(_per_device, other)
+    tpu, gpu = functools.partial(_per_device, tpu), functools.partial(_per_device, gpu)
     ways = {
         "auto": {"cpu": cpu, "tpu": tpu, "default": other},
         "xla": {"cpu": cpu, "default": other},
@@ -123,7 +138,8 @@ def _by_platform(impl, ways, softcap, scale, q, k, *args):
 
 
 def _per_device(kernel, q, k, *args, **options):
-    """Runs a kernel on each device's own rows and kv heads: it is opaque to XLA, which would gather what it reads.
+    """Runs an implementation on each device's own rows and kv heads. A kernel is opaque to XLA, which would gather what it
+    reads; tile lists of all rows would have to be agreed on.
 
     Kv heads that do not divide stay whole, and so do heads.
     """
@@ -132,5 +148,5 @@ def _per_device(kernel, q, k, *args, **options):
         return kernel(q, k, *args)
     rows = PartitionSpec(split_axes("batch", q.shape[0]) or None)
     heads = PartitionSpec(*rows, None, split_axes("kv_heads", k.shape[2]) or None)
-    specs = (heads, heads, heads, rows, rows, PartitionSpec(), *(heads,) * (len(args) - 4))
+    specs = (heads, heads, heads, rows, rows, PartitionSpec(), *(heads,) * (len(args) - 4))[: 2 + len(args)]
     return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(q, k, *args)

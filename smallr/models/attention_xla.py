@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -176,6 +177,29 @@ def backward(
     dk, dv = (x.reshape(len(x), -1, *x.shape[3:])[:, :keys] for x in (dk, dv))
     dk, dv = (x.astype(q.dtype) if tiles is None else x for x in (dk, dv))
     return dq[:, :length], dk, dv
+
+
+def row_by_row(
+    way: Callable[..., Any],
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L K D"],
+    v: Float[Array, "B L K D"],
+    horizon: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    window: int | Int[Array, ""] | None,
+    *rest: Array,
+) -> Any:
+    """Runs `forward` or `backward` on a row after the other, each by tile lists of its own.
+
+    Lists of several rows are a union: a row would compute tiles that only others need, and its last bits would depend on
+    them. On a CPU, whose cores a row keeps busy, this is also faster.
+    """
+
+    def one(arrays: tuple[Array, ...]) -> Any:
+        q, k, v, horizon, positions, *rest = (x[None] for x in arrays)
+        return jax.tree.map(lambda x: x[0], way(q, k, v, horizon, positions, window, *rest))
+
+    return lax.map(one, (q, k, v, horizon, positions, *rest))
 
 
 def _uncapped(dscores: Array, scores: Array, softcap: float | None) -> Array:

@@ -15,7 +15,8 @@ from smallr.models.schema import check_config
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
-ATTENTION = ("auto", "xla", "tpu", "gpu")  # see `smallr.models.attention.attention`
+# See `smallr.models.attention.attention`.
+ATTENTION = ("auto", "xla", "tpu", "gpu", "cudnn", "cudnn_packed", "splash")
 NORMS = ("rms", "layer")
 NORM_PLACES = ("before", "after", "both")
 QK_NORMS = ("none", "head", "all")
@@ -84,6 +85,8 @@ class DecoderConfig:
       remat: what the backward pass computes again: "none" keeps all, "dots" keeps the products of each
         layer, "full" keeps only each layer's input.
       attention: implementation of `smallr.models.attention.attention`.
+      attention_sequences: of a row at most, for implementations that unshare prompts: its completions; 0: one for every
+        16 tokens.
 
     Raises:
       UserError: a size or choice that makes no decoder, named.
@@ -124,6 +127,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: str = "full"
     attention: str = "auto"
+    attention_sequences: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"):

@@ -92,7 +92,8 @@ class Attention(nnx.Module):
             q, k = apply_rope(q, *inputs.rope), apply_rope(k, *inputs.rope)
         rule = {"window": inputs.window, "softcap": config.attention_softcap, "scale": config.query_scale}
         if inputs.attend is None:
-            mixed = attention(q, k, v, inputs.horizon, inputs.positions, **rule, impl=config.attention)
+            rule |= {"impl": config.attention, "sequences": config.attention_sequences}
+            mixed = attention(q, k, v, inputs.horizon, inputs.positions, **rule)
         else:
             mixed = inputs.attend(q, k, v, **rule)
         bias = self.o_bias[...] if config.o_bias else None

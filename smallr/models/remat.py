@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 SAVED_NAMES = ("projection", "attention_out", "attention_lse")
 
 
-def rematerialised(layer: Callable, remat: str) -> Callable:
-    """Returns a layer to be scanned, by the rule `remat`: none | dots | full (keeps only the residual stream)."""
+def rematerialised(layer: Callable, remat: str, scanned: bool = True) -> Callable:
+    """Returns a layer by the rule `remat`: none | dots | full (keeps only the residual stream)."""
     if remat == "none":
         return layer
     policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES) if remat == "dots" else None
     # Inside a scan XLA can not merge the second computation with the first, so the costly guard is not needed.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)
 
 
 def keep(x: Float[Array, "*shape"], name: str) -> Float[Array, "*shape"]:

@@ -118,14 +118,16 @@ class ParameterPartition:
         return f"{self.digest} {tree_digest(params)}"  # the start of adapters is their base alone
 
 
-def load_policy(source: ModelSource, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
+def load_policy(source: ModelSource, config: ConfigDict, mesh: Mesh, **overrides: Any) -> ParameterPartition:
     """Loads a model and splits it; a quantised base is quantised while it is read, so that it is never held whole.
+
+    `overrides` are fields of DecoderConfig that come in place of what `config.compute` says.
 
     Raises:
       UserError: see `load_decoder` and `prepare_policy`.
     """
     compute = config.compute
-    options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
+    options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention, **overrides}
     if "lora" not in config or config.lora.base == "float32":
         return prepare_policy(load_decoder(source, mesh, **options), config, mesh)
     quantise, digest = quantiser(source.config, config.lora.base, mesh), LeafwiseDigest()

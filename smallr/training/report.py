@@ -19,7 +19,6 @@ from smallr.data.packing import describe
 from smallr.data.rows import GAPS
 from smallr.data.sources import is_builtin
 from smallr.losses.logprobs import chunking
-from smallr.models.attention import describe as describe_attention
 from smallr.training.progress import log, table
 from smallr.training.splits import Split, attended_pairs
 
@@ -106,7 +105,7 @@ def _rows_of_step(trainer: Trainer) -> list[tuple[str, str]]:
             f"{about.epoch.padding:.1%} padding; {about.epoch.saved:.1%} of tokens saved by storing prompts once; "
             f"longest example {about.longest} of {plan.shape.tokens}",
         ),
-        ("attention", describe_attention(config.compute.attention, jax.default_backend())),
+        ("attention", f"{trainer.attention.impl}, {trainer.attention.reason}"),
         ("head", _describe_head(trainer)),
         (
             "work",

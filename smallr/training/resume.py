@@ -77,11 +77,13 @@ class Earlier:
       config: nested configuration.
       data: fingerprint of its tokenised training data.
       horizons: of its learning rate.
+      attention: that it computed with (`training.attention.to_json`); empty: not known.
     """
 
     config: Mapping[str, Any]
     data: str
     horizons: tuple[Horizon, ...]
+    attention: Mapping[str, Any]
 
 
 def earlier_run(workdir: str | Path) -> Earlier | None:
@@ -99,7 +101,7 @@ def earlier_run(workdir: str | Path) -> Earlier | None:
         horizons = tuple(Horizon(**fields) for fields in saved["horizons"])
         if not all(isinstance(each.start, int) and isinstance(each.steps, int) for each in horizons):
             raise TypeError("'horizons' holds something else than numbers of steps")
-        return Earlier(saved["config"], saved["data_fingerprint"], horizons)
+        return Earlier(saved["config"], saved["data_fingerprint"], horizons, saved.get("attention", {}))
     except (FileError, TypeError) as error:
         raise UserError(
             f"{workdir} has checkpoints, but {path.name} cannot be used ({error}), so it is not known which configuration "
@@ -138,10 +140,12 @@ def check_data(workdir: str | Path, earlier: Earlier, config: Any, fingerprint: 
         )
 
 
-def save_config(workdir: str | Path, config: Any, fingerprint: str, horizons: Sequence[Horizon]) -> None:
+def save_config(
+    workdir: str | Path, config: Any, fingerprint: str, horizons: Sequence[Horizon], attention: Mapping[str, Any]
+) -> None:
     """Writes `workdir/config.json` (process 0 only), at once or not at all.
 
-    It holds {"config": …, "data_fingerprint": …, "horizons": […]}.
+    It holds {"config": …, "data_fingerprint": …, "horizons": […], "attention": …}.
 
     Raises:
       TypeError: a field that JSON cannot hold.
@@ -154,6 +158,7 @@ def save_config(workdir: str | Path, config: Any, fingerprint: str, horizons: Se
         "config": to_plain(config),
         "data_fingerprint": fingerprint,
         "horizons": [dataclasses.asdict(horizon) for horizon in horizons],
+        "attention": dict(attention),
     }
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 

@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerFast
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
+from smallr.models.attention_choice import Choice
 from smallr.models.decoder import Decoder
 from smallr.models.heads import split_targets
-from smallr.training import checks, report
+from smallr.training import attention, checks, report
 from smallr.training.best import Best
 from smallr.training.cached_scores import cached_columns
 from smallr.training.checkpoints import CheckpointError
@@ -71,6 +72,7 @@ class Trainer:
       objective: what the steps minimise.
       source: of the model.
       training, heldout: the rows, once there are some.
+      attention: that the run computes with; once the model is loaded.
       partition: how parameters become decoders, and those that are not trained; once the model is loaded.
       reference: of the objective; likewise.
       step: finished steps.
@@ -100,6 +102,7 @@ class Trainer:
         self.source = open_trained(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
         self.training: Split | None = None
         self.heldout: Split | None = None
+        self.attention: Choice | None = None
         self.partition: ParameterPartition | None = None
         self.reference = Reference.none()
         self.step = self.steps = 0
@@ -159,13 +162,14 @@ class Trainer:
             self.best.check({})
         self.steps = checks.total_steps(self.config, self.training)
         self._horizons = extend(self.config.optimizer, self._horizons, self.steps, self._done())
-        self.files.save_config(self.training.examples.fingerprint, self._horizons)
 
     def build(self) -> None:
         """Makes what the next step needs and is not there yet: weights, reference, programs."""
         peak = peak_flops(self.config.compute.dtype)  # measured on a CPU, so before the mesh takes it
         with jax.set_mesh(self.mesh):
             self.load()
+            kept = attention.to_json(self.attention)
+            self.files.save_config(self.training.examples.fingerprint, self._horizons, kept)
             self.enter_round()
             self.prepare_reference()
             self.compile()
@@ -310,7 +314,7 @@ class Trainer:
             return
         with jax.set_mesh(self.mesh):
             announce(f"reading the weights of {self.source.name} …")
-            self.partition = load_policy(self.source, self.config, self.mesh)
+            self.partition = self._read_policy()
             check_groups(self.config.optimizer, split_targets(self.partition.params)[0])
             options = ReferenceOptions.from_fields(self.config.objective)
             self.reference = make_reference(options, self.partition, self.partition.params)
@@ -325,6 +329,14 @@ class Trainer:
             )
             self.clock.lap("model")
             self._make_state()
+
+    def _read_policy(self) -> ParameterPartition:
+        if self.attention is None:
+            compute = self.config.compute
+            model = dataclasses.replace(self.source.config, dtype=compute.dtype, remat=compute.remat)
+            self.attention = attention.settle_attention(self.config, model, self.training, self.files.attention)
+        taken = {"attention": self.attention.impl, "attention_sequences": self.attention.sequences}
+        return load_policy(self.source, self.config, self.mesh, **taken)
 
     def _make_state(self) -> None:
         """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
@@ -351,7 +363,8 @@ class Trainer:
         """Returns the model as it is now."""
         self.load()
         with jax.set_mesh(self.mesh):
-            return self.partition.policy.decoder(self.state.params, self.partition.frozen)
+            decoder = self.partition.policy.decoder(self.state.params, self.partition.frozen)
+            return attention.for_any_rows(decoder)
 
     @property
     def params(self) -> nnx.State:
@@ -402,10 +415,12 @@ class Trainer:
         if self.step == 0 or self.partition.policy.base is not None:
             return self.partition.start(self.state.params)
         log(f"reference: reading {self.source.name} again; config.objective.reference=live would keep it in memory")
-        return load_policy(self.source, self.config, self.mesh).params
+        return self._read_policy().params
 
     def compile(self) -> None:
         """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""
+        for split in (self.training, self.heldout):
+            attention.check_rows(self.attention, split and split.plan.shape)
         denominator = np.asarray(self.training.examples_per_step(), np.float32)
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
         arguments = (self.state, next(self.training.batches(self.mesh, 0, 1)), self._constants)

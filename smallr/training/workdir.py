@@ -30,6 +30,7 @@ class Workdir:
       path: as given.
       checkpointer: of the run.
       horizons: of the learning rate of the run that made the checkpoints; empty without checkpoints.
+      attention: that it computed with; likewise.
 
     Raises:
       UserError: another run in the folder, checkpoints of another configuration, or a folder that cannot be written.
@@ -52,6 +53,7 @@ class Workdir:
                 for note in check_config(path, self._earlier, config):
                     log(note)
             self.horizons: tuple[Horizon, ...] = self._earlier.horizons if self._earlier else ()
+            self.attention: Mapping[str, Any] = self._earlier.attention if self._earlier else {}
         except BaseException:
             self._lock.release()
             raise
@@ -61,9 +63,9 @@ class Workdir:
         if self._earlier is not None:
             check_data(self.path, self._earlier, self._config, fingerprint)
 
-    def save_config(self, fingerprint: str, horizons: Sequence[Horizon]) -> None:
-        """Writes the configuration, the fingerprint of the training rows and the horizons."""
-        save_config(self.path, self._config, fingerprint, horizons)
+    def save_config(self, fingerprint: str, horizons: Sequence[Horizon], attention: Mapping[str, Any]) -> None:
+        """Writes the configuration, the fingerprint of the training rows, the horizons and the attention."""
+        save_config(self.path, self._config, fingerprint, horizons, attention)
 
     def open_metrics(self, step: int) -> bool:
         """Opens the files of metrics of a run that is at `step`; returns whether they were not open yet."""

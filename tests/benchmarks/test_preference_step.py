@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.abstract_step import SHAPES, Pairs
-from benchmarks.peers.ours import computed_flops
-from benchmarks.preference_step import texts_of
+from benchmarks.peers.ours import computed_flops, needed_flops
+from benchmarks.preference_step import beside_the_peer, texts_of
 
 
 def test_texts_of_pairs_stay_as_they_are():
@@ -40,3 +40,17 @@ def test_computed_flops_are_those_of_all_places_and_of_the_key_tiles_taken():
     head = 2 * model.vocab_size * model.d_model * 128
     assert computed_flops(model, batch, live_reference=False) == 3 * layers + 7 * product + 4 * head
     assert computed_flops(model, batch, live_reference=True) == 4 * layers + 9 * product + 5 * head
+
+
+def test_needed_flops_are_of_real_tokens_and_visible_pairs():
+    model = SHAPES["tiny"]
+    batch = Pairs(rows=1, row_length=256, prompt=64, completion=64).batch()
+    visible = 64 * 65 / 2 + 2 * (64 * 64 + 64 * 65 / 2)
+    assert needed_flops(model, batch) == 3 * model.forward_flops(192, visible, 128)
+
+
+def test_each_peer_is_measured_by_its_own_matmul_peak():
+    result = {"case": "default", "peer": "trl", "dtype": "float32", "needed": [2e12], "seconds": ([5.0], [20.0])}
+    line = beside_the_peer(result | {"matmul_peak": (500e9, 200e9)})
+    assert "2.00 needed TFLOP: smallr 500 GFLOP/s, 80% of it; peer 200 GFLOP/s, 50% of it; peaks 2.50 : 1" in line
+    assert "not known" in beside_the_peer(result | {"matmul_peak": (500e9, None)})

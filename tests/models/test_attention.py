@@ -198,7 +198,9 @@ def test_bad_arguments_are_named():
     positions, horizon = whole(4)
     with pytest.raises(ValueError, match="4 heads are not a multiple of 3 kv heads"):
         attention(q, k, v, horizon, positions)
-    with pytest.raises(ValueError, match="the implementation 'flash' must be one of: auto, xla, tpu, gpu"):
+    with pytest.raises(
+        ValueError, match="the implementation 'flash' must be one of: auto, xla, tpu, gpu, cudnn, cudnn_packed, splash"
+    ):
         attention(q, q, q, horizon, positions, impl="flash")
 
 

@@ -33,7 +33,7 @@ def _changed(**changes) -> dict:
 
 
 def _earlier(tmp_path, config=_CONFIG, fingerprint="f" * 64):
-    save_config(tmp_path, config, fingerprint, _PLANNED)
+    save_config(tmp_path, config, fingerprint, _PLANNED, {})
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     return earlier_run(tmp_path)
 
@@ -98,7 +98,7 @@ def test_the_same_config_resumes_without_notes(tmp_path):
 
 
 def test_a_config_dict_is_saved_as_json(tmp_path):
-    save_config(tmp_path / "new", ConfigDict(_CONFIG), "abc", _PLANNED)
+    save_config(tmp_path / "new", ConfigDict(_CONFIG), "abc", _PLANNED, {})
     saved = json.loads((tmp_path / "new" / "config.json").read_text())
     assert saved["config"] == json.loads(json.dumps(_CONFIG))
     assert saved["data_fingerprint"] == "abc"
@@ -135,7 +135,7 @@ def test_changed_data_under_the_same_name_is_told(tmp_path):
 
 
 def test_without_checkpoints_there_is_no_earlier_run(tmp_path):
-    save_config(tmp_path, _CONFIG, "f" * 64, _PLANNED)
+    save_config(tmp_path, _CONFIG, "f" * 64, _PLANNED, {})
     (tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "checkpoints" / "damaged-10").mkdir()
     assert earlier_run(tmp_path) is None
@@ -154,5 +154,5 @@ def test_checkpoints_without_a_readable_config_are_an_error(tmp_path, content):
 
 def test_only_process_zero_saves_the_config(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    save_config(tmp_path, _CONFIG, "f" * 64, _PLANNED)
+    save_config(tmp_path, _CONFIG, "f" * 64, _PLANNED, {})
     assert list(tmp_path.iterdir()) == []

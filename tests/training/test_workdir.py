@@ -16,7 +16,7 @@ from tests.runs import smoke
 
 def begin(path):
     with contextlib.closing(Workdir(path, smoke("sft"))) as workdir:
-        workdir.save_config("f", [])
+        workdir.save_config("f", [], {})
         workdir.open_metrics(0)
 
 
