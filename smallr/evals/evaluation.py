@@ -115,7 +115,7 @@ def _open_scorer(config: ConfigDict) -> LikelihoodModel:
     )
 
 
-def _params(config: ConfigDict, measure: str) -> SamplingParams:
+def _params(config: ConfigDict, measure: str = "") -> SamplingParams:
     """Returns the sampling parameters; SamplingParams checks their ranges."""
     fields = config.sampling.to_dict() | ({"logprobs": 0} if needs_logprobs(measure) else {})
     try:
@@ -134,7 +134,8 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     fields = {key: value for key, value in config.to_dict().items() if key not in _FREE}
     fields["compute"] = {key: config.compute[key] for key in ("dtype", "max_length")}
     fields["files"] = _stamp(config.model)
-    if needs_logprobs(config.confidence.measure):  # answers without them would not do
+    measure, _ = settled(config, answers=isinstance(find(config.benchmark), Generation))
+    if needs_logprobs(measure):  # answers without them would not do
         fields["logprobs"] = True
     return fields
 

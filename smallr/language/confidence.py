@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from smallr.core.errors import UserError
 from smallr.sampling.requests import MAX_LOGPROBS, Request, Result, Sample, SamplingParams, TokenLogprob
 
 Span = tuple[int, int]  # first character, and the one behind the last
@@ -128,10 +129,14 @@ def majority_shares(answers: Sequence[Answer | None]) -> list[float]:
 
 
 def verdict_request(request: Request, answer: str) -> Request:
-    """Asks whether an answer to a request is true: one token, with the log-probs of the likeliest ones."""
+    """Asks whether an answer to a request is true: one token, with the log-probs of the likeliest ones.
+
+    Raises:
+      UserError: the prompt is token ids.
+    """
     question = request.messages[-1]["content"] if request.messages else request.prompt
     if not isinstance(question, str):
-        raise ValueError("p_true needs a prompt that is text, not token ids")
+        raise UserError("prompt: the confidence p_true needs a prompt that is text, not token ids")
     text = VERDICT.format(question=question, answer=answer)
     params = SamplingParams(max_tokens=1, logprobs=MAX_LOGPROBS)
     if request.messages:
