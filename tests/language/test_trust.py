@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import openai
 import pytest
 
+from smallr.cli import trust as cli_trust
+from smallr.cli.main import main
 from smallr.evals.trust.answers import extractor
 from smallr.language.calibration import Calibration
 from smallr.language.drift import FEWEST, Distribution
@@ -23,9 +27,12 @@ SURE = math.exp(-0.5)  # of every token of the fake engine
 EDGE = Distribution((0.2, 0.3), (0.5, 0.3, 0.2))
 
 
+def fitted(measure: str = "answer", benchmark: str = "all", temperature: float = 1.0) -> Calibration:
+    return Calibration("temperature", measure, benchmark, {"temperature": temperature}, {}, (), EDGE, EDGE)
+
+
 def trust(measure: str = "answer", calibrated: bool = False, metrics: Metrics | None = None, **options) -> ServedTrust:
-    fitted = Calibration("temperature", measure, "", {"temperature": 1.0}, {}, (), EDGE, EDGE) if calibrated else None
-    rater = Rater(measure, extractor("all")[0], fitted, options.pop("agrees", None))
+    rater = Rater(measure, extractor("all")[0], fitted(measure) if calibrated else None, options.pop("agrees", None))
     return ServedTrust(rater, metrics=metrics, **options)
 
 
@@ -120,3 +127,79 @@ def test_metrics_count_answers_and_follow_drift():
     assert float(values["smallr:confidence_psi"]) == pytest.approx(EDGE.psi([0.9] * (FEWEST + 1)))
     assert float(values["smallr:length_psi"]) == pytest.approx(EDGE.psi([0.1] * (FEWEST + 1)))
     assert math.isnan(EDGE.psi([]))
+
+
+# --- command line
+
+
+def generate(capsys, *flags: str) -> list[dict]:
+    drawn = ["--format=json", "--max_tokens=8", "--temperature=1", "--seed=1"]
+    assert main(["generate", "--model=tiny-random", "What is 12 + 30?", *drawn, *flags]) == 0
+    return json.loads(capsys.readouterr().out)["samples"]
+
+
+@pytest.fixture
+def tiny(loaded, monkeypatch):
+    monkeypatch.setattr("smallr.language.loading.load_engine", lambda *_, **__: loaded)
+    return loaded.engine
+
+
+def test_generate_carries_confidence_and_abstains(tiny, capsys, tmp_path):
+    (sample,) = generate(capsys, "--confidence=answer", "--answer=all")
+    values = [each[0] for each in generate(capsys, "--logprobs=0")[0]["logprobs"]]
+    assert sample["confidence"] == pytest.approx(math.exp(sum(values) / len(values)), abs=1e-4)
+    assert set(sample) == {"text", "finish_reason", "token_ids", "confidence", "agreement"}
+    (sample,) = generate(capsys, "--answer=all", "--abstain_below=1")  # the measure is then `answer`
+    assert sample["abstain"] is True
+    fitted(temperature=3.0).save(tmp_path / "calibration.json")
+    (calibrated,) = generate(capsys, f"--calibration={tmp_path}")
+    assert calibrated["confidence"] == pytest.approx(
+        1 / (1 + math.exp(-math.log(sample["confidence"] / (1 - sample["confidence"])) / 3)), abs=1e-4
+    )
+    assert main(["generate", "--model=tiny-random", "--format=text", "--max_tokens=8", "Hi", "--abstain_below=1"]) == 0
+    assert re.fullmatch(r"\[no answer: the confidence of 0\.\d\d is below 1\.00\]\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("measure", ["majority", "p_true"])
+def test_generate_measures_what_needs_more_than_one_completion(tiny, capsys, measure):
+    samples = generate(capsys, f"--confidence={measure}", "--answer=all", "--n=3")
+    texts = [sample["text"].strip() for sample in samples]
+    for sample, text in zip(samples, texts, strict=True):
+        if measure == "majority":
+            assert sample["confidence"] == pytest.approx(texts.count(text) / 3, abs=1e-6)
+        else:
+            assert 0 <= sample["confidence"] <= 1
+
+
+def fails(capsys, *argv: str) -> str:
+    assert main(list(argv)) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    return said[-1]
+
+
+def test_flags_that_do_not_fit(capsys, tmp_path):
+    model, ask = "--model=tiny-random", "Hi"
+    assert "--escalate_below, the confidence" in fails(capsys, "serve", model, "--escalate_to=http://127.0.0.1:9/v1")
+    assert "--abstain_below: it has no effect with --interactive" in fails(
+        capsys, "generate", model, "--interactive", "--abstain_below=0.5"
+    )
+    assert "there is no calibration" in fails(capsys, "generate", model, ask, f"--calibration={tmp_path}")
+    assert "benchmark 'gsm9k' is not known" in fails(capsys, "generate", model, ask, "--answer=gsm9k")
+    fitted("choice", "piqa").save(tmp_path / "calibration.json")
+    assert "for options by likelihood (piqa)" in fails(capsys, "generate", model, ask, f"--calibration={tmp_path}")
+
+
+def test_the_calibration_in_the_models_folder_is_applied_unless_it_is_for_something_else(tmp_path):
+    fitted("answer", "gsm8k").save(tmp_path / "calibration.json")
+    given = {"model": str(tmp_path), "answer": None, "escalate_below": None, "given": set()}
+
+    def made(**flags) -> Rater | None:
+        options = Namespace(**({"confidence": None, "calibration": None} | given | flags))
+        return cli_trust.make_rater(options, "escalate_below")[0]
+
+    assert (made().measure, made().calibration) == ("answer", fitted("answer", "gsm8k"))
+    assert made(confidence="p_true").calibration is None
+    assert made(calibration="none") is None
+    assert made(calibration="none", escalate_below=0.5).measure == "answer"
+    fitted("choice", "piqa").save(tmp_path / "calibration.json")
+    assert made() is None
