@@ -26,7 +26,7 @@ def flags(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Fits and saves the calibration."""
-    from smallr.evals.trust.fitting import fit, places
+    from smallr.evals.trust.fitting import HOTTEST, fit, places
 
     folder = Path(options.evaluation)
     calibration = fit(folder, options.method)
@@ -36,7 +36,10 @@ def run(options: Namespace) -> None:
     )
     print(f"{options.method} for the measure {calibration.measure}, fitted on {what}")
     if options.method == "temperature":
-        print(f"temperature {calibration.parameters['temperature']:.4f} (above 1: the model was too sure)")
+        temperature = calibration.parameters["temperature"]
+        print(f"temperature {temperature:.4f} (above 1: the model was too sure)")
+        if temperature > 0.99 * HOTTEST:
+            print("this is the end of its range: the confidence says nothing here, or needs --method=isotonic")
     else:
         print(f"{len(calibration.parameters['confidence'])} points")
     for path in places(folder, fitted["model"], options.out or ""):

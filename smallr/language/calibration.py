@@ -30,7 +30,8 @@ class Calibration:
     """Maps a measured confidence to a calibrated one.
 
     Attributes:
-      method: "temperature": sigmoid(logit(confidence) / temperature); "isotonic": a rising line through points.
+      method: "temperature": sigmoid(logit(confidence) / temperature), or for the measure "choice" the softmax of the
+        options' scores / temperature; "isotonic": a rising line through points.
       measure: the measure that it is for.
       benchmark: whose answers it was fitted on; its grader says what an answer is.
       parameters: {"temperature"}, or {"confidence", "probability"}: the points.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from scipy import optimize, special
 from smallr.core.errors import UserError
 from smallr.core.files import read_json
 from smallr.evals.comparison import FIELDS
+from smallr.evals.records import Record
 from smallr.evals.store import RESULTS, read_samples
 from smallr.evals.trust.report import question_digest
 from smallr.language.calibration import CLIP, FILE, METHODS, Calibration
@@ -20,7 +21,7 @@ from smallr.language.calibration import apply as apply_method
 from smallr.language.drift import Distribution
 
 FEWEST = {"temperature": 30, "isotonic": 100}  # answers; isotonic regression has as many parameters as steps
-_COLDEST, _HOTTEST = 0.02, 50.0
+_COLDEST, HOTTEST = 0.02, 100.0
 
 Values = Float[np.ndarray, "N"]
 
@@ -29,12 +30,26 @@ def fit_temperature(confidence: Values, correct: Values) -> dict[str, Any]:
     """Finds the temperature of the confidence's logit that makes the answers' verdicts likeliest."""
     logits = special.logit(np.clip(confidence, CLIP, 1 - CLIP))
     signs = np.where(correct > 0.5, 1.0, -1.0)
+    return _coolest(lambda temperature: float(np.logaddexp(0, -signs * logits / temperature).mean()))
 
-    def loss(log_temperature: float) -> float:
-        return float(np.logaddexp(0, -signs * logits / np.exp(log_temperature)).mean())
 
+def fit_option_temperature(scores: Sequence[Sequence[float]], gold: Sequence[int]) -> dict[str, Any]:
+    """Finds the temperature of the options' scores that makes the right options likeliest."""
+    rows = [(np.asarray(row, float), right) for row, right in zip(scores, gold, strict=True)]
+
+    def loss(temperature: float) -> float:
+        return float(np.mean([special.logsumexp(row / temperature) - row[right] / temperature for row, right in rows]))
+
+    return _coolest(loss)
+
+
+def _coolest(loss: Callable[[float], float]) -> dict[str, Any]:
+    """Returns the temperature of least loss, which is convex in its inverse."""
     found = optimize.minimize_scalar(
-        loss, bounds=(np.log(_COLDEST), np.log(_HOTTEST)), method="bounded", options={"xatol": 1e-9}
+        lambda logarithm: loss(float(np.exp(logarithm))),
+        bounds=(np.log(_COLDEST), np.log(HOTTEST)),
+        method="bounded",
+        options={"xatol": 1e-9},
     )
     return {"temperature": float(np.exp(found.x))}
 
@@ -48,9 +63,6 @@ def fit_isotonic(confidence: Values, correct: Values) -> dict[str, Any]:
     kept = np.ones(len(x), bool)
     kept[1:-1] = (y[1:-1] != y[:-2]) | (y[1:-1] != y[2:])
     return {"confidence": x[kept].tolist(), "probability": y[kept].tolist()}
-
-
-_FITS = {"temperature": fit_temperature, "isotonic": fit_isotonic}
 
 
 def fit(folder: Path, method: str) -> Calibration:
@@ -70,9 +82,8 @@ def fit(folder: Path, method: str) -> Calibration:
     used = [record for record in records if record.get("measured")]  # 0 is no answer, and stays 0
     confidence, correct = (np.array([float(record[name]) for record in used]) for name in ("measured", field))
     _check(folder, method, correct)
-    parameters = _FITS[method](confidence, correct)
+    calibrated, parameters = _fitted(method, used, confidence, correct)
     lengths = [record["tokens"] for record in records if record.get("tokens")]
-    calibrated = apply_method(method, parameters, confidence)
     everything = np.concatenate([calibrated, np.zeros(len(records) - len(used))])
     return Calibration(
         method,
@@ -90,6 +101,18 @@ def fit(folder: Path, method: str) -> Calibration:
         Distribution.of(everything.tolist()),
         Distribution.of(lengths) if lengths else None,
     )
+
+
+def _fitted(
+    method: str, records: Sequence[Record], confidence: Values, correct: Values
+) -> tuple[Values, dict[str, Any]]:
+    """Returns the calibrated confidences and the parameters."""
+    if method == "temperature" and "scores" in records[0]:
+        parameters = fit_option_temperature([r["scores"] for r in records], [r["gold"] for r in records])
+        scores = [np.asarray(record["scores"]) / parameters["temperature"] for record in records]
+        return np.array([special.softmax(row).max() for row in scores]), parameters
+    parameters = (fit_temperature if method == "temperature" else fit_isotonic)(confidence, correct)
+    return apply_method(method, parameters, confidence), parameters
 
 
 def _check(folder: Path, method: str, correct: Values) -> None:

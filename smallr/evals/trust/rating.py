@@ -127,20 +127,23 @@ def rate_choices(
 ) -> None:
     """Adds the chosen option's share of the options' probability to records of likelihoods.
 
+    A temperature divides the options' `scores`, as is usual; isotonic regression maps the share itself.
+
     Args:
       records: one a question, in the order of the items.
       items: the questions.
       metric: "acc_norm" divides log-likelihoods by the options' characters first, as the choice does.
       calibration: for the measure "choice".
     """
-    values = []
     for record, item in zip(records, items, strict=True):
-        scores = record["loglikelihoods"]
-        if None in scores:
-            values.append(0.0)
+        if None in record["loglikelihoods"]:
+            record.update(confidence=0.0, measured=0.0)
             continue
         lengths = [len(text) for text in item.task.texts] if metric == "acc_norm" else 1.0
-        values.append(float(special.softmax(np.asarray(scores) / np.asarray(lengths)).max()))
-    calibrated = values if calibration is None else calibration.apply(values).tolist()
-    for record, value, rated in zip(records, values, calibrated, strict=True):
-        record.update(confidence=rated, measured=value)
+        scores = np.asarray(record["loglikelihoods"]) / np.asarray(lengths)
+        measured_share = rated = float(special.softmax(scores).max())
+        if calibration is not None and calibration.method == "temperature":
+            rated = float(special.softmax(scores / calibration.parameters["temperature"]).max())
+        elif calibration is not None:
+            rated = float(calibration.apply([measured_share])[0])
+        record.update(confidence=rated, measured=measured_share, scores=scores.tolist())

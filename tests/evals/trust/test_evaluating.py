@@ -19,6 +19,16 @@ from tests.evals.fakes import FakeModel, FakeScorer
 from tests.evals.test_evaluation import sums, write
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch, request):
+    """Drawing takes longer than all the rest; one test looks at it."""
+    if request.node.name != DRAWS:
+        monkeypatch.setattr("smallr.evals.trust.report.can_plot", lambda: False)
+
+
+DRAWS = "test_confidence_of_the_answers_tokens_and_its_report"
+
+
 def number(prompt: str) -> int:
     return int(prompt.split("What is ")[1].split()[0])
 
@@ -172,3 +182,19 @@ def test_likelihoods_have_the_chosen_options_share(tmp_path):
     assert results["trust"]["measure"] == "choice"
     wanted = {"acc": 0.8, "acc_norm": 0.08 ** (1 / 3) / (0.08 ** (1 / 3) + 0.02 ** (1 / 2))}[results["metric"]]
     assert [record["confidence"] for record in read_samples(tmp_path / "out")] == pytest.approx([wanted] * 3)
+
+
+def test_a_temperature_of_options_divides_their_scores(tmp_path, capsys):
+    """The model leads the right option by ln 9 in 2 of 3 questions: at the fitted temperature it is 2/3 sure."""
+    rows = [{"question": f"q{i}", "choices": ["is", "no"], "gold": int(i % 3 == 0)} for i in range(60)]
+    config = base("piqa")
+    config.data = write(tmp_path / "rows.jsonl", rows)
+    model = FakeScorer(lambda _, option: 2 * math.log(9) if "is" in option else 0.0)  # divided by two characters or not
+    before = evaluate(config, tmp_path / "fit", model=model)
+    assert main(["calibrate", str(tmp_path / "fit")]) == 0
+    assert "temperature" in capsys.readouterr().out
+    config.confidence.calibration = str(tmp_path / "fit")
+    after = evaluate(config, tmp_path / "fit", model=model)["trust"]["figures"]
+    assert before["trust"]["figures"]["confidence"]["value"] > 0.85
+    assert after["confidence"]["value"] == pytest.approx(2 / 3, abs=1e-5)
+    assert after["ece"]["value"] == pytest.approx(0, abs=1e-5)

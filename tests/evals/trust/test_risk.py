@@ -10,7 +10,7 @@ from scipy import stats
 
 from smallr.evals.trust import risk
 from smallr.evals.trust.comparing import differences
-from smallr.evals.trust.fitting import fit_isotonic, fit_temperature
+from smallr.evals.trust.fitting import fit_isotonic, fit_option_temperature, fit_temperature
 from smallr.evals.trust.report import reliability, risk_coverage, summarise
 from smallr.evals.trust.risk import Sorted
 from smallr.language.calibration import apply
@@ -113,6 +113,13 @@ def test_a_temperature_is_found_again():
     correct = rng.random(20_000) < 1 / (1 + np.exp(-logits))
     confidence = 1 / (1 + np.exp(-3 * logits))  # three times too sure
     assert fit_temperature(confidence, correct)["temperature"] == pytest.approx(3, rel=0.05)
+
+
+def test_the_temperature_of_options_has_a_closed_form_where_one_has_all_the_lead():
+    """Where one option of three leads by d and is right in a share a, exp(d / T) / (exp(d / T) + 2) = a."""
+    d, a = 3.0, 0.6
+    found = fit_option_temperature([[d, 0.0, 0.0]] * 10, [0] * 6 + [1] * 2 + [2] * 2)["temperature"]
+    assert found == pytest.approx(d / np.log(2 * a / (1 - a)), rel=1e-5)
 
 
 # --- report and comparison
