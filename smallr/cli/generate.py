@@ -74,10 +74,16 @@ def flags(parser: Parser) -> None:
     parser.flag("advantage", None, "run with Q heads, whose advantages steer the model")
     parser.flag("beta", 1.0, "nats that an advantage of 1 is worth, with --advantage", low=0.0)
     parser.flag("adaptive", None, "run or folder of an adaptive module")
-    modes = ("auto", "answer", "think", "random")
-    parser.flag("adaptive_mode", "auto", "auto asks the module; the others do not", choices=modes)
+    modes = ("auto", "answer", "think", "random", "unsure")
+    about = "auto asks the module; the others do not: unsure answers, and thinks where it is not sure of that answer"
+    parser.flag("adaptive_mode", "auto", about, choices=modes)
     parser.flag("share", 0.5, "of questions thought about first, with --adaptive_mode=random", low=0.0, high=1.0)
-    parser.flag("threshold", None, "score above which the student thinks; by default the module's", type=float)
+    parser.flag(
+        "threshold",
+        None,
+        "score above which the student thinks; by default the module's, unsure: ln 2, a confidence of 0.5",
+        type=float,
+    )
     trust.flags(parser)
     parser.flag("abstain_below", None, "confidence below which there is no answer", type=float, low=0, high=1)
     parser.flag("early_stop", True, "stop after an answer that comes first, without its rationale")
@@ -189,6 +195,7 @@ def _output(options: Namespace) -> contextlib.AbstractContextManager[TextIO]:
 def _adaptive(options: Namespace) -> None:
     """Answers the questions, each in its mode."""
     from smallr.methods.adaptive.asking import ask, write_answers
+    from smallr.methods.adaptive.modules import Unsure
     from smallr.methods.adaptive.opening import open_adaptive
     from smallr.sampling.files import read_questions
 
@@ -206,11 +213,12 @@ def _adaptive(options: Namespace) -> None:
         decode_slots=options.decode_slots,
         max_length=options.max_length,
     )
+    mode = options.adaptive_mode
+    if mode == "unsure":
+        module, mode = Unsure(module.student, max_tokens=options.max_tokens), "auto"
     if options.threshold is not None:
         module.threshold = options.threshold
     draws = {name: getattr(options, name) for name in _ADAPTIVE_PARAMS}
-    decided, answers = ask(
-        module, questions, mode=options.adaptive_mode, share=options.share, early_stop=options.early_stop, **draws
-    )
+    decided, answers = ask(module, questions, mode=mode, share=options.share, early_stop=options.early_stop, **draws)
     with _output(options) as out:
         write_answers(questions, decided, answers, out)
