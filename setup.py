@@ -57,7 +57,7 @@ setup(
         "rich",
         "sacrebleu>=2.5",
         "safetensors",
-        "scipy",
+        "scipy>=1.12",  # has isotonic regression
         "sqlglot>=30.30,<30.31",  # its tokens and trees change between minor versions
         "tensorboardX",
         "tokenizers",

@@ -65,6 +65,20 @@ def unsure(answer: Outcomes, think: Outcomes, nll: Float[np.ndarray, "seeds ques
     return choose(answer, think, again, np.where(again, answer.tokens, 0.0))
 
 
+def abstaining(outcomes: Outcomes, nll: Float[np.ndarray, "seeds questions"], coverage: float) -> tuple[float, float]:
+    """Answers only the share of each seed's questions whose answers are surest, by the NLL a token of the answer itself.
+
+    An answer that was never given (NaN) is the least sure.
+
+    Returns:
+      The accuracy among these, and the tokens that were written for each of them, those of the others included.
+    """
+    count = max(1, round(coverage * nll.shape[1]))
+    kept = np.argsort(np.where(np.isnan(nll), np.inf, nll), axis=1, kind="stable")[:, :count]
+    accuracy = np.take_along_axis(outcomes.correct, kept, axis=1).mean()
+    return float(accuracy), float(outcomes.tokens.sum() / kept.size)
+
+
 def tokens_saved(policy: Outcomes, answer: Outcomes, think: Outcomes) -> float | None:
     """Returns tokens an answer that the policy saves against a mixture at random of both modes that is as accurate.
 

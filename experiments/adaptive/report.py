@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.adaptive.policies import Outcomes, at_rate, bootstrap, choose, oracle, tokens_saved, unsure
+from experiments.adaptive.policies import Outcomes, abstaining, at_rate, bootstrap, choose, oracle, tokens_saved, unsure
 from experiments.adaptive.students import Written
 from experiments.adaptive.teacher_rows import Row
 from smallr.core.comparison import Mean, can_plot, markdown, mean, write_csv
@@ -201,6 +201,18 @@ def arms_table(arms: Sequence[Arm], rows: Sequence[Row], answer: Arm, think: Arm
     return markdown(headers, lines)
 
 
+COVERAGES = (1.0, 0.75, 0.5, 0.25)
+
+
+def abstention_table(arms: Sequence[Arm]) -> str:
+    """Writes the accuracy among the answers that a student is surest of, and the tokens that each of them costs."""
+    lines = []
+    for each in arms:
+        found = [abstaining(each.outcomes, each.nll, coverage) for coverage in COVERAGES]
+        lines.append([each.name, *(f"{100 * accuracy:.1f} ({tokens:.1f})" for accuracy, tokens in found)])
+    return markdown(["accuracy, % (tokens an answer)", *(f"answers {coverage:.0%}" for coverage in COVERAGES)], lines)
+
+
 def corruption_table(arms: Mapping[tuple[str, float], Arm], rows: Sequence[Row]) -> str:
     """Writes a table of the accuracy of each order over the share of corrupted steps."""
     groups = np.array([row.group for row in rows])
@@ -358,7 +370,7 @@ def write(grid: Stages, runs: Sequence[Stage], rows: Sequence[Row], out: Path) -
     results = {name: [grid.value(run) for run in clean if run.settings["arm"] == name] for name in ("pre", "post")}
     pre, post, decided = arms["pre", 0.0], arms["post", 0.0], deciding(grid, runs)
     shown = [pre, post, *derived(pre, post)]
-    parts = [arms_table(shown, rows, post, pre)]
+    parts = [arms_table(shown, rows, post, pre), abstention_table([pre, post])]
     if decided:
         parts.append(arms_table(decided.all, rows, decided.answer, decided.think))
     parts += [

@@ -1,7 +1,8 @@
 """Compare two evaluations: smallr compare A B [--shared] [--confidence=0.95]
 
 A and B are folders of `smallr evaluate` on one benchmark. The difference is B minus A, question by question, with a
-bootstrap interval and the p-value of McNemar's exact test.
+bootstrap interval and the p-value of McNemar's exact test. Where both have confidences (--config.confidence.measure of
+smallr evaluate), a table says whether they differ in calibration and in risk against coverage.
 """
 
 from __future__ import annotations
@@ -34,3 +35,17 @@ def run(options: Namespace) -> None:
     print(
         f"  B better on {d.better}, worse on {d.worse}, equal on {d.questions - d.better - d.worse}; p = {d.p_value:.3g}"
     )
+    if found.trust:
+        _show_trust(found)
+
+
+def _show_trust(found) -> None:
+    """Prints the figures of confidence, with the interval of each difference."""
+    print(f"confidence, A: {found.measures[0]}\n            B: {found.measures[1]}")
+    print(f"  {'':12}{'A':>8}{'B':>8}{'B - A':>9}   interval")
+    for each in found.trust:
+        verdict = "differ" if each.differs else "no difference shown"
+        print(
+            f"  {each.name:12}{each.a:8.4f}{each.b:8.4f}{each.b - each.a:+9.4f}   {each.low:+.4f} … {each.high:+.4f}"
+            f"   {verdict} (p = {each.p_value:.2g})"
+        )

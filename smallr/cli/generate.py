@@ -14,6 +14,9 @@ policy that the run began from, and Q and V are what the run has learned. --beta
 
 With --adaptive=FOLDER, a run of configs/adaptive/router.py or prompts.py or its export, each prompt is a question
 that the student answers first or thinks about first; every line of the output says which.
+
+With --confidence, or a calibration in the model's folder (smallr calibrate), every completion carries how sure the
+model is; with --abstain_below=0.7 what is less sure is marked, and on a terminal withheld.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from absl import logging
 
+from smallr.cli import trust
 from smallr.cli.inputs import announce, check, check_model
 from smallr.cli.parsing import Parser, UsageError
 from smallr.core.errors import UserError
@@ -34,7 +38,10 @@ from smallr.core.files import whole_file
 from smallr.core.locks import output_lock
 
 if TYPE_CHECKING:
+    from smallr.language.trust import Rater
+    from smallr.sampling.engine import Engine
     from smallr.sampling.files import Prompt
+    from smallr.sampling.requests import Request
 
 _PARAMS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "n", "ignore_eos", "seed", "round", "logprobs")
 _ADAPTIVE_PARAMS = ("max_tokens", "temperature", "seed")
@@ -67,10 +74,18 @@ def flags(parser: Parser) -> None:
     parser.flag("advantage", None, "run with Q heads, whose advantages steer the model")
     parser.flag("beta", 1.0, "nats that an advantage of 1 is worth, with --advantage", low=0.0)
     parser.flag("adaptive", None, "run or folder of an adaptive module")
-    modes = ("auto", "answer", "think", "random")
-    parser.flag("adaptive_mode", "auto", "auto asks the module; the others do not", choices=modes)
+    modes = ("auto", "answer", "think", "random", "unsure")
+    about = "auto asks the module; the others do not: unsure answers, and thinks where it is not sure of that answer"
+    parser.flag("adaptive_mode", "auto", about, choices=modes)
     parser.flag("share", 0.5, "of questions thought about first, with --adaptive_mode=random", low=0.0, high=1.0)
-    parser.flag("threshold", None, "score above which the student thinks; by default the module's", type=float)
+    parser.flag(
+        "threshold",
+        None,
+        "score above which the student thinks; by default the module's, unsure: ln 2, a confidence of 0.5",
+        type=float,
+    )
+    trust.flags(parser)
+    parser.flag("abstain_below", None, "confidence below which there is no answer", type=float, low=0, high=1)
     parser.flag("early_stop", True, "stop after an answer that comes first, without its rationale")
 
 
@@ -86,6 +101,8 @@ def run(options: Namespace) -> None:
         raise UserError("--advantage: it does not go with --adaptive, whose module says how it writes")
     if "beta" in options.given and not options.advantage:
         raise UserError("--beta: it has no effect without --advantage=RUN")
+    if (options.interactive or options.adaptive) and (named := trust.named(options, "abstain_below")):
+        raise UserError(f"--{named}: it has no effect with --interactive and --adaptive")
     if options.model:
         check("--model", check_model, options.model)
     if options.prompts and options.prompts != "-" and not Path(options.prompts).is_file():
@@ -110,6 +127,7 @@ def _generate(options: Namespace) -> None:
         params = SamplingParams(**{name: getattr(options, name) for name in _PARAMS}, stop=tuple(options.stop))
     except ValueError as error:
         raise UserError(str(error)) from error
+    rater, end = (None, None) if options.interactive else trust.make_rater(options, "abstain_below")
     prompts = [] if options.interactive else _prompts(options)
     decode_slots = 1 if options.interactive else min(options.decode_slots, max(1, len(prompts) * params.n))
 
@@ -128,7 +146,10 @@ def _generate(options: Namespace) -> None:
     if options.interactive:
         return converse(engine, params, chat=chat)
     places, texts = [place for place, _ in prompts], [prompt for _, prompt in prompts]
-    return _write(places, as_requests(texts, params, chat=chat), engine, options)
+    try:
+        _write(places, as_requests(texts, params, chat=chat), engine, options, rater)
+    finally:
+        end()
 
 
 def _prompts(options: Namespace) -> list[tuple[str, Prompt]]:
@@ -138,17 +159,26 @@ def _prompts(options: Namespace) -> list[tuple[str, Prompt]]:
     return [("", options.prompt)] if options.prompt is not None else read_prompts(options.prompts)
 
 
-def _write(places: list[str], requests: list, engine, options: Namespace) -> None:
+def _write(places: list[str], requests: list[Request], engine: Engine, options: Namespace, rater: Rater | None) -> None:
     """Writes the results; the error of one says where its prompt stands."""
     from smallr.sampling.files import write_results, write_texts
 
     as_text = options.format == "text" or (options.format == "auto" and not options.out and sys.stdout.isatty())
+    asked = [rater.asking(request) for request in requests] if rater else requests
+    results = engine.generate(asked)
+    extra = trust.rated(rater, asked, results, engine.generate, options.abstain_below) if rater else []
     results = [
         replace(result, error=f"{place}: {result.error}") if result.error and place else result
-        for place, result in zip(places, engine.generate(requests), strict=True)
+        for place, result in zip(places, results, strict=True)
     ]
+    if rater and options.logprobs is None:
+        results = [replace(r, samples=tuple(replace(s, logprobs=None) for s in r.samples)) for r in results]
     with _output(options) as out:
-        (write_texts if as_text else write_results)(requests, results, out)
+        if as_text:
+            shown = trust.marked(results, extra, options.abstain_below) if rater else results
+            write_texts(requests, shown, out)
+        else:
+            write_results(requests, results, out, extra)
     if failed := [result.error for result in results if result.error]:
         count = f"{len(failed)} of {len(results)} prompts have an error instead of a completion"
         logging.warning("%s; the first: %s", count, failed[0])
@@ -165,6 +195,7 @@ def _output(options: Namespace) -> contextlib.AbstractContextManager[TextIO]:
 def _adaptive(options: Namespace) -> None:
     """Answers the questions, each in its mode."""
     from smallr.methods.adaptive.asking import ask, write_answers
+    from smallr.methods.adaptive.modules import Unsure
     from smallr.methods.adaptive.opening import open_adaptive
     from smallr.sampling.files import read_questions
 
@@ -182,11 +213,12 @@ def _adaptive(options: Namespace) -> None:
         decode_slots=options.decode_slots,
         max_length=options.max_length,
     )
+    mode = options.adaptive_mode
+    if mode == "unsure":
+        module, mode = Unsure(module.student, max_tokens=options.max_tokens), "auto"
     if options.threshold is not None:
         module.threshold = options.threshold
     draws = {name: getattr(options, name) for name in _ADAPTIVE_PARAMS}
-    decided, answers = ask(
-        module, questions, mode=options.adaptive_mode, share=options.share, early_stop=options.early_stop, **draws
-    )
+    decided, answers = ask(module, questions, mode=mode, share=options.share, early_stop=options.early_stop, **draws)
     with _output(options) as out:
         write_answers(questions, decided, answers, out)

@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": ("smallr.cli.serve", "serve a model in OpenAI's protocol"),
     "evaluate": ("smallr.cli.evaluate", "ask a benchmark"),
     "compare": ("smallr.cli.compare", "compare two evaluations, question by question"),
+    "calibrate": ("smallr.cli.calibrate", "make confidences of a model mean what they say, from an evaluation"),
     "lm-eval": ("smallr.cli.lm_eval", "run lm-evaluation-harness on a model"),
     "convert": ("smallr.cli.convert", "export a run or a model for transformers, vLLM, llama.cpp, PEFT"),
     "push": ("smallr.cli.push", "put a run or a model on the Hugging Face hub"),

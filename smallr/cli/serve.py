@@ -10,16 +10,27 @@ OpenAI client works, and so do smallr's commands that need text alone, such as
 (without #NAME: the only model that is served). Needs the extra `serve`, and `structured` for JSON by a schema. There is
 no access control: put nothing but localhost or a trusted network in --host. SIGTERM serves out what is under way and
 exits with 0.
+
+With --confidence, or a calibration in the model's folder (smallr calibrate), every choice carries `confidence`,
+`agreement` and, with --escalate_below, `escalate`. --escalate_to=http(s)://HOST/v1#MODEL answers such a request by a larger
+model, and `answered_by` names it. Clients that do not know these fields pass them over.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from smallr.cli import trust
 from smallr.cli.inputs import announce, check, check_model
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
+
+if TYPE_CHECKING:
+    from smallr.language.serving.metrics import Metrics
+    from smallr.language.serving.trust import ServedTrust
 
 
 def flags(parser: Parser) -> None:
@@ -40,11 +51,16 @@ def flags(parser: Parser) -> None:
     parser.flag("max_body_mb", 4, "largest body of a request, in MiB", low=1)
     parser.flag("date", "2024-07-26", "that a chat template writes where it writes today's")
     parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
+    trust.flags(parser)
+    parser.flag("escalate_below", None, "confidence below which a reply says escalate", type=float, low=0, high=1)
+    parser.flag("escalate_to", None, "server of a larger model that answers then, as http(s)://HOST/v1#MODEL")
 
 
 def run(options: Namespace) -> None:
     """Loads the model and serves it."""
     check("--model", check_model, options.model)
+    if options.escalate_to and options.escalate_below is None:
+        raise UserError("--escalate_to: it needs --escalate_below, the confidence below which an answer is passed on")
     announce(f"loading JAX, then {options.model} …")
     try:
         from smallr.language.serving.app import make_app
@@ -72,6 +88,7 @@ def run(options: Namespace) -> None:
         date=options.date,
     )
     metrics = Metrics(name)
+    served_trust, close = _trust(options, metrics)
     engine = EngineThread(loaded.engine, metrics.ended)
     application = make_app(
         name,
@@ -81,9 +98,29 @@ def run(options: Namespace) -> None:
         allowed_hosts=served_hosts(options.host, options.allowed_hosts),
         max_body_bytes=options.max_body_mb * 2**20,
         metrics=metrics,
+        trust=served_trust,
     )
     run(application, sock, name)
     engine.close()
+    close()
+
+
+def _trust(options: Namespace, metrics: Metrics) -> tuple[ServedTrust | None, Callable[[], None]]:
+    """Returns what rates the answers, if that is wanted, and what ends the processes and connections of it."""
+    from smallr.language.opening import open_language_model
+    from smallr.language.serving.trust import ServedTrust
+
+    rater, end = trust.make_rater(options, "escalate_below")
+    if rater is None:
+        return None, end
+    larger = open_language_model(options.escalate_to, cache=False) if options.escalate_to else None
+
+    def close() -> None:
+        end()
+        if larger is not None:
+            larger.close()
+
+    return ServedTrust(rater, escalate_below=options.escalate_below, larger=larger, metrics=metrics), close
 
 
 def served_name(model: str) -> str:

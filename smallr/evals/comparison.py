@@ -10,6 +10,8 @@ from smallr.core.files import FileError, read_json
 from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Difference, paired_difference
 from smallr.evals.store import read_samples
+from smallr.evals.trust.comparing import FigureDifference, differences
+from smallr.evals.trust.report import title
 
 FIELDS = {"acc_norm": "correct_norm"}  # of a record, by metric; all others are `correct`
 
@@ -22,6 +24,8 @@ class Comparison:
       benchmark, metric: what was compared.
       shared: questions that both have.
       only_a, only_b: questions that one has alone; they are left out.
+      trust: what the confidences of both are worth; empty where one has none.
+      measures: of these confidences.
     """
 
     benchmark: str
@@ -31,6 +35,8 @@ class Comparison:
     shared: int
     only_a: int
     only_b: int
+    trust: tuple[FigureDifference, ...] = ()
+    measures: tuple[str, str] = ("", "")
 
 
 def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 0.95) -> Comparison:
@@ -67,7 +73,10 @@ def compare(a: Path, b: Path, *, shared_only: bool = False, confidence: float = 
         )
     difference = paired_difference(*([each[name] for name in shared] for each in known), confidence=confidence)
     models = (results[0]["model"], results[1]["model"])
-    return Comparison(names[0], metric, models, difference, len(shared), only[0], only[1])
+    samples = [[record for group in each.values() for record in group] for each in records]
+    trust = differences(*samples, field, shared, confidence=confidence)
+    measures = tuple(title(result["trust"]) if "trust" in result else "" for result in results)
+    return Comparison(names[0], metric, models, difference, len(shared), *only, tuple(trust), measures)
 
 
 def _results(folder: Path) -> dict:

@@ -35,11 +35,18 @@ def base(benchmark: str) -> ConfigDict:
     config.compute = ConfigDict()  # of a local model
     config.compute.dtype = "bfloat16"  # float32 | bfloat16
     config.compute.max_length = 0  # tokens of prompt and completion together; 0: the model's context, within reason
+    config.confidence = ConfigDict()  # how sure the model is of each answer, and whether that means anything
+    # A file or folder of `smallr calibrate`; empty: the one in the model's own folder, if there is one; none: not even that.
+    config.confidence.calibration = ""
     if not isinstance(entry, Generation):
+        config.confidence.measure = "choice"  # choice: the chosen option's share of the options' probability
         config.compute.tokens_per_batch = 8192  # rows times their padded length
         config.lock()
         return config
 
+    # answer: of the answer's own tokens, length-normalised | answer_joint: their joint probability | majority: share of the
+    # samples with the same answer | p_true: the model's own verdict, asked for; empty: the calibration's, else none.
+    config.confidence.measure = ""
     config.compute.decode_slots = 32  # sequences decoded at once
     config.chat = True  # questions are messages of a user; else plain text
     config.seed = 0  # of draws

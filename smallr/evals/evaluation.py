@@ -15,12 +15,17 @@ from smallr.core.journal import Journal
 from smallr.evals import models
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
+from smallr.evals.comparison import FIELDS
 from smallr.evals.questions import Item, load_items
+from smallr.evals.records import Record
 from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_likelihood
 from smallr.evals.shots import before_options, load_shots
 from smallr.evals.store import open_folder, write_results
 from smallr.evals.summary import summarise
+from smallr.evals.trust import report
+from smallr.evals.trust.rating import needs_logprobs, rate_answers, rate_choices, settled
 from smallr.language.base import LanguageModel
+from smallr.language.calibration import Calibration
 from smallr.sampling.requests import SamplingParams
 
 
@@ -46,19 +51,23 @@ def evaluate(
       UserError: anything that the user must change; as much of it as possible before the model is opened.
     """
     benchmark = find(config.benchmark)
-    items, report = load_items(benchmark, config.data, config.split, config.limit)
-    if report.dropped:
-        print(report, flush=True)
+    items, drops = load_items(benchmark, config.data, config.split, config.limit)
+    if drops.dropped:
+        print(drops, flush=True)
     answers = isinstance(benchmark, Generation)
     shots = load_shots(benchmark, items, **config.shots)
-    asked = Asked(_params(config), config.chat, config.seed, shots) if answers else None
+    measure, calibration = settled(config, answers=answers)
+    asked = Asked(_params(config, measure), config.chat, config.seed, shots) if answers else None
     with open_folder(folder, identity(config)) as stage:
         journal = stage.journal(("samples",) if answers else ("loglikelihoods",))
         if answers:
-            records = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model)
+            rated = (measure, calibration)
+            records = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model, rated)
         else:
             records = run_likelihood(before_options(items, shots), model or _open_scorer(config), journal)
-        results = summarise(benchmark, records, report)
+            rate_choices(records, items, benchmark.metric, calibration)
+        results = summarise(benchmark, records, drops)
+        _add_trust(results, records, folder, measure, calibration)
         results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
         write_results(folder, records, results)
         if not results["missing"]:
@@ -74,14 +83,26 @@ def _answered(
     journal: Journal,
     unsafe: bool,
     model: LanguageModel | None,
+    rated: tuple[str, Calibration | None],
 ) -> list[dict[str, Any]]:
-    """Returns records of a benchmark answered in text."""
+    """Returns records of a benchmark answered in text; `rated` is the measure of confidence and its calibration."""
     grader = benchmark.grader(GraderOptions(config.grader.workers, config.grader.seconds or None, unsafe))
-    with contextlib.closing(grader):
-        if model is not None:
-            return run_generation(items, model, asked, grader, journal)
-        with contextlib.closing(models.open_for_answers(config)) as opened:
-            return run_generation(items, opened, asked, grader, journal)
+    opened = contextlib.nullcontext(model) if model is not None else contextlib.closing(models.open_for_answers(config))
+    with contextlib.closing(grader), opened as open_model:
+        records = run_generation(items, open_model, asked, grader, journal)
+        if rated[0]:
+            rate_answers(records, items, *rated, open_model, asked.request)
+    return records
+
+
+def _add_trust(
+    results: dict[str, Any], records: list[Record], folder: Path, measure: str, calibration: Calibration | None
+) -> None:
+    """Adds what the confidences are worth to the results, and draws it."""
+    field = FIELDS.get(results["metric"], "correct")
+    if measure and (trust := report.summarise(records, field, measure, calibration)) is not None:
+        results["trust"] = trust
+        report.plot(trust, folder / report.PLOT)
 
 
 def _open_scorer(config: ConfigDict) -> LikelihoodModel:
@@ -94,9 +115,9 @@ def _open_scorer(config: ConfigDict) -> LikelihoodModel:
     )
 
 
-def _params(config: ConfigDict) -> SamplingParams:
+def _params(config: ConfigDict, measure: str = "") -> SamplingParams:
     """Returns the sampling parameters; SamplingParams checks their ranges."""
-    fields = config.sampling.to_dict()
+    fields = config.sampling.to_dict() | ({"logprobs": 0} if needs_logprobs(measure) else {})
     try:
         return SamplingParams(**{**fields, "stop": tuple(fields["stop"])})
     except ValueError as error:
@@ -105,7 +126,7 @@ def _params(config: ConfigDict) -> SamplingParams:
 
 # What may differ between two starts of one evaluation: which questions, how fast, and how they are judged. Answers are
 # filed under the text of the question, so other data does no harm.
-_FREE = ("limit", "grader", "cache", "server", "data", "split")
+_FREE = ("limit", "grader", "cache", "server", "data", "split", "confidence")
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:
@@ -113,6 +134,9 @@ def identity(config: ConfigDict) -> dict[str, Any]:
     fields = {key: value for key, value in config.to_dict().items() if key not in _FREE}
     fields["compute"] = {key: config.compute[key] for key in ("dtype", "max_length")}
     fields["files"] = _stamp(config.model)
+    measure, _ = settled(config, answers=isinstance(find(config.benchmark), Generation))
+    if needs_logprobs(measure):  # answers without them would not do
+        fields["logprobs"] = True
     return fields
 
 

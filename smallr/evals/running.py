@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from smallr.core.errors import UserError
 from smallr.core.journal import Journal
 from smallr.evals.benchmarks.base import Question
 from smallr.evals.graders.base import Grader, Job
@@ -18,10 +19,12 @@ from smallr.evals.questions import Item
 from smallr.evals.records import Record
 from smallr.evals.store import question_key
 from smallr.language.base import LanguageModel
+from smallr.language.trust import no_logprobs
 from smallr.sampling.requests import Request, Result, SamplingParams
 
 # How models and servers say that a prompt does not fit.
 _TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)
+_NO_LOGPROBS = re.compile(r"log-?_?probs?", re.IGNORECASE)
 # Ends an answer where examples are paragraphs: a base model goes on with a question of its own.
 PARAGRAPH_STOP = "\nQuestion:"
 _GROUP = 64  # questions by likelihood between two writes
@@ -85,7 +88,11 @@ def run_generation(
       journal: where answers are kept as they come; what is there already is not asked again.
 
     Returns:
-      A record a sample, in order. A question that got no answer has one record with `error`.
+      A record a sample, in order. A question that got no answer has one record with `error`. Log-probs that were asked
+      for are in `logprobs`, as pairs of a token and its log-prob.
+
+    Raises:
+      UserError: log-probs were asked for and the model gives none.
     """
     keys = {item.id: question_key(item.id, asked.text(item)) for item in items}
     answers = {} if journal is None else journal.entries()
@@ -97,6 +104,8 @@ def run_generation(
         def received(index: int, result: Result) -> None:
             key = keys[open_items[index].id]
             bar.update()
+            if asked.params.logprobs is not None and _lacks_logprobs(result):
+                raise UserError(no_logprobs("answer"))
             if result.error is not None:
                 failed[key] = result.error
                 return
@@ -114,10 +123,17 @@ def run_generation(
     return _judged(records, {item.id: item for item in items}, grader)
 
 
+def _lacks_logprobs(result: Result) -> bool:
+    if result.error is not None:
+        return bool(_NO_LOGPROBS.search(result.error))
+    return any(sample.logprobs is None for sample in result.samples)
+
+
 def _answer(result: Result) -> Record:
     """Returns what is stored of a result."""
     samples = [
         {"text": sample.text, "finish_reason": sample.finish_reason, "tokens": len(sample.token_ids) or None}
+        | ({} if sample.logprobs is None else {"logprobs": [[each.token, each.logprob] for each in sample.logprobs]})
         for sample in result.samples
     ]
     if len(samples) == 1 and samples[0]["tokens"] is None:  # a server says how many there were in all
@@ -143,6 +159,7 @@ def _records(item: Item, answer: Mapping[str, Any] | None, error: str) -> list[R
             "finish_reason": sample["finish_reason"],
             "tokens": sample["tokens"] or share or None,
             "prompt_tokens": answer["prompt_tokens"],
+            **({"logprobs": sample["logprobs"]} if "logprobs" in sample else {}),
         }
         for index, sample in enumerate(answer["samples"])
     ]

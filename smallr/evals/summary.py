@@ -14,9 +14,10 @@ from smallr.data.drops import DropReport
 from smallr.evals.benchmarks.base import Benchmark, Generation
 from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Estimate, majority_is_right, mean_pass_at_k, pass_at_1
+from smallr.evals.trust import report
 
 
-def summarise(benchmark: Benchmark, records: Sequence[Record], report: DropReport) -> dict[str, Any]:
+def summarise(benchmark: Benchmark, records: Sequence[Record], drops: DropReport) -> dict[str, Any]:
     """Returns the figures of an evaluation, as JSON holds them.
 
     `metrics` maps a name to value, standard error and 95 % interval; the benchmark's own metric is first. A prompt that is
@@ -36,8 +37,8 @@ def summarise(benchmark: Benchmark, records: Sequence[Record], report: DropRepor
         "too_long": reasons.pop("prompt too long", 0),
         **(_lengths(records) if isinstance(benchmark, Generation) else {}),
         "reasons": dict(reasons.most_common(20)),
-        "data": report.source,
-        "dropped_rows": {reason: str(tally) for reason, tally in report.dropped.items()},
+        "data": drops.source,
+        "dropped_rows": {reason: str(tally) for reason, tally in drops.dropped.items()},
     }
 
 
@@ -98,6 +99,8 @@ def show(results: dict[str, Any], model: str) -> None:
         value, error = (f"{metric[key]:.4f}" if metric[key] is not None else "–" for key in ("value", "error"))
         table.add_row(name, value, error, interval)
     console.print(table)
+    if "trust" in results:
+        console.print(report.table(results["trust"]))
     lines = [f"{results['questions']} questions, {results['samples']} samples, from {results['data']}"]
     if results.get("truncated") is not None:
         tokens = f"{results['tokens_per_answer']:.1f}" if results["tokens_per_answer"] else "unknown"
@@ -106,6 +109,7 @@ def show(results: dict[str, Any], model: str) -> None:
         lines.append(f"prompts longer than the context, counted as wrong: {results['too_long']}")
     if results["missing"]:
         lines.append(f"WITHOUT A RESULT, LEFT OUT: {results['missing']}; run the same command again to ask them")
+    lines += report.remarks(results["trust"]) if "trust" in results else []
     lines += [f"rows left out, {reason}: {tally}" for reason, tally in results["dropped_rows"].items()]
     lines += [f"wrong, {reason}: {count}" for reason, count in list(results["reasons"].items())[:5]]
     console.print("\n".join(lines), markup=False, highlight=False)

@@ -124,11 +124,18 @@ def _request(prompt: Prompt, params: SamplingParams, chat: bool) -> Request:
     )
 
 
-def write_results(requests: Sequence[Request], results: Iterable[Result], out: TextIO) -> None:
-    """Writes a line of JSON for each request."""
-    for request, result in zip(requests, results, strict=True):
+def write_results(
+    requests: Sequence[Request],
+    results: Iterable[Result],
+    out: TextIO,
+    extra: Sequence[Sequence[Mapping[str, Any]]] = (),
+) -> None:
+    """Writes a line of JSON for each request; `extra` are further fields of each sample, or none."""
+    for index, (request, result) in enumerate(zip(requests, results, strict=True)):
         asked = {"messages": list(request.messages)} if request.messages else {"prompt": request.prompt}
         samples = [_sample(sample) for sample in result.samples]
+        for sample, fields in zip(samples, extra[index] if extra else (), strict=False):
+            sample |= fields
         usage = {"prompt_tokens": result.usage.prompt_tokens, "completion_tokens": result.usage.completion_tokens}
         row = asked | {"samples": samples, "usage": usage} | ({"error": result.error} if result.error else {})
         write_row(row, out)

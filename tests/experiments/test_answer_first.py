@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.adaptive.corruption import corrupt, slips, steps
-from experiments.adaptive.policies import Outcomes, at_rate, bootstrap, oracle, tokens_saved, unsure
+from experiments.adaptive.policies import Outcomes, abstaining, at_rate, bootstrap, oracle, tokens_saved, unsure
 from experiments.adaptive.report import Arm, at_shares, slip_claim
 from experiments.adaptive.small_tasks import RULES
 from experiments.adaptive.students import answer_of, right
@@ -193,6 +193,8 @@ def test_random_and_oracle_of_known_outcomes():
     again = unsure(ANSWER, THINK, nll, 1.0)
     assert again.tokens.tolist() == [[2, 22, 32, 2]]  # both completions are paid for
     assert again.correct.tolist() == [[1, 1, 1, 1]]
+    assert abstaining(THINK, nll, 0.5) == (0.5, 50.0)  # the first and the last question, paid for by all four
+    assert abstaining(ANSWER, nll, 1.0) == (ANSWER.accuracy, 2.0)
 
 
 def test_bootstrap_draws_groups_and_seeds():

@@ -36,8 +36,8 @@ class Served:
 
 
 @contextmanager
-def serve(max_queue: int = 8, **options) -> Iterator[Served]:
-    engine = FakeEngine()
+def serve(max_queue: int = 8, engine=None, **options) -> Iterator[Served]:
+    engine = engine or FakeEngine()
     thread = EngineThread(engine)
     app = make_app("fake", thread, max_length=CONTEXT, max_queue=max_queue, **options)
     sock = bind("127.0.0.1", 0)

@@ -42,6 +42,14 @@ def boxed(text: str) -> str | None:
     return bare[-1].rstrip(".,;") if bare else None
 
 
+def last_box(text: str) -> tuple[int, int] | None:
+    """Returns where the content that `boxed` gives begins and ends."""
+    if boxes := list(_boxes(text)):
+        return max(boxes)
+    bare = list(_BARE_BOX.finditer(text))
+    return bare[-1].span(1) if bare else None
+
+
 def last_boxes(text: str) -> list[str]:
     """Returns the contents of the last complete box and of those that stand right before it, joined by a comma or "and"."""
     outer = [(start, end) for start, end in sorted(_boxes(text))]

@@ -20,8 +20,9 @@ from smallr.language.serving.border import MAX_BODY_BYTES, HostGuard, read_field
 from smallr.language.serving.errors import CLIENT_LEFT, BadRequest
 from smallr.language.serving.metrics import Metrics
 from smallr.language.serving.replies import Writer, sse
-from smallr.language.serving.streaming import Streamed
+from smallr.language.serving.streaming import Ended, Streamed
 from smallr.language.serving.tokens import add_token_routes
+from smallr.language.serving.trust import ServedTrust
 from smallr.sampling.requests import GRAMMARS, Request, Result, Usage
 
 
@@ -34,6 +35,7 @@ def make_app(
     allowed_hosts: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     metrics: Metrics | None = None,
+    trust: ServedTrust | None = None,
 ) -> FastAPI:
     """Builds the application.
 
@@ -45,10 +47,11 @@ def make_app(
       allowed_hosts: Host headers that are served; empty serves all.
       max_body_bytes: size of a body beyond which it is refused (413).
       metrics: that the engine tells of ended requests.
+      trust: rates the answers; None for replies without confidence.
     """
     app = FastAPI(title="smallr", openapi_url=None)
     app.add_middleware(HostGuard, allowed=allowed_hosts)
-    service = _Service(name, engine, max_length, max_queue, max_body_bytes)
+    service = _Service(name, engine, max_length, max_queue, max_body_bytes, trust)
     _add_state_routes(app, engine, metrics or Metrics(name))
 
     @app.get("/v1/models")
@@ -117,9 +120,17 @@ def _answer_errors(app: FastAPI) -> None:
 class _Service:
     """Takes requests from their bodies to their replies."""
 
-    def __init__(self, name: str, engine: EngineThread, max_length: int, max_queue: int, max_body_bytes: int):
+    def __init__(
+        self,
+        name: str,
+        engine: EngineThread,
+        max_length: int,
+        max_queue: int,
+        max_body_bytes: int,
+        trust: ServedTrust | None,
+    ):
         self._name, self._engine, self._max_length, self._max_queue = name, engine, max_length, max_queue
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._trust = max_body_bytes, trust
 
     def card(self) -> dict[str, Any]:
         """Returns the model's entry in the list of models."""
@@ -152,14 +163,33 @@ class _Service:
         try:
             if body.stream:
                 return await self._stream(http, body, requests, writer)
-            results = await _unless_left(http, [self._engine.submit(request) for request in requests])
+            work = [self._engine.submit(request) for request in self._asking(requests)]
+            results = await _unless_left(http, work)
+            if results is None:
+                return Response(status_code=CLIENT_LEFT)
+            for result in results:
+                _check(result, body)
+            results, extra = await self._rated(requests, results)
         except (EngineFailure, RequestFailure) as error:
             raise _server_error(error) from error
-        if results is None:
-            return Response(status_code=CLIENT_LEFT)
-        for result in results:
-            _check(result, body)
-        return JSONResponse(writer.whole(results))
+        return JSONResponse(writer.whole(results, extra))
+
+    def _asking(self, requests: Sequence[Request]) -> list[Request]:
+        return [self._trust.asking(request) if self._trust else request for request in requests]
+
+    async def _rated(
+        self, requests: Sequence[Request], results: Sequence[Result]
+    ) -> tuple[list[Result], list[dict[str, Any]]]:
+        """Returns what the client gets of results, and the extension fields of every choice."""
+        if self._trust is None:
+            return list(results), []
+
+        async def verdict(request: Request) -> Result:
+            return await asyncio.wrap_future(self._engine.submit(request))
+
+        pairs = zip(requests, results, strict=True)
+        rated = await asyncio.gather(*(self._trust.rated(request, result, verdict) for request, result in pairs))
+        return [each.result for each in rated], [fields for each in rated for fields in each.fields]
 
     async def _stream(self, http: HttpRequest, body: Body, requests: Sequence[Request], writer: Writer) -> Response:
         chunks = self._chunks(body, requests, writer)
@@ -189,21 +219,35 @@ class _Service:
         usage = Usage()
         begun: set[int] = set()
         offsets: collections.Counter[int] = collections.Counter()
-        with Streamed(self._engine, requests) as events:
+        endings: dict[int, str] = {}  # of choices whose request is not whole yet
+        replaces = self._trust is not None and self._trust.replaces
+        with Streamed(self._engine, self._asking(requests)) as events:
             async for event in events:
-                if isinstance(event, Result):
-                    _check(event, body)
-                    usage += event.usage
+                if isinstance(event, Ended):
+                    _check(event.result, body)
+                    (result,), extra = await self._rated([requests[event.number]], [event.result])
+                    usage += result.usage
+                    for place, sample in enumerate(result.samples if replaces else ()):
+                        choice = event.first + place
+                        yield writer.growth(choice, (result.prompt_text or "") + sample.text, sample.logprobs, 0)
+                        endings[choice] = sample.finish_reason
+                    for place in range(len(result.samples)):
+                        choice = event.first + place
+                        if choice in endings:
+                            yield writer.ending(choice, endings.pop(choice), extra[place] if extra else {})
                     continue
                 choice, delta = event
                 if writer.chat and choice not in begun:
                     begun.add(choice)
                     yield writer.opening(choice)
-                if delta.text or delta.logprobs:
-                    yield writer.growth(choice, delta.text, delta.logprobs, offsets[choice])
-                    offsets[choice] += sum(len(token.token) for token in delta.logprobs or ())
-                if delta.finish_reason:
+                logprobs = delta.logprobs if requests[0].params.logprobs is not None else None
+                if (delta.text or logprobs) and not replaces:
+                    yield writer.growth(choice, delta.text, logprobs, offsets[choice])
+                    offsets[choice] += sum(len(token.token) for token in logprobs or ())
+                if delta.finish_reason and self._trust is None:
                     yield writer.ending(choice, delta.finish_reason)
+                elif delta.finish_reason:
+                    endings[choice] = delta.finish_reason
         if body.stream_options and body.stream_options.include_usage:
             yield writer.usage(usage)
 

@@ -6,6 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from smallr.language.drift import WINDOW, Distribution, Drift
 from smallr.language.engine_thread import EngineThread
 from smallr.sampling.completions import Handle
 
@@ -72,6 +73,29 @@ class Metrics:
             behind = usage.completion_tokens / len(result.samples) - 1
             if behind > 0:
                 self._each.observe((now - handle.first_token) / behind)
+
+    def follow(self, confidence: Distribution | None, length: Distribution | None) -> None:
+        """Begins to count rated answers, and how far they have drifted from what an evaluation saw.
+
+        Args:
+          confidence: of the evaluation's answers; None for no figure of drift.
+          length: of the tokens of these answers.
+        """
+        self._answers = self._counter("smallr:answers", "Answers with a confidence.")
+        self._escalations = self._counter("smallr:escalations", "Answers whose confidence was below the threshold.")
+        self._disagreements = self._counter("smallr:disagreements", "Answers that their rationale does not lead to.")
+        self._drifts = (Drift(confidence), Drift(length))
+        for name, drift in zip(("confidence", "length"), self._drifts, strict=True):
+            what = f"Population stability index of the {name} of the last {WINDOW} answers against the evaluation's."
+            self._gauge(f"smallr:{name}_psi", what).set_function(drift.index)
+
+    def rated(self, confidence: float, tokens: float, escalated: bool, agreement: bool | None) -> None:
+        """Counts one rated answer; `follow` must have been called."""
+        self._answers.inc()
+        self._escalations.inc(escalated)
+        self._disagreements.inc(agreement is False)
+        for drift, value in zip(self._drifts, (confidence, tokens), strict=True):
+            drift.add(value)
 
     def text(self) -> bytes:
         """Returns all metrics as Prometheus reads them."""

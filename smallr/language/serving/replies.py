@@ -7,7 +7,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallr.sampling.requests import Result, Sample, TokenLogprob, Usage
@@ -27,10 +27,12 @@ class Writer:
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(12))
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
-    def whole(self, results: Sequence[Result]) -> dict[str, Any]:
-        """Returns the reply with all choices of all prompts."""
+    def whole(self, results: Sequence[Result], extra: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+        """Returns the reply with all choices of all prompts; `extra` are further fields of each choice, or none."""
         samples = [_with_prompt(sample, result) for result in results for sample in result.samples]
         choices = [self._choice(index, sample) for index, sample in enumerate(samples)]
+        for choice, fields in zip(choices, extra, strict=False):
+            choice |= fields
         usage = sum((result.usage for result in results), Usage())
         return self._frame("") | {"choices": choices, "usage": usage_fields(usage)}
 
@@ -43,10 +45,10 @@ class Writer:
         written = {"delta": {"content": text}} if self.chat else {"text": text}
         return self._chunk(index, {**written, "logprobs": self._logprobs(logprobs, offset)})
 
-    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """Returns the last chunk of a choice."""
+    def ending(self, index: int, finish_reason: str, extra: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """Returns the last chunk of a choice, with further fields."""
         written = {"delta": {}} if self.chat else {"text": ""}
-        return self._chunk(index, {**written, "finish_reason": finish_reason})
+        return self._chunk(index, {**written, "finish_reason": finish_reason, **extra})
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         """Returns the chunk after all others, which has no choice."""

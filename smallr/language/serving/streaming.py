@@ -6,11 +6,19 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 from smallr.language.engine_thread import Answer, EngineThread
 from smallr.sampling.completions import Delta
 from smallr.sampling.requests import Request, Result
+
+
+class Ended(NamedTuple):
+    """Says that all choices of one request are finished: its number, its first choice and its result."""
+
+    number: int
+    first: int
+    result: Result
 
 
 class Streamed:
@@ -21,19 +29,19 @@ class Streamed:
 
     def __init__(self, engine: EngineThread, requests: Sequence[Request]):
         self._engine, self._requests = engine, requests
-        self._events: asyncio.Queue[tuple[int, Delta | Answer]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, int, Delta | Answer]] = asyncio.Queue()
         self._answers: list[Answer] = []
 
     def __enter__(self) -> Self:
         loop = asyncio.get_running_loop()
 
-        def put(first: int, what: Delta | Answer) -> None:
+        def put(number: int, first: int, what: Delta | Answer) -> None:
             with contextlib.suppress(RuntimeError):  # the server has stopped and its loop is closed
-                loop.call_soon_threadsafe(self._events.put_nowait, (first, what))
+                loop.call_soon_threadsafe(self._events.put_nowait, (number, first, what))
 
         first = 0
-        for request in self._requests:
-            to_queue = functools.partial(put, first)
+        for number, request in enumerate(self._requests):
+            to_queue = functools.partial(put, number, first)
             answer = self._engine.submit(request, to_queue)
             self._answers.append(answer)
             answer.add_done_callback(to_queue)
@@ -44,8 +52,8 @@ class Streamed:
         for answer in self._answers:
             answer.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta] | Result]:
-        """Yields choices with what they have grown by and, after all choices of a request, its result.
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta] | Ended]:
+        """Yields choices with what they have grown by and, after all choices of a request, its end.
 
         Raises:
           EngineFailure: the engine has failed.
@@ -53,9 +61,9 @@ class Streamed:
         """
         left = len(self._answers)
         while left:
-            first, what = await self._events.get()
+            number, first, what = await self._events.get()
             if isinstance(what, Delta):
                 yield first + what.sample, what
             else:
                 left -= 1
-                yield what.result()
+                yield Ended(number, first, what.result())

@@ -32,12 +32,12 @@ class Decisions:
       modes: "answer" (post-thinking: the answer comes first) or "think" (pre-thinking).
       scores: how much speaks for thinking, in nats; a question is thought about where it is above the module's
         threshold (0 unless set). Router: log-prob of the token for thinking minus that for answering. Mode prompts:
-        NLL a token of the student's own answer given first, minus that of the answer after thinking. NaN where
-        nobody asked a model.
-      tokens: written to come to each decision: none for a router, both attempts for mode prompts.
+        NLL a token of the student's own answer given first, minus that of the answer after thinking. Unsure: the
+        first of these alone. NaN where nobody asked a model.
+      tokens: written to come to each decision: none for a router, all attempts for the others.
       seconds: wall-clock time of the whole call, compilation included where a program is new.
-      answers: of the chosen modes, where they had to be written to decide (mode prompts, greedy); their tokens are among
-        `tokens`, and there is no need to call `answer`.
+      answers: of the chosen modes, where they had to be written to decide (mode prompts and unsure, greedy); their tokens
+        are among `tokens`, and there is no need to call `answer`.
     """
 
     modes: tuple[Mode, ...]

@@ -1,4 +1,4 @@
-"""Defines the two adaptive modules: a router, and two mode prompts. Both are smallr's own."""
+"""Defines the adaptive modules, which are smallr's own: a router, two mode prompts, and confidence alone."""
 
 from __future__ import annotations
 
@@ -111,6 +111,40 @@ class ModePrompts(_Over):
         return dataclasses.replace(
             Decisions(chosen, scores, tokens, 0.0), answers=answers, seconds=time.perf_counter() - start
         )
+
+
+class Unsure(_Over):
+    """Answers first, and thinks from the beginning where it is not sure of that answer; nothing is trained for it.
+
+    The score is the NLL a token of the answer given first, so exp(-score) is its length-normalised confidence.
+
+    Args:
+      student: with or without soft prompts.
+      threshold: NLL a token above which the student thinks; by default it does below a confidence of one half.
+      max_tokens: of an attempt.
+    """
+
+    def __init__(self, student: Student, *, threshold: float = math.log(2), max_tokens: int = 256):
+        super().__init__(student, threshold)
+        self.max_tokens = max_tokens
+
+    def decide(self, questions: Sequence[str]) -> Decisions:
+        """Answers all questions first, greedily, and then those again that are thought about."""
+        start = time.perf_counter()
+        first = self.student.answer(questions, ["answer"] * len(questions), max_tokens=self.max_tokens).items
+        if failed := [attempt.error for attempt in first if attempt.error]:
+            raise UserError(failed[0])
+        scores = tuple(_lost(first, self.answer_nll(questions, [attempt.answer for attempt in first])))
+        modes = self._modes(scores)
+        again = [index for index, mode in enumerate(modes) if mode == "think"]
+        asked = [questions[index] for index in again]
+        thought = self.student.answer(asked, ["think"] * len(again), max_tokens=self.max_tokens).items if again else ()
+        answers, tokens = list(first), [attempt.tokens for attempt in first]
+        for index, answer in zip(again, thought, strict=True):
+            answers[index] = answer
+            tokens[index] += answer.tokens
+        seconds = time.perf_counter() - start
+        return Decisions(modes, scores, tuple(tokens), seconds, answers=tuple(answers))
 
 
 def _lost(attempts: Sequence[Answer], values: Sequence[float]) -> list[float]:

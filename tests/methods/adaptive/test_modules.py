@@ -17,7 +17,7 @@ from smallr.core.sharding import make_mesh
 from smallr.methods.adaptive.asking import ask, write_answers
 from smallr.methods.adaptive.interface import MODES, always, at_random
 from smallr.methods.adaptive.labels import label_rows, report
-from smallr.methods.adaptive.modules import ModePrompts, Router
+from smallr.methods.adaptive.modules import ModePrompts, Router, Unsure
 from smallr.methods.adaptive.student import Student
 from smallr.models.soft import attach_soft_prompts
 from tests.models.helpers import from_torch
@@ -185,6 +185,21 @@ def test_mode_prompts_take_the_answer_that_they_find_less_perplexing(case, answe
             assert decided.scores[i] == pytest.approx(a - b, abs=1e-4)
         assert decided.answers[i] == (answers["think"][i] if a > b else early[i])
         assert decided.tokens[i] == early[i].tokens + answers["think"][i].tokens
+
+
+def test_unsure_thinks_where_the_first_answer_is_not_confident(case, answers):
+    early = case.student.answer(QUESTIONS, ["answer"] * 8, max_tokens=NEW).items
+    nll = case.student.answer_nll(QUESTIONS, [item.answer for item in early])
+    wanted = [value if item.complete and item.answer else math.inf for value, item in zip(nll, early, strict=True)]
+    threshold = float(np.median(wanted)) if math.isfinite(np.median(wanted)) else min(wanted)
+    decided = Unsure(case.student, threshold=threshold, max_tokens=NEW).decide(QUESTIONS)
+    assert {"answer", "think"} == set(decided.modes)
+    for i, score in enumerate(wanted):
+        thinks = score > threshold
+        assert decided.modes[i] == ("think" if thinks else "answer")
+        assert decided.scores[i] == pytest.approx(score, abs=1e-4)
+        assert decided.answers[i] == (answers["think"][i] if thinks else early[i])
+        assert decided.tokens[i] == early[i].tokens + (answers["think"][i].tokens if thinks else 0)
 
 
 def test_random_modes_have_exactly_the_share(router):

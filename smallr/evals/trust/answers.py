@@ -1,0 +1,124 @@
+"""Finds where the answer that a grader has read stands in the text, so that its tokens are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from smallr.core.errors import UserError
+from smallr.evals import extraction
+from smallr.evals.benchmarks import find
+from smallr.evals.benchmarks.base import Generation, GraderOptions
+from smallr.evals.extraction import after_reasoning, answer_part, numerals, places
+from smallr.evals.graders import matching
+from smallr.evals.graders.base import Grader, Job
+from smallr.language.confidence import Answer, Extract, Span
+
+WHOLE, SHORT_TEXT = "all", "text"  # ways to read an answer besides the benchmarks'
+_NUMERAL = re.compile(
+    r"[-−]?\s?(?:\\[dt]?frac\s*\{[^{}]{1,40}\}\s*\{[^{}]{1,40}\}|\d[\d,.]*\s*/\s*\d+|(?:\d[\d,{}\\ ]*)?\.?\d+(?:\.\d+)?)"
+)
+
+
+def locate(text: str, value: str) -> Span | None:
+    """Returns the span of an answer in the text it was read from; None if it cannot be told.
+
+    Places are tried in the order in which the extractors read them: behind `####`, the last box, what is stated to be
+    the answer, the end of the text.
+
+    Args:
+      text: of the sample.
+      value: the answer as the grader gives it, normalised.
+    """
+    part = answer_part(text)
+    offset = text.rfind(after_reasoning(text)) if "</think>" in text else 0
+    offset = max(offset, len(text) - places.MAX_CHARACTERS)
+    for start, end, last in _places(part):
+        found = _inside(part[start:end], value, last)
+        if found is not None:
+            return offset + start + found[0], offset + start + found[1]
+    return None
+
+
+def _places(part: str) -> Iterator[tuple[int, int, bool]]:
+    """Yields begin and end of each place, and whether the last mention in it counts, not the first."""
+    if mark := places.MARK.search(part):
+        yield mark.start(1), mark.end(1), False
+    if box := places.last_box(part):
+        yield *box, False
+    for match in reversed(list(places.STATED.finditer(part))[-places.MAX_STATEMENTS :]):
+        yield match.end(), match.end() + places.MAX_SENTENCE, False
+    yield 0, len(part), True
+
+
+def _inside(segment: str, value: str, last: bool) -> Span | None:
+    number = numerals.value(value)
+    if number is not None:
+        spans = [match.span() for match in _NUMERAL.finditer(segment) if _value(match[0]) == number]
+        spans = [(start + _blank(segment[start:end]), end) for start, end in spans]
+    else:
+        spans = [match.span() for match in _literal(value).finditer(segment)]
+    return (spans[-1] if last else spans[0]) if spans else None
+
+
+def _value(text: str):
+    return numerals.value(text.strip().rstrip(".,").replace("−", "-"))
+
+
+def _blank(text: str) -> int:
+    return len(text) - len(text.lstrip())
+
+
+def _literal(value: str) -> re.Pattern[str]:
+    words = r"\s+".join(map(re.escape, value.split())) or re.escape(value)
+    flags = 0 if len(value) == 1 else re.IGNORECASE  # "a" is a word, "A" an option
+    return re.compile(rf"(?<!\w){words}(?!\w)", flags)
+
+
+def answer_of(text: str, value: str | None) -> Answer | None:
+    """Returns the answer with its span; where that cannot be told, all of the text stands for it."""
+    if value is None:
+        return None
+    return Answer(value, locate(text, value) or (0, len(text)))
+
+
+def extractor(name: str) -> tuple[Extract, Callable[[], None]]:
+    """Returns what finds the answers of texts, and what ends its processes.
+
+    Args:
+      name: of a benchmark, whose grader says what an answer is; "text" for what is boxed or stated, else the last line;
+        "all" for the whole text.
+
+    Raises:
+      UserError: no such benchmark, or one whose answers are no words or numbers.
+    """
+    if name in (WHOLE, SHORT_TEXT):
+        one = _whole if name == WHOLE else _short
+        return (lambda texts: list(map(one, texts))), lambda: None
+    grader = _grader(name)
+
+    def extract(texts: Sequence[str]) -> list[Answer | None]:
+        verdicts = grader.grade([Job(text, "0") for text in texts])
+        return [answer_of(text, verdict.extracted) for text, verdict in zip(texts, verdicts, strict=True)]
+
+    return extract, grader.close
+
+
+def _whole(text: str) -> Answer | None:
+    return Answer(text.strip(), (0, len(text))) if text.strip() else None
+
+
+def _short(text: str) -> Answer | None:
+    found = extraction.text(text)
+    if not found:
+        return None
+    return Answer(matching.normalise_text(found) or found, locate(text, found) or (0, len(text)))
+
+
+def _grader(name: str) -> Grader:
+    benchmark = find(name)
+    if not isinstance(benchmark, Generation):
+        raise UserError(f"answer: {name} is answered by likelihood; a text needs a benchmark that is answered in text")
+    if benchmark.runs_code:
+        raise UserError(f"answer: that of {name} is a program; use --answer=all")
+    return benchmark.grader(GraderOptions())
