@@ -54,7 +54,8 @@ PROGRAMS = Kept(16)
 def identity(value: Any) -> Hashable:
     """Returns a key under which equal descriptions of a program meet.
 
-    A frozen dataclass is its class and its fields, a dict its items, a list its elements. What is none of these and cannot be hashed is itself alone, so that programs are never shared by mistake.
+    A frozen dataclass is its class and its fields, a dict its items, a list its elements. What is none of these and cannot
+    be hashed, such as an array, is itself alone, so that programs are never shared by mistake.
     """
     if dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen:
         fields = tuple((field.name, identity(getattr(value, field.name))) for field in dataclasses.fields(value))
