@@ -165,7 +165,7 @@ def _plot(counts: Sequence[int], rows: dict[tuple[str, int], list[Row]], path: P
 
 def student() -> Base:
     """Returns the student that the flags ask for: it knows equations, and a few rationales of every style."""
-    train = TrainSettings(0, BASE_STEPS.value, RATE.value, ROWS.value, ROW_LENGTH.value)
+    train = TrainSettings(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
     return Base(
         size=Size("llama", LAYERS.value, WIDTH.value, 4, 512),
         vocabulary=640,
@@ -212,7 +212,7 @@ def main(argv: list[str]) -> None:
     say_if_no_plots()
     out = Path(OUT.value)
     try:
-        model = pretrained(student(), out)
+        model = pretrained(student(), out) if MODEL.value == "scratch" else MODEL.value
         wanted, grid = wanted_of(model), Stages(out)
         # Seed by seed, so that what is finished early is a whole comparison.
         runs = [run for seed in zip(*wanted.runs().values(), strict=True) for run in seed]
@@ -226,12 +226,15 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":  # flags are global: two command lines cannot be imported together otherwise
     OUT = flags.DEFINE_string("out", "runs/data_efficiency", "Folder of the grid")
+    MODEL = flags.DEFINE_string(
+        "model", "scratch", "Any model that training takes; scratch: one made and pretrained first"
+    )
     SHARES = flags.DEFINE_list("shares", ["0.1", "0.25", "0.5", "1"], "Shares of the rows")
     SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each arm at each share", lower_bound=1)
     QUESTIONS = flags.DEFINE_integer("questions", 1200, "Training questions, all of them", lower_bound=20)
     HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out questions", lower_bound=10)
-    TEMPLATES = flags.DEFINE_list("templates", ["change", "ages"], "Of the questions; empty: all")
-    LARGEST = flags.DEFINE_integer("largest", 60, "Largest number in a question or its solution")
+    TEMPLATES = flags.DEFINE_list("templates", ["change", "recipe"], "Of the questions; empty: all")
+    LARGEST = flags.DEFINE_integer("largest", 200, "Largest number in a question or its solution")
     STEPS = flags.DEFINE_integer("steps", 250, "Steps of every run", lower_bound=1)
     RATE = flags.DEFINE_float("rate", 2e-3, "Peak of the learning rate")
     ROWS = flags.DEFINE_integer("rows", 8, "Packed rows a step")
@@ -240,6 +243,7 @@ if __name__ == "__main__":  # flags are global: two command lines cannot be impo
     LAYERS = flags.DEFINE_integer("layers", 3, "Of the student")
     WIDTH = flags.DEFINE_integer("width", 128, "Of the student")
     BASE_STEPS = flags.DEFINE_integer("base_steps", 500, "Steps of its pretraining")
+    BASE_RATE = flags.DEFINE_float("base_rate", 3e-3, "Peak of the learning rate of its pretraining")
     BASE_EQUATIONS = flags.DEFINE_integer("base_equations", 3000, "Rows of twelve equations that it is pretrained on")
     BASE_QUESTIONS = flags.DEFINE_integer("base_questions", 300, "Questions with rationales that it is pretrained on")
     app.run(main)

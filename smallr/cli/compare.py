@@ -1,13 +1,15 @@
-"""Compare two evaluations: smallr compare A B [--shared] [--confidence=0.95]
+"""Compare two evaluations: smallr compare A B [--shared] [--confidence=0.95] [--by_difficulty]
 
 A and B are folders of `smallr evaluate` on one benchmark. The difference is B minus A, question by question, with a
-bootstrap interval and the p-value of McNemar's exact test.
+bootstrap interval and the p-value of McNemar's exact test. Below stands what an answer of each costs.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from smallr.cli.parsing import Parser
 
@@ -17,14 +19,22 @@ def flags(parser: Parser) -> None:
     parser.argument("a", "folder of an evaluation")
     parser.argument("b", "folder of another")
     parser.flag("shared", False, "leave out questions that only one of the two has")
+    parser.flag("by_difficulty", False, "show the difference in each bin of config.difficulty too")
     parser.flag("confidence", 0.95, "of the interval", low=0.5, high=0.9999)
 
 
 def run(options: Namespace) -> None:
     """Prints the comparison."""
     from smallr.evals.comparison import compare
+    from smallr.evals.trust.by_difficulty import shown
 
-    found = compare(Path(options.a), Path(options.b), shared_only=options.shared, confidence=options.confidence)
+    found = compare(
+        Path(options.a),
+        Path(options.b),
+        shared_only=options.shared,
+        confidence=options.confidence,
+        by_difficulty=options.by_difficulty,
+    )
     d = found.difference
     left_out = f"; left out: {found.only_a} only in A, {found.only_b} only in B" if found.only_a or found.only_b else ""
     print(f"{found.benchmark}, {found.metric}, {found.shared} questions{left_out}")
@@ -34,3 +44,22 @@ def run(options: Namespace) -> None:
     print(
         f"  B better on {d.better}, worse on {d.worse}, equal on {d.questions - d.better - d.worse}; p = {d.p_value:.3g}"
     )
+    for name, gain in found.by_bin.items():
+        print(f"  {name}: {gain['questions']} questions, B - A {shown(gain)}, p = {gain['p_value']:.3g}")
+    if None not in found.costs:
+        show_costs(found.costs)
+
+
+def show_costs(costs: Sequence[Mapping[str, Any]]) -> None:
+    """Prints what an answer of each model costs, and how many times A's cost B's is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from smallr.evals.trust.cost import COLUMNS, cells, ratios
+
+    table = Table(title="cost of an answer")
+    for title in ("", *(title for title, _ in COLUMNS.values())):
+        table.add_column(title, justify="right" if title else "left")
+    for name, line in (("A", cells(costs[0])), ("B", cells(costs[1])), ("B / A", ratios(*costs))):
+        table.add_row(name, *line)
+    Console().print(table)

@@ -16,10 +16,12 @@ from smallr.evals import models
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation, GraderOptions
 from smallr.evals.questions import Item, load_items
+from smallr.evals.records import Record
 from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_likelihood
 from smallr.evals.shots import before_options, load_shots
 from smallr.evals.store import open_folder, write_results
 from smallr.evals.summary import summarise
+from smallr.evals.trust import asked_for as trust
 from smallr.language.base import LanguageModel
 from smallr.sampling.requests import SamplingParams
 
@@ -50,16 +52,19 @@ def evaluate(
     if report.dropped:
         print(report, flush=True)
     answers = isinstance(benchmark, Generation)
+    baseline = trust.check(benchmark, items, config)
     shots = load_shots(benchmark, items, **config.shots)
     asked = Asked(_params(config), config.chat, config.seed, shots) if answers else None
     with open_folder(folder, identity(config)) as stage:
         journal = stage.journal(("samples",) if answers else ("loglikelihoods",))
+        figures: dict[str, Any] = {}
         if answers:
-            records = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model)
+            records, figures = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model)
         else:
             records = run_likelihood(before_options(items, shots), model or _open_scorer(config), journal)
         results = summarise(benchmark, records, report)
         results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
+        results |= figures | trust.binned(benchmark, items, records, config, baseline, folder)
         write_results(folder, records, results)
         if not results["missing"]:
             stage.finish({"questions": results["questions"]})
@@ -74,14 +79,15 @@ def _answered(
     journal: Journal,
     unsafe: bool,
     model: LanguageModel | None,
-) -> list[dict[str, Any]]:
-    """Returns records of a benchmark answered in text."""
+) -> tuple[list[Record], dict[str, Any]]:
+    """Returns the records of a benchmark answered in text, and the figures on them that need the model."""
     grader = benchmark.grader(GraderOptions(config.grader.workers, config.grader.seconds or None, unsafe))
-    with contextlib.closing(grader):
-        if model is not None:
-            return run_generation(items, model, asked, grader, journal)
-        with contextlib.closing(models.open_for_answers(config)) as opened:
-            return run_generation(items, opened, asked, grader, journal)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(grader))
+        if model is None:
+            model = stack.enter_context(contextlib.closing(models.open_for_answers(config)))
+        records = run_generation(items, model, asked, grader, journal, trust.answer_part(config))
+        return records, trust.answered(records, items, config, grader, model, asked, journal)
 
 
 def _open_scorer(config: ConfigDict) -> LikelihoodModel:
@@ -103,9 +109,9 @@ def _params(config: ConfigDict) -> SamplingParams:
         raise UserError(f"config.{str(error).replace('sampling: ', 'sampling.')}") from error
 
 
-# What may differ between two starts of one evaluation: which questions, how fast, and how they are judged. Answers are
-# filed under the text of the question, so other data does no harm.
-_FREE = ("limit", "grader", "cache", "server", "data", "split")
+# What may differ between two starts of one evaluation: which questions, how fast, how they are judged and what is reported.
+# Answers are filed under the text of the question, so other data does no harm.
+_FREE = ("limit", "grader", "cache", "server", "data", "split", "agreement", "difficulty", "cost")
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Measures whether confidence means anything: calibration, risk against coverage, comparison."""
