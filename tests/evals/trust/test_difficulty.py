@@ -49,7 +49,7 @@ def test_bins_between_edges():
     bins = make_bins({"a": 0.0, "b": 3.0, "c": 5.9, "d": 10.0}, 4, (0, 3, 6, 10))
     assert bins.of == {"a": 0, "b": 1, "c": 1, "d": 2}
     assert bins.names == ("0 ≤ … < 3", "3 ≤ … < 6", "6 ≤ … ≤ 10")
-    with pytest.raises(UserError, match="question 'x' has 11.0, beyond 0 to 10"):
+    with pytest.raises(UserError, match=r"question 'x' has 11.0, beyond 0 to 10"):
         make_bins({"x": 11.0}, 4, (0, 3, 10))
     with pytest.raises(UserError, match="two numbers or more that rise"):
         make_bins({"x": 1.0}, 4, (3, 0))
@@ -88,10 +88,10 @@ def test_measures_that_rows_have(tmp_path):
     with pytest.raises(UserError, match="have no gold rationale"):
         difficulty.check("steps", plain, "svamp", "grade", "")
     with pytest.raises(
-        UserError, match="'levels' must be one of: nll, steps, level, score.*'level'.*the rows of svamp have nll"
+        UserError, match=r"'levels' must be one of: nll, steps, level, score.*'level'.*the rows of svamp have nll"
     ):
         difficulty.check("levels", plain, "svamp", "grade", "")
-    with pytest.raises(UserError, match="config.difficulty.base is empty"):
+    with pytest.raises(UserError, match=r"config.difficulty.base is empty"):
         difficulty.check("nll", plain, "svamp", "grade", "")
 
 
