@@ -7,7 +7,7 @@ the model, which is shown the rationale and nothing else. What it comes to is gr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,11 @@ def of_answer(text: str, order: str, separator: str, grader: Grader) -> Agreemen
     (verdict,) = grader.grade([Job(parts.answer, "0")])
     (found,) = compare([parts.rationale], [verdict.extracted], grader)
     return found
+
+
+def judge(order: str, separator: str, grader: Grader) -> Callable[[str, object], bool | None]:
+    """Returns `of_answer` in the form that rates single answers: (text, the answer found in it) -> whether they agree."""
+    return lambda text, _: of_answer(text, order, separator, grader).agrees
 
 
 def reading_prompt(template: str, question: str, rationale: str) -> str:

@@ -65,6 +65,11 @@ def test_one_answer_by_rule():
     )
 
 
+def test_the_judge_of_single_answers():
+    judge = agreement.judge("answer_first", "-->", matching.numbers())
+    assert [judge(text, None) for text in ("7 --> 3 + 4 = 7", "8 --> 3 + 4 = 7", "8")] == [True, False, None]
+
+
 def record(question, correct, state, sample=0):
     return {"id": question, "sample": sample, "correct": correct, "agreement": state}
 
