@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation
+from smallr.evals.trust.agreement import READING
 
 
 def base(benchmark: str) -> ConfigDict:
@@ -31,6 +32,16 @@ def base(benchmark: str) -> ConfigDict:
     config.shots.count = 0  # examples
     config.shots.data = ""  # a file, folder or hub id of rows in the benchmark's columns; empty: its own on the hub
     config.shots.split = ""  # of that; empty: train
+
+    config.difficulty = ConfigDict()  # of the questions: accuracy, tokens and gain by bins of it
+    # nll: of the gold rationale or answer under a base model | steps: of the gold rationale | level: the benchmark's own |
+    # score: of a column; empty: no bins.
+    config.difficulty.measure = ""
+    config.difficulty.base = ""  # the model of nll, as config.model but no server
+    config.difficulty.column = "cognitive_difficulty"  # of the rows, the score
+    config.difficulty.bins = 4  # of about as many questions each; a level has a bin of its own
+    config.difficulty.edges = ()  # of the bins, from the first's lower to the last's upper one, in place of their number
+    config.difficulty.baseline = ""  # folder of another evaluation of this benchmark, over which the gain is reported
 
     config.compute = ConfigDict()  # of a local model
     config.compute.dtype = "bfloat16"  # float32 | bfloat16
@@ -59,6 +70,20 @@ def base(benchmark: str) -> ConfigDict:
     config.sampling.min_p = 0.0  # draw from tokens at least so likely, relative to the likeliest
     config.sampling.max_tokens = entry.max_tokens  # of an answer
     config.sampling.stop = ()  # texts before which an answer ends
+    config.agreement = ConfigDict()  # of rationale and answer
+    config.agreement.order = ""  # what an answer begins with: rationale_first | answer_first; empty: not measured
+    # Between the two, such as -->; empty: an answer that comes first is the first line, and one that comes last is the last
+    # box or statement.
+    config.agreement.separator = ""
+    config.agreement.reader = (
+        "rule"  # who says what a rationale leads to: rule (the grader) | model (the one evaluated)
+    )
+    config.agreement.prompt = READING  # what the model is asked: {rationale}, and {question} if it is to see that too
+    config.agreement.max_tokens = 32  # of its reply
+    config.cost = ConfigDict()  # what an answer costs
+    config.cost.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of a million tokens
+    config.cost.per_hour = 0.0  # price of an hour of the machine that answers
+    config.cost.model_bytes = 0  # of a model behind a server, which does not tell; 0: not known
     config.grader = ConfigDict()
     config.grader.workers = 2  # processes at once
     config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own

@@ -22,7 +22,7 @@ from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_lik
 from smallr.evals.shots import before_options, load_shots
 from smallr.evals.store import open_folder, write_results
 from smallr.evals.summary import summarise
-from smallr.evals.trust import report
+from smallr.evals.trust import asked_for, report
 from smallr.evals.trust.rating import needs_logprobs, rate_answers, rate_choices, settled
 from smallr.language.base import LanguageModel
 from smallr.language.calibration import Calibration
@@ -55,20 +55,23 @@ def evaluate(
     if drops.dropped:
         print(drops, flush=True)
     answers = isinstance(benchmark, Generation)
+    baseline = asked_for.check(benchmark, items, config)
     shots = load_shots(benchmark, items, **config.shots)
     measure, calibration = settled(config, answers=answers)
     asked = Asked(_params(config, measure), config.chat, config.seed, shots) if answers else None
     with open_folder(folder, identity(config)) as stage:
         journal = stage.journal(("samples",) if answers else ("loglikelihoods",))
+        figures: dict[str, Any] = {}
         if answers:
             rated = (measure, calibration)
-            records = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model, rated)
+            records, figures = _answered(benchmark, items, asked, config, journal, unsafe_code_execution, model, rated)
         else:
             records = run_likelihood(before_options(items, shots), model or _open_scorer(config), journal)
             rate_choices(records, items, benchmark.metric, calibration)
         results = summarise(benchmark, records, drops)
         _add_trust(results, records, folder, measure, calibration)
         results["model"], results["config"] = config.model, json.loads(json.dumps(config.to_dict()))  # as read back
+        results |= figures | asked_for.binned(benchmark, items, records, config, baseline, folder)
         write_results(folder, records, results)
         if not results["missing"]:
             stage.finish({"questions": results["questions"]})
@@ -84,15 +87,20 @@ def _answered(
     unsafe: bool,
     model: LanguageModel | None,
     rated: tuple[str, Calibration | None],
-) -> list[dict[str, Any]]:
-    """Returns records of a benchmark answered in text; `rated` is the measure of confidence and its calibration."""
+) -> tuple[list[Record], dict[str, Any]]:
+    """Returns the records of a benchmark answered in text, and the figures on them that need the model.
+
+    `rated` is the measure of confidence and its calibration.
+    """
     grader = benchmark.grader(GraderOptions(config.grader.workers, config.grader.seconds or None, unsafe))
-    opened = contextlib.nullcontext(model) if model is not None else contextlib.closing(models.open_for_answers(config))
-    with contextlib.closing(grader), opened as open_model:
-        records = run_generation(items, open_model, asked, grader, journal)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(grader))
+        if model is None:
+            model = stack.enter_context(contextlib.closing(models.open_for_answers(config)))
+        records = run_generation(items, model, asked, grader, journal, asked_for.answer_part(config))
         if rated[0]:
-            rate_answers(records, items, *rated, open_model, asked.request)
-    return records
+            rate_answers(records, items, *rated, model, asked.request)
+        return records, asked_for.answered(records, items, config, grader, model, asked, journal)
 
 
 def _add_trust(
@@ -124,9 +132,9 @@ def _params(config: ConfigDict, measure: str = "") -> SamplingParams:
         raise UserError(f"config.{str(error).replace('sampling: ', 'sampling.')}") from error
 
 
-# What may differ between two starts of one evaluation: which questions, how fast, and how they are judged. Answers are
-# filed under the text of the question, so other data does no harm.
-_FREE = ("limit", "grader", "cache", "server", "data", "split", "confidence")
+# What may differ between two starts of one evaluation: which questions, how fast, how they are judged and what is reported.
+# Answers are filed under the text of the question, so other data does no harm.
+_FREE = ("limit", "grader", "cache", "server", "data", "split", "confidence", "agreement", "difficulty", "cost")
 
 
 def identity(config: ConfigDict) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -76,7 +77,12 @@ class Asked:
 
 
 def run_generation(
-    items: Sequence[Item], model: LanguageModel, asked: Asked, grader: Grader, journal: Journal | None = None
+    items: Sequence[Item],
+    model: LanguageModel,
+    asked: Asked,
+    grader: Grader,
+    journal: Journal | None = None,
+    answer_part: Callable[[str], str] = str,
 ) -> list[Record]:
     """Asks a model and judges what it says.
 
@@ -86,6 +92,7 @@ def run_generation(
       asked: how.
       grader: the benchmark's.
       journal: where answers are kept as they come; what is there already is not asked again.
+      answer_part: the part of an output that is graded.
 
     Returns:
       A record a sample, in order. A question that got no answer has one record with `error`. Log-probs that were asked
@@ -98,18 +105,22 @@ def run_generation(
     answers = {} if journal is None else journal.entries()
     open_items = [item for item in items if keys[item.id] not in answers]
     failed: dict[str, str] = {}
+    clock = time.perf_counter()
 
     with tqdm(total=len(items), initial=len(items) - len(open_items), desc="answers", disable=None) as bar:
 
         def received(index: int, result: Result) -> None:
+            nonlocal clock
             key = keys[open_items[index].id]
             bar.update()
+            # The time since the answer before: over all answers these add up to the time that was waited for the model.
+            before, clock = clock, time.perf_counter()
             if asked.params.logprobs is not None and _lacks_logprobs(result):
                 raise UserError(no_logprobs("answer"))
             if result.error is not None:
                 failed[key] = result.error
                 return
-            answers[key] = _answer(result)
+            answers[key] = _answer(result) | {"seconds": None if result.cached else clock - before}
             if journal is not None:
                 journal.add(key, answers[key])
 
@@ -120,7 +131,7 @@ def run_generation(
         for item in items
         for record in _records(item, answers.get(keys[item.id]), failed.get(keys[item.id], "no result"))
     ]
-    return _judged(records, {item.id: item for item in items}, grader)
+    return _judged(records, {item.id: item for item in items}, grader, answer_part)
 
 
 def _lacks_logprobs(result: Result) -> bool:
@@ -165,10 +176,14 @@ def _records(item: Item, answer: Mapping[str, Any] | None, error: str) -> list[R
     ]
 
 
-def _judged(records: list[Record], items: Mapping[str, Item], grader: Grader) -> list[Record]:
+def _judged(
+    records: list[Record], items: Mapping[str, Item], grader: Grader, answer_part: Callable[[str], str]
+) -> list[Record]:
     """Adds verdicts to the records that have an output."""
     given = [record for record in records if record["output"] is not None]
-    jobs = [Job(record["output"], items[record["id"]].task.gold, items[record["id"]].row) for record in given]
+    jobs = [
+        Job(answer_part(record["output"]), items[record["id"]].task.gold, items[record["id"]].row) for record in given
+    ]
     for record, job, verdict in zip(given, jobs, grader.grade(jobs), strict=True):
         gold = job.gold if isinstance(job.gold, str) else None  # tests are in the data
         record.update(correct=verdict.correct, extracted=verdict.extracted, reason=verdict.reason, gold=gold)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from scipy import special
 
 Scores = Sequence[Sequence[float]]  # of each question, of each of its samples
@@ -152,3 +153,22 @@ def mcnemar(better: int, worse: int) -> float:
     from scipy import stats  # takes half a second to import
 
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def bootstrap(
+    values: Float[np.ndarray, "questions counts"],
+    statistic: Callable[[Float[np.ndarray, "*draws counts"]], Float[np.ndarray, "*draws"]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Returns the percentile interval of a statistic of sums over questions, when questions are drawn again.
+
+    Draws for which the statistic is not defined (NaN) are left out.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
+    draws = statistic(weights @ values)
+    low, high = np.nanquantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(low), float(high)

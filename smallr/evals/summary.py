@@ -14,7 +14,7 @@ from smallr.data.drops import DropReport
 from smallr.evals.benchmarks.base import Benchmark, Generation
 from smallr.evals.records import Record, scores
 from smallr.evals.statistics import Estimate, majority_is_right, mean_pass_at_k, pass_at_1
-from smallr.evals.trust import report
+from smallr.evals.trust import agreement, by_difficulty, cost, report
 
 
 def summarise(benchmark: Benchmark, records: Sequence[Record], drops: DropReport) -> dict[str, Any]:
@@ -112,4 +112,6 @@ def show(results: dict[str, Any], model: str) -> None:
     lines += report.remarks(results["trust"]) if "trust" in results else []
     lines += [f"rows left out, {reason}: {tally}" for reason, tally in results["dropped_rows"].items()]
     lines += [f"wrong, {reason}: {count}" for reason, count in list(results["reasons"].items())[:5]]
+    for name, section in (("cost", cost), ("agreement", agreement), ("difficulty", by_difficulty)):
+        lines += section.lines(results[name]) if name in results else []
     console.print("\n".join(lines), markup=False, highlight=False)

@@ -29,6 +29,11 @@ class LocalModel(CompletingModel):
         super().__init__(name, identity=identity, cache=cache)
         self.engine = EngineThread(engine)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Returns the bytes that the weights take while it answers; the key-value cache is not among them."""
+        return sum(self.engine.engine.weight_bytes)
+
     async def _answer(self, request: Request, sample: int = 0) -> Result:
         try:
             return await asyncio.wrap_future(self.engine.submit(request))

@@ -27,6 +27,21 @@ def style(problem: Problem, text: str) -> str:
     return "fitted" if 2 * said >= len(problem.steps) else "terse"
 
 
+def verbosity(problem: Problem, text: str) -> int:
+    """Returns from 0 to 9 how many words a rationale has for a step of the solution: 3 for nine to eleven, and so on."""
+    return min(len(text.split()) // (3 * len(problem.steps)), 9)
+
+
+def cognitive_difficulty(problem: Problem, text: str) -> int:
+    """Returns from 0 to 9 how hard a rationale is to follow, whatever its length.
+
+    Every step of the solution counts one, and so do a percentage and equations beyond one a step; an unknown counts two.
+    """
+    extra = len(equations(text)) > len(problem.steps)
+    percentage = any(step.op == "%" for step in problem.steps)
+    return min(len(problem.steps) + percentage + extra + 2 * (style(problem, text) == "involved"), 9)
+
+
 def mistake(problem: Problem, text: str) -> str:
     """Returns the first thing that is wrong in a rationale, as a sentence; empty if it is right.
 

@@ -15,7 +15,8 @@ from smallr.core.errors import UserError
 from smallr.data.errors import nearest
 from smallr.methods.crv.checking import KINDS
 from smallr.methods.crv.formats import FORMATS
-from smallr.methods.crv.names import INCORRECT_SOURCES, ROLES
+from smallr.methods.crv.grades import fit_of, selection_of
+from smallr.methods.crv.names import CRITICS, INCORRECT_SOURCES, ROLES
 from smallr.methods.crv.prompts import FIELDS
 
 _AGENTS: Mapping[str, tuple[float, int]] = {  # temperature, max_tokens
@@ -56,6 +57,21 @@ def base() -> ConfigDict:
         agent.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})
     config.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of config.model
     config.prompts = ConfigDict(dict.fromkeys(FIELDS, ""))  # a file each; empty: smallr/methods/crv/prompts/NAME.txt
+
+    # What the critic says: words (easy, medium or hard) | grades (verbosity and cognitive difficulty from 0 to 9, from which
+    # the word follows).
+    config.critic = "words"
+    config.grades = ConfigDict()  # that fit the student
+    config.grades.verbosity = (3, 5)  # lowest and highest: below it a rationale is easy, above it hard
+    config.grades.cognitive_difficulty = 5  # highest: above it a rationale is hard
+    # Which verified rows go into the data set `selected`, by the grades of the rationale that is trained on; needs
+    # critic=grades and recheck. Empty: all.
+    config.select = ConfigDict()
+    config.select.verbosity = ()  # lowest and highest
+    config.select.cognitive_difficulty = ()  # lowest and highest
+    config.select.edges = ()  # bins of cognitive difficulty, each to below the next, such as 0,3,6,10
+    config.select.shares = ()  # of the bins; empty: equal ones
+    config.select.match = False  # verbosity must lie in the bin of cognitive difficulty
 
     config.reasks = 3  # times that a reply is asked for again if it cannot be used
     config.reask_temperature = 0.7  # of these, at least
@@ -100,6 +116,14 @@ def check(config: ConfigDict) -> None:
                 f"config.{name} = {config[name]!r} must be one of: {', '.join(dict.fromkeys(('auto', *choices)))}"
                 f"{nearest(config[name], choices)}"
             )
+    if config.critic not in CRITICS:
+        raise UserError(f"config.critic = {config.critic!r} must be one of: {', '.join(CRITICS)}")
+    fit_of(config.grades)
+    if selection_of(config.select) is not None and not (config.critic == "grades" and config.recheck):
+        raise UserError(
+            "config.select: rows are selected by the grades of the rewritten rationales; set config.critic=grades and "
+            "config.recheck=True"
+        )
     for source in sources(config):
         if source not in INCORRECT_SOURCES:
             raise UserError(
@@ -139,7 +163,7 @@ def identity(config: ConfigDict, prompts_digest: str) -> dict[str, Any]:
     """Gives what must be the same for finished rows to be used again: all that an agent sees or that decides on a row."""
     names = (
         *("seed", "student", "reasks", "reask_temperature", "max_retries", "check", "format", "box", "recheck"),
-        *("verify_original",),
+        *("verify_original", "critic"),
     )
     agents = {
         role: {
@@ -151,6 +175,7 @@ def identity(config: ConfigDict, prompts_digest: str) -> dict[str, Any]:
     return {
         **{name: config[name] for name in names},
         "incorrect": config.incorrect.to_dict(),
+        "grades": config.grades.to_dict() if config.critic == "grades" else {},
         "agents": agents,
         "prompts": prompts_digest,
         "compute": {key: config.compute[key] for key in ("dtype", "max_length")},

@@ -14,12 +14,14 @@ from smallr.agents.oracle import read_oracle
 from smallr.data.builtin.lookup import find_problem
 from smallr.data.builtin.problems import Problem, solve
 from smallr.data.builtin.rationales import STYLES, write
-from smallr.data.builtin.reading import mistake, style
+from smallr.data.builtin.reading import cognitive_difficulty, mistake, style, verbosity
 from smallr.data.builtin.slips import make_slips
 from smallr.language.completing import CompletingModel
+from smallr.methods.crv.grades import HIGHEST, Grades
 from smallr.methods.crv.names import LABELS, ROLES
 from smallr.sampling.requests import Request, Result, Sample, Usage
 
+_GRADED = "cognitive difficulty:"  # in a prompt that asks for grades
 _STEPS = {"easy": 1, "hard": -1}  # along STYLES: extend a terse one, simplify an involved one
 
 
@@ -28,7 +30,7 @@ class OracleOptions:
     """Says how often each agent errs, as a share of its replies from 0 to 1.
 
     Attributes:
-      critic_error: the critic gives one of the two other labels.
+      critic_error: the critic gives one of the two other labels, or any other grades.
       rethink_error: the rethinker's rationale has a slip that leads to a wrong answer.
       verify_error: the verifier says the opposite.
       student_error: a sample of the student has such a slip.
@@ -75,10 +77,11 @@ class Oracle(CompletingModel):
             return Result(error=f"400: the oracle does not know this question: {question[:200]!r}")
         if not rationale and self._role != "student":
             return Result(error=f"400: the oracle finds no <rationale> in the {self._role}'s prompt")
+        reply = self._grade if self._role == "critic" and _GRADED in text else self._reply
         texts = []
         for index in range(request.params.n):
             rng = random.Random(f"{self._options.seed} {self._role} {text} {request.params.seed} {index}")
-            texts.append(self._reply(problem, rationale, _tagged(text, "label"), rng))
+            texts.append(reply(problem, rationale, _tagged(text, "label"), rng))
         samples = tuple(Sample(text, "stop") for text in texts)
         return Result(samples, Usage(len(text.split()), sum(len(text.split()) for text in texts)))
 
@@ -90,6 +93,13 @@ class Oracle(CompletingModel):
         if rng.random() < self._options.critic_error:
             label = rng.choice([other for other in LABELS if other != label])
         return label
+
+    def _grade(self, problem: Problem, rationale: str, _: str, rng: random.Random) -> str:
+        grades = Grades(verbosity(problem, rationale), cognitive_difficulty(problem, rationale))
+        if rng.random() < self._options.critic_error:
+            others = [Grades(v, c) for v in range(HIGHEST + 1) for c in range(HIGHEST + 1)]
+            grades = rng.choice([each for each in others if each != grades])
+        return f"verbosity: {grades.verbosity}\ncognitive difficulty: {grades.cognitive_difficulty}"
 
     def _rethink(self, problem: Problem, rationale: str, label: str, rng: random.Random) -> str:
         """Does what it is told: one style up for easy, one down for hard, the same where a mistake is to be mended."""

@@ -22,6 +22,7 @@ from smallr.methods.crv import config as fields
 from smallr.methods.crv.agents import open_agents
 from smallr.methods.crv.checking import RuleCheck
 from smallr.methods.crv.counts import RowCounts
+from smallr.methods.crv.grades import fit_of, selection_of
 from smallr.methods.crv.names import ROLES
 from smallr.methods.crv.output import write_data_sets
 from smallr.methods.crv.prompts import load_prompts
@@ -29,7 +30,7 @@ from smallr.methods.crv.report import write_report
 from smallr.methods.crv.row_worker import Method, RowWorker
 from smallr.methods.crv.teacher_rows import Teacher, load_teacher
 
-_FILES = ("verified", "failed", "report.md", "report.json", "lengths.png")
+_FILES = ("verified", "failed", "selected", "report.md", "report.json", "lengths.png")
 
 
 def default_folder(config: ConfigDict) -> Path:
@@ -46,8 +47,8 @@ def run_crv(config: ConfigDict, folder: Path, console: Console | None = None) ->
 
     Args:
       config: of `smallr.methods.crv.config.base`.
-      folder: gets run.json, journal.jsonl, the data sets `verified` and `failed`, report.md, report.json and, where
-        matplotlib is installed, lengths.png.
+      folder: gets run.json, journal.jsonl, the data sets `verified` and `failed`, `selected` where config.select asks
+        for it, report.md, report.json and, where matplotlib is installed, lengths.png.
       console: where the counts are shown.
 
     Returns:
@@ -70,8 +71,11 @@ def run_crv(config: ConfigDict, folder: Path, console: Console | None = None) ->
         method = _method(config, prompts, rules, agents)
         unanswered = _annotate(config, teacher, method, agents, journal, console)
         finished = [(row, journal[row.id]) for row in teacher.rows if row.id in journal]
-        write_data_sets(folder, teacher.splits, [(row.split, entry["row"]) for row, entry in finished])
-        report = write_report(folder, config, teacher, [entry for _, entry in finished], agents, unanswered)
+        selected = write_data_sets(
+            folder, teacher.splits, [(row.split, entry["row"]) for row, entry in finished], selection_of(config.select)
+        )
+        entries = [entry for _, entry in finished]
+        report = write_report(folder, config, teacher, entries, agents, unanswered, selected)
         if not unanswered:
             stage.finish(report["rows"])
     return report
@@ -114,4 +118,5 @@ def _method(config: ConfigDict, prompts: Prompts, rules: RuleCheck, agents: Mapp
         count=config.incorrect.count,
         sources=tuple(fields.sources(config)),
         samples=config.incorrect.samples,
+        fit=fit_of(config.grades) if config.critic == "grades" else None,
     )

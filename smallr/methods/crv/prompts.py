@@ -11,7 +11,7 @@ _WRITING = PromptFields(_RATIONALE, frozenset({"student", "answer", "format"}))
 # `feedback` is put behind a rethinking prompt that is asked again; `student` is what the student is asked, when it is
 # sampled and when it is trained.
 FIELDS: Mapping[str, PromptFields] = {
-    "critique": PromptFields(_RATIONALE, frozenset({"student", "answer"})),
+    **dict.fromkeys(("critique", "grade"), PromptFields(_RATIONALE, frozenset({"student", "answer"}))),
     **dict.fromkeys(("extend", "simplify", "repair", "inject"), _WRITING),
     "feedback": PromptFields(frozenset({"reason"}), frozenset({"attempt"})),
     "verify": PromptFields(_RATIONALE, frozenset({"answer"})),

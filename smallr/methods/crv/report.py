@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from smallr.agents.agent import Agent
 from smallr.agents.usage import COUNTS, Usage
 from smallr.core.files import whole_file, write_json, write_text
+from smallr.methods.crv.grades import HIGHEST, LOWEST, SCALES, UNKNOWN
 from smallr.methods.crv.names import INCORRECT_SOURCES, LABELS, VERDICTS
 from smallr.methods.crv.teacher_rows import Teacher
 
@@ -30,6 +31,7 @@ def write_report(
     entries: Sequence[Mapping[str, Any]],
     agents: Mapping[str, Agent],
     unanswered: Sequence[str],
+    selected: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Any]:
     """Writes the files and returns what is in report.json.
 
@@ -40,6 +42,7 @@ def write_report(
       entries: of the journal, in the order of the rows.
       agents: for names and prices.
       unanswered: errors of the rows that got no reply.
+      selected: counts of each split, where rows were selected.
     """
     rows = [entry["row"] for entry in entries]
     report = {
@@ -52,6 +55,7 @@ def write_report(
         "open_errors": sorted(set(unanswered))[:5],
         "contaminated": [list(each) for each in teacher.contaminated[:_SHOWN]],
         **figures(rows),
+        "selected": {split: dict(counts) for split, counts in selected.items()},
         "usage": _usage(entries, agents),
         "config": json.loads(json.dumps(config.to_dict())),
     }
@@ -83,6 +87,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "labels": {label: sum(row["label"] == label for row in rows) for label in LABELS},
         "relabels": {label: sum(row["relabel"] == label for row in rows) for label in LABELS},
+        "grades": {name: _grade_counts(rows, name) for name in (*SCALES, *(f"{scale}_after" for scale in SCALES))},
         "rewritten": sum(row["rewritten"] for row in rows),
         "attempts_of_verified": dict(sorted(Counter(str(len(row["attempts"])) for row in verified).items())),
         "retries": sum(max(len(row["attempts"]) - 1, 0) for row in rows),
@@ -106,6 +111,12 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         },
         "verified_without_incorrect": sum(not row["incorrect"] for row in verified),
     }
+
+
+def _grade_counts(rows: Sequence[Row], column: str) -> list[int]:
+    """Counts the rows of each grade; empty where none was graded."""
+    counts = Counter(row[column] for row in rows if row[column] != UNKNOWN)
+    return [counts[grade] for grade in range(LOWEST, HIGHEST + 1)] if counts else []
 
 
 def _lengths(rows: Sequence[Row]) -> dict[str, Any] | None:
@@ -179,7 +190,17 @@ def _labels_section(report: Mapping[str, Any]) -> list[str]:
         *_table(("label", "before", "share", "after"), body),
         "before: the critic on the teacher's rationales. after: on the verified ones, if `config.recheck` is set.",
         "",
+        *_grades_section(report),
     ]
+
+
+def _grades_section(report: Mapping[str, Any]) -> list[str]:
+    """Lists how many rationales have each grade, and what was selected by grades."""
+    graded = [(name.replace("_", " "), *counts) for name, counts in report["grades"].items() if counts]
+    found = ["Rationales by grade:", "", *_table(("", *range(LOWEST, HIGHEST + 1)), graded)] if graded else []
+    for split, counts in report["selected"].items():
+        found += [f"Selected of {split}: {_listed(counts)}.", ""]
+    return found
 
 
 def _attempts_section(report: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from smallr.agents.reading import read_label
 from smallr.agents.usage import Usage
 from smallr.methods.crv import formats
 from smallr.methods.crv.checking import RuleCheck
+from smallr.methods.crv.grades import Fit, Grades, read_grades
 from smallr.methods.crv.names import LABELS
 from smallr.methods.crv.replies import read_rationale, read_verdict
 from smallr.methods.crv.rows import TeacherRow, blank
@@ -27,6 +28,7 @@ class Method:
     Attributes:
       prompts, rules: as loaded.
       student: its size, in words.
+      fit: which grades fit it; None for a critic of words.
       models: role -> name of the model that plays it.
       max_retries, form, box, recheck, verify_original, count, sources, samples: see `config.py`.
     """
@@ -43,6 +45,7 @@ class Method:
     count: int
     sources: tuple[str, ...]
     samples: int
+    fit: Fit | None = None
 
 
 class RowWorker:
@@ -86,7 +89,7 @@ class RowWorker:
                 await self._collect_incorrect()
             if self._method.recheck:
                 with contextlib.suppress(UnusableError):
-                    out["relabel"] = await self._label(out["rationale"]) if out["rewritten"] else out["label"]
+                    await self._relabel()
         out["requests"] = self._usage.total("requests")
         out["prompt_tokens"] = self._usage.total("prompt_tokens")
         out["completion_tokens"] = self._usage.total("completion_tokens")
@@ -103,14 +106,31 @@ class RowWorker:
             right = right and out["original_verdict"] == "right"
         out["original_correct"] = right
 
-    async def _label(self, rationale: str) -> str:
+    async def _relabel(self) -> None:
+        """Asks the critic about the rationale that is trained on, where it is another than the teacher's."""
+        out = self._out
+        if out["rewritten"]:
+            out["relabel"] = await self._label(out["rationale"], after=True)
+        else:
+            out["relabel"] = out["label"]
+            out |= Grades(out["verbosity"], out["cognitive_difficulty"]).columns(after=True)
+
+    async def _label(self, rationale: str, after: bool = False) -> str:
+        """Asks the critic for a word, or for grades, from which the word follows."""
+        fit = self._method.fit
         prompt = self._method.prompts.render(
-            "critique",
+            "critique" if fit is None else "grade",
             question=self._row.question,
             answer=self._row.answer or _UNKNOWN,
             rationale=rationale,
             student=self._method.student,
         )
+        if fit is not None:
+            grades, problem = await self._client.read("critic", prompt, read_grades)
+            if grades is None:
+                raise UnusableError(f"critic: {problem}", "")
+            self._out |= grades.columns(after)
+            return fit.label(grades)
         label, problem = await self._client.read("critic", prompt, lambda sample: read_label(sample, LABELS))
         if label is None:
             raise UnusableError(f"critic: {problem}", "")

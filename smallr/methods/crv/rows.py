@@ -14,6 +14,7 @@ from typing import Any
 from datasets import Features, List, Value
 
 from smallr.agents.agent import encodable
+from smallr.methods.crv.grades import UNGRADED
 from smallr.methods.crv.names import ROLES
 
 _TEXT, _COUNT, _FLAG = Value("string"), Value("int64"), Value("bool")
@@ -47,6 +48,10 @@ FEATURES = Features(
         "original_verdict": _TEXT,  # of the verifier on `original`: right, rejected, no verdict; empty: not asked
         "label": _TEXT,  # the critic on the teacher's rationale, one of LABELS; empty if it gave none
         "relabel": _TEXT,  # the critic on `rationale`, with config.recheck; else empty
+        "verbosity": _COUNT,  # of the teacher's rationale, from 0 to 9 by config.critic=grades; else -1, as the next
+        "cognitive_difficulty": _COUNT,
+        "verbosity_after": _COUNT,  # of `rationale`, with config.recheck
+        "cognitive_difficulty_after": _COUNT,
         "rewritten": _FLAG,  # whether `rationale` is another text than `original`
         "verified_by": _TEXT,  # "rule and agent", or "agent" where there is no gold answer; empty in `failed`
         "attempts": List(ATTEMPT),
@@ -107,6 +112,8 @@ def blank(row: TeacherRow, prompt: str, agents: Mapping[str, str]) -> dict[str, 
         "original_verdict": "",
         "label": "",
         "relabel": "",
+        **UNGRADED.columns(),
+        **UNGRADED.columns(after=True),
         "rewritten": False,
         "verified_by": "",
         "attempts": [],
