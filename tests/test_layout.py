@@ -15,6 +15,7 @@ ABOVE = (
     "cli",
     "api",
     "reporting",
+    "review",
     "train",
     "__main__",
     "config",

@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
 from smallr.data.errors import nearest
+from smallr.data.reviewed import kept_rows
 from smallr.data.sources import is_builtin, is_single, load_part
+from smallr.training.progress import log
 
 SOURCE_FIELDS = ("path", "split", "columns", "format", "weight")
 
@@ -178,6 +180,11 @@ def read_parts(config: ConfigDict, name: str) -> list[SplitRows]:
     for part in parts:
         without = heldout.split if name == "train" and heldout and heldout.source == part.source else ""
         rows, available, numbers = load_part(part.source, part.split, columns=part.columns, without=without)
+        if config.data.require_review and part is not heldout:
+            chosen, told = kept_rows(rows, part.name)
+            rows, numbers = rows.select(chosen), [numbers[i] for i in chosen]
+            if name == "train":
+                log(f"data.require_review: {told}")
         if fraction:
             held = _drawn(len(rows), fraction, config.seed)
             chosen = sorted(held) if name == "eval" else [i for i in range(len(rows)) if i not in held]
