@@ -63,11 +63,13 @@ class Session:
 
     def counts(self) -> dict[str, Any]:
         """Returns how far the review is."""
-        decided, rows = self.decisions.all(), self.reviewed.rows
-        found = [outcome(row, decided) for row in rows]
+        decided, name = self.decisions.all(), self.decisions.reviewer
+        touched = [self._rows[key] for key in {key for own in decided.values() for key in own} if key in self._rows]
+        found = [outcome(row, decided) for row in touched]
+        closed = sum(not is_open(row, decided, name, twice=self._twice) for row in touched)
         return {
-            "rows": len(rows),
-            "open": sum(is_open(row, decided, self.decisions.reviewer, twice=self._twice) for row in rows),
+            "rows": len(self._rows),
+            "open": len(self._rows) - closed,
             "outdated": sum(bool(each.outdated) for each in found),
             "by_reviewer": {name: sum(name in each.by for each in found) for name in decided},
             "undo": self.decisions.undoable,
