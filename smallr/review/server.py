@@ -159,7 +159,8 @@ def serve(session: Session, port: int, *, opens: bool = False) -> None:
     sock, token = bind("127.0.0.1", port), secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{sock.getsockname()[1]}/{token}/"
     if opens:
-        webbrowser.open(address)  # the socket listens when the page is asked for: the server starts at once
+        sock.listen()  # so that a browser that is faster than the server waits for it
+        webbrowser.open(address)
     total = len(session.reviewed.rows)
     greeting = f"{total} {session.reviewed.kind.name}, reviewed as {session.decisions.reviewer}: {address}"
     Server(make_app(session, token), greeting).run([sock])
