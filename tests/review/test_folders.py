@@ -112,9 +112,9 @@ def test_a_run_of_the_planner(tmp_path):
     config.limits.workers, config.cache = 1, False
     run_planner(config, tmp_path / "run")
     a, b, _ = open_set(tmp_path / "run").rows
-    assert (a.title, a.text, a.source) == ("How many shops?", "SELECT COUNT(*) FROM shop", "shop.sqlite")
+    assert (a.title, a.text, a.source) == ("How many shops?", "SELECT count(*) FROM shop;", "shop.sqlite")
     assert "no such column" in panels(a)["result of candidate 1"]
-    assert (b.text, b.confidence, b.disagreement) == ("SELECT city FROM shop WHERE id < 3", 0.6, pytest.approx(0.4))
+    assert (b.text, b.confidence, b.disagreement) == ("SELECT city FROM shop WHERE id < 3;", 0.6, pytest.approx(0.4))
     assert "candidate 1 (picked): 3 votes, not the gold result" in panels(b)
 
 
@@ -136,7 +136,7 @@ def test_an_evaluation(tmp_path):
     reviewed = open_set(tmp_path / "run")
     assert [row.approved for row in reviewed.rows] == [False, False, False, True, True, False]
     assert [row.confidence for row in reviewed.rows[:3]] == pytest.approx([2 / 3, 2 / 3, 1 / 3])
-    assert panels(reviewed.rows[2])["verdict"] == "wrong (wrong answer); answer taken: 3"
+    assert panels(reviewed.rows[2])["verdict"] == "wrong; answer taken: 3"
     assert panels(reviewed.rows[2])["gold answer"] == "0"
 
 
