@@ -7,7 +7,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from smallr.review.decisions import DECISIONS, Decision, Decisions, outcome, standing
+from smallr.data.reviewed import EDITED
+from smallr.review.decisions import Decision, Decisions, Outcome, outcome, standing
 from smallr.review.folders import ReviewSet, open_set
 from smallr.review.queues import ORDERS, STATUSES, Filter, is_open, queue
 from smallr.review.rows import Panel, Row
@@ -40,6 +41,8 @@ class Session:
 
     def _index(self) -> None:
         self._rows = {row.key: row for row in self.reviewed.rows}
+        self._seen: dict[tuple[str, str], Decision] = {}  # by reviewer and key, as `_found` was worked out
+        self._found: dict[str, tuple[Outcome, bool]] = {}
 
     def state(self) -> dict[str, Any]:
         """Returns what the page shows around the rows."""
@@ -63,17 +66,30 @@ class Session:
 
     def counts(self) -> dict[str, Any]:
         """Returns how far the review is."""
-        decided, name = self.decisions.all(), self.decisions.reviewer
-        touched = [self._rows[key] for key in {key for own in decided.values() for key in own} if key in self._rows]
-        found = [outcome(row, decided) for row in touched]
-        closed = sum(not is_open(row, decided, name, twice=self._twice) for row in touched)
+        found = self._outcomes()
+        closed = sum(not needed for _, needed in found.values())
+        by = Counter(name for each, _ in found.values() for name in each.by)
         return {
             "rows": len(self._rows),
             "open": len(self._rows) - closed,
-            "outdated": sum(bool(each.outdated) for each in found),
-            "by_reviewer": {name: sum(name in each.by for each in found) for name in decided},
+            "outdated": sum(bool(each.outdated) for each, _ in found.values()),
+            "by_reviewer": {name: by[name] for name in self.decisions.all()},
             "undo": self.decisions.undoable,
         }
+
+    def _outcomes(self) -> dict[str, tuple[Outcome, bool]]:
+        """Returns what follows for each row with a decision, and whether it is still open; only news are worked out."""
+        decided, reviewer = self.decisions.all(), self.decisions.reviewer
+        for name, own in decided.items():
+            for key, decision in own.items():
+                if self._seen.get((name, key)) is not decision and key in self._rows:
+                    self._seen[name, key] = decision
+                    self._found.pop(key, None)
+        for _, key in self._seen:
+            if key not in self._found:
+                row = self._rows[key]
+                self._found[key] = outcome(row, decided), is_open(row, decided, reviewer, twice=self._twice)
+        return self._found
 
     def make_queue(self, wanted: Filter) -> dict[str, Any]:
         """Makes a queue; its rows stay in it when they are decided on, so that positions do not move."""
@@ -134,7 +150,7 @@ class Session:
             raise ChangedError(
                 "this row has been written anew since it was shown; nothing was stored. Look at it again."
             )
-        if decision == DECISIONS[1]:
+        if decision == EDITED:
             self.reviewed.kind.edited(row.values, text)  # raises UserError for a text that the kind cannot use
         self.decisions.add(row, decision, text, wanted.seed if wanted.sample else None)
         return {"row": self.row(number, position), **self.counts()}
