@@ -36,6 +36,7 @@ setup(
         "smallr.methods.decomposition": ["prompts/*.txt"],
         "smallr.methods.planner": ["prompts/*.txt"],
         "smallr.reporting": ["*.html"],
+        "smallr.review": ["page/*"],
         "smallr.models": ["tiny_random/*"],
     },
     install_requires=[

@@ -80,6 +80,8 @@ def _add_data(config: ConfigDict) -> None:
     config.data.eval = "auto"
     config.data.eval_split = ""  # e.g. test, or train[-200:]; empty: test where data.eval is named
     config.data.eval_fraction = 0.0  # share of the training rows, drawn by the seed, that is held out instead; 0: none
+    # Train on rows alone that people have accepted or edited, by the column reviewed; see docs/review.md
+    config.data.require_review = False
     config.data.builtin = ConfigDict()  # the parts of built-in data that a run takes where no split is given
     config.data.builtin.train = "train[:240]"
     config.data.builtin.eval = "test[:60]"

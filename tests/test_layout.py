@@ -16,6 +16,7 @@ ABOVE = (
     "api",
     "reporting",
     "doctor",
+    "review",
     "train",
     "__main__",
     "config",

@@ -42,6 +42,7 @@ COMMANDS = {
     "pairs": ("smallr.cli.pairs", "make preference pairs of a CRV run"),
     "plan": ("smallr.cli.plan", "pick the best of several queries: one question, or a benchmark"),
     "decompose": ("smallr.cli.decompose", "sub-questions of problems by a teacher; measure those of a student"),
+    "review": ("smallr.cli.review", "check what machines wrote, in the browser: accept, reject, edit"),
     "labels": ("smallr.cli.labels", "label questions: answer first, or think first"),
     "score": ("smallr.cli.score", "score rows under a model"),
     "builtin": ("smallr.cli.builtin", "write the built-in data sets"),

@@ -75,39 +75,53 @@ class Journal:
             self._entries[key] = json.loads(body)["entry"]
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        if self.path.is_dir():
-            raise FileError(f"{self.path} is a folder where a file should be: move it away")
-        if not self.path.exists():
-            return {}
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        found = {}
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            key, entry = self._parse(line, number)
-            found[key] = entry
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+        found, size = read_entries(self.path, self._fields)
+        if self.path.exists() and size < self.path.stat().st_size:
+            os.truncate(self.path, size)
         return found
 
-    def _parse(self, line: bytes, number: int) -> tuple[str, dict[str, Any]]:
-        try:
-            match = _LINE.fullmatch(line.decode("utf-8"))
-            if match is None:
-                raise ValueError("it is no entry with a checksum")
-            if _digest("{" + match[2]) != match[1]:
-                raise ValueError("its checksum does not fit")
-            piece = json.loads(line)
-            key, entry = piece["key"], piece["entry"]
-            if not isinstance(key, str) or not isinstance(entry, dict):
-                raise ValueError("it is no entry")
-            if missing := [name for name in self._fields if name not in entry]:
-                raise ValueError(f"it lacks {missing[0]!r}")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-            raise FileError(
-                f"{self.path}, line {number}: damaged ({reason}); delete the line, and what it held is done again"
-            ) from error
-        return key, entry
+
+def read_entries(path: Path, fields: Iterable[str] = ()) -> tuple[dict[str, dict[str, Any]], int]:
+    """Reads a journal that another process may be writing; nothing is changed.
+
+    Returns:
+      The last entry of each key, and the bytes that whole lines take: what is behind them is half a line.
+
+    Raises:
+      FileError: as `Journal`.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder where a file should be: move it away")
+    if not path.exists():
+        return {}, 0
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    found = {}
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        key, entry = _parse(path, line, number, fields)
+        found[key] = entry
+    return found, len(whole)
+
+
+def _parse(path: Path, line: bytes, number: int, fields: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    try:
+        match = _LINE.fullmatch(line.decode("utf-8"))
+        if match is None:
+            raise ValueError("it is no entry with a checksum")
+        if _digest("{" + match[2]) != match[1]:
+            raise ValueError("its checksum does not fit")
+        piece = json.loads(line)
+        key, entry = piece["key"], piece["entry"]
+        if not isinstance(key, str) or not isinstance(entry, dict):
+            raise ValueError("it is no entry")
+        if missing := [name for name in fields if name not in entry]:
+            raise ValueError(f"it lacks {missing[0]!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise FileError(
+            f"{path}, line {number}: damaged ({reason}); delete the line, and what it held is done again"
+        ) from error
+    return key, entry
 
 
 def _digest(body: str) -> str:

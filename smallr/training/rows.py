@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
 from smallr.data.errors import nearest
+from smallr.data.reviewed import kept_rows
 from smallr.data.sources import is_builtin, is_single, load_part
 
 SOURCE_FIELDS = ("path", "split", "columns", "format", "weight")
@@ -53,12 +54,14 @@ class SplitRows:
       rows: under our column names.
       available: rows of the whole split of the source; 0: as many as there are here.
       numbers: of each row in the whole split; empty: they count from 0.
+      review: what `data.require_review` has left out, in words; empty: nothing was asked for.
     """
 
     part: Part
     rows: datasets.Dataset
     available: int = 0
     numbers: Sequence[int] = ()
+    review: str = ""
 
 
 def training_parts(config: ConfigDict) -> tuple[Part, ...]:
@@ -176,13 +179,17 @@ def read_parts(config: ConfigDict, name: str) -> list[SplitRows]:
     parts = training_parts(config) if name == "train" or heldout is None else [heldout]
     found = []
     for part in parts:
+        told = ""
         without = heldout.split if name == "train" and heldout and heldout.source == part.source else ""
         rows, available, numbers = load_part(part.source, part.split, columns=part.columns, without=without)
+        if config.data.require_review and part is not heldout:
+            chosen, told = kept_rows(rows, part.name)
+            rows, numbers = rows.select(chosen), [numbers[i] for i in chosen]
         if fraction:
             held = _drawn(len(rows), fraction, config.seed)
             chosen = sorted(held) if name == "eval" else [i for i in range(len(rows)) if i not in held]
             rows, numbers = rows.select(chosen), [numbers[i] for i in chosen]
-        found.append(SplitRows(part, rows, available, numbers))
+        found.append(SplitRows(part, rows, available, numbers, told))
     return found
 
 

@@ -105,6 +105,8 @@ def load_split(
     if not found:
         return None
     for each in found:
+        if each.review:
+            log(f"{name}: {each.review}")
         options = dataclasses.replace(tokenize_options(config), format=each.part.format)
         sets.append(tokenize_together(each.rows, tokenizer, options, source=each.part.name, numbers=each.numbers))
     examples, available = merge_sets(sets), sum(each.available for each in found)

@@ -36,17 +36,19 @@ class HostGuard:
     Args:
       app: the application behind.
       allowed: names or addresses without a port; empty allows all.
+      advice: what a user can do, for the message.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Collection[str]):
+    def __init__(self, app: ASGIApp, allowed: Collection[str], advice: str = "--allowed_hosts=HOST would allow it"):
         self._app, self._allowed = app, {host.lower().strip("[]") for host in allowed}
+        self._advice = advice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._allowed:
             host = _host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
             if host not in self._allowed:
                 error = BadRequest(
-                    f"Host: {host!r} is not a name of this server; --allowed_hosts={host} would allow it",
+                    f"Host: {host!r} is not a name of this server; {self._advice.replace('HOST', host)}",
                     status=403,
                     code="host_not_allowed",
                 )

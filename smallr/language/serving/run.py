@@ -9,6 +9,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from smallr.core.errors import UserError
 
@@ -32,10 +33,10 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Says where it is once it can be reached."""
 
-    def __init__(self, app: FastAPI, greeting: str):
+    def __init__(self, app: ASGIApp, greeting: str):
         super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"))
         self._greeting = greeting
 
@@ -48,7 +49,7 @@ def run(app: FastAPI, sock: socket.socket, name: str) -> None:
     """Serves until SIGTERM or Ctrl-C; then requests under way get `GRACE` seconds to end, and no more are taken."""
     host, port = sock.getsockname()[:2]
     address = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
-    _Server(app, f"smallr: serving {name} at {address}").run([sock])
+    Server(app, f"smallr: serving {name} at {address}").run([sock])
 
 
 def exit_on_sigterm() -> None:

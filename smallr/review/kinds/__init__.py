@@ -1,0 +1,1 @@
+"""Reads rows of each kind that smallr writes by machine."""
