@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 
 from smallr.core.errors import UserError
 from smallr.evals import extraction
@@ -15,9 +16,18 @@ from smallr.evals.graders.base import Grader, Job
 from smallr.language.confidence import Answer, Extract, Span
 
 WHOLE, SHORT_TEXT = "all", "text"  # ways to read an answer besides the benchmarks'
-_NUMERAL = re.compile(
-    r"[-−]?\s?(?:\\[dt]?frac\s*\{[^{}]{1,40}\}\s*\{[^{}]{1,40}\}|\d[\d,.]*\s*/\s*\d+|(?:\d[\d,{}\\ ]*)?\.?\d+(?:\.\d+)?)"
+_CORES = (
+    r"\\[dt]?frac\s*\{[^{}]{1,40}\}\s*\{[^{}]{1,40}\}",
+    r"\d+\s?/\s?\d+",
+    r"\d{1,3}(?:(?:,|\{,\}|\\,|\s)\d{3})+(?:\.\d+)?",  # thousands in groups
+    r"\d*\.?\d+",
 )
+# Each with its sign and without: behind another number a hyphen is a minus between the two.
+_NUMERALS = [
+    re.compile(rf"(?<![\w.])(?<!\d,){sign}(?<![\w.])(?<!\d,){core}(?!\d)")
+    for core in _CORES
+    for sign in ("", r"[-−]\s?")
+]
 
 
 def locate(text: str, value: str) -> Span | None:
@@ -54,19 +64,15 @@ def _places(part: str) -> Iterator[tuple[int, int, bool]]:
 def _inside(segment: str, value: str, last: bool) -> Span | None:
     number = numerals.value(value)
     if number is not None:
-        spans = [match.span() for match in _NUMERAL.finditer(segment) if _value(match[0]) == number]
-        spans = [(start + _blank(segment[start:end]), end) for start, end in spans]
+        found = (match for pattern in _NUMERALS for match in pattern.finditer(segment))
+        spans = sorted(match.span() for match in found if _value(match[0]) == number)
     else:
         spans = [match.span() for match in _literal(value).finditer(segment)]
     return (spans[-1] if last else spans[0]) if spans else None
 
 
-def _value(text: str):
-    return numerals.value(text.strip().rstrip(".,").replace("−", "-"))
-
-
-def _blank(text: str) -> int:
-    return len(text) - len(text.lstrip())
+def _value(text: str) -> Decimal | None:
+    return numerals.value(text.replace("−", "-"))
 
 
 def _literal(value: str) -> re.Pattern[str]:

@@ -13,6 +13,10 @@ GSM8K = [
     ("The answer is $1,234.50 in 3 weeks", "1234.50", 15),
     ("we get 10 + 8 = 18", "18", 16),
     (r"so \boxed{\frac{1}{2}}", "0.5", 10),
+    ("word9 59 59 73 word4 5", "5", 21),  # numbers side by side, and digits of names
+    ("12 + 34 - 4 = 42, minus 4", "4", 24),
+    ("it fell to -4", "-4", 11),
+    ("all in all 12,345.5 kg", "12345.5", 11),
     ("<think>maybe 7</think>It is 7.", "7", 28),
 ]
 
