@@ -113,12 +113,14 @@ class Decisions:
         """Stores a decision; it is on disk when this returns. An edit that changes nothing is an acceptance.
 
         Raises:
-          UserError: no such decision, an edit without a text, or the disk is full.
+          UserError: no such decision, an edit or an acceptance without a text, or the disk is full.
         """
         if decision not in DECISIONS:
             raise UserError(f"decision {decision!r} must be one of: {', '.join(DECISIONS)}")
         if decision == EDITED and not text.strip():
             raise UserError("an edit needs a text that is not empty; to leave the row out, reject it")
+        if decision == ACCEPTED and not row.text.strip():
+            raise UserError("this row has no text to accept: write one with an edit, or reject it")
         if decision == EDITED and text == row.text:
             decision = ACCEPTED
         before = self._own.get(row.key)

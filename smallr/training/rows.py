@@ -182,7 +182,7 @@ def read_parts(config: ConfigDict, name: str) -> list[SplitRows]:
         told = ""
         without = heldout.split if name == "train" and heldout and heldout.source == part.source else ""
         rows, available, numbers = load_part(part.source, part.split, columns=part.columns, without=without)
-        if config.data.require_review and part is not heldout:
+        if config.data.get("require_review", False) and part is not heldout:
             chosen, told = kept_rows(rows, part.name)
             rows, numbers = rows.select(chosen), [numbers[i] for i in chosen]
         if fraction:

@@ -50,6 +50,8 @@ def test_a_decision_is_read_again_and_undone(reviewed):
     for decision, text, message in (("edited", " ", "not empty"), ("maybe", "", "must be one of: accepted, edited")):
         with pytest.raises(UserError, match=message):
             ann.add(second, decision, text)
+    with pytest.raises(UserError, match="no text to accept"):
+        ann.add(dataclasses.replace(second, text=""), "accepted")
     ann.close()
 
 
