@@ -75,9 +75,8 @@ def base(benchmark: str) -> ConfigDict:
     # Between the two, such as -->; empty: an answer that comes first is the first line, and one that comes last is the last
     # box or statement.
     config.agreement.separator = ""
-    config.agreement.reader = (
-        "rule"  # who says what a rationale leads to: rule (the grader) | model (the one evaluated)
-    )
+    # Who says what a rationale leads to: rule (the grader) | model (the one evaluated).
+    config.agreement.reader = "rule"
     config.agreement.prompt = READING  # what the model is asked: {rationale}, and {question} if it is to see that too
     config.agreement.max_tokens = 32  # of its reply
     config.cost = ConfigDict()  # what an answer costs
