@@ -162,6 +162,7 @@ def test_needed_work_counts_visible_pairs_by_hand():
     assert attention._visible_pairs(packing) == 13
 
 
+@pytest.mark.process
 def test_collectives_are_measured_over_axes_of_several_devices(eight_devices):
     printed = eight_devices(
         "import jax\n"
