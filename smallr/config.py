@@ -53,9 +53,8 @@ def _add_compute(config: ConfigDict) -> None:
     config.compute = ConfigDict()
     config.compute.dtype = "bfloat16"  # of activations and products; parameters and reductions are float32
     config.compute.remat = "dots"  # what the backward pass recomputes: none | dots | full
-    config.compute.attention = (
-        "auto"  # auto (the fastest here that agrees) | xla | tpu | gpu | cudnn | cudnn_packed | splash
-    )
+    # auto | xla | tpu | gpu | cudnn | cudnn_packed | splash; auto: the fastest here that agrees with the dense rule
+    config.compute.attention = "auto"
     config.compute.logp_chunk = 0  # entries of the vocabulary whose logits are held at once; 0: by platform
 
     config.mesh = ConfigDict()  # devices = data * fsdp * tensor * context; -1 takes what is left

@@ -124,8 +124,7 @@ def _setups(options: Options, mesh: Mesh) -> list[Setup]:
 
 
 def _candidates(findings: Findings, setup: Setup, mesh: Mesh) -> None:
-    with jax.set_mesh(mesh):
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
     measure_candidates(findings, setup.name, setup.model, max(1, setup.rows // parts), setup.row_length)
 
 

@@ -1,8 +1,8 @@
 """Finds the fastest attention on the device at hand, among those that agree with the dense rule there.
 
-Each candidate is checked first, values and gradients on a small random packing, then timed, forward and backward, on the
-run's own shapes. What disagrees, raises or is declared unsupported is left out with a note, and never ends a run. The
-answer is kept on disk. On a CPU there is one candidate, and no time is spent.
+Each candidate is checked first, values and gradients on a small random packing, then called twice for the same bits and
+timed, forward and backward, on the run's own shapes. What disagrees, raises or is declared unsupported is left out
+with a note, and never ends a run. The answer is kept on disk. On a CPU there is one candidate, and no time is spent.
 
 Dimension letters: B rows, T tokens, H heads, K kv heads, D head_dim.
 """
@@ -36,6 +36,12 @@ TOLERANCE = {"float32": 5e-4, "bfloat16": 8e-3}
 PER_TOKEN = 8
 CHECKED_LENGTH = 1024
 NO_WINDOW = 2**31 - 1  # a traced window that bounds nothing
+# Atomic additions in a kernel would end the promise that a resumed run has the same bits.
+NOT_REPEATED = (
+    "a second call gives other bits, so a run could not be repeated; XLA_FLAGS=--xla_gpu_deterministic_ops=true asks for a "
+    "kernel that can, or name it in config.compute.attention"
+)
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 _MESSAGE = 8192  # bytes of an answer that one process sends to the others
 
 # Computes attention of q, k, v under (horizon, positions, window).
@@ -118,7 +124,8 @@ def choose(
         kept = bool(found)
         if not kept:
             found = try_candidates(shape, device, packing, candidates, seconds_of)
-            Cache(KIND).put_json(identity, [dataclasses.asdict(trial) for trial in found])
+            if not any(_OUT_OF_MEMORY in trial.note for trial in found):  # another program's doing, perhaps
+                Cache(KIND).put_json(identity, [dataclasses.asdict(trial) for trial in found])
     if jax.process_count() > 1:
         found = _of_process_0(found)
     elif kept:
@@ -160,7 +167,11 @@ def _try(name: str, attend: Candidate, shape: AttentionShape, packing: Packing, 
         error = disagreement(attend, shape)
         if not error <= TOLERANCE[shape.dtype]:
             return Trial(name, error=error, note=f"it differs from the dense rule by {error:.1e}")
-        return Trial(name, seconds=_seconds(attend, shape, packing, seconds_of), error=error)
+        arrays, program = _random_arrays(shape, *packing.horizon.shape), _program(attend, shape)
+        calls = [(program, *arrays, *packing, window) for window in _window_values(shape)]
+        if not all(_repeats(*call) for call in calls):
+            return Trial(name, error=error, note=NOT_REPEATED)
+        return Trial(name, seconds=sum(seconds_of(*call) for call in calls), error=error)
     except Exception as error:  # whatever a kernel of others, a compiler or a driver raises is a note
         text = " ".join(str(error).split())[:200]
         return Trial(name, note=f"{type(error).__name__}: {text}")
@@ -249,9 +260,10 @@ def _distance(a: Array, b: Array) -> float:
     return distance if np.isfinite(distance) else float("inf")
 
 
-def _seconds(attend: Candidate, shape: AttentionShape, packing: Packing, seconds_of: Callable[..., float]) -> float:
-    arrays, program = _random_arrays(shape, *packing.horizon.shape), _program(attend, shape)
-    return sum(seconds_of(program, *arrays, *packing, window) for window in _window_values(shape))
+def _repeats(program: Callable[..., tuple[Array, ...]], *args: Any) -> bool:
+    """Returns whether a second call gives the same bits."""
+    calls = [[np.asarray(x) for x in program(*args)] for _ in range(2)]
+    return all(a.tobytes() == b.tobytes() for a, b in zip(*calls, strict=True))
 
 
 def _window_values(shape: AttentionShape) -> list[Int[np.ndarray, ""]]:

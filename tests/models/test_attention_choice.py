@@ -80,6 +80,29 @@ def test_an_error_of_a_hundredth_is_refused(wrong, dtype):
     assert found["xla"].note == "", "rounding alone is within the tolerance"
 
 
+def test_what_gives_other_bits_each_time_is_refused():
+    """As atomic additions do: a run could not be resumed bit for bit."""
+    count = iter(range(1000))
+
+    def unstable(*args):
+        nudge = jax.pure_callback(lambda: np.float32(1e-6 * next(count)), jax.ShapeDtypeStruct((), "float32"))
+        return _right(*args) * (1 + nudge)
+
+    found = try_candidates(SHAPE, GPU, None, {"cudnn": unstable, "xla": _right}, Clock(1.0))
+    assert found[0].note == attention_choice.NOT_REPEATED
+    assert found[1].seconds == 1.0
+
+
+def test_an_answer_that_lacked_memory_is_not_kept():
+    def large(*args):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    for _ in range(2):
+        clock = Clock(1.0)
+        assert choose(SHAPE, GPU, None, {"gpu": large, "xla": _right}, clock).impl == "xla"
+        assert clock.calls == 1
+
+
 def test_a_single_wrong_token_is_refused():
     def one(*args):
         out = _right(*args)
