@@ -107,8 +107,10 @@ def _add_batch(config: ConfigDict) -> None:
 
 
 def _add_optimizer(config: ConfigDict) -> None:
-    """Adds AdamW and its learning rates."""
-    config.optimizer = ConfigDict()  # AdamW
+    """Adds the optimizer and its learning rates."""
+    config.optimizer = ConfigDict()
+    # adamw | adafactor | muon | adamw8bit, whose memory `smallr fit --optimizer=NAME` tells; see docs/memory.md
+    config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-5  # the highest
     config.optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
     config.optimizer.warmup = 0.1  # share of the steps if below 1, else a number of steps
@@ -118,6 +120,7 @@ def _add_optimizer(config: ConfigDict) -> None:
     config.optimizer.eps = 1e-8  # added to the root of the second
     config.optimizer.weight_decay = 0.0  # not applied to norms and biases
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    config.optimizer.shard_over_data = False  # split the optimizer's state over mesh.data too, see docs/scale.md
     # What the learning rate does when a run goes on with more (or fewer) steps than it was planned for. rewarm: warm up
     # again and decay over the added steps; constant: stay at the last rate; as_new: the rates of a run planned for all
     # steps from its beginning. Empty: such a run stops and asks.

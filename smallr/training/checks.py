@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from smallr.core.errors import UserError
 from smallr.models.loading import ModelSource
 from smallr.training.objective import Objective, make_objective
-from smallr.training.optimizer import Horizon, make_groups, make_schedule
+from smallr.training.optimizer import Horizon, check_optimizer, make_schedule
 from smallr.training.options import tokenize_options
 from smallr.training.policy import check_freeze, check_heads, check_soft
 from smallr.training.saved import run_config
@@ -36,7 +36,7 @@ def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
     check_heads(config)
     check_trackers(config.track.to)
     tokenize_options(config)
-    make_groups(config.optimizer)
+    check_optimizer(config)
     make_schedule(config.optimizer, (Horizon(0, config.steps or sys.maxsize),))
     warn_of_start(config)
     return objective

@@ -1,4 +1,4 @@
-"""Makes AdamW with clipping and a schedule from the config, also for a run that goes on beyond its planned end."""
+"""Makes the optimizer, with clipping and a schedule, from the config, also for a run that goes on beyond its planned end."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
+from smallr.training.matrices import Views, on_matrices
+from smallr.training.update_rules import NAMES, ON_MATRICES, Rule, adamw
 
-NOT_DECAYED = ("scale", "bias")  # how the names of norm weights and biases end
 EXTENSIONS = ("rewarm", "constant", "as_new")  # what `config.optimizer.on_extend` may be
 
 
@@ -203,18 +204,25 @@ def renewed(optimizer: optax.GradientTransformation, params: Any, opt_state: Any
     return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda x: x.sharding, opt_state))(params)
 
 
-def decay_mask(params: Any) -> Any:
-    """Returns True for parameters that weight decay applies to: all but norm scales and biases, by name."""
+def check_optimizer(config: ConfigDict) -> None:
+    """Checks `config.optimizer` as far as no weights are needed; `config` is that of the run.
 
-    def decayed(path: tuple, _: Any) -> bool:
-        names = [str(getattr(entry, "key", "")) for entry in path]
-        return not any(name.endswith(NOT_DECAYED) for name in names)
-
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    Raises:
+      UserError: an unknown optimizer, one that has nothing to work on, or a group that cannot be (see `make_groups`).
+    """
+    name = config.optimizer.name
+    if name not in NAMES:
+        raise UserError(f"config.optimizer.name: {name!r} must be one of: {', '.join(NAMES)}")
+    if name == "muon" and ("lora" in config or "soft" in config):
+        raise UserError(
+            "config.optimizer.name=muon: it makes the updates of whole weight matrices orthogonal, but adapters and soft "
+            "prompts are none; take adamw"
+        )
+    make_groups(config.optimizer)
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Builds clipping by the global norm of all parameters, then AdamW with the learning rates of the groups.
+    """Builds clipping by the global norm of all parameters, then `config.name` with the learning rates of the groups.
 
     Args:
       config: `config.optimizer`.
@@ -223,17 +231,36 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     Raises:
       UserError: see `make_groups`.
     """
-
-    def adamw(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-        return optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=weight_decay, mask=decay_mask)
-
-    update, groups = adamw(schedule, config.weight_decay), make_groups(config)
-    if groups:
-        own = {group.name: adamw(_scaled(schedule, group.scale), group.weight_decay) for group in groups}
-        update = optax.multi_transform({"": update, **own}, partial(_labels, groups))
+    groups = make_groups(config)
+    if config.name == "adamw":
+        update = _by_group(adamw(config), groups, schedule, config.weight_decay)
+    else:
+        update = on_matrices(partial(_on_matrices, config, groups, schedule))
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
     return update
+
+
+def _by_group(rule: Rule, groups: Sequence[Group], schedule: optax.Schedule, decay: float):
+    """Applies one rule to all parameters, with the learning rates of their groups."""
+    if not groups:
+        return rule(schedule, decay)
+    own = {group.name: rule(_scaled(schedule, group.scale), group.weight_decay) for group in groups}
+    return optax.multi_transform({"": rule(schedule, decay), **own}, partial(_labels, groups))
+
+
+def _on_matrices(
+    config: ConfigDict, groups: Sequence[Group], schedule: optax.Schedule, views: Views
+) -> optax.GradientTransformation:
+    """Applies each parameter's rule, with the learning rate of its group."""
+    of_group = _labels(groups, dict.fromkeys(views, 0))
+    label, rules = ON_MATRICES[config.name](config, views)
+    settings = {"": (schedule, config.weight_decay)}
+    settings |= {group.name: (_scaled(schedule, group.scale), group.weight_decay) for group in groups}
+    return optax.multi_transform(
+        {f"{kind}/{name}": rule(*setting) for kind, rule in rules.items() for name, setting in settings.items()},
+        {path: f"{label(view)}/{of_group[path]}" for path, view in views.items()},
+    )
 
 
 def _scaled(schedule: optax.Schedule, scale: float) -> optax.Schedule:

@@ -34,6 +34,7 @@ FREE = (
     "steps",
     "epochs",
     "optimizer.on_extend",
+    "optimizer.shard_over_data",
     "log_every",
     "eval_every",
     "data.eval",

@@ -22,6 +22,7 @@ from smallr.training.optimizer import steps_of_schedule
 from smallr.training.policy import NOTHING, ModelFunctions
 from smallr.training.references import Reference
 from smallr.training.splits import batch_sharding
+from smallr.training.state_sharding import optimizer_sharding, param_sharding
 
 
 @jax.tree_util.register_dataclass
@@ -66,33 +67,18 @@ class Constants:
         return cls(frozen, reference, np.asarray(denominator, np.float32))
 
 
-def state_sharding(abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_sharding(
+    abstract: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh, shard_over_data: bool = False
+) -> TrainState:
     """Returns the NamedSharding of every array of the state, from the `axes` metadata of the parameters."""
     replicated = NamedSharding(mesh, PartitionSpec())
-    params = param_sharding(abstract.params, mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda leaf, sharding: leaf if _is_masked(leaf) else sharding,
-        abstract.opt_state,
-        split_targets(params)[0],
-        transform_non_params=lambda _: replicated,
-        is_leaf=_is_masked,
-    )
-    reference = param_sharding(abstract.reference, mesh)
-    return TrainState(step=replicated, params=params, opt_state=opt_state, rng=replicated, reference=reference)
-
-
-def _is_masked(leaf: Any) -> bool:
-    """Returns whether the optimizer's state of a group has nothing for the parameters of the other groups."""
-    return isinstance(leaf, optax.MaskedNode)
-
-
-def param_sharding(params: nnx.State, mesh: Mesh) -> nnx.State:
-    """Returns the NamedSharding of each parameter."""
-    return jax.tree.map(
-        lambda leaf: leaf.replace(named_sharding(mesh, leaf.get_metadata("axes"), leaf.get_value().shape)),
-        params,
-        is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+    online = split_targets(abstract.params)[0]
+    return TrainState(
+        step=replicated,
+        params=param_sharding(abstract.params, mesh),
+        opt_state=optimizer_sharding(abstract.opt_state, online, mesh, shard_over_data),
+        rng=replicated,
+        reference=param_sharding(abstract.reference, mesh),
     )
 
 
@@ -102,10 +88,11 @@ def init_state(
     seed: int,
     mesh: Mesh,
     reference: Reference | None = None,
+    shard_over_data: bool = False,
 ) -> tuple[TrainState, TrainState]:
     """Builds the state at step 0 around loaded parameters, which are donated, and its shardings."""
     create = _creator(optimizer, seed, reference)
-    sharding = state_sharding(jax.eval_shape(create, params), optimizer, mesh)
+    sharding = state_sharding(jax.eval_shape(create, params), optimizer, mesh, shard_over_data)
     return jax.jit(create, out_shardings=sharding, donate_argnums=0)(params), sharding
 
 
@@ -115,10 +102,11 @@ def abstract_state(
     seed: int,
     mesh: Mesh,
     reference: Reference | None = None,
+    shard_over_data: bool = False,
 ) -> tuple[TrainState, TrainState]:
     """Returns shapes and shardings of what `init_state` makes, without making it."""
     shapes = jax.eval_shape(_creator(optimizer, seed, reference), params)
-    sharding = state_sharding(shapes, optimizer, mesh)
+    sharding = state_sharding(shapes, optimizer, mesh, shard_over_data)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, sharding), sharding
 
 
@@ -164,11 +152,13 @@ def make_step(
     chunk: int,
     accumulation: int = 1,
     reference: Reference | None = None,
+    shard_over_data: bool = False,
 ) -> Step:
     """Builds `step(state, batch, constants) -> state, metrics, per_example`, jitted; the state is donated.
 
     `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The loss among the metrics is
-    the mean over the step's own examples, whatever the gradient is normalised by.
+    the mean over the step's own examples, whatever the gradient is normalised by. With `shard_over_data` a device has the
+    summed gradient, and updates the parameters, of its part of the optimizer's state alone.
     """
     reference = reference or Reference.none()
 
@@ -187,6 +177,11 @@ def make_step(
                 batch,
                 accumulation,
                 online,
+            )
+        if shard_over_data:
+            online, gradient = (
+                jax.lax.with_sharding_constraint(tree, param_sharding(tree, mesh, over_data=True))
+                for tree in (online, gradient)
             )
         updates, opt_state = optimizer.update(gradient, state.opt_state, online)
         metrics = {

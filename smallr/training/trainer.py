@@ -329,7 +329,9 @@ class Trainer:
     def _make_state(self) -> None:
         """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
         params, self.partition = self.partition.params, dataclasses.replace(self.partition, params=NOTHING)
-        given = make_optimizer(self.config.optimizer, lambda step: 0.0), self.config.seed, self.mesh, self.reference
+        optimizer = make_optimizer(self.config.optimizer, lambda step: 0.0)
+        over_data = self.config.optimizer.shard_over_data
+        given = optimizer, self.config.seed, self.mesh, self.reference, over_data
         if self.files.checkpointer.latest_step() is None:
             self.state, self._sharding = init_state(params, *given)
             return
@@ -424,6 +426,7 @@ class Trainer:
             chunk=config.compute.logp_chunk,
             accumulation=config.batch.accumulation,
             reference=self.reference,
+            shard_over_data=config.optimizer.shard_over_data,
         )
 
     # Figures and files ------------------------------------------------------------------------------------------

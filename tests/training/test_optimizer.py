@@ -12,7 +12,6 @@ from smallr.core.errors import UserError
 from smallr.training.optimizer import (
     Horizon,
     check_groups,
-    decay_mask,
     extend,
     make_groups,
     make_optimizer,
@@ -20,6 +19,7 @@ from smallr.training.optimizer import (
     renewed,
     steps_of_schedule,
 )
+from smallr.training.update_rules import decay_mask
 
 
 def config(**changes):
