@@ -29,7 +29,8 @@ from smallr.training.optimizer import Horizon, make_optimizer, make_schedule
 from smallr.training.policy import NOTHING, ModelFunctions
 from smallr.training.references import Reference
 from smallr.training.splits import batch_sharding
-from smallr.training.step import Constants, abstract_state, make_step, param_sharding
+from smallr.training.state_sharding import param_sharding
+from smallr.training.step import Constants, abstract_state, make_step
 
 SHAPES: Mapping[str, DecoderConfig] = {
     **SIZES,
@@ -118,7 +119,8 @@ def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: P
     schedule = make_schedule(config.optimizer, (Horizon(0, 1000),))
     optimizer = make_optimizer(config.optimizer, schedule)
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))))
-    state, sharding = abstract_state(params, optimizer, 0, mesh)
+    over_data = config.optimizer.shard_over_data
+    state, sharding = abstract_state(params, optimizer, 0, mesh, shard_over_data=over_data)
     copy = NOTHING
     if objective.reference == "live":
         copy = jax.tree.map(_struct, params, param_sharding(params, mesh))
@@ -132,6 +134,7 @@ def abstract_step(model: DecoderConfig, config: ConfigDict, mesh: Mesh, pairs: P
         chunk=config.compute.logp_chunk,
         accumulation=config.batch.accumulation,
         reference=Reference.live(copy) if objective.reference == "live" else None,
+        shard_over_data=over_data,
     )
     batch = jax.tree.map(functools.partial(_struct, sharding=batch_sharding(mesh)), pairs.batch())
     constants = Constants(NOTHING, copy, jax.ShapeDtypeStruct((), jnp.float32))

@@ -87,13 +87,14 @@ def make_devices(topology: str) -> list[jax.Device]:
 
 
 def mesh_of(devices: list[jax.Device], sizes: str) -> Mesh:
-    """Returns the mesh of `data,fsdp,tensor`; one of them may be -1."""
+    """Returns the mesh of `data,fsdp,tensor` or `data,fsdp,tensor,context`; one of them may be -1."""
     shape = [int(size) for size in sizes.split(",")]
+    shape += [1] * (len(shape) == 3)
     if -1 in shape:
         shape[shape.index(-1)] = -len(devices) // int(np.prod(shape))
-    if len(shape) != 3 or int(np.prod(shape)) != len(devices):
-        raise SystemExit(f"--mesh={sizes}: want data,fsdp,tensor whose product is {len(devices)} devices")
-    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if len(shape) != 4 or int(np.prod(shape)) != len(devices):
+        raise SystemExit(f"--mesh={sizes}: want data,fsdp,tensor,context whose product is {len(devices)} devices")
+    return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=(AxisType.Auto,) * 4, devices=devices)
 
 
 def read_config(path: str) -> ConfigDict:
@@ -220,11 +221,13 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice, or cpu:N")
     parser.add_argument("--config", default="configs/cogpo.py", help="objective, optimizer, compute and mesh")
     parser.add_argument("--model", default="qwen2.5-0.5b", choices=SHAPES)
-    parser.add_argument("--mesh", help="data,fsdp,tensor; default: the config's")
+    parser.add_argument("--mesh", help="data,fsdp,tensor or data,fsdp,tensor,context; default: the config's")
     parser.add_argument("--rows", type=int, default=0, help="rows of a step; default: one a device")
     parser.add_argument("--row_length", type=int, default=4096)
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a pair's prompt")
     parser.add_argument("--completion", type=int, default=256, help="tokens of each of its completions")
+    parser.add_argument("--optimizer", help="adamw, adafactor, muon, adamw8bit; default: the config's")
+    parser.add_argument("--shard_over_data", action="store_true", help="split the optimizer's state over data too")
     parser.add_argument("--accumulation", type=int, help="micro-batches; default: the config's")
     parser.add_argument("--remat", help="default: the config's")
     parser.add_argument("--attention", help="default: the config's")
@@ -242,6 +245,8 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", int(args.topology[4:]))
     config = read_config(args.config).unlock()
     config.batch.accumulation = args.accumulation or config.batch.accumulation
+    config.optimizer.name = args.optimizer or config.optimizer.name
+    config.optimizer.shard_over_data = args.shard_over_data or config.optimizer.shard_over_data
     compute = config.compute
     devices = make_devices(args.topology)
     model = dataclasses.replace(

@@ -56,10 +56,13 @@ def _add_compute(config: ConfigDict) -> None:
     config.compute.attention = "auto"  # auto | xla | tpu | gpu; auto: the kernel on TPUs, else xla
     config.compute.logp_chunk = 0  # entries of the vocabulary whose logits are held at once; 0: by platform
 
-    config.mesh = ConfigDict()  # devices = data * fsdp * tensor; -1 takes what is left
+    config.mesh = ConfigDict()  # devices = data * fsdp * tensor * context; -1 takes what is left
     config.mesh.data = 1  # copies of the model, each with its own rows
     config.mesh.fsdp = -1  # devices over which parameters and rows are split
     config.mesh.tensor = 1  # devices over which each matrix product is split
+    config.mesh.context = (
+        1  # devices over which the tokens of a row are split, and parameters; for rows of 16k and more
+    )
 
 
 def _add_data(config: ConfigDict) -> None:

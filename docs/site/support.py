@@ -81,6 +81,12 @@ FEATURES: dict[str, Feature] = {
     "float32": _option("float32", compute__dtype="float32"),
     "remat": _option("remat=full", compute__remat="full"),
     "mesh": _option("several devices", how="`mesh.fsdp=-1`, `mesh.tensor=2`"),
+    "context": _option("rows over several devices", how="`mesh.context=2`"),
+    "over_data": _option("optimizer's state over `data`", optimizer__shard_over_data=True),
+    "adafactor": _option("Adafactor", "optimizer", optimizer__name="adafactor"),
+    "muon": _option("Muon", "optimizer", optimizer__name="muon"),
+    "adamw8bit": _option("AdamW in 8 bits", "optimizer", optimizer__name="adamw8bit"),
+    "kernel": _option("a kernel for attention", how="`compute.attention=tpu`, `gpu`", compute__attention="tpu"),
     "benchmark": _option("benchmark while training", benchmark__name="gsm8k"),
     "folders": _option("folders while training", checkpoint__hf_every=10),
     "extend": _option("a longer run", optimizer__on_extend="rewarm"),
@@ -111,6 +117,13 @@ def _refusals() -> dict[frozenset[str], tuple[str, str]]:
         found[option, "freeze"] = ("all but the adapters is frozen already", "with config.lora all but the adapters")
     found["columns", "ld"] = ("columns hold sums, LD-DPO weighs tokens", "columns hold sums")
     found["soft", "benchmark"] = ("its prompts have no soft tokens", "its prompts have no soft tokens")
+    found["context", "kernel"] = ("kernels know whole rows alone", "this kernel does not know")
+    found["context", "benchmark"] = ("answers are written by rows of one device", "answers are not written on a mesh")
+    for option in ("lora", "qlora", "soft"):
+        found["muon", option] = (
+            "adapters and soft prompts are no whole matrices",
+            "adapters and soft prompts are none",
+        )
     found["soft", "folders"] = ("soft prompts are exported at the end", "soft prompts are exported at the end")
     return {frozenset(pair): reason for pair, reason in found.items()}
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from smallr.cli.inputs import check
 from smallr.cli.parsing import Parser
+from smallr.core.errors import UserError
 from smallr.models.names import check_model, is_hub_id
 from smallr.models.sizes import SIZES
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from smallr.training.memory import Memory, Setting
 
 GIB = 2**30
+OPTIMIZERS = ("adamw", "adafactor", "muon", "adamw8bit")
 KEPT_FREE = 0.07  # share of a device's memory that is left to the runtime, and to the error of the estimate
 _OF_GPUS = (
     "On a GPU set XLA_PYTHON_CLIENT_MEM_FRACTION=0.93 in the environment: "
@@ -44,6 +46,8 @@ def flags(parser: Parser) -> None:
     parser.flag("rank", 16, "of the adapters", low=1)
     parser.flag("base", "float32", "how the base under adapters is held", choices=("float32", "int8", "int4", "nf4"))
     parser.flag("live", False, "a live reference instead of a cached one")
+    parser.flag("optimizer", "adamw", "what is held beside the parameters", choices=OPTIMIZERS)
+    parser.flag("context", 1, "of the devices, those over which the tokens of a row are split", low=1)
     parser.flag("platform", "accelerator", "what the memory is of", choices=("accelerator", "cpu"))
     parser.flag("scored", 2 / 3, "share of the tokens that are scored", low=0.0, high=1.0)
 
@@ -55,12 +59,16 @@ def run(options: Namespace) -> int:
 
     from smallr.training.memory import REMATS, Setting, estimate, most_rows
 
+    if options.devices % options.context:
+        raise UserError(f"--context={options.context} does not divide --devices={options.devices}")
     model = _sizes_of(options.model)
     setting = Setting(
         1,
         options.row_length,
         dtype=options.dtype,
-        fsdp=options.devices,
+        fsdp=options.devices // options.context,
+        context=options.context,
+        optimizer=options.optimizer,
         lora=options.rank if options.lora else 0,
         base=options.base,
         live=options.live,
@@ -113,10 +121,12 @@ def _advice(options: Namespace, found: dict[str, tuple[Setting, Memory]], model:
         return f"Not one row fits. Try shorter rows, more devices{', '.join(['', *ways])}."
     # Products that are kept save a third of the work; keeping everything saves little more and costs most.
     setting, memory = found.get("dots") or found["full"]
-    rows = setting.rows * options.devices * options.accumulation
+    rows = setting.rows * setting.fsdp * options.accumulation
     fields = [f"batch.rows={rows}", f"batch.row_length={options.row_length}", f"compute.remat={setting.remat}"]
     fields += [f"batch.accumulation={options.accumulation}"] if options.accumulation > 1 else []
-    fields += [f"mesh.fsdp={options.devices}"]
+    fields += [f"mesh.fsdp={setting.fsdp}"]
+    fields += [f"mesh.context={setting.context}"] if setting.context > 1 else []
+    fields += [f"optimizer.name={options.optimizer}"] if options.optimizer != "adamw" else []
     parts = ", ".join(
         f"{name} {size / GIB:.1f}" for name, size in dataclasses.asdict(memory).items() if size >= GIB / 20
     )

@@ -15,15 +15,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from smallr.core.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+CONTEXT = "context"
+MESH_AXES = ("data", "fsdp", "tensor", CONTEXT)
 
 # Logical axis -> mesh axis or axes. `None`: never split.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
-    "lookup_batch": "data",  # of an array whose width is split over fsdp
-    "tokens": None,
+    "tokens": CONTEXT,
+    "scored": ("data", "fsdp", CONTEXT),  # the scored tokens of all rows, one behind the other
+    "lookup_batch": "data",  # of an array whose width is split over fsdp and context
+    "lookup_tokens": None,
     "layers": None,
-    "embed": "fsdp",
+    "embed": ("fsdp", CONTEXT),
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -33,13 +36,13 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, context: int = 1) -> Mesh:
     """Makes a mesh over all devices of all processes; one size may be -1 and takes what is left.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, tensor, context]
     count = jax.device_count()
     if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(
@@ -72,6 +75,8 @@ def partition_spec(
             raise UserError(f"logical axis {axis!r} in {tuple(axes)} must be one of: {', '.join(RULES)}")
         target = None if axis is None else RULES[axis]
         names = () if target is None else (target,) if isinstance(target, str) else target
+        if mesh is not None:  # an axis of one device splits nothing
+            names = tuple(name for name in names if name != CONTEXT or mesh.shape.get(name, 1) > 1)
         for name in names:
             if name in taken:
                 raise UserError(
@@ -89,6 +94,12 @@ def partition_spec(
 def named_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
     """Returns `partition_spec` bound to a mesh."""
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+
+def context_size() -> int:
+    """Returns over how many devices the tokens of a row are split here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh is None or mesh.empty else mesh.shape.get(CONTEXT, 1)
 
 
 def is_sharded() -> bool:

@@ -145,7 +145,7 @@ def head_scores(
 
 
 def _flat(hidden: Float[Array, "B N D"]) -> Float[Array, "n D"]:
-    return hidden.reshape(-1, hidden.shape[-1])
+    return constrain(hidden.reshape(-1, hidden.shape[-1]), "scored", "activation_embed")
 
 
 def _sharded(head: Float[Array, "V D"]) -> Float[Array, "*S v D"]:
@@ -185,7 +185,7 @@ def _chunks(length: int, tokens: int, walk: _Walk, tile: int) -> tuple[int, int]
     """Returns the number and size of equal chunks of a shard; the last is moved back to end where the shard does."""
     chunk = walk.chunk
     if not chunk:
-        local = max(1, walk.heads * tokens // parts("batch", tokens))
+        local = max(1, walk.heads * tokens // parts("scored", tokens))
         chunk = max(tile // local // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
     count = -(-length // min(chunk, length))
     return count, -(-length // count)

@@ -19,8 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smallr.core.sharding import is_sharded, split_axes
-from smallr.models import attention_gpu, attention_tpu, attention_xla
+from smallr.core.sharding import context_size, is_sharded, split_axes
+from smallr.models import attention_context, attention_gpu, attention_tpu, attention_xla
 from smallr.models.config import ATTENTION
 from smallr.models.remat import keep_residual
 
@@ -55,10 +55,15 @@ def attention(
       The mixed values in q's dtype. A query without any visible key gives zeros, and takes and gives no gradient.
 
     Raises:
-      ValueError: an unknown `impl`, or heads that are not a multiple of the kv heads.
+      ValueError: an unknown `impl`, heads that are not a multiple of the kv heads, or rows that cannot be split over the mesh
+        axis `context`.
     """
     if impl not in ATTENTION:
         raise ValueError(f"attention: the implementation {impl!r} must be one of: {', '.join(ATTENTION)}")
+    if q.shape[1] % (2 * context_size()) and context_size() > 1:
+        raise ValueError(
+            f"attention: rows of {q.shape[1]} tokens are not 2 stretches for each of {context_size()} devices"
+        )
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads % kv_heads:
         raise ValueError(f"attention: {heads} heads are not a multiple of {kv_heads} kv heads")
@@ -98,8 +103,16 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _by_platform(impl, ways, softcap, scale, q, k, *args):
     """Runs what `impl` means on the platform that the program is compiled for; see also `describe`."""
     xla, tpu, gpu = (functools.partial(way, softcap=softcap, scale=scale) for way in ways)
+    if context_size() > 1:
+        of_context = {
+            attention_xla.forward: attention_context.forward,
+            attention_xla.backward: attention_context.backward,
+        }
+        xla = functools.partial(of_context[ways[0]], softcap=softcap, scale=scale)
     cpu, other = (functools.partial(xla, tiling=tiling) for tiling in (attention_xla.CPU, attention_xla.ACCELERATOR))
     tpu, gpu = functools.partial(_per_device, tpu), functools.partial(_per_device, gpu)
+    if context_size() > 1:  # of rows that are split no kernel knows
+        return lax.platform_dependent(q, k, *args, cpu=cpu, default=other)
     ways = {
         "auto": {"cpu": cpu, "tpu": tpu, "default": other},
         "xla": {"cpu": cpu, "default": other},

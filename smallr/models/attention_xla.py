@@ -51,6 +51,7 @@ class Rule(NamedTuple):
     counts: Int[Array, "tiles"]
     parts: Int[Array, "tiles"]
     width: Int[Array, "tiles"]
+    query_tiles: Int[Array, "tiles"]  # which tiles of the row they are
 
 
 class _Part(NamedTuple):
@@ -71,11 +72,15 @@ def forward(
     tiling: Tiling,
     softcap: float | None,
     scale: float,
+    tiles: Int[Array, "tiles"] | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores."""
-    (length, kv_heads), tiling = k.shape[1:3], tiling.of(k.shape[1])
+    """Returns the mixed values in q's dtype, and the float32 log-sum-exp of the scores.
+
+    With `tiles` the queries are these tiles of the row alone, in whole tiles; keys are those of the whole row.
+    """
+    length, kv_heads, tiling = q.shape[1], k.shape[2], tiling.of(k.shape[1])
     groups = q.shape[2] // kv_heads
-    rule = make_rule(horizon, positions, window, tiling)
+    rule = _of_tiles(make_rule(horizon, positions, window, tiling), tiles)
     q, k, v = (_whole(x, tiling.queries) for x in (q, k, v))
     k, v = _in_tiles(k, tiling.keys), _in_tiles(v, tiling.keys)
 
@@ -122,15 +127,17 @@ def backward(
     tiling: Tiling,
     softcap: float | None,
     scale: float,
+    tiles: Int[Array, "tiles"] | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L K D"], Float[Array, "B L K D"]]:
-    """Gradients of q, k and v from recomputed scores; `delta` is the sum over D of out * dout.
+    """Gradients of q, k and v from recomputed scores; `delta` is the sum over D of out * dout. `tiles` as in `forward`:
+    the gradients of keys are then float32, since those of other queries are to be added.
 
     Scores are keys × queries here, and the queries' gradient is built as [D, q], so that every product has
     its contracted axis where a CPU wants it (see `transpose_minor`) and only the keys are transposed.
     """
-    (length, kv_heads), tiling = k.shape[1:3], tiling.of(k.shape[1])
-    groups = q.shape[2] // kv_heads
-    rule = make_rule(horizon, positions, window, tiling)
+    length, kv_heads, tiling = q.shape[1], k.shape[2], tiling.of(k.shape[1])
+    groups, keys = q.shape[2] // kv_heads, k.shape[1]
+    rule = _of_tiles(make_rule(horizon, positions, window, tiling), tiles)
     q, k, v, dout, lse, delta = (_whole(x, tiling.queries) for x in (q, k, v, dout, lse[..., None], delta[..., None]))
     k, v = _in_tiles(k, tiling.keys), _in_tiles(v, tiling.keys)
 
@@ -166,7 +173,8 @@ def backward(
 
     start = jnp.zeros(q.shape, q.dtype), jnp.zeros(k.shape), jnp.zeros(v.shape)
     dq, dk, dv = lax.fori_loop(0, len(rule.counts), step, start)
-    dk, dv = (x.reshape(len(x), -1, *x.shape[3:])[:, :length].astype(q.dtype) for x in (dk, dv))
+    dk, dv = (x.reshape(len(x), -1, *x.shape[3:])[:, :keys] for x in (dk, dv))
+    dk, dv = (x.astype(q.dtype) if tiles is None else x for x in (dk, dv))
     return dq[:, :length], dk, dv
 
 
@@ -189,7 +197,23 @@ def make_rule(
     parts = -(-counts // tiling.most)
     width = -(-counts // jnp.maximum(parts, 1))
     lists = jnp.pad(lists, ((0, 0), (0, tiling.most)))  # the last part may reach beyond the list
-    return Rule(*(_in_tiles(x, tiling.keys) for x in (horizon, positions)), window, lists, counts, parts, width)
+    return Rule(
+        *(_in_tiles(x, tiling.keys) for x in (horizon, positions)),
+        window,
+        lists,
+        counts,
+        parts,
+        width,
+        jnp.arange(len(counts)),
+    )
+
+
+def _of_tiles(rule: Rule, tiles: Int[Array, "some"] | None) -> Rule:
+    """Returns the rule for some query tiles alone; None: for all."""
+    if tiles is None:
+        return rule
+    names = ("lists", "counts", "parts", "width", "query_tiles")
+    return rule._replace(**{name: getattr(rule, name)[tiles] for name in names})
 
 
 def _by_width(rule: Rule, i: Int[Array, ""], c: Int[Array, ""], most: int, of: Callable[[_Part], Any]) -> Any:
@@ -214,13 +238,14 @@ def _bias(rule: Rule, i: Int[Array, ""], part: _Part, tokens: int, keys_first: b
     def of_queries(x: Int[Array, "B t"]) -> Int[Array, "B t k"]:
         return jnp.expand_dims(x, key_axis)
 
-    query = of_queries(i * tokens + jnp.arange(tokens)[None])
+    start = rule.query_tiles[i] * tokens
+    query = of_queries(start + jnp.arange(tokens)[None])
     key = of_keys((part.tiles[:, None] * size + jnp.arange(size))[None])
     horizon = of_keys(jnp.where(part.real[:, None], rule.horizon[:, part.tiles], 0))
     visible = (key <= query) & (query < horizon)
     if rule.window is not None:
         positions = rule.positions.reshape(len(rule.positions), -1)
-        ours = of_queries(lax.dynamic_slice_in_dim(positions, i * tokens, tokens, 1))
+        ours = of_queries(lax.dynamic_slice_in_dim(positions, start, tokens, 1))
         visible &= ours - of_keys(rule.positions[:, part.tiles]) < rule.window
     return jnp.where(visible, 0.0, MASKED)
 

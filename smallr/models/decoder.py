@@ -34,7 +34,8 @@ class Table(nnx.Module):
         """Returns the rows of these ids, float32."""
         # A device looks up the ids of all rows in its part of the table's width, then parts are exchanged for rows:
         # far fewer bytes than the whole table and, on the way back, the whole table's gradient.
-        parts = constrain(self.table[...][constrain(ids, "lookup_batch", "tokens")], "lookup_batch", "tokens", "embed")
+        rows = "lookup_batch", "lookup_tokens"
+        parts = constrain(self.table[...][constrain(ids, *rows)], *rows, "embed")
         return constrain(parts, "batch", "tokens", "activation_embed")
 
 

@@ -84,7 +84,9 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float, views: Views) -> optax.
     """Builds Adam's direction (arXiv 1412.6980, algorithm 1) on matrices, from moments that are held in 8 bits.
 
     Args:
-      b1, b2, eps: as in AdamW.
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root of the second.
       views: of the parameters.
     """
 

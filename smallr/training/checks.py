@@ -29,6 +29,7 @@ def check_run(config: ConfigDict, mesh: Mesh) -> Objective:
       UserError: a field, or fields that do not go together.
     """
     check_batch(config, mesh)
+    check_context(config, mesh)
     check_length(config)
     objective = make_objective(config)
     check_soft(config, objective.reference)
@@ -68,6 +69,38 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
             f"config.batch.rows={rows} cannot be split over data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} devices "
             f"in {accumulation} micro-batch(es): it must be a multiple of {unit}, e.g. {max(unit, rows // unit * unit)} "
             f"or {-(-rows // unit) * unit}"
+        )
+
+
+def check_context(config: ConfigDict, mesh: Mesh) -> None:
+    """Checks that rows can be split over the mesh axis `context`, where it has more than one device.
+
+    Raises:
+      UserError: they cannot, or something of the run does not go with it.
+    """
+    devices, length = mesh.shape["context"], config.batch.row_length
+    if devices == 1:
+        return
+    if length % (2 * devices):
+        unit = 2 * devices
+        raise UserError(
+            f"config.batch.row_length={length} cannot be split over mesh.context={devices}: it must be a multiple of {unit}, "
+            f"two stretches a device, e.g. {-(-length // unit) * unit}"
+        )
+    if config.batch.scored % devices:
+        raise UserError(
+            f"config.batch.scored={config.batch.scored}: with mesh.context={devices} it must be a multiple of {devices}; "
+            "0: chosen"
+        )
+    if config.compute.attention not in ("auto", "xla"):
+        raise UserError(
+            f"config.compute.attention={config.compute.attention}: with mesh.context={devices} attention runs over rows that "
+            "are split, which this kernel does not know; take auto or xla"
+        )
+    if config.benchmark.name:
+        raise UserError(
+            f"config.benchmark.name={config.benchmark.name}: answers are not written on a mesh with context={devices}; "
+            "leave it empty, and use smallr evaluate"
         )
 
 

@@ -11,6 +11,7 @@ import dataclasses
 
 from smallr.losses.logprobs import ACCELERATOR_TILE, CHUNK_MULTIPLE, CPU_TILE
 from smallr.models.config import DecoderConfig
+from smallr.training.adam_8bit import LARGEST_BLOCK
 
 BYTES = {"float32": 4, "bfloat16": 2}
 # Bytes of a frozen weight: its code, and a float32 scale for 64 weights.
@@ -30,7 +31,9 @@ class Setting:
       row_length: tokens of a row.
       dtype: of activations and products.
       remat: what the backward pass computes again.
-      fsdp, tensor: devices over which the state is split.
+      fsdp, tensor, context: devices over which the state is split; `context` splits rows as well.
+      optimizer: as `config.optimizer.name`.
+      data: devices over which the optimizer's state is split besides (`config.optimizer.shard_over_data`).
       lora: rank of the adapters; 0: all parameters are trained.
       base: how the projections under adapters are held.
       live: whether the reference runs in the step.
@@ -45,6 +48,9 @@ class Setting:
     remat: str = "dots"
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    optimizer: str = "adamw"
+    data: int = 1
     lora: int = 0
     base: str = "float32"
     live: bool = False
@@ -59,7 +65,7 @@ class Memory:
 
     Attributes:
       parameters: those that are trained and those that are not.
-      optimizer: both moments of AdamW.
+      optimizer: its state: both moments of AdamW, or what another optimizer has in their place.
       reference: the copy of a live reference.
       gradients: of what is trained, with the head's before it is scattered.
       activations: what all layers keep for the backward pass.
@@ -88,6 +94,10 @@ def adapter_params(model: DecoderConfig, rank: int) -> int:
 
 def estimate(model: DecoderConfig, setting: Setting) -> Memory:
     """Returns the memory of a step on each device."""
+    if setting.context > 1:  # a device has a part of each row, and of the state
+        length, fsdp = setting.row_length // setting.context, setting.fsdp * setting.context
+        memory = estimate(model, dataclasses.replace(setting, row_length=length, fsdp=fsdp, context=1))
+        return dataclasses.replace(memory, working=memory.working + _gathered_keys(model, setting))
     parts = setting.fsdp * setting.tensor
     layers = model.num_layers * model.layer_matmul_params
     trained = model.num_params
@@ -102,13 +112,38 @@ def estimate(model: DecoderConfig, setting: Setting) -> Memory:
         gradients += 4.0 * table  # summed over all tokens of a device, then scattered
     return Memory(
         parameters=held / parts,
-        optimizer=2 * state,
+        optimizer=_optimizer(model, setting, trained) / parts / setting.data,
         reference=4.0 * model.num_params / parts if setting.live and not setting.lora else 0.0,
         gradients=gradients,
         activations=_kept(model, setting),
         working=max(_head(model, setting), _layer(model, setting))
         + (table * BYTES[setting.dtype]) * (setting.fsdp > 1),
     )
+
+
+def _optimizer(model: DecoderConfig, setting: Setting, trained: int) -> float:
+    """Returns the bytes of the optimizer's state of all trained parameters."""
+    matrices = trained if setting.lora else model.num_layers * model.layer_matmul_params
+    others = trained - matrices
+    if setting.optimizer == "muon":
+        return 4.0 * matrices + 8.0 * others  # a momentum; AdamW's two moments
+    if setting.optimizer == "adamw8bit":
+        return (2 + 8 / LARGEST_BLOCK) * matrices + 8.0 * others
+    if setting.optimizer == "adafactor" and not setting.lora:
+        return 4.0 * (model.num_layers * _sides(model) + model.vocab_size + model.d_model)
+    return 4.0 * trained if setting.optimizer == "adafactor" else 8.0 * trained
+
+
+def _sides(model: DecoderConfig) -> int:
+    """Returns the rows and columns of a layer's matrices together, and its norms."""
+    q, kv, width = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim, model.d_model
+    return 2 * (width + q) + 2 * (width + kv) + (3 if model.gated_mlp else 2) * (width + model.d_ff) + 2 * width
+
+
+def _gathered_keys(model: DecoderConfig, setting: Setting) -> float:
+    """Returns the bytes of keys and values of whole rows, and of their float32 gradients."""
+    entries = 2 * setting.rows * setting.row_length * model.num_kv_heads * model.head_dim / setting.tensor
+    return entries * (BYTES[setting.dtype] + 4)
 
 
 def _kept(model: DecoderConfig, setting: Setting) -> float:

@@ -60,7 +60,7 @@ def _spec(path: tuple, shape: tuple[int, ...], found: Views, mesh: Mesh) -> Part
     if view is None:
         return PartitionSpec()
     entries = _of_shape(view, shape, names, tuple(view.spec(mesh)))
-    return PartitionSpec(*(entry if _divides(mesh, entry, size) else None for entry, size in zip(entries, shape)))
+    return PartitionSpec(*(e if _divides(mesh, e, size) else None for e, size in zip(entries, shape, strict=True)))
 
 
 def _of_shape(view: View, shape: tuple[int, ...], names: list, entries: tuple) -> tuple:
@@ -69,7 +69,7 @@ def _of_shape(view: View, shape: tuple[int, ...], names: list, entries: tuple) -
     if len(shape) == len(seen) and shape != (1,):
         return entries  # of its shape, or with scales of blocks along one axis
     if len(shape) != len(seen) - 1:
-        return ()
+        return (None,) * len(shape)
     # Adafactor's means: of rows over the longest axis, of columns over the one before.
     order = np.argsort(seen)  # as optax does, so that of equal axes the same one is taken
     gone = int(order[-1] if "v_row" in names else order[-2])

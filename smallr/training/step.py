@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smallr.core.sharding import constrain, named_sharding
+from smallr.core.sharding import constrain
 from smallr.data.batch import Batch
 from smallr.models.heads import follow, join_targets, split_targets
 from smallr.training.objectives.base import Objective

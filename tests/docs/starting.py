@@ -18,7 +18,7 @@ def start(config: ConfigDict, names: set[str]) -> None:
     Raises:
       UserError: it cannot be had.
     """
-    sizes = (1, 2, 1) if "mesh" in names else (1, 1, 1)
+    sizes = (1, 1 + ("mesh" in names), 1, 1 + ("context" in names))
     checks.check_run(config, AbstractMesh(sizes, MESH_AXES))
     if "folders" in names:
         with config.unlocked():
