@@ -228,6 +228,11 @@ def is_intact(folder: Path, *, quiet: bool = False) -> bool:
     return not reason
 
 
+def content_names(folder: Path) -> list[str]:
+    """Returns the files of a folder of the cache, without its seal."""
+    return list(_digests(folder))
+
+
 def _digests(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _SEAL):

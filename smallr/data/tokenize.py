@@ -180,16 +180,13 @@ def tokenize(
       DataError: missing columns, wrong types, a tokenizer without what the rows need, no row left.
     """
     names = rows.column_names
-    reading = read_as(options.kind, names, rows, source, options.format)
-    options.numbers.check(names, source)
-    rows = rows.select_columns(list(dict.fromkeys((*reading.columns, *options.numbers.sources))))
-    unread = tuple(name for name in names if name not in rows.column_names)
+    read, reading = _read(rows, options, source)
+    unread = tuple(name for name in names if name not in read.column_names)
     about = functools.partial(
         DropReport, source, options.max_length, read_as=reading.describe(), unread=unread, numbers=numbers
     )
-    encoder = Encoder(tokenizer)
-    key = _key(rows, encoder, tokenizer, options, reading)
-    folder = (cache or cache_dir("tokens")) / key[:32]
+    rows, encoder = read, Encoder(tokenizer)
+    folder = _folder(rows, encoder, tokenizer, options, reading, cache)
     # The result is checked whole before it is believed.
     if is_intact(folder, quiet=True):
         return _opened(folder, about())
@@ -211,6 +208,44 @@ def tokenize(
     ):
         # Another process of this run may have made it while this one waited for its turn.
         return _opened(cached_folder(folder, build), about())
+
+
+def token_folder(
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerFast, options: TokenizeOptions, *, source: str = "rows"
+) -> Path:
+    """Returns where `tokenize` keeps its result; the name is a hash of all that the tokens depend on.
+
+    Raises:
+      DataError: rows or a tokenizer that cannot be used.
+    """
+    read, reading = _read(rows, options, source)
+    return _folder(read, Encoder(tokenizer), tokenizer, options, reading, None)
+
+
+def block_digests(rows: datasets.Dataset, blocks: int = 64) -> list[str]:
+    """Returns a hash for each of up to so many blocks of rows, of one size but for the last."""
+    size = -(-len(rows) // min(blocks, max(len(rows), 1)))
+    found = (json.dumps(block, ensure_ascii=False, default=repr) for block in rows.iter(size)) if len(rows) else ()
+    return [hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16] for text in found]
+
+
+def _read(rows: datasets.Dataset, options: TokenizeOptions, source: str) -> tuple[datasets.Dataset, Reading]:
+    """Returns the columns that are read, and how."""
+    names = rows.column_names
+    reading = read_as(options.kind, names, rows, source, options.format)
+    options.numbers.check(names, source)
+    return rows.select_columns(list(dict.fromkeys((*reading.columns, *options.numbers.sources)))), reading
+
+
+def _folder(
+    rows: datasets.Dataset,
+    encoder: Encoder,
+    tokenizer: PreTrainedTokenizerFast,
+    options: TokenizeOptions,
+    reading: Reading,
+    cache: Path | None,
+) -> Path:
+    return (cache or cache_dir("tokens")) / _key(rows, encoder, tokenizer, options, reading)[:32]
 
 
 class ExampleMaker:

@@ -17,12 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
 from smallr.data.batch import Batch
+from smallr.data.hosts import tokenize_together
 from smallr.data.mixing import Mixture, merge_sets, shares
 from smallr.data.overlap import shared_examples
 from smallr.data.packing import PackingPlan, RowShape, Sizes
 from smallr.data.pipeline import batches, global_batch, local_rows
 from smallr.data.token_set import TokenSet
-from smallr.data.tokenize import tokenize
 from smallr.training.objectives.base import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import log
@@ -106,7 +106,7 @@ def load_split(
         return None
     for each in found:
         options = dataclasses.replace(tokenize_options(config), format=each.part.format)
-        sets.append(tokenize(each.rows, tokenizer, options, source=each.part.name, numbers=each.numbers))
+        sets.append(tokenize_together(each.rows, tokenizer, options, source=each.part.name, numbers=each.numbers))
     examples, available = merge_sets(sets), sum(each.available for each in found)
     for report, each in zip(examples.sources, found, strict=True):
         report.numbers = each.numbers
@@ -146,7 +146,7 @@ def make_split(
     Raises:
       UserError: rows that cannot be used; the message names them.
     """
-    examples = tokenize(rows, tokenizer, tokenize_options(config), source=source)
+    examples = tokenize_together(rows, tokenizer, tokenize_options(config), source=source)
     return pack_split(config, objective, examples, name, shape, len(rows))
 
 

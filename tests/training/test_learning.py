@@ -22,8 +22,8 @@ from smallr.training.update_rules import NAMES
 from tests.tiny import CONFIG, batch_of, columns_of, decoder, pairs
 
 WIDE = dataclasses.replace(CONFIG, num_layers=2, d_model=128, num_heads=4, head_dim=32, d_ff=160, remat="none")
-# Mean NLL after 12 steps from 39.06; wide enough for other versions of XLA.
-LEARNED = {"adamw": 21.0, "adafactor": 21.0, "muon": 21.0, "adamw8bit": 21.0}
+# Mean NLL before, and after 12 steps.
+START, LEARNED = 5.966, {"adamw": 0.2236, "adafactor": 2.095, "muon": 0.1128, "adamw8bit": 0.1679}
 
 
 def optimizer_of(name):
@@ -77,8 +77,8 @@ def test_each_optimizer_learns_and_resumes_bit_for_bit(name, tmp_path):
     checkpointer.close()
     again, _ = learn(optimizer, restored, 7)
     jax.tree.map(np.testing.assert_array_equal, again, whole)
-    assert losses[0] == pytest.approx(39.06, rel=1e-3)
-    assert more[-1] == pytest.approx(LEARNED[name], rel=0.02)
+    assert losses[0] == pytest.approx(START, rel=1e-3)
+    assert more[-1] == pytest.approx(LEARNED[name], rel=0.05)
 
 
 ON_EIGHT = """

@@ -1,0 +1,66 @@
+"""Two processes of one run, with caches of their own: one tokenises, the other gets its files, and differences are named."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from tests.integration.test_sharding import in_processes
+
+pytestmark = pytest.mark.process
+
+PROGRAM = """
+import json, os, sys
+import jax
+port, index, out = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
+os.environ["SMALLR_CACHE"] = f"{out}/cache-{index}"
+import datasets
+from smallr.data import hosts, tokenize as tokenizing
+from smallr.data.errors import DataError
+from smallr.data.hosts import tokenize_together
+from smallr.data.tokenize import TokenizeOptions
+from tests.data.toy_tokenizer import build
+
+hosts._CHUNK = 1000  # so that a file is sent in several pieces
+made, write = [], tokenizing.ExampleMaker.write
+tokenizing.ExampleMaker.write = lambda self, folder, rows, *a, **k: made.append(len(rows)) or write(self, folder, rows, *a, **k)
+texts = [{"prompt": f"what is {n}", "completion": f"it is {n}"} for n in range(300)]
+options = TokenizeOptions("sft", 64, chat=False)
+tokens = tokenize_together(datasets.Dataset.from_list(texts), build(eos=True), options, source="a.jsonl")
+again = tokenize_together(datasets.Dataset.from_list(texts), build(eos=True), options, source="a.jsonl")
+result = {"made": made, "fingerprint": tokens.fingerprint, "again": again.fingerprint, "count": len(tokens), "errors": []}
+cases = {
+    "another row": [row if n != 200 or index == "0" else {**row, "prompt": "what"} for n, row in enumerate(texts)],
+    "fewer rows": texts[: 300 - int(index)],
+    "no row is left": [{"prompt": "x " * 100, "completion": "y"}] * 3,
+}
+for rows in cases.values():
+    try:
+        tokenize_together(datasets.Dataset.from_list(rows), build(eos=True), options, source="a.jsonl")
+    except DataError as error:
+        result["errors"].append(str(error))
+with open(f"{out}/{index}.json", "w") as file:
+    json.dump(result, file)
+"""
+
+
+def test_one_process_tokenises_and_all_have_the_tokens(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+
+    def arguments(port, index):
+        return [sys.executable, str(program), str(port), str(index), str(tmp_path)]
+
+    in_processes(2, arguments, 1)
+    first, second = (json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2))
+    assert (first["made"][0], second["made"]) == (300, []), "the other process tokenises nothing"
+    assert first["fingerprint"] == second["fingerprint"] == first["again"] == second["again"]
+    assert first["count"] == second["count"] == 300
+    assert first["errors"][:2] == second["errors"][:2]
+    assert "process 1 of 2 reads other rows than process 0, first among rows 200 to 204" in first["errors"][0]
+    assert "process 1 of 2 reads 299 rows, process 0 reads 300" in first["errors"][1]
+    assert first["errors"][2].startswith("no row is left to train on")
+    assert second["errors"][2].startswith("process 0: no row is left to train on")
