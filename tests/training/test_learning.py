@@ -107,6 +107,27 @@ for name in NAMES:
         for path, x in jax.tree_util.tree_leaves_with_path(updates):
             found[f"{name}/{over_data}/{jax.tree_util.keystr(path)}"] = np.asarray(x)
         found[f"{name}/{over_data}/held"] = np.asarray([held["data"], held["whole"]])
+# A whole step of AdamW on data 8, with and without.
+from smallr.training.policy import ModelFunctions
+from smallr.training.step import Constants, make_step
+from tests.tiny import batch_of, columns_of, pairs, preference
+mesh, examples = make_mesh(8, 1, 1), pairs(8)
+batch = batch_of([[i] for i in range(8)], examples, columns_of(examples), tokens=64)
+for over_data in (False, True):
+    graphdef, params = decoder(WIDE)
+    optimizer, objective = optimizer_of("adamw"), preference()
+    with jax.set_mesh(mesh):
+        state, sharding = init_state(params, optimizer, 0, mesh, None, over_data)
+        given = objective, optimizer, lambda step: 0.01, sharding, mesh
+        step = make_step(ModelFunctions(graphdef), *given, chunk=0, shard_over_data=over_data)
+        compiled = step.lower(state, batch, Constants.of()).compile()
+        for _ in range(2):
+            state, metrics, _ = compiled(state, batch, Constants.of())
+    for path, x in jax.tree_util.tree_leaves_with_path(state.params):
+        found[f"step/{over_data}/{jax.tree_util.keystr(path)}"] = np.asarray(x)
+    found[f"norm/{over_data}"] = metrics["grad_norm"]
+    counts = [compiled.as_text().count(f" {kind}(") for kind in ("all-gather", "reduce-scatter", "all-reduce")]
+    found[f"collectives/{over_data}"] = np.asarray(counts)
 np.savez(sys.argv[1], **found)
 """
 
@@ -132,3 +153,10 @@ def test_states_are_split_over_eight_devices_and_give_the_updates_of_one(tmp_pat
         held_over_data, same = eight[f"{name}/True/held"]
         assert same == whole
         assert held_over_data < 0.52 * held, (name, "and half of it over data 2")
+    steps = {path: value for path, value in eight.items() if path.startswith("step/True/")}
+    assert len(steps) > 10
+    for path, value in steps.items():
+        np.testing.assert_allclose(value, eight[path.replace("True", "False")], atol=1e-6, err_msg=path)
+    np.testing.assert_allclose(eight["norm/True"], eight["norm/False"], rtol=1e-6)
+    assert eight["collectives/False"][0] == 0, "copies of the state gather nothing"
+    assert eight["collectives/True"][0] > 10, "new parameters are gathered"

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +20,8 @@ from smallr.models.decoder import Decoder
 from smallr.models.lora import projections
 from smallr.models.sizes import SIZES
 from smallr.training.memory import Setting, adapter_params, estimate, most_rows
+from smallr.training.optimizer import make_optimizer
+from smallr.training.update_rules import NAMES as UPDATE_RULES
 
 GIB = 2**30
 SCALE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -112,3 +115,31 @@ def test_the_page_has_the_estimates_of_gpus():
                 for remat in ("dots", "full")
             ]
             assert rows == ("none" if not any(found) else ", ".join(map(str, found))), (name, trained, gib)
+
+
+def test_the_page_has_the_states_of_optimizers():
+    page = (SCALE.parent / "memory.md").read_text()
+    cases = re.findall(r"^\| ([\d.]+B) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(cases) == 4
+    for name, *shown in cases:
+        for optimizer, gib in zip(("adamw", "adamw8bit", "muon", "adafactor"), shown, strict=True):
+            setting = Setting(1, 2048, optimizer=optimizer)
+            assert f"{estimate(SIZES[NAMES[name]], setting).optimizer / GIB:.2f}" == gib, (name, optimizer)
+
+
+@pytest.mark.parametrize("name", UPDATE_RULES)
+def test_states_of_optimizers_are_what_optax_allocates(name):
+    params = nnx.split(nnx.eval_shape(lambda: Decoder(SMALL, rngs=nnx.Rngs(0))))[1]
+    config = preference().optimizer
+    config.name = name
+    state = jax.eval_shape(make_optimizer(config, lambda step: 0.0).init, params)
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert estimate(SMALL, Setting(1, 64, optimizer=name)).optimizer == pytest.approx(held, rel=0.02)
+
+
+def test_devices_of_a_row_split_the_state_and_the_activations():
+    model, whole = SIZES["qwen2.5-0.5b"], Setting(1, 32768, remat="full")
+    one, split = estimate(model, whole), estimate(model, dataclasses.replace(whole, context=16))
+    for name in ("parameters", "optimizer", "activations"):
+        assert getattr(split, name) == pytest.approx(getattr(one, name) / 16)
+    assert split.total < one.total / 10
