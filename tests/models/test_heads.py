@@ -113,7 +113,7 @@ def compare_eight_devices() -> None:
     """Runs in the process of eight devices: values and gradients on a mesh of 2 x 2 x 2 devices equal those of one device."""
     hidden, target = case()
     found = []
-    for mesh in (jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1), MESH_AXES), make_mesh(2, 2, 2)):
+    for mesh in (jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1, 1, 1), MESH_AXES), make_mesh(2, 2, 2)):
         heads = filled(mesh).heads
         graphdef, params = nnx.split(heads)
         with jax.set_mesh(mesh):

@@ -132,7 +132,7 @@ np.savez(sys.argv[1], **found)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_states_are_split_over_eight_devices_and_give_the_updates_of_one(tmp_path, eight_devices):
     eight_devices(ON_EIGHT, str(tmp_path / "updates.npz"))
     eight = np.load(tmp_path / "updates.npz")
