@@ -91,11 +91,9 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float, views: Views) -> optax.
     """
 
     def init(params: Mapping[str, Any]) -> State:
-        zeros = {path: jnp.zeros(x.shape) for path, x in params.items() if not isinstance(x, optax.MaskedNode)}
-        return State(
-            jnp.zeros((), jnp.int32),
-            {path: _held(x, x, views[path].block_axis, jnp.zeros(x.shape, jnp.uint32)) for path, x in zeros.items()},
-        )
+        matrices = {path: x for path, x in params.items() if not isinstance(x, optax.MaskedNode)}
+        moments = {path: _zeros(x.shape, views[path].block_axis) for path, x in matrices.items()}
+        return State(jnp.zeros((), jnp.int32), moments)
 
     def update(updates: Mapping[str, Any], state: State, params: Any = None) -> tuple[dict[str, Any], State]:
         count = optax.safe_increment(state.count)
@@ -110,6 +108,12 @@ def scale_by_adam_8bit(b1: float, b2: float, eps: float, views: Views) -> optax.
         return new, State(count, moments)
 
     return optax.GradientTransformation(init, update)
+
+
+def _zeros(shape: tuple[int, ...], axis: int) -> Moments:
+    blocks = *shape[:axis], shape[axis] // block_size(shape[axis]), *shape[axis + 1 :]
+    scales = jnp.zeros((2, *blocks), jnp.float32)
+    return Moments(jnp.zeros(shape, jnp.int8), scales[0], jnp.zeros(shape, jnp.uint8), scales[1])
 
 
 def _held(mean: Array, squares: Array, axis: int, bits: UInt32[Array, "L I O"]) -> Moments:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 
 MESHES = {"context 8": (1, 1, 1, 8), "fsdp 2 x tensor 2 x context 2": (1, 2, 2, 2)}
 # Of attention alone: window and soft-cap, on data 1 x fsdp 1 x tensor 2 x context 4.
-RULES = [(None, None), (17, None), (17, 3.0)]
+RULES = [(None, None), (17, 3.0)]
 LENGTH = 184  # halves of 23 tokens
 LAYOUT = [[(60, 20, 30), (25, 10), (9, 4, 4)], [(1, 1), (128, 30, 7)], [(10, 174)], []]
 # The first row is one long causal stretch, the second is packed, and so is what the third and fourth begin with.
