@@ -33,7 +33,6 @@ class Setting:
       remat: what the backward pass computes again.
       fsdp, tensor, context: devices over which the state is split; `context` splits rows as well.
       optimizer: as `config.optimizer.name`.
-      data: devices over which the optimizer's state is split besides (`config.optimizer.shard_over_data`).
       lora: rank of the adapters; 0: all parameters are trained.
       base: how the projections under adapters are held.
       live: whether the reference runs in the step.
@@ -50,7 +49,6 @@ class Setting:
     tensor: int = 1
     context: int = 1
     optimizer: str = "adamw"
-    data: int = 1
     lora: int = 0
     base: str = "float32"
     live: bool = False
@@ -112,7 +110,7 @@ def estimate(model: DecoderConfig, setting: Setting) -> Memory:
         gradients += 4.0 * table  # summed over all tokens of a device, then scattered
     return Memory(
         parameters=held / parts,
-        optimizer=_optimizer(model, setting, trained) / parts / setting.data,
+        optimizer=_optimizer(model, setting, trained) / parts,
         reference=4.0 * model.num_params / parts if setting.live and not setting.lora else 0.0,
         gradients=gradients,
         activations=_kept(model, setting),
