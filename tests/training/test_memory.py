@@ -142,4 +142,4 @@ def test_devices_of_a_row_split_the_state_and_the_activations():
     one, split = estimate(model, whole), estimate(model, dataclasses.replace(whole, context=16))
     for name in ("parameters", "optimizer", "activations"):
         assert getattr(split, name) == pytest.approx(getattr(one, name) / 16)
-    assert split.total < one.total / 10
+    assert split.total < one.total / 5
