@@ -1,7 +1,7 @@
 """Lays the training state out over a mesh: parameters by their logical axes, the optimizer's state as its parameters.
 
 With `config.optimizer.shard_over_data` each array of the optimizer's state is split over the mesh axis `data` too, where the
-parameters are copies (ZeRO, arXiv 1910.02054, section 5.1: stages 1 and 2).
+parameters are copies (ZeRO, arXiv 1910.02054, section 5.1: stage 1).
 """
 
 from __future__ import annotations

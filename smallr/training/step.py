@@ -157,8 +157,8 @@ def make_step(
     """Builds `step(state, batch, constants) -> state, metrics, per_example`, jitted; the state is donated.
 
     `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The loss among the metrics is
-    the mean over the step's own examples, whatever the gradient is normalised by. With `shard_over_data` a device has the
-    summed gradient, and updates the parameters, of its part of the optimizer's state alone.
+    the mean over the step's own examples, whatever the gradient is normalised by. With `shard_over_data` a device
+    updates the parameters of its part of the optimizer's state alone, and gets the others from the devices that have theirs.
     """
     reference = reference or Reference.none()
 
