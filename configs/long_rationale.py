@@ -2,8 +2,8 @@
 
 Command:   smallr train long_rationale --config.data.train=rows.jsonl --config.model=Qwen/Qwen2.5-0.5B-Instruct
 Smoke:     smallr train long_rationale:smoke
-Hardware:  a TPU slice such as v5e-16, or several GPUs; by its compiled program the command above needs 3 of a v5e's 16 GiB.
-           With N rows at a time set mesh.data=N or mesh.fsdp=N, and batch.rows=N. On one device it trains as sft does.
+Hardware:  a TPU slice such as v5e-16, or several GPUs; a row then takes 1.2 of a v5e's 16 GiB with
+           0.5B parameters. For N rows at a time set mesh.data=N or mesh.fsdp=N, and batch.rows=N. On one device it is sft.
 Time:      never run at this length; docs/scale.md has its memory and its bounds, read from the compiled program.
 Expect:    the smoke run's loss falls; the built-in rows are short, so give rows of your own.
 """

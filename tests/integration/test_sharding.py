@@ -44,7 +44,7 @@ def assert_same_training(workdir, one_device):
 
 
 def test_eight_devices_as_data_2_fsdp_2_tensor_2_equal_one(tmp_path, one_device, eight_devices):
-    fields = FIELDS | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    fields = FIELDS | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.shard_over_data": True}
     done = eight_devices(on_devices("cogpo", tmp_path, fields))
     assert "mesh data 2 x fsdp 2 x tensor 2" in done.stdout
     assert "xla (auto)" in done.stdout, "the implementation of attention is told"
@@ -52,8 +52,11 @@ def test_eight_devices_as_data_2_fsdp_2_tensor_2_equal_one(tmp_path, one_device,
     assert_same_training(tmp_path, one_device)
 
 
-def test_eight_devices_with_micro_batches_and_a_live_reference_equal_one(tmp_path, one_device, eight_devices):
-    more = {"mesh.fsdp": 4, "mesh.tensor": 2, "batch.accumulation": 2, "objective.reference": "live"}
+def test_eight_devices_with_split_rows_micro_batches_and_a_live_reference_equal_one(
+    tmp_path, one_device, eight_devices
+):
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.context": 2}
+    more = mesh | {"batch.accumulation": 2, "objective.reference": "live"}
     eight_devices(on_devices("cogpo", tmp_path, FIELDS | more))
     assert_same_training(tmp_path, one_device)
 

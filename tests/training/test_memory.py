@@ -143,3 +143,12 @@ def test_devices_of_a_row_split_the_state_and_the_activations():
     for name in ("parameters", "optimizer", "activations"):
         assert getattr(split, name) == pytest.approx(getattr(one, name) / 16)
     assert split.total < one.total / 5
+
+
+def test_the_page_has_the_estimates_of_long_rows():
+    cases = re.findall(r"^\| ([\d.]+B) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+)\b", SCALE.read_text(), re.MULTILINE)
+    assert len(cases) == 4
+    for name, *shown in cases:
+        for length, gib in zip((32768, 65536, 131072), shown, strict=True):
+            setting = Setting(1, length, remat="full", context=16, scored=30720 / 32768)
+            assert f"{estimate(SIZES[NAMES[name]], setting).total / GIB:.1f}" == gib, (name, length)
