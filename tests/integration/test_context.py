@@ -19,7 +19,7 @@ from tests.tiny import batch_of, columns_of, pairs, preference, run_step
 
 pytestmark = pytest.mark.process
 
-MESHES = {"context 8": (1, 1, 1, 8), "fsdp 2 x tensor 2 x context 2": (1, 2, 2, 2)}
+MESHES = {"context 8": (1, 1, 1, 8)}  # a whole run on other axes too is in test_sharding.py
 # Of attention alone: window and soft-cap, on data 1 x fsdp 1 x tensor 2 x context 4.
 RULES = [(None, None), (17, 3.0)]
 LENGTH = 184  # halves of 23 tokens
