@@ -58,7 +58,7 @@ class LikelihoodScorer:
         self.tokenizer, self._mesh, self._budget = tokenizer, mesh, tokens_per_batch
         self.max_length = max_length or decoder.config.max_positions
         graphdef, self._params = nnx.split(decoder)
-        self._run = jax.jit(partial(_score, graphdef))
+        self._run = partial(_score, graphdef, LOGITS_AT_ONCE)
 
     def update(self, decoder: Decoder) -> None:
         """Takes other weights of the same structure; nothing is compiled again."""
@@ -194,8 +194,10 @@ class _Row:
             token, scored = token + read, scored + len(tokens)
 
 
+@partial(jax.jit, static_argnums=(0, 1))  # scorers of one structure of decoder share programs
 def _score(
     graphdef: nnx.GraphDef,
+    at_once: int,
     params: nnx.State,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
@@ -209,7 +211,7 @@ def _score(
     hidden = jnp.take_along_axis(hidden, logit_position[..., None], axis=1)
     head = decoder.unembedding().astype(hidden.dtype)
     softcap = decoder.config.final_softcap
-    size = min(LOGITS_AT_ONCE, target.size)
+    size = min(at_once, target.size)
     padding = -target.size % size
 
     def part(inputs):

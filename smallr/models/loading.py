@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,22 +136,33 @@ def load_decoder(source: ModelSource, mesh: Mesh, convert: Convert | None = None
     """
     config = dataclasses.replace(source.config, **overrides)
 
-    def build() -> Decoder:
-        return Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))
-
-    graphdef, abstract = nnx.split(nnx.eval_shape(build))
+    graphdef, abstract = _structure(config)
     if source.open_parameters is not None:
         return nnx.merge(graphdef, _filled(abstract, source.open_parameters(), mesh, convert))
     if source.make_reader is None:
-        shardings = jax.tree.map(
-            lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape), abstract, is_leaf=is_variable
-        )
-        made = jax.jit(lambda: nnx.split(build())[1], out_shardings=shardings)()
+        made = _random(config, mesh)()
         if convert:
             made = nnx.from_flat_state([(path, convert(path, leaf)) for path, leaf in nnx.to_flat_state(made)])
         return nnx.merge(graphdef, made)
     options = {"allow_nonfinite": source.allow_nonfinite, "convert": convert}
     return nnx.merge(graphdef, read_parameters(abstract, config, source.make_reader(), mesh, source.name, **options))
+
+
+@functools.lru_cache(maxsize=8)
+def _structure(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Returns what a decoder is made of, without arrays."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))))
+
+
+@functools.lru_cache(maxsize=8)
+def _random(config: DecoderConfig, mesh: Mesh) -> Callable[[], nnx.State]:
+    """Returns the program that makes random parameters on their shards."""
+    shardings = jax.tree.map(
+        lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape),
+        _structure(config)[1],
+        is_leaf=is_variable,
+    )
+    return jax.jit(lambda: nnx.state(Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))), out_shardings=shardings)
 
 
 def _filled(abstract: nnx.State, read: ReadParameter, mesh: Mesh, convert: Convert | None) -> nnx.State:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from smallr.core.errors import UserError
@@ -125,12 +125,11 @@ def attach(decoder: Decoder, lora: LoRA, seed: int, mesh: Mesh) -> None:
         bound = 1 / math.sqrt(math.prod(shape[1:cut]))
         key = jax.random.fold_in(jax.random.key(seed), index)
 
-        def uniform(shape: tuple[int, ...], key: Array = key, bound: float = bound) -> Array:
-            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-
-        a = _placed(uniform, (*shape[:cut], lora.rank), (*axes[:cut], None), mesh)
-        b = _placed(jnp.zeros, (shape[0], lora.rank, *shape[cut:]), (axes[0], None, *axes[cut:]), mesh)
-        setattr(module, adapter_name(name), Adapter(a, b, lora))
+        a_axes, b_axes = (*axes[:cut], None), (axes[0], None, *axes[cut:])
+        a_shape, b_shape = (*shape[:cut], lora.rank), (shape[0], lora.rank, *shape[cut:])
+        a = _uniform(a_shape, bound, named_sharding(mesh, a_axes, a_shape))(key)
+        b = jnp.zeros(b_shape, device=named_sharding(mesh, b_axes, b_shape))
+        setattr(module, adapter_name(name), Adapter(nnx.Param(a, axes=a_axes), nnx.Param(b, axes=b_axes), lora))
 
 
 def fill(decoder: Decoder, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -142,9 +141,10 @@ def fill(decoder: Decoder, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -
             variable.set_value(jax.device_put(value, variable.get_value().sharding))
 
 
-def _placed(init: Callable, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> nnx.Param:
-    value = jax.jit(lambda: init(shape), out_shardings=named_sharding(mesh, axes, shape))()
-    return nnx.Param(value, axes=axes)
+@functools.cache
+def _uniform(shape: tuple[int, ...], bound: float, sharding: NamedSharding) -> Callable[[Array], Array]:
+    """Returns the program that draws numbers within the bound; projections of one shape share it."""
+    return jax.jit(lambda key: jax.random.uniform(key, shape, jnp.float32, -bound, bound), out_shardings=sharding)
 
 
 def add_dropout_keys(decoder: Decoder) -> None:

@@ -29,7 +29,7 @@ from smallr.sampling.codec import PromptCodec
 from smallr.sampling.completions import Completion, Handle, OnDelta
 from smallr.sampling.forward import Forward, empty_cache
 from smallr.sampling.grammars import Constraint, GrammarCompiler
-from smallr.sampling.programs import Decoded, Hook, PrefillChunk, Programs
+from smallr.sampling.programs import Decoded, Hook, PrefillChunk, shared_programs
 from smallr.sampling.prompt_logprobs import PromptScorer
 from smallr.sampling.prompts import check_adjustments, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
@@ -144,7 +144,7 @@ class Engine:
             with jax.set_mesh(mesh):
                 self._critic = packer(critic)._replace(head=None)
         self._forward = Forward(config, self._packer.block, self._packer.trunk, forward)
-        self._programs = Programs(self._forward, mesh, steps, hook)
+        self._programs = shared_programs(self._forward, mesh, steps, hook)
         self._waiting: collections.deque[Completion] = collections.deque()
         self._admitting: list[Completion] = []
         self._hook_shared, self._hook_slot = hook_shared, hook_slot

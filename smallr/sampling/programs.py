@@ -125,6 +125,10 @@ class Programs:
         return LayerCache(sharded(keys, KEY_AXES), sharded(values, VALUE_AXES))
 
 
+# Engines of one structure share programs, whatever their weights are.
+shared_programs = functools.lru_cache(maxsize=8)(Programs)
+
+
 def _prefill(
     forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], chunk: PrefillChunk
 ) -> tuple[Cache, Float[Array, "S D"]]:

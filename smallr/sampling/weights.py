@@ -6,6 +6,7 @@ compute are cast in each step. In training both are small beside the work; in de
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from smallr.core.sharding import named_sharding
+from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
 from smallr.models.projection import FUSED, FusedIntoFirst, TransposedWeight
@@ -54,9 +56,6 @@ class Packer:
         self.config, self.mesh = decoder.config, mesh
         self.block = nnx.split(decoder.layers)[0]
         self.trunk = nnx.split(_trunk(decoder))[0]
-        self._inputs = {path.removeprefix("layers."): row.inputs for path, row in projections(self.config).items()}
-        self._head = jax.jit(lambda head: head.astype(self.config.dtype))
-        self._splits: dict[tuple[Path, ...], Callable[..., tuple[tuple[Value, ...], ...]]] = {}
 
     def __call__(self, decoder: Decoder) -> Weights:
         """Returns the weights, on the same shards. What needs no change is not copied: the embedding, a float32 head.
@@ -71,7 +70,7 @@ class Packer:
             for layer in range(self.config.num_layers)
         )
         head = decoder.unembedding()
-        head = head if head.dtype == self.config.dtype else self._head(head)
+        head = head if head.dtype == self.config.dtype else head.astype(self.config.dtype)
         return Weights(layers, nnx.split(_trunk(decoder))[1], head)
 
     def with_adapters(self, weights: Weights, decoder: Decoder) -> Weights:
@@ -118,14 +117,23 @@ class Packer:
         self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable]
     ) -> Iterable[tuple[Path, tuple[Value, ...]]]:
         """Yields for each path of a group its values in each layer."""
-        if group not in self._splits:
-            self._splits[group] = jax.jit(lambda values: self._fused(group, flat, values))
-        return zip(group, self._splits[group](tuple(flat[path].get_value() for path in group)), strict=True)
+        axes = tuple(flat[path].get_metadata("axes")[1:] for path in group)
+        split = _splitter(self.config, self.mesh, group, axes)
+        return zip(group, split(tuple(flat[path].get_value() for path in group)), strict=True)
 
-    def _fused(
-        self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable], values: tuple[Array | Quantized, ...]
-    ) -> tuple[tuple[Value, ...], ...]:
-        split = [self._split(path, flat[path], value) for path, value in zip(group, values, strict=True)]
+
+@functools.lru_cache(maxsize=256)
+def _splitter(
+    config: DecoderConfig, mesh: Mesh, group: tuple[Path, ...], axes: tuple[tuple[str | None, ...], ...]
+) -> Callable[[tuple[Array | Quantized, ...]], tuple[tuple[Value, ...], ...]]:
+    """Returns the program that gives each layer its own values of a group; packers of one structure share it."""
+    inputs = {path.removeprefix("layers."): row.inputs for path, row in projections(config).items()}
+
+    def fused(values: tuple[Array | Quantized, ...]) -> tuple[tuple[Value, ...], ...]:
+        split = [
+            _split(config, mesh, path, inputs.get(".".join(path), 0), own, value)
+            for path, own, value in zip(group, axes, values, strict=True)
+        ]
         if len(group) == 1:
             return tuple(split)
         layers = zip(*split, strict=True)
@@ -135,19 +143,27 @@ class Packer:
         )
         return first, *(((FusedIntoFirst(),) * len(first),) * (len(group) - 1))
 
-    def _split(self, path: Path, variable: nnx.Variable, value: Array | Quantized) -> tuple[Value, ...]:
-        axes = variable.get_metadata("axes")[1:]
-        inputs = self._inputs.get(".".join(path), 0)
-        parts = tuple(jax.tree.map(lambda x, i=layer: x[i], value) for layer in range(self.config.num_layers))
-        if isinstance(value, Quantized):
-            return jax.tree.map(lambda x: self._placed(x, axes), parts)
-        if inputs or is_adapter_path(path):
-            parts = tuple(part.astype(self.config.dtype) for part in parts)
-        parts = tuple(self._placed(part, axes) for part in parts)
-        return tuple(_transposed(part, inputs) for part in parts) if inputs else parts
+    return jax.jit(fused)
 
-    def _placed(self, x: Array, axes: tuple[str | None, ...]) -> Array:
-        return jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape))
+
+def _split(
+    config: DecoderConfig,
+    mesh: Mesh,
+    path: Path,
+    inputs: int,
+    axes: tuple[str | None, ...],
+    value: Array | Quantized,
+) -> tuple[Value, ...]:
+    def placed(x: Array) -> Array:
+        return jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes, x.shape))
+
+    parts = tuple(jax.tree.map(lambda x, i=layer: x[i], value) for layer in range(config.num_layers))
+    if isinstance(value, Quantized):
+        return jax.tree.map(placed, parts)
+    if inputs or is_adapter_path(path):
+        parts = tuple(part.astype(config.dtype) for part in parts)
+    parts = tuple(placed(part) for part in parts)
+    return tuple(_transposed(part, inputs) for part in parts) if inputs else parts
 
 
 def _transposed(weight: Float[Array, "*inputs *outputs"], inputs: int) -> TransposedWeight:

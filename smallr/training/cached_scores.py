@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -69,7 +68,7 @@ def scores_identity(split: Split, evaluation: Evaluation, params: nnx.State, dig
         "weights": digest,
         "rows": split.examples.fingerprint,
         "layout": split.layout_digest(),
-        "program": hashlib.sha256(evaluation.program_text(params, batch).encode()).hexdigest(),
+        "program": evaluation.program_digest(params, batch),
         "mesh": [list(mesh.shape.items()), jax.process_count()],
         "platform": [jax.default_backend(), jax.devices()[0].device_kind, jax.__version__],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from smallr.core.errors import UserError
+from smallr.core.reuse import shapes
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
 from smallr.models.heads import HEADS, HeadOptions, attach_heads, fill_heads, is_head_path
@@ -55,6 +57,11 @@ class ModelFunctions:
     training: nnx.GraphDef | None = None
     keys: nnx.State = dataclasses.field(default_factory=lambda: NOTHING)
     target_mixing: float = 0.0
+
+    @property
+    def identity(self) -> Hashable:
+        """Returns what programs of these functions depend on; of the keys these are names and shapes."""
+        return self.graphdef, self.base, self.training, shapes(self.keys), self.target_mixing
 
     def decoder(self, params: nnx.State, frozen: nnx.State, key: Array | None = None) -> Decoder:
         """Makes the policy; it drops where it has dropout and gets a key (typed, of this step)."""

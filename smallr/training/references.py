@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -119,6 +119,15 @@ class Reference:
     def runs_in_step(self) -> bool:
         """Returns whether every step needs a forward pass of the reference."""
         return self.kind in ("live", "base", "moving")
+
+    @property
+    def program(self) -> Hashable:
+        """Returns what a program depends on: how batches are scored, not with which weights."""
+        return self.kind, self.sync_every, self.sync_mixing
+
+    def without_params(self) -> Reference:
+        """Returns the reference for a program, which gets the parameters as arguments and must not keep them alive."""
+        return dataclasses.replace(self, params=NOTHING)
 
     def initial_state(self, params: nnx.State) -> nnx.State:
         """Returns what the training state holds for the reference: of a moving one a copy of the parameters."""

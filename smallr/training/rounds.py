@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
-import jax
-
+from smallr.core.reuse import PROGRAMS, shapes
 from smallr.data.packing import RowShape
 from smallr.training.progress import announce, log
 from smallr.training.step import Step
@@ -44,20 +43,17 @@ class CompiledSteps:
         """Returns the number of programs."""
         return len(self._programs)
 
-    def get(
-        self, make: Callable[[], Step], arguments: tuple[Any, ...], shape: RowShape, horizons: Hashable, round: Round
-    ) -> Any:
-        """Returns the program for these arguments, compiled if there is none yet.
+    def get(self, step: Step, made_of: Hashable, arguments: tuple[Any, ...], shape: RowShape, round: Round) -> Any:
+        """Returns the program for these arguments: of this run, of an earlier one in this process, or compiled now.
 
         Args:
-          make: makes the step; called if it has to be compiled.
+          step: that `make_step` has made.
+          made_of: what it was made of (`step_identity`).
           arguments: of the step: the state, a batch and the constants.
           shape: of the batch's rows, for the log line.
-          horizons: of the learning rates, which are constants of the program.
           round: that the program is for; a program that is kept is told of once a round.
         """
-        batch = arguments[1]
-        key = (horizons, tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch)))
+        key = made_of, shapes(arguments)
         about = f"rows of {shape.tokens} tokens, {shape.scored} scored positions and {shape.examples} examples"
         if key in self._programs:
             if self._round != round:
@@ -67,7 +63,8 @@ class CompiledSteps:
                 log(
                     f"programs: compiled anew, for {about}; config.batch.scored and config.batch.examples can fix the shape"
                 )
-            announce("compiling the step …")
-            self._programs[key] = make().lower(*arguments).compile()
+            if key not in PROGRAMS:
+                announce("compiling the step …")
+            self._programs[key] = PROGRAMS.get(key, lambda: step.lower(*arguments).compile())
         self._round = round
         return self._programs[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,12 +130,7 @@ class Scorer:
         """Takes a model; `chunk` is as in `losses.logprobs.token_scores`, `read` gives other values than log-probs."""
         self._mesh = mesh
         graphdef, self._params = nnx.split(decoder)
-        values = read or (lambda decoder, batch: score(decoder, batch, chunk).logps)
-        self._run = jax.jit(
-            lambda params, batch: values(nnx.merge(graphdef, params), batch),
-            in_shardings=(None, batch_sharding(mesh)),
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
-        )
+        self._run = _scoring(graphdef, mesh, chunk, read)
 
     def update(self, decoder: Decoder) -> None:
         """Takes other weights of the same structure; nothing is compiled again."""
@@ -157,6 +153,19 @@ class Scorer:
         with jax.set_mesh(self._mesh):
             for batch in tqdm(split.one_pass(self._mesh), total=steps, desc="scoring", unit="batch", disable=None):
                 yield from values_by_completion(np.asarray(self._run(self._params, batch)), batch)
+
+
+@functools.lru_cache(maxsize=8)
+def _scoring(
+    graphdef: nnx.GraphDef, mesh: Mesh, chunk: int, read: Callable[[Decoder, Batch], Float[Array, "B N"]] | None
+) -> Callable[[nnx.State, Batch], Float[Array, "B N"]]:
+    """Returns the jitted scoring of one structure of decoder, which all scorers of that structure share."""
+    values = read or (lambda decoder, batch: score(decoder, batch, chunk).logps)
+    return jax.jit(
+        lambda params, batch: values(nnx.merge(graphdef, params), batch),
+        in_shardings=(None, batch_sharding(mesh)),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
 
 
 def _sizes(examples: Sequence[Example]) -> Sizes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from smallr.core.reuse import PROGRAMS, identity, shapes
 from smallr.core.sharding import constrain, named_sharding
 from smallr.data.batch import Batch
 from smallr.models.heads import follow, join_targets, split_targets
@@ -153,6 +155,24 @@ def _make_gradients(functions: ModelFunctions, objective: Objective, chunk: int,
     return gradients
 
 
+def step_identity(
+    functions: ModelFunctions,
+    objective: Objective,
+    optimizer: Mapping[str, Any],
+    horizons: Hashable,
+    sharding: TrainState,
+    mesh: Mesh,
+    *,
+    chunk: int,
+    accumulation: int,
+    reference: Reference,
+) -> Hashable:
+    """Returns all that `make_step` makes a program of; `optimizer` and `horizons` are what optimizer and schedule are made of."""
+    leaves, structure = jax.tree.flatten(sharding)
+    made_of = functions.identity, identity(objective), identity(optimizer), horizons, reference.program
+    return ("step", *made_of, tuple(leaves), structure, mesh, chunk, accumulation)
+
+
 def make_step(
     functions: ModelFunctions,
     objective: Objective,
@@ -170,8 +190,7 @@ def make_step(
     `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The loss among the metrics is
     the mean over the step's own examples, whatever the gradient is normalised by.
     """
-    reference = reference or Reference.none()
-
+    reference = (reference or Reference.none()).without_params()
     gradients = _make_gradients(functions, objective, chunk, reference)
 
     def step(state: TrainState, batch: Batch, constants: Constants):
@@ -232,8 +251,9 @@ class Evaluation:
         reference: Reference | None = None,
         constants: Constants | None = None,
     ):
-        reference = reference or Reference.none()
+        reference = (reference or Reference.none()).without_params()
         self._constants = constants or Constants.of()
+        self._key = "evaluation", functions.identity, identity(objective), mesh, chunk, reference.program
 
         def evaluation(params: nnx.State, batch: Batch, kept: nnx.State, constants: Constants):
             scores = objective.forward(functions.decoder(params, constants.frozen), batch, chunk)
@@ -241,19 +261,24 @@ class Evaluation:
             of_reference = reference.scores(functions, objective, batch, chunk, **held)
             return {**objective(scores, batch, of_reference)[1], "example": batch.example}
 
-        self._compiled = jax.jit(
-            evaluation,
-            in_shardings=(None, batch_sharding(mesh), None, None),
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
-        )
+        shardings = {
+            "in_shardings": (None, batch_sharding(mesh), None, None),
+            "out_shardings": NamedSharding(mesh, PartitionSpec()),
+        }
+        self._compiled = PROGRAMS.get(self._key, lambda: jax.jit(evaluation, **shardings))
 
     def __call__(self, params: nnx.State, batch: Batch, kept: nnx.State = NOTHING) -> dict[str, Array]:
         """Evaluates; `kept` is what the training state holds for the reference."""
         return self._compiled(params, batch, kept, self._constants)
 
-    def program_text(self, params: nnx.State, batch: Batch) -> str:
-        """Returns the program for such arguments, as text before it is compiled."""
-        return self._compiled.lower(params, batch, NOTHING, self._constants).as_text()
+    def program_digest(self, params: nnx.State, batch: Batch) -> str:
+        """Returns the SHA-256 of the program for such arguments, as text before it is compiled."""
+        given = params, batch, NOTHING, self._constants
+
+        def digest() -> str:
+            return hashlib.sha256(self._compiled.lower(*given).as_text().encode()).hexdigest()
+
+        return PROGRAMS.get(("digest", self._key, shapes(given)), digest)
 
 
 def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.State):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from smallr.config import to_plain
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
@@ -38,7 +39,16 @@ from smallr.training.references import Reference, ReferenceOptions, make_referen
 from smallr.training.rounds import CompiledSteps, Renewal, Round
 from smallr.training.signals import StopSignal
 from smallr.training.splits import Split, load_split, make_split, name_shared
-from smallr.training.step import Constants, Evaluation, Step, TrainState, abstract_state, init_state, make_step
+from smallr.training.step import (
+    Constants,
+    Evaluation,
+    Step,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_step,
+    step_identity,
+)
 from smallr.training.steplog import StepLog
 from smallr.training.timing import Clock, Timed
 from smallr.training.workdir import Workdir
@@ -408,23 +418,22 @@ class Trainer:
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
         arguments = (self.state, next(self.training.batches(self.mesh, 0, 1)), self._constants)
         shape = self.training.plan.shape
-        self.program = self._compiled.get(self._build_step, arguments, shape, self._horizons, self._round)
+        self.program = self._compiled.get(*self._build_step(), arguments, shape, self._round)
         self.clock.lap("compile")
 
-    def _build_step(self) -> Step:
-        config = self.config
+    def _build_step(self) -> tuple[Step, Hashable]:
+        """Returns the step, which is not traced yet, and what it is made of."""
+        config, policy, objective = self.config, self.partition.policy, self.objective
         schedule = make_schedule(config.optimizer, self._horizons)
-        return make_step(
-            self.partition.policy,
-            self.objective,
-            make_optimizer(config.optimizer, schedule),
-            schedule,
-            self._sharding,
-            self.mesh,
-            chunk=config.compute.logp_chunk,
-            accumulation=config.batch.accumulation,
-            reference=self.reference,
-        )
+        optimizer = make_optimizer(config.optimizer, schedule)
+        options = {
+            "chunk": config.compute.logp_chunk,
+            "accumulation": config.batch.accumulation,
+            "reference": self.reference,
+        }
+        placed = self._sharding, self.mesh
+        made_of = step_identity(policy, objective, to_plain(config)["optimizer"], self._horizons, *placed, **options)
+        return make_step(policy, objective, optimizer, schedule, *placed, **options), made_of
 
     # Figures and files ------------------------------------------------------------------------------------------
 
