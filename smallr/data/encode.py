@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 
@@ -46,10 +47,18 @@ class Encoder:
                 "have an end; set tokenizer.eos_token"
             )
         self.eos = int(tokenizer.eos_token_id)
-        self.definition = backend_definition(tokenizer)
+        self._text = tokenizer.backend_tokenizer.to_str()
         self._eos_text = str(tokenizer.eos_token)
         self._bos = tokenizer.bos_token_id
-        self._backend = Tokenizer.from_str(json.dumps(self.definition))
+
+    @property
+    def definition(self) -> str:
+        """Returns the Rust tokenizer as JSON, for keys of caches."""
+        return _definition(self._text)
+
+    @property
+    def _backend(self) -> Tokenizer:
+        return _copied(self.definition)  # where all texts are in a cache, there is none
 
     def __call__(self, texts: Sequence[Marked]) -> list[Completion]:
         """Returns tokens and roles of each whole text, prompt included."""
@@ -135,9 +144,23 @@ def _before_end(encoding: Encoding) -> list[int]:
     return ids
 
 
+@functools.lru_cache(maxsize=2)  # training and held-out rows share one, which may have 10^5 words
+def _copied(definition: str) -> Tokenizer:
+    return Tokenizer.from_str(definition)
+
+
+@functools.lru_cache(maxsize=2)
+def _definition(text: str) -> str:
+    return json.dumps(_whole(json.loads(text)), sort_keys=True)
+
+
 def backend_definition(tokenizer: PreTrainedTokenizerFast) -> dict:
     """Returns the Rust tokenizer as JSON values, without the state that calls leave in it (padding, truncation)."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _whole(json.loads(tokenizer.backend_tokenizer.to_str()))
+
+
+def _whole(definition: dict) -> dict:
+    """Makes a Rust tokenizer cut, pad and trim nothing."""
     definition["padding"] = definition["truncation"] = None
 
     def untrim(part: object) -> None:

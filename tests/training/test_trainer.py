@@ -9,7 +9,10 @@ import pytest
 
 from smallr.config import choice, finish, preference, rationale, unpaired
 from smallr.core.errors import UserError
+from smallr.core.reuse import Kept
 from smallr.data.sources import load_rows
+from smallr.training import rounds as rounds_module
+from smallr.training import step as step_module
 from smallr.training.trainer import Trainer
 from tests.runs import final_arrays, metrics
 
@@ -160,6 +163,23 @@ def by_token():
 
 def cogpo():
     return preference("sigmoid", {"small": 0.1, "medium": 0.2, "large": 0.5})
+
+
+@pytest.mark.slow
+def test_a_run_takes_the_programs_of_an_equal_one_and_of_no_other(small_model, tmp_path, monkeypatch, capsys):
+    kept = Kept(8)
+    for module in (rounds_module, step_module):
+        monkeypatch.setattr(module, "PROGRAMS", kept)
+    said = {}
+    for name, changes in (("first", {}), ("equal", {}), ("other", {"optimizer.clip_norm": 0.01})):
+        trainer = Trainer(config_of(small_model, steps=2, **changes), tmp_path / name)
+        trainer.load_data(pairs(":8"))
+        trainer.fit()
+        said[name] = "compiling the step" in capsys.readouterr().err
+    assert said == {"first": True, "equal": False, "other": True}
+    assert_same_arrays(tmp_path / "equal", tmp_path / "first")
+    first, other = (final_arrays(tmp_path / name) for name in ("first", "other"))
+    assert any((first[name] != other[name]).any() for name in first)
 
 
 def sft():
