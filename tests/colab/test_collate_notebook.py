@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.colab.notebooks import check_plain, run_whole
+from tests.compiling import OPTIMISED_ENVIRONMENT
 
 NOTEBOOK = "collate.ipynb"
 
@@ -20,7 +21,7 @@ def test_cells_are_plain_python_without_outputs():
 @pytest.mark.process
 @pytest.mark.slow
 def test_runs_from_top_to_bottom(tmp_path):
-    printed = run_whole(NOTEBOOK, tmp_path)
+    printed = run_whole(NOTEBOOK, tmp_path, **OPTIMISED_ENVIRONMENT)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["stages"]["pairs_0"]["kept"] > 0
     right = {(each["model"], each["mode"]): each["accuracy"] for each in report["accuracy"]}

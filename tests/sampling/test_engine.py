@@ -172,12 +172,13 @@ def test_a_failed_step_ends_what_had_begun_and_the_rest_is_served(shared):
                 raise RuntimeError("out of memory")
             return whole(weights, cache, hidden, *rest)
 
-        setattr(small._programs, program, broken)
-        with pytest.raises(RuntimeError, match="out of memory") as caught:
-            small.step()
-        small.restart(caught.value)
-        while small.busy:
-            small.step()
+        with pytest.MonkeyPatch.context() as patch:  # engines of one structure share programs
+            patch.setattr(small._programs, program, broken)
+            with pytest.raises(RuntimeError, match="out of memory") as caught:
+                small.step()
+            small.restart(caught.value)
+            while small.busy:
+                small.step()
         assert handles[0].result.error == "RuntimeError: out of memory"
         assert [tokens(handle.result) for handle in handles[1:]] == [tokens(result) for result in wanted[1:]]
 
