@@ -46,7 +46,10 @@ def installed(built) -> Path:
 
 def is_shipped(path: Path) -> bool:
     """Whether a file of the source belongs into the wheel."""
-    return path.suffix in (".py", ".txt", ".typed", ".json", ".jinja", ".html", ".css", ".js") and "__pycache__" not in path.parts
+    return (
+        path.suffix in (".py", ".txt", ".typed", ".json", ".jinja", ".html", ".css", ".js")
+        and "__pycache__" not in path.parts
+    )
 
 
 @pytest.mark.slow
