@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from smallr.cli.parsing import Parser
 from smallr.core.errors import UserError
+from smallr.data.orders import ORDERS
 
 if TYPE_CHECKING:
     from smallr.language.calibration import Calibration
     from smallr.language.trust import Rater
     from smallr.sampling.requests import Request, Result
 
-_FLAGS = ("confidence", "answer", "calibration")
+_FLAGS = ("confidence", "answer", "calibration", "order", "separator")
 DEFAULT = "answer"  # the measure where a threshold is given and nothing else
 
 
@@ -32,6 +33,13 @@ def flags(parser: Parser) -> None:
     parser.flag(
         "calibration", None, "file of smallr calibrate; by default the one in the model's folder; none: not even that"
     )
+    parser.flag(
+        "order",
+        None,
+        "say too whether the rationale leads to the answer; what a text begins with; needs --answer=BENCHMARK",
+        choices=ORDERS,
+    )
+    parser.flag("separator", "", "what the model writes between the two, such as '-->'")
 
 
 def named(options: Namespace, threshold: str) -> str:
@@ -49,16 +57,28 @@ def make_rater(options: Namespace, threshold: str) -> tuple[Rater | None, Callab
     Raises:
       UserError: flags that do not fit, or a calibration that is damaged or not for texts.
     """
-    from smallr.evals.trust.answers import SHORT_TEXT, extractor
+    from smallr.evals.trust.agreement import judge
+    from smallr.evals.trust.answers import SHORT_TEXT, WHOLE, extractor, grader_of, reading
+    from smallr.evals.trust.parts import split
     from smallr.language.trust import Rater
 
     calibration = _calibration(options)
-    wanted = options.answer or getattr(options, threshold) is not None
+    wanted = options.answer or options.order or getattr(options, threshold) is not None
     measure = options.confidence or (calibration.measure if calibration else DEFAULT if wanted else "")
     if not measure:
         return None, _nothing
-    extract, end = extractor(options.answer or (calibration.benchmark if calibration else SHORT_TEXT))
-    return Rater(measure, extract, calibration), end
+    name = options.answer or (calibration.benchmark if calibration else SHORT_TEXT)
+    if not options.order:
+        extract, end = extractor(name)
+        return Rater(measure, extract, calibration), end
+    if name in (SHORT_TEXT, WHOLE):
+        raise UserError(
+            f"--order={options.order}: a benchmark says what an answer is, so that rationale and answer can be compared; "
+            "give one, such as --answer=gsm8k"
+        )
+    grader, order = grader_of(name), (options.order, options.separator)
+    extract = reading(grader, lambda text: split(text, *order).answer)
+    return Rater(measure, extract, calibration, judge(*order, grader)), grader.close
 
 
 def _calibration(options: Namespace) -> Calibration | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -21,6 +23,7 @@ from smallr.language.server import ServerModel
 from smallr.language.serving.metrics import Metrics
 from smallr.language.serving.trust import ServedTrust
 from smallr.language.trust import Rater
+from smallr.sampling.requests import Result, Sample
 from tests.language.test_serving import HELLO, Served, expected, serve
 
 SURE = math.exp(-0.5)  # of every token of the fake engine
@@ -184,6 +187,9 @@ def test_flags_that_do_not_fit(capsys, tmp_path):
         capsys, "generate", model, "--interactive", "--abstain_below=0.5"
     )
     assert "there is no calibration" in fails(capsys, "generate", model, ask, f"--calibration={tmp_path}")
+    assert "--order=answer_first: a benchmark says what an answer is" in fails(
+        capsys, "generate", model, ask, "--order=answer_first"
+    )
     assert "benchmark 'gsm9k' is not known" in fails(capsys, "generate", model, ask, "--answer=gsm9k")
     fitted("choice", "piqa").save(tmp_path / "calibration.json")
     assert "for options by likelihood (piqa)" in fails(capsys, "generate", model, ask, f"--calibration={tmp_path}")
@@ -191,7 +197,7 @@ def test_flags_that_do_not_fit(capsys, tmp_path):
 
 def test_the_calibration_in_the_models_folder_is_applied_unless_it_is_for_something_else(tmp_path):
     fitted("answer", "gsm8k").save(tmp_path / "calibration.json")
-    given = {"model": str(tmp_path), "answer": None, "escalate_below": None, "given": set()}
+    given = {"model": str(tmp_path), "answer": None, "escalate_below": None, "order": None, "given": set()}
 
     def made(**flags) -> Rater | None:
         options = Namespace(**({"confidence": None, "calibration": None} | given | flags))
@@ -203,3 +209,16 @@ def test_the_calibration_in_the_models_folder_is_applied_unless_it_is_for_someth
     assert made(calibration="none", escalate_below=0.5).measure == "answer"
     fitted("choice", "piqa").save(tmp_path / "calibration.json")
     assert made() is None
+
+
+def test_a_rationale_is_compared_with_the_answer_in_the_order_that_is_given():
+    given = {"model": "", "calibration": "none", "escalate_below": None, "confidence": "majority", "answer": "gsm8k"}
+    options = Namespace(**given, order="answer_first", separator="-->", given=set())
+    rater, end = cli_trust.make_rater(options, "escalate_below")
+    texts = ("42 --> 12 + 30 = 42", "42 --> 12 + 30 = 43", "42 --> there is no number")
+    result = Result(tuple(Sample(text, "stop") for text in texts))
+    with contextlib.closing(SimpleNamespace(close=end)):
+        answers = rater.answers(result)
+        ratings = rater.rate(result, answers, {})
+    assert [(answer.value, answer.span) for answer in answers] == [("42", (0, 2))] * 3  # not the last number
+    assert [rating.agreement for rating in ratings] == [True, False, None]

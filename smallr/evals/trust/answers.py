@@ -81,11 +81,20 @@ def _literal(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){words}(?!\w)", flags)
 
 
-def answer_of(text: str, value: str | None) -> Answer | None:
-    """Returns the answer with its span; where that cannot be told, all of the text stands for it."""
+def answer_of(text: str, value: str | None, part: str = "") -> Answer | None:
+    """Returns the answer with its span; where that cannot be told, all of the text stands for it.
+
+    Args:
+      text: of the sample.
+      value: the answer as the grader gives it; None if there is none.
+      part: the stretch of the text in which the answer stands, if it is known; empty: anywhere.
+    """
     if value is None:
         return None
-    return Answer(value, locate(text, value) or (0, len(text)))
+    offset = max(text.find(part), 0) if part else 0
+    inner = text[offset : offset + len(part)] if part else text
+    begin, end = locate(inner, value) or (0, len(inner))
+    return Answer(value, (offset + begin, offset + end))
 
 
 def extractor(name: str) -> tuple[Extract, Callable[[], None]]:
@@ -101,13 +110,19 @@ def extractor(name: str) -> tuple[Extract, Callable[[], None]]:
     if name in (WHOLE, SHORT_TEXT):
         one = _whole if name == WHOLE else _short
         return (lambda texts: list(map(one, texts))), lambda: None
-    grader = _grader(name)
+    grader = grader_of(name)
+    return reading(grader), grader.close
+
+
+def reading(grader: Grader, part: Callable[[str], str] = str) -> Extract:
+    """Returns what finds the answers of texts as a grader reads them; `part` is the part of a text that has the answer."""
 
     def extract(texts: Sequence[str]) -> list[Answer | None]:
-        verdicts = grader.grade([Job(text, "0") for text in texts])
-        return [answer_of(text, verdict.extracted) for text, verdict in zip(texts, verdicts, strict=True)]
+        parts = list(map(part, texts))
+        verdicts = grader.grade([Job(each, "0") for each in parts])
+        return [answer_of(text, v.extracted, each) for text, each, v in zip(texts, parts, verdicts, strict=True)]
 
-    return extract, grader.close
+    return extract
 
 
 def _whole(text: str) -> Answer | None:
@@ -121,7 +136,7 @@ def _short(text: str) -> Answer | None:
     return Answer(matching.normalise_text(found) or found, locate(text, found) or (0, len(text)))
 
 
-def _grader(name: str) -> Grader:
+def grader_of(name: str) -> Grader:
     benchmark = find(name)
     if not isinstance(benchmark, Generation):
         raise UserError(f"answer: {name} is answered by likelihood; a text needs a benchmark that is answered in text")

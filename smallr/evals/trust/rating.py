@@ -63,6 +63,7 @@ def rate_answers(
     calibration: Calibration | None,
     model: LanguageModel,
     request: Callable[[Item], Request],
+    answer_part: Callable[[str], str] = str,
 ) -> None:
     """Adds `confidence`, `measured` (before calibration) and all `measures` that cost nothing to records of texts.
 
@@ -75,6 +76,7 @@ def rate_answers(
       calibration: for it.
       model: is asked for verdicts, all at once, where the measure is p_true.
       request: of a question.
+      answer_part: the part of an output that was graded.
     """
     by_id = {item.id: item for item in items}
     groups: dict[str, list[Record]] = {}
@@ -86,7 +88,10 @@ def rate_answers(
             continue
         groups.setdefault(record["id"], []).append(record)
     samples = {name: [_sample(record) for record in group] for name, group in groups.items()}
-    answers = {name: [answer_of(r["output"], r["extracted"]) for r in group] for name, group in groups.items()}
+    answers = {
+        name: [answer_of(r["output"], r["extracted"], answer_part(r["output"])) for r in group]
+        for name, group in groups.items()
+    }
     verdicts: dict[str, list[float]] = {}
     if measure == "p_true":
         asked = {name: verdict_requests(request(by_id[name]), samples[name], answers[name]) for name in groups}
