@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from smallr.evals.benchmarks import find
 from smallr.evals.benchmarks.base import Generation
-from smallr.evals.trust.agreement import READING
+
+READING = "Somebody reasons as follows:\n\n{rationale}\n\nWhich answer does this reasoning lead to? Reply with that answer alone."
 
 
 def base(benchmark: str) -> ConfigDict:
