@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from smallr.config import to_plain
 from smallr.core.reuse import PROGRAMS, shapes
 from smallr.data.packing import RowShape
+from smallr.training.objectives.base import Objective
+from smallr.training.optimizer import Horizon, make_optimizer, make_schedule
+from smallr.training.policy import ModelFunctions
 from smallr.training.progress import announce, log
-from smallr.training.step import Step
+from smallr.training.references import Reference
+from smallr.training.step import Step, TrainState, make_step, step_identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +76,27 @@ class CompiledSteps:
             self._programs[key] = PROGRAMS.get(key, lambda: step.lower(*arguments).compile())
         self._round = round
         return self._programs[key]
+
+
+def configured_step(
+    config: ConfigDict,
+    policy: ModelFunctions,
+    objective: Objective,
+    horizons: Sequence[Horizon],
+    sharding: TrainState,
+    mesh: Mesh,
+    reference: Reference,
+) -> tuple[Step, Hashable]:
+    """Returns the step of a run, which is not traced yet, and what it is made of."""
+    schedule = make_schedule(config.optimizer, horizons)
+    options = {
+        "chunk": config.compute.logp_chunk,
+        "accumulation": config.batch.accumulation,
+        "reference": reference,
+        "shard_over_data": config.optimizer.shard_over_data,
+    }
+    identity = step_identity(
+        policy, objective, to_plain(config)["optimizer"], tuple(horizons), sharding, mesh, **options
+    )
+    optimizer = make_optimizer(config.optimizer, schedule)
+    return make_step(policy, objective, optimizer, schedule, sharding, mesh, **options), identity

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from smallr.config import to_plain
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
@@ -32,23 +31,20 @@ from smallr.training.checkpoints import CheckpointError
 from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
 from smallr.training.opening import open_trained
-from smallr.training.optimizer import check_groups, extend, make_optimizer, make_schedule, renewed
+from smallr.training.optimizer import check_groups, extend, make_optimizer, renewed
 from smallr.training.policy import NOTHING, ParameterPartition, load_policy
 from smallr.training.progress import Progress, announce, headline, log
 from smallr.training.publishing import Publisher
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
-from smallr.training.rounds import CompiledSteps, Renewal, Round
+from smallr.training.rounds import CompiledSteps, Renewal, Round, configured_step
 from smallr.training.signals import StopSignal
 from smallr.training.splits import Split, load_split, make_split, name_shared
 from smallr.training.step import (
     Constants,
     Evaluation,
-    Step,
     TrainState,
     abstract_state,
     init_state,
-    make_step,
-    step_identity,
 )
 from smallr.training.steplog import StepLog
 from smallr.training.timing import Clock, Timed
@@ -435,23 +431,10 @@ class Trainer:
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
         arguments = (self.state, next(self.training.batches(self.mesh, 0, 1)), self._constants)
         shape = self.training.plan.shape
-        self.program = self._compiled.get(*self._build_step(), arguments, shape, self._round)
+        made_of = self.partition.policy, self.objective, self._horizons, self._sharding, self.mesh, self.reference
+        step, identity = configured_step(self.config, *made_of)
+        self.program = self._compiled.get(step, identity, arguments, shape, self._round)
         self.clock.lap("compile")
-
-    def _build_step(self) -> tuple[Step, Hashable]:
-        """Returns the step, which is not traced yet, and what it is made of."""
-        config, policy, objective = self.config, self.partition.policy, self.objective
-        schedule = make_schedule(config.optimizer, self._horizons)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        options = {
-            "chunk": config.compute.logp_chunk,
-            "accumulation": config.batch.accumulation,
-            "reference": self.reference,
-            "shard_over_data": config.optimizer.shard_over_data,
-        }
-        placed = self._sharding, self.mesh
-        made_of = step_identity(policy, objective, to_plain(config)["optimizer"], self._horizons, *placed, **options)
-        return make_step(policy, objective, optimizer, schedule, *placed, **options), made_of
 
     # Figures and files ------------------------------------------------------------------------------------------
 
