@@ -199,6 +199,7 @@ def row_by_row(
         q, k, v, horizon, positions, *rest = (x[None] for x in arrays)
         return jax.tree.map(lambda x: x[0], way(q, k, v, horizon, positions, window, *rest))
 
+    horizon, positions = (jnp.broadcast_to(x, q.shape[:2]) for x in (horizon, positions))  # one rule may be of all rows
     return lax.map(one, (q, k, v, horizon, positions, *rest))
 
 

@@ -140,7 +140,7 @@ def load_decoder(source: ModelSource, mesh: Mesh, convert: Convert | None = None
     if source.open_parameters is not None:
         return nnx.merge(graphdef, _filled(abstract, source.open_parameters(), mesh, convert))
     if source.make_reader is None:
-        made = _random(config, mesh)()
+        made = _random(config, mesh, RANDOM_SEED)()
         if convert:
             made = nnx.from_flat_state([(path, convert(path, leaf)) for path, leaf in nnx.to_flat_state(made)])
         return nnx.merge(graphdef, made)
@@ -155,14 +155,14 @@ def _structure(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 @functools.lru_cache(maxsize=8)
-def _random(config: DecoderConfig, mesh: Mesh) -> Callable[[], nnx.State]:
+def _random(config: DecoderConfig, mesh: Mesh, seed: int) -> Callable[[], nnx.State]:
     """Returns the program that makes random parameters on their shards."""
     shardings = jax.tree.map(
         lambda leaf: named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape),
         _structure(config)[1],
         is_leaf=is_variable,
     )
-    return jax.jit(lambda: nnx.state(Decoder(config, rngs=nnx.Rngs(RANDOM_SEED))), out_shardings=shardings)
+    return jax.jit(lambda: nnx.state(Decoder(config, rngs=nnx.Rngs(seed))), out_shardings=shardings)
 
 
 def _filled(abstract: nnx.State, read: ReadParameter, mesh: Mesh, convert: Convert | None) -> nnx.State:

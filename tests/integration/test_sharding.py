@@ -47,7 +47,7 @@ def test_eight_devices_as_data_2_fsdp_2_tensor_2_equal_one(tmp_path, one_device,
     fields = FIELDS | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "optimizer.shard_over_data": True}
     done = eight_devices(on_devices("cogpo", tmp_path, fields))
     assert "mesh data 2 x fsdp 2 x tensor 2" in done.stdout
-    assert "xla (auto)" in done.stdout, "the implementation of attention is told"
+    assert "xla, the one candidate on cpu" in done.stdout, "the implementation of attention is told"
     assert "entries (by platform)" in done.stdout, "and how the head walks the vocabulary"
     assert_same_training(tmp_path, one_device)
 
