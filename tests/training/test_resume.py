@@ -84,7 +84,7 @@ def test_of_a_run_on_pairs_what_changes_the_numbers_is_tied():
     }  # fmt: skip
     within = {name for name in free if name.split(".")[0] in ("optimizer", "data", "compute")}
     assert within == {
-        "optimizer.on_extend", "data.eval", "data.eval_split", "data.builtin.eval",
+        "optimizer.on_extend", "optimizer.shard_over_data", "data.eval", "data.eval_split", "data.builtin.eval",
         "compute.remat", "compute.attention", "compute.logp_chunk",
     }  # fmt: skip
 
