@@ -97,10 +97,10 @@ def _answered(
         stack.enter_context(contextlib.closing(grader))
         if model is None:
             model = stack.enter_context(contextlib.closing(models.open_for_answers(config)))
-        part = asked_for.answer_part(config)
-        records = run_generation(items, model, asked, grader, journal, part)
+        split = asked_for.splitter(config)
+        records = run_generation(items, model, asked, grader, journal, split)
         if rated[0]:
-            rate_answers(records, items, *rated, model, asked.request, part)
+            rate_answers(records, items, *rated, model, asked.request, split)
         return records, asked_for.answered(records, items, config, grader, model, asked, journal)
 
 

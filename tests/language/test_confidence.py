@@ -63,6 +63,9 @@ def test_only_the_answers_own_tokens_count():
     assert (joint(values), length_normalised(values)) == pytest.approx((math.exp(-0.6), math.exp(-0.3)))
     assert joint([]) == length_normalised([]) == 0
     assert joint([-math.inf, -1.0]) == 0
+    assert joint([1e-7, 800.0]) == length_normalised([1e-7]) == 1  # a server has rounded
+    reasoned = logprobs(("Six?", -2.0), ("No", -1.0))  # tokens of reasoning that the server has left out of the text
+    assert answer_logprobs(TEXT, reasoned, (TEXT.index("42"), TEXT.index("42") + 2)) == [-2.0, -1.0]
 
 
 def test_measures_of_samples():
@@ -150,6 +153,14 @@ def test_a_calibration_is_saved_as_json_and_read_back(tmp_path):
         ({"parameters": {"temperature": -1}}, "is not above 0"),
         ({"method": "isotonic", "parameters": {"confidence": [0.5, 0.1], "probability": [0, 1]}}, "do not rise"),
         ({"reference": {}}, "KeyError"),
+        ({"parameters": {"temperature": "2"}}, "TypeError"),
+        ({"method": "isotonic", "parameters": {"confidence": [0.1, math.nan], "probability": [0, 1]}}, "from 0 to 1"),
+        ({"method": "isotonic", "parameters": {"confidence": [0.1, 0.5], "probability": [0, 2]}}, "from 0 to 1"),
+        ({"reference": {"confidence": {"edges": [0.5], "shares": [1]}}}, "a share more than edges"),
+        ({"reference": {"confidence": {"edges": [0.5], "shares": [-1, 2]}}}, "are not of 1"),
+        ({"reference": {"confidence": {"edges": [0.5, 0.1], "shares": [0, 0, 1]}}}, "edges that rise"),
+        ({"fitted_on": {}}, "KeyError"),
+        ({"questions": [["q"]]}, "more than digests"),
     ],
 )
 def test_a_damaged_calibration_is_named(tmp_path, changes, message):

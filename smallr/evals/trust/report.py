@@ -13,7 +13,7 @@ from rich.table import Table
 
 from smallr.core.comparison import can_plot
 from smallr.evals.records import Record
-from smallr.evals.statistics import Estimate
+from smallr.evals.statistics import pass_at_1
 from smallr.evals.trust import risk
 from smallr.evals.trust.risk import Sorted
 from smallr.language.calibration import Calibration
@@ -67,11 +67,16 @@ def summarise(
         "calibration": None if calibration is None else {"method": calibration.method, **calibration.fitted_on},
         "questions_of_the_fit": len(seen),
         "answers": len(answers.confidence),
-        "without_answer": int((answers.confidence == 0).sum()),
+        "without_answer": sum(map(_is_without_answer, records)),
         "figures": {name: _figure(values[name], draws[name]) for name in values},
         "reliability": reliability(answers),
         "risk_coverage": risk_coverage(answers),
     }
+
+
+def _is_without_answer(record: Record) -> bool:
+    """Returns whether a rated sample gave no answer; an answer may have the confidence 0 too."""
+    return record.get("measured") == 0 and not record.get("answer_span")
 
 
 def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
@@ -80,21 +85,26 @@ def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
 
 
 def reliability(answers: Sorted, bins: int = risk.BINS) -> list[dict[str, Any]]:
-    """Returns for each bin that is not empty its answers, their mean confidence, and their accuracy with Wilson's interval."""
+    """Returns for each bin that is not empty its answers, their mean confidence, and their accuracy.
+
+    Its interval is Wilson's, clustered by question.
+    """
     numbers = risk.bin_of(answers.confidence, bins)
     found = []
     for number in np.unique(numbers):
         inside = numbers == number
-        count, share = int(inside.sum()), float(answers.correct[inside].mean())
-        error = math.sqrt(share * (1 - share) / count)
+        scores: dict[int, list[float]] = {}
+        for question, correct in zip(answers.question[inside].tolist(), answers.correct[inside].tolist(), strict=True):
+            scores.setdefault(question, []).append(correct)
+        accuracy = pass_at_1(list(scores.values()))
         found.append(
             {
                 "from": number / bins,
                 "to": (number + 1) / bins,
-                "answers": count,
+                "answers": int(inside.sum()),
                 "confidence": float(answers.confidence[inside].mean()),
-                "accuracy": share,
-                "interval": list(Estimate(share, error, count).interval()),
+                "accuracy": accuracy.value,
+                "interval": list(accuracy.interval()),
             }
         )
     return found
