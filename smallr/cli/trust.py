@@ -95,6 +95,7 @@ def _calibration(options: Namespace) -> Calibration | None:
                 f"--calibration={options.calibration} is for options by likelihood ({found.benchmark}); texts need one of an "
                 "evaluation that is answered in text"
             )
+        calibrations.warn_if_of_another(found, options.model or "")
         return found
     found = calibrations.of_model(options.model or "")
     # A majority needs several samples, so it must be asked for: other requests go on as they were.

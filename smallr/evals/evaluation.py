@@ -25,7 +25,7 @@ from smallr.evals.summary import summarise
 from smallr.evals.trust import asked_for, report
 from smallr.evals.trust.rating import needs_logprobs, rate_answers, rate_choices, settled
 from smallr.language.base import LanguageModel
-from smallr.language.calibration import Calibration
+from smallr.language.calibration import Calibration, warn_if_of_another
 from smallr.sampling.requests import SamplingParams
 
 
@@ -58,6 +58,8 @@ def evaluate(
     baseline = asked_for.check(benchmark, items, config)
     shots = load_shots(benchmark, items, **config.shots)
     measure, calibration = settled(config, answers=answers)
+    if calibration is not None:
+        warn_if_of_another(calibration, config.model)
     asked = Asked(_params(config, measure), config.chat, config.seed, shots) if answers else None
     with open_folder(folder, identity(config)) as stage:
         journal = stage.journal(("samples",) if answers else ("loglikelihoods",))

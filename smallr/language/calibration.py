@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from scipy import special
 
 from smallr.core.errors import UserError
@@ -121,3 +122,12 @@ def of_model(model: str) -> Calibration | None:
     """Returns the calibration that was saved with a run or a folder; None if there is none, or no model is named."""
     folder = Path(model).expanduser()
     return read(folder) if model and (folder / FILE).is_file() else None
+
+
+def warn_if_of_another(calibration: Calibration, model: str) -> None:
+    """Logs a warning where a calibration was fitted on answers of another model, as far as names tell."""
+    fitted = str(calibration.fitted_on.get("model", model))
+    if fitted != model and Path(fitted).expanduser().resolve() != Path(model).expanduser().resolve():
+        logging.warning(
+            "the calibration was fitted on answers of %s, not of %s: its figures may mean nothing", fitted, model
+        )

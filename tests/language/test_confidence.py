@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -144,6 +145,17 @@ def test_a_calibration_is_saved_as_json_and_read_back(tmp_path):
     calibration().save(tmp_path / "calibration.json")
     assert calibrations.read(tmp_path) == calibrations.of_model(str(tmp_path)) == calibration()
     assert calibrations.of_model(str(tmp_path / "none")) is None
+
+
+def test_a_calibration_of_another_model_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(calibrations.logging, "warning", lambda text, *values: told.append(text % values))
+    own = dataclasses.replace(calibration(), fitted_on={"model": str(tmp_path)})
+    for found, model in ((calibration(), "m"), (own, str(tmp_path)), (own, f"{tmp_path}/../{tmp_path.name}")):
+        calibrations.warn_if_of_another(found, model)
+    assert not told
+    calibrations.warn_if_of_another(own, "other")
+    assert f"answers of {tmp_path}, not of other" in told[0]
 
 
 @pytest.mark.parametrize(
