@@ -111,10 +111,12 @@ def reliability(answers: Sorted, bins: int = risk.BINS) -> list[dict[str, Any]]:
 
 
 def risk_coverage(answers: Sorted) -> list[dict[str, float]]:
-    """Returns threshold, coverage and risk at each threshold; of many the curve keeps some."""
+    """Returns threshold, coverage and risk at each threshold; of many the curve keeps some, and those of `coverage_at`."""
     passed = answers.ends + 1
     risks = np.cumsum(1 - answers.correct)[answers.ends] / passed
-    kept = np.unique(np.linspace(0, len(passed) - 1, min(_POINTS, len(passed))).round().astype(int))
+    spread = np.linspace(0, len(passed) - 1, min(_POINTS, len(passed))).round().astype(int)
+    named = [np.flatnonzero(risks <= allowed + 1e-12)[-1:] for allowed in risk.RISKS]
+    kept = np.unique(np.concatenate([spread, *named]))
     return [
         {
             "threshold": float(answers.confidence[answers.ends[index]]),

@@ -157,6 +157,16 @@ def test_the_report_has_the_points_of_both_curves():
     assert summarise([{"id": "x", "prompt": "", "reason": "no result"}], "correct", "answer", None) is None
 
 
+def test_the_curve_has_the_thresholds_of_the_coverages():
+    rng = np.random.default_rng(8)
+    confidence = rng.random(3000)
+    answers = Sorted.of(confidence, rng.random(3000) < confidence)
+    points = [point["coverage"] for point in risk_coverage(answers)]
+    assert len(points) < 210
+    for name in ("coverage@5%", "coverage@10%"):
+        assert 0 < float(risk.FIGURES[name](answers, answers.ones())[0]) in points
+
+
 def test_bins_of_the_diagram_have_intervals_over_questions():
     confidence, correct = np.full(40, 0.65), np.repeat([1.0, 0.0], 20)
     (alone,) = reliability(Sorted.of(confidence, correct))
