@@ -13,7 +13,7 @@ from rich.table import Table
 
 from smallr.core.comparison import can_plot
 from smallr.evals.records import Record
-from smallr.evals.statistics import pass_at_1
+from smallr.evals.statistics import Estimate, pass_at_1
 from smallr.evals.trust import risk
 from smallr.evals.trust.risk import Sorted
 from smallr.language.calibration import Calibration
@@ -68,7 +68,9 @@ def summarise(
         "questions_of_the_fit": len(seen),
         "answers": len(answers.confidence),
         "without_answer": sum(map(_is_without_answer, records)),
-        "figures": {name: _figure(values[name], draws[name]) for name in values},
+        # A bootstrap has no width where all answers are right, or all wrong; Wilson's interval has.
+        "figures": {name: _figure(values[name], draws[name]) for name in values}
+        | {"accuracy": {"value": values["accuracy"], "interval": list(_accuracy(answers).interval())}},
         "reliability": reliability(answers),
         "risk_coverage": risk_coverage(answers),
     }
@@ -84,6 +86,14 @@ def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
     return {"value": None if math.isnan(value) else value, "interval": None if found is None else list(found)}
 
 
+def _accuracy(answers: Sorted, chosen: np.ndarray | slice = slice(None)) -> Estimate:
+    """Returns the share of right answers among some; its interval is Wilson's, clustered by question."""
+    scores: dict[int, list[float]] = {}
+    for question, correct in zip(answers.question[chosen].tolist(), answers.correct[chosen].tolist(), strict=True):
+        scores.setdefault(question, []).append(correct)
+    return pass_at_1(list(scores.values()))
+
+
 def reliability(answers: Sorted, bins: int = risk.BINS) -> list[dict[str, Any]]:
     """Returns for each bin that is not empty its answers, their mean confidence, and their accuracy.
 
@@ -93,10 +103,7 @@ def reliability(answers: Sorted, bins: int = risk.BINS) -> list[dict[str, Any]]:
     found = []
     for number in np.unique(numbers):
         inside = numbers == number
-        scores: dict[int, list[float]] = {}
-        for question, correct in zip(answers.question[inside].tolist(), answers.correct[inside].tolist(), strict=True):
-            scores.setdefault(question, []).append(correct)
-        accuracy = pass_at_1(list(scores.values()))
+        accuracy = _accuracy(answers, inside)
         found.append(
             {
                 "from": number / bins,

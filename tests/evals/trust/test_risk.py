@@ -178,6 +178,8 @@ def test_bins_of_the_diagram_have_intervals_over_questions():
 
 def test_an_answer_that_is_surely_wrong_is_an_answer():
     found = records([0.0, 0.0, 0.5], [0, 0, 1])
+    wrong = summarise(found[:2], "correct", "answer", None)["figures"]["accuracy"]
+    assert (wrong["value"], wrong["interval"]) == (0, list(pass_at_1([[0], [0]]).interval()))  # not 0 to 0
     for record, measured, span in zip(found, (0.2, 0.0, 0.5), ([0, 1], None, [0, 1]), strict=True):
         record.update(measured=measured, answer_span=span)
     assert summarise(found, "correct", "answer", None)["without_answer"] == 1
