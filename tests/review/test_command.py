@@ -92,7 +92,7 @@ def test_training_takes_accepted_and_edited_rows_alone(rows, tmp_path, capsys, s
     (found,) = read_parts(config, "train")
     assert found.rows["completion"][:] == [crv_row(0)["completion"], "One more."]
     assert (list(found.numbers), found.available) == ([0, 1], 5)
-    assert "2 of 5 rows are trained on" in found.review
+    assert "2 of 5 rows are kept" in found.review
     assert all(part in found.review for part in ("1 rejected", "1 disputed", "1 not reviewed"))
     config.data.train = str(rows)
     with pytest.raises(ValueError, match=r"has no column 'reviewed'; review it with smallr review"):
@@ -103,6 +103,10 @@ def test_training_takes_accepted_and_edited_rows_alone(rows, tmp_path, capsys, s
         read_parts(config, "train")
     config.data.train = str(write_lines(tmp_path / "bad.jsonl", [{**bare, "reviewed": {"status": "fine"}}]))
     with pytest.raises(ValueError, match=r"row 0: column 'reviewed': expected a status of: accepted"):
+        read_parts(config, "train")
+    config.data.train_split = "train[1:]"
+    config.data.train = str(write_lines(tmp_path / "part.jsonl", [bare, {**bare, "reviewed": {"status": "fine"}}]))
+    with pytest.raises(ValueError, match="row 1: column 'reviewed'"):
         read_parts(config, "train")
 
 
