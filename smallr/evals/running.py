@@ -21,11 +21,10 @@ from smallr.evals.records import Record
 from smallr.evals.store import question_key
 from smallr.evals.trust.parts import Parts
 from smallr.language.base import LanguageModel
-from smallr.language.trust import no_logprobs
+from smallr.language.trust import TOO_LONG, no_logprobs
 from smallr.sampling.requests import Request, Result, SamplingParams
 
 # How models and servers say that a prompt does not fit.
-_TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)
 _NO_LOGPROBS = re.compile(r"log-?_?probs?", re.IGNORECASE)
 # Ends an answer where examples are paragraphs: a base model goes on with a question of its own.
 PARAGRAPH_STOP = "\nQuestion:"
@@ -160,7 +159,7 @@ def _answer(result: Result) -> Record:
 def _records(item: Item, answer: Mapping[str, Any] | None, error: str) -> list[Record]:
     base = {"id": item.id, "prompt": item.task.prompt}
     if answer is None:
-        reason = "prompt too long" if _TOO_LONG.search(error) else "no result"
+        reason = "prompt too long" if TOO_LONG.search(error) else "no result"
         return [{**base, "sample": 0, "output": None, "correct": False, "reason": reason, "error": error}]
     share = answer["completion_tokens"] / max(len(answer["samples"]), 1)
     return [

@@ -119,6 +119,13 @@ def test_a_rater_says_what_it_cannot_do():
         rater("answer").rate(Result((Sample("a", "stop"),)), [None], {})
     with pytest.raises(UserError, match="for the measure 'answer', not 'p_true'"):
         rater("p_true", calibration=calibration())
+    with pytest.raises(UserError, match="a verdict failed: the server is down"):
+        rater("p_true").rate(
+            Result((Sample("a", "stop"),)), [Answer("a", (0, 1))], {"a": Result(error="the server is down")}
+        )
+    long = {"a": Result(error="the prompt has 900 tokens, max_length is 512")}  # the answer itself is as good as others
+    (rating,) = rater("p_true").rate(Result((Sample("a", "stop"),)), [Answer("a", (0, 1))], long)
+    assert rating.confidence == 0.5
     assert rater("answer").asking(Request(prompt="a")).params.logprobs == 0
     given = Request(prompt="a", params=SamplingParams(logprobs=3))
     assert rater("answer").asking(given) is given

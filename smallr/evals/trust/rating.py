@@ -18,7 +18,7 @@ from smallr.language import calibration as calibrations
 from smallr.language.base import LanguageModel
 from smallr.language.calibration import Calibration
 from smallr.language.confidence import FROM_LOGPROBS, MEASURES, measured, verdict_requests, verdicts_of
-from smallr.language.trust import check_measure, no_logprobs
+from smallr.language.trust import check_measure, given_verdict
 from smallr.sampling.requests import Request, Sample, TokenLogprob
 
 CHOICE = "choice"
@@ -115,12 +115,7 @@ def _sample(record: Record) -> Sample:
 
 def _verdicts(asked: dict[str, dict[str, Request]], answers: dict[str, list], model: LanguageModel) -> dict:
     flat = [request for each in asked.values() for request in each.values()]
-    results = model.complete_sync(flat)
-    for result in results:
-        if result.error is not None:
-            what = no_logprobs("p_true") if "prob" in result.error else f"a verdict failed: {result.error}"
-            raise UserError(what)
-    given = iter(results)
+    given = map(given_verdict, model.complete_sync(flat))
     by_value = {name: {value: next(given) for value in each} for name, each in asked.items()}
     return {name: verdicts_of(answers[name], by_value[name]) for name in asked}
 
