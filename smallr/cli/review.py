@@ -61,7 +61,6 @@ def run(options: Namespace) -> None:
         from smallr.review.report import as_markdown, make_report
 
         report = make_report(reviewed, decided)
-        reviewed.home.mkdir(parents=True, exist_ok=True)
         write_text(reviewed.home / "report.json", json.dumps(report, indent=2) + "\n")
         write_text(reviewed.home / "report.md", as_markdown(report))
         print(as_markdown(report), end="")

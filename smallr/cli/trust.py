@@ -62,6 +62,8 @@ def make_rater(options: Namespace, threshold: str) -> tuple[Rater | None, Callab
     from smallr.evals.trust.parts import split
     from smallr.language.trust import Rater
 
+    if options.separator and not options.order:
+        raise UserError("--separator: it has no effect without --order=answer_first or rationale_first")
     calibration = _calibration(options)
     wanted = options.answer or options.order or getattr(options, threshold) is not None
     measure = options.confidence or (calibration.measure if calibration else DEFAULT if wanted else "")
@@ -77,7 +79,7 @@ def make_rater(options: Namespace, threshold: str) -> tuple[Rater | None, Callab
             "give one, such as --answer=gsm8k"
         )
     grader, order = grader_of(name), (options.order, options.separator)
-    extract = reading(grader, lambda text: split(text, *order).answer)
+    extract = reading(grader, lambda text: split(text, *order))
     return Rater(measure, extract, calibration, judge(*order, grader)), grader.close
 
 
@@ -93,9 +95,12 @@ def _calibration(options: Namespace) -> Calibration | None:
                 f"--calibration={options.calibration} is for options by likelihood ({found.benchmark}); texts need one of an "
                 "evaluation that is answered in text"
             )
+        calibrations.warn_if_of_another(found, options.model or "")
         return found
     found = calibrations.of_model(options.model or "")
-    fits = found is not None and found.measure != "choice" and options.confidence in (None, found.measure)
+    # A majority needs several samples, so it must be asked for: other requests go on as they were.
+    own_will = None if found is None or found.measure == "majority" else found.measure
+    fits = found is not None and found.measure != "choice" and (options.confidence or own_will) == found.measure
     return found if fits else None
 
 

@@ -67,8 +67,8 @@ class Journal:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                if size >= 0:
-                    os.truncate(self.path, size)
+                if self.path.exists():  # half a line may be in it, even if the file was made with it
+                    os.truncate(self.path, max(size, 0))
                 raise FileError(f"{self.path} cannot be written: {error}") from error
             if size < 0:
                 sync_folder(self.path.parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -23,12 +23,13 @@ FEATURE = {
 }
 
 
-def kept_rows(rows: datasets.Dataset, source: str) -> tuple[list[int], str]:
-    """Returns the numbers of the rows that people have accepted or edited, and what became of the others, in words.
+def kept_rows(rows: datasets.Dataset, source: str, numbers: Sequence[int]) -> tuple[list[int], str]:
+    """Returns the indices of the rows that people have accepted or edited, and what became of the others, in words.
 
     Args:
       rows: with the column `reviewed`.
       source: for messages.
+      numbers: of the rows in the source, for messages.
 
     Raises:
       DataError: there is no such column, it holds something else, or no row is accepted or edited.
@@ -38,8 +39,8 @@ def kept_rows(rows: datasets.Dataset, source: str) -> tuple[list[int], str]:
             f"config.data.require_review: {source} has no column {COLUMN!r}; review it with smallr review, and train on "
             "what smallr review DIR --export=OUT writes"
         )
-    statuses = [_status(value, f"{source}, row {number}") for number, value in enumerate(rows[COLUMN])]
-    kept = [number for number, status in enumerate(statuses) if status in KEPT]
+    statuses = [_status(value, f"{source}, row {number}") for number, value in zip(numbers, rows[COLUMN], strict=True)]
+    kept = [index for index, status in enumerate(statuses) if status in KEPT]
     counts = Counter(status or "not reviewed" for status in statuses)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     if not kept:
@@ -47,7 +48,7 @@ def kept_rows(rows: datasets.Dataset, source: str) -> tuple[list[int], str]:
             f"config.data.require_review: none of the {len(statuses)} rows of {source} is accepted or edited ({listed}); "
             "review some with smallr review, and export again"
         )
-    return kept, f"{source}: {len(kept)} of {len(statuses)} rows are trained on, by their review ({listed})"
+    return kept, f"{source}: {len(kept)} of {len(statuses)} rows are kept by their review ({listed})"
 
 
 def _status(value: Any, place: str) -> str:

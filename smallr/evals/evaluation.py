@@ -25,7 +25,7 @@ from smallr.evals.summary import summarise
 from smallr.evals.trust import asked_for, report
 from smallr.evals.trust.rating import needs_logprobs, rate_answers, rate_choices, settled
 from smallr.language.base import LanguageModel
-from smallr.language.calibration import Calibration
+from smallr.language.calibration import Calibration, warn_if_of_another
 from smallr.sampling.requests import SamplingParams
 
 
@@ -58,6 +58,8 @@ def evaluate(
     baseline = asked_for.check(benchmark, items, config)
     shots = load_shots(benchmark, items, **config.shots)
     measure, calibration = settled(config, answers=answers)
+    if calibration is not None:
+        warn_if_of_another(calibration, config.model)
     asked = Asked(_params(config, measure), config.chat, config.seed, shots) if answers else None
     with open_folder(folder, identity(config)) as stage:
         journal = stage.journal(("samples",) if answers else ("loglikelihoods",))
@@ -97,10 +99,10 @@ def _answered(
         stack.enter_context(contextlib.closing(grader))
         if model is None:
             model = stack.enter_context(contextlib.closing(models.open_for_answers(config)))
-        part = asked_for.answer_part(config)
-        records = run_generation(items, model, asked, grader, journal, part)
+        split = asked_for.splitter(config)
+        records = run_generation(items, model, asked, grader, journal, split)
         if rated[0]:
-            rate_answers(records, items, *rated, model, asked.request, part)
+            rate_answers(records, items, *rated, model, asked.request, split)
         return records, asked_for.answered(records, items, config, grader, model, asked, journal)
 
 

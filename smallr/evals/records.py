@@ -17,3 +17,12 @@ def scores(records: Sequence[Record], field: str = "correct") -> dict[str, list[
         if record["reason"] != "no result":
             found.setdefault(record["id"], []).append(float(record[field]))
     return found
+
+
+def question_means(records: Sequence[Record], field: str) -> list[float]:
+    """Averages a number over the samples of each question, which are not independent; samples without it do not count."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if record.get(field):
+            found.setdefault(record["id"], []).append(record[field])
+    return [sum(values) / len(values) for values in found.values()]

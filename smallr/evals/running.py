@@ -19,12 +19,12 @@ from smallr.evals.graders.base import Grader, Job
 from smallr.evals.questions import Item
 from smallr.evals.records import Record
 from smallr.evals.store import question_key
+from smallr.evals.trust.parts import Parts
 from smallr.language.base import LanguageModel
-from smallr.language.trust import no_logprobs
+from smallr.language.trust import TOO_LONG, no_logprobs
 from smallr.sampling.requests import Request, Result, SamplingParams
 
 # How models and servers say that a prompt does not fit.
-_TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)
 _NO_LOGPROBS = re.compile(r"log-?_?probs?", re.IGNORECASE)
 # Ends an answer where examples are paragraphs: a base model goes on with a question of its own.
 PARAGRAPH_STOP = "\nQuestion:"
@@ -82,7 +82,7 @@ def run_generation(
     asked: Asked,
     grader: Grader,
     journal: Journal | None = None,
-    answer_part: Callable[[str], str] = str,
+    split: Callable[[str], Parts] | None = None,
 ) -> list[Record]:
     """Asks a model and judges what it says.
 
@@ -92,7 +92,7 @@ def run_generation(
       asked: how.
       grader: the benchmark's.
       journal: where answers are kept as they come; what is there already is not asked again.
-      answer_part: the part of an output that is graded.
+      split: of an output, if its answer alone is graded.
 
     Returns:
       A record a sample, in order. A question that got no answer has one record with `error`. Log-probs that were asked
@@ -131,7 +131,7 @@ def run_generation(
         for item in items
         for record in _records(item, answers.get(keys[item.id]), failed.get(keys[item.id], "no result"))
     ]
-    return _judged(records, {item.id: item for item in items}, grader, answer_part)
+    return _judged(records, {item.id: item for item in items}, grader, split)
 
 
 def _lacks_logprobs(result: Result) -> bool:
@@ -159,7 +159,7 @@ def _answer(result: Result) -> Record:
 def _records(item: Item, answer: Mapping[str, Any] | None, error: str) -> list[Record]:
     base = {"id": item.id, "prompt": item.task.prompt}
     if answer is None:
-        reason = "prompt too long" if _TOO_LONG.search(error) else "no result"
+        reason = "prompt too long" if TOO_LONG.search(error) else "no result"
         return [{**base, "sample": 0, "output": None, "correct": False, "reason": reason, "error": error}]
     share = answer["completion_tokens"] / max(len(answer["samples"]), 1)
     return [
@@ -177,12 +177,14 @@ def _records(item: Item, answer: Mapping[str, Any] | None, error: str) -> list[R
 
 
 def _judged(
-    records: list[Record], items: Mapping[str, Item], grader: Grader, answer_part: Callable[[str], str]
+    records: list[Record], items: Mapping[str, Item], grader: Grader, split: Callable[[str], Parts] | None
 ) -> list[Record]:
     """Adds verdicts to the records that have an output."""
     given = [record for record in records if record["output"] is not None]
+    outputs = [split(record["output"]).answer if split else record["output"] for record in given]
     jobs = [
-        Job(answer_part(record["output"]), items[record["id"]].task.gold, items[record["id"]].row) for record in given
+        Job(output, items[record["id"]].task.gold, items[record["id"]].row)
+        for record, output in zip(given, outputs, strict=True)
     ]
     for record, job, verdict in zip(given, jobs, grader.grade(jobs), strict=True):
         gold = job.gold if isinstance(job.gold, str) else None  # tests are in the data

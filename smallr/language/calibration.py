@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from scipy import special
 
 from smallr.core.errors import UserError
@@ -23,6 +24,7 @@ FILE = "calibration.json"
 METHODS = ("temperature", "isotonic")
 CLIP = 1e-6  # how near to 0 and 1 a confidence may come before its logit is taken
 _FIELDS = {"method": str, "measure": str, "benchmark": str, "parameters": dict, "fitted_on": dict, "reference": dict}
+_FITTED_ON = {"data": str, "split": str}  # that reports name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +101,33 @@ def read(path: Path) -> Calibration:
 def _check(calibration: Calibration) -> None:
     if calibration.method not in METHODS:
         raise ValueError(f"the method must be one of: {', '.join(METHODS)}, not {calibration.method!r}")
+    for name, kind in _FITTED_ON.items():
+        if not isinstance(calibration.fitted_on[name], kind):
+            raise ValueError(f"fitted_on: {name} is no {kind.__name__}")
+    if not all(isinstance(each, str) for each in calibration.questions):
+        raise ValueError("questions holds more than digests")
     if calibration.method == "temperature":
-        temperature = float(calibration.parameters["temperature"])
+        temperature = calibration.parameters["temperature"]
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature {temperature} is not above 0")
         return
-    x, y = (np.asarray(calibration.parameters[name], float) for name in ("confidence", "probability"))
-    if len(x) != len(y) or not len(x) or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
+    x, y = (np.asarray(calibration.parameters[name]) for name in ("confidence", "probability"))
+    if x.ndim != 1 or x.shape != y.shape or not len(x) or not all(((z >= 0) & (z <= 1)).all() for z in (x, y)):
+        raise ValueError("its points are not pairs of numbers from 0 to 1")
+    if (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
         raise ValueError("its points do not rise")
 
 
 def of_model(model: str) -> Calibration | None:
-    """Returns the calibration that was saved with a run or a folder; None if there is none."""
+    """Returns the calibration that was saved with a run or a folder; None if there is none, or no model is named."""
     folder = Path(model).expanduser()
-    return read(folder) if (folder / FILE).is_file() else None
+    return read(folder) if model and (folder / FILE).is_file() else None
+
+
+def warn_if_of_another(calibration: Calibration, model: str) -> None:
+    """Logs a warning where a calibration was fitted on answers of another model, as far as names tell."""
+    fitted = str(calibration.fitted_on.get("model", model))
+    if fitted != model and Path(fitted).expanduser().resolve() != Path(model).expanduser().resolve():
+        logging.warning(
+            "the calibration was fitted on answers of %s, not of %s: its figures may mean nothing", fitted, model
+        )

@@ -104,22 +104,26 @@ def _after_parts(text: str, token: str, position: int) -> Span | None:
 
 
 def answer_logprobs(text: str, logprobs: Sequence[TokenLogprob], span: Span) -> list[float]:
-    """Returns the log-probs of the tokens that have a character in the span."""
+    """Returns the log-probs of the tokens that have a character in the span; where none is found there, of all tokens.
+
+    A server's tokens may not make up its text, for instance where it has cut reasoning out of the text alone.
+    """
     spans = token_spans(text, [each.token for each in logprobs])
     first, last = span
-    return [
+    found = [
         each.logprob for each, (start, end) in zip(logprobs, spans, strict=True) if max(start, first) < min(end, last)
     ]
+    return found or [each.logprob for each in logprobs]
 
 
 def length_normalised(logprobs: Sequence[float]) -> float:
-    """Returns exp of the mean log-prob; 0 for no tokens."""
-    return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0
+    """Returns exp of the mean log-prob; 0 for no tokens. A server may round a log-prob to above 0: 1 at most."""
+    return math.exp(min(math.fsum(logprobs) / len(logprobs), 0.0)) if logprobs else 0.0
 
 
 def joint(logprobs: Sequence[float]) -> float:
-    """Returns exp of the sum of log-probs; 0 for no tokens."""
-    return math.exp(math.fsum(logprobs)) if logprobs else 0.0
+    """Returns exp of the sum of log-probs, 1 at most; 0 for no tokens."""
+    return math.exp(min(math.fsum(logprobs), 0.0)) if logprobs else 0.0
 
 
 def majority_shares(answers: Sequence[Answer | None]) -> list[float]:

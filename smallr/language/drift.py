@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,17 @@ class Distribution:
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Distribution:
-        """Takes what `dataclasses.asdict` gave, from JSON."""
-        return cls(tuple(map(float, fields["edges"])), tuple(map(float, fields["shares"])))
+        """Takes what `dataclasses.asdict` gave, from JSON.
+
+        Raises:
+          KeyError, TypeError, ValueError: it is something else.
+        """
+        found = cls(tuple(map(float, fields["edges"])), tuple(map(float, fields["shares"])))
+        if len(found.shares) != len(found.edges) + 1 or not all(low < high for low, high in pairwise(found.edges)):
+            raise ValueError("a distribution needs edges that rise, and a share more than edges")
+        if not (all(share >= 0 for share in found.shares) and math.isclose(sum(found.shares), 1, abs_tol=1e-6)):
+            raise ValueError("the shares of a distribution are not of 1")
+        return found
 
     def psi(self, values: Sequence[float]) -> float:
         """Computes sum (q - p) ln(q / p) over the bins, p as the evaluation had them and q of the values.

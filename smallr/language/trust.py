@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from smallr.core.errors import UserError
 from smallr.language import confidence
 from smallr.language.calibration import Calibration
 from smallr.language.confidence import FROM_LOGPROBS, MEASURES, WITHOUT_LOGPROBS, Answer, Extract
-from smallr.sampling.requests import Request, Result
+from smallr.sampling.requests import Request, Result, Sample
+
+TOO_LONG = re.compile(r"max_length|max_model_len|context[ _-]?(length|window)|too long", re.IGNORECASE)  # of a prompt
 
 # Whether the rationale of a text leads to the answer that it gives; None where that cannot be said.
 Agrees = Callable[[str, Answer | None], bool | None]
@@ -83,9 +86,7 @@ class Rater:
         Raises:
           UserError: the model gave no log-probs, or no verdict.
         """
-        for verdict in verdicts.values():
-            if verdict.error is not None:
-                raise UserError(f"the verdict on an answer failed: {verdict.error}")
+        verdicts = {value: given_verdict(verdict) for value, verdict in verdicts.items()}
         if self.measure in FROM_LOGPROBS and any(sample.logprobs is None for sample in result.samples):
             raise UserError(no_logprobs(self.measure))
         asked = confidence.verdicts_of(answers, verdicts) if self.measure == "p_true" else None
@@ -110,6 +111,19 @@ def no_logprobs(measure: str) -> str:
         f"the model gives no log-probs, and the confidence {measure!r} is made of them; without them there is "
         f"{', '.join(WITHOUT_LOGPROBS)}, the share of several samples with the same answer"
     )
+
+
+def given_verdict(verdict: Result) -> Result:
+    """Returns the result of a verdict; where its prompt is too long for the model, one that says neither true nor false.
+
+    Raises:
+      UserError: it failed for another reason.
+    """
+    if verdict.error is None:
+        return verdict
+    if TOO_LONG.search(verdict.error):
+        return Result((Sample("", "length"),))
+    raise UserError(no_logprobs("p_true") if "prob" in verdict.error else f"a verdict failed: {verdict.error}")
 
 
 def rate_with(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -196,7 +197,9 @@ def _present(
 ) -> tuple[TokenLogprob, ...] | None:
     if asked is not None and not logprobs and text:
         raise Refused(f"the server gave no log-probs, though asked for (logprobs={asked}): ask without, or elsewhere")
-    return logprobs
+    if any(math.isnan(each.logprob) for each in logprobs or ()):
+        raise Malformed("a log-prob of the reply is no number (NaN)")
+    return () if asked is not None and logprobs is None else logprobs  # an empty text has no tokens
 
 
 def _finish(choice: Mapping[str, Any]) -> str:

@@ -13,15 +13,18 @@ from datasets import DatasetDict, Features
 
 from smallr.core.errors import UserError
 from smallr.core.files import check_new_folder, whole_file
-from smallr.data.reviewed import COLUMN, EDITED, FEATURE, STATUSES
+from smallr.data.reviewed import COLUMN, EDITED, FEATURE, KEPT, STATUSES
 from smallr.data.saving import save_splits
-from smallr.review.decisions import CHANGED, Decided, Outcome, outcome
+from smallr.review.decisions import CHANGED, OPEN, Decided, Outcome, outcome
 from smallr.review.folders import ReviewSet
 from smallr.review.rows import Kind, Row
 
 
 def reviewed_values(kind: Kind, row: Row, found: Outcome) -> dict[str, Any]:
-    """Returns a row with what people have made of it."""
+    """Returns a row with what people have made of it; what an earlier review has left stays where nobody decided anew."""
+    earlier = row.values.get(COLUMN)
+    if found.status == OPEN and isinstance(earlier, Mapping):
+        return dict(row.values)
     values: Mapping[str, Any] = row.values
     if found.status == EDITED:
         values = kind.edited(values, found.text)
@@ -52,15 +55,16 @@ def export(reviewed: ReviewSet, decided: Decided, target: Path, *, accepted_only
     is_file = target.suffix == ".jsonl"
     if not is_file and not reviewed.features:
         raise UserError(f"--export={target}: {reviewed.path} holds JSON lines; name a file that ends in .jsonl")
-    if is_file and target.is_file() and target.absolute() == reviewed.path:
+    if is_file and target.is_file() and target.samefile(reviewed.path):
         raise UserError(f"--export={target} is what is reviewed: name another file, so that the original stays")
     counts: Counter[str] = Counter()
     splits: dict[str, list[dict[str, Any]]] = {row.split: [] for row in reviewed.rows}
     for row in reviewed.rows:
         found = outcome(row, decided)
         counts[found.status] += 1
-        if found.is_kept or not accepted_only:
-            splits[row.split].append(reviewed_values(reviewed.kind, row, found))
+        values = reviewed_values(reviewed.kind, row, found)
+        if values[COLUMN]["status"] in KEPT or not accepted_only:
+            splits[row.split].append(values)
     if not any(splits.values()):
         advice = "decide on some first" if not counts[CHANGED] else "they have changed since: review them again"
         raise UserError(f"--accepted_only: no row of {reviewed.path} is accepted or edited; {advice}")

@@ -71,7 +71,7 @@ def open_set(path: Path) -> ReviewSet:
     Raises:
       UserError: nothing there is known, it is damaged or unfinished, or it has no rows.
     """
-    path = path.absolute()
+    path = path.resolve()  # so that whatever name leads here, the decisions are the same
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     read, is_run = _reader(path)

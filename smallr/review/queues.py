@@ -94,6 +94,8 @@ def _has_status(row: Row, decided: Decided, reviewer: str, status: str, twice: b
     found: Outcome = outcome(row, decided)
     if status == MINE:
         return reviewer in found.by
+    if twice and found.by and reviewer not in found.by and status != CHANGED:
+        return False  # what another has said is not told before one has decided
     return bool(found.outdated) if status == CHANGED else found.status == status
 
 
@@ -106,6 +108,6 @@ def _ordered(rows: Sequence[Row], order: str) -> list[int]:
 
     def rank(index: int) -> float:
         value = getattr(rows[index], order)
-        return math.inf if value is None or math.isnan(value) else sign * value
+        return math.inf if value is None else sign * value
 
     return sorted(range(len(rows)), key=rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -111,9 +112,11 @@ class RowMaker:
           title: of any length.
           text: what the machine wrote.
           panels: what is shown.
-          **numbers: the other fields of `Row`.
+          **numbers: the other fields of `Row`. A number that is not finite orders nothing, and counts as none.
         """
-        shown = tuple(panels)
+        numbers |= {name: _finite(numbers.get(name)) for name in ("confidence", "disagreement", "gap")}
+        shown = tuple(map(_displayable, panels))
+        title, text = _text(title), _text(text)
         key = _digest([split, identity])
         self._seen[key] += 1
         if self._seen[key] > 1:
@@ -122,6 +125,20 @@ class RowMaker:
         one_line = " ".join(title.split())
         short = one_line if len(one_line) <= MAX_TITLE else one_line[: MAX_TITLE - 1] + "…"
         return Row(key, digest, split, number, short, text, shown, values, **numbers)
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _displayable(panel: Panel) -> Panel:
+    against = None if panel.against is None else _text(panel.against)
+    return dataclasses.replace(panel, title=_text(panel.title), text=_text(panel.text), against=against)
+
+
+def _text(text: str) -> str:
+    """Returns a text that a page can show: JSON lines may hold halves of surrogate pairs."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def has_columns(values: Mapping[str, Any], names: Sequence[str]) -> bool:
@@ -138,6 +155,20 @@ def as_shown(value: Any) -> str:
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) and "content" in turn for turn in value):
         return "\n\n".join(f"{turn.get('role', '')}: {as_shown(turn['content'])}" for turn in value)
     return json.dumps(value, ensure_ascii=False, indent=2, default=str)
+
+
+def last_turn(value: Any) -> str:
+    """Returns what an edit of a text replaces: of a chat the content of its last turn."""
+    return as_shown(value[-1].get("content")) if _is_chat(value) else as_shown(value)
+
+
+def with_last_turn(value: Any, text: str) -> Any:
+    """Returns a text or chat with another text in the place of `last_turn`."""
+    return [*value[:-1], {**value[-1], "content": text}] if _is_chat(value) else text
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[-1], Mapping)
 
 
 def _digest(value: Any) -> str:

@@ -8,9 +8,10 @@ import webbrowser
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallr.core.errors import UserError
@@ -50,7 +51,7 @@ class TokenGuard:
         """Lets a request pass if its path begins with the token; others get 403, whatever they ask for."""
         if scope["type"] != "http":
             return
-        given, _, rest = scope["path"].removeprefix("/").partition("/")
+        given, mark, rest = scope["path"].removeprefix("/").partition("/")
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -59,6 +60,9 @@ class TokenGuard:
             await send(message)
 
         if secrets.compare_digest(given.encode("utf-8", "replace"), self._token):
+            if not mark:  # without it the page would look for its parts beside the token, not below it
+                await RedirectResponse(f"/{self._token.decode()}/")(scope, receive, sent)
+                return
             inner = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
             await self._app(inner, receive, sent)
             return
@@ -83,6 +87,11 @@ def make_app(session: Session, token: str) -> ASGIApp:
     @app.exception_handler(ChangedError)
     async def changed(http: HttpRequest, error: ChangedError) -> Response:
         return await bad_request(http, BadRequest(str(error), status=409, code="changed"))
+
+    @app.exception_handler(Exception)
+    async def unexpected(http: HttpRequest, error: Exception) -> Response:
+        logging.error("a request failed", exc_info=error)
+        return await bad_request(http, BadRequest(f"this request failed: {type(error).__name__}", status=500))
 
     return HostGuard(TokenGuard(app, token), LOOPBACK_HOSTS, advice="open the address that smallr review has printed")
 

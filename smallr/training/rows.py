@@ -183,7 +183,7 @@ def read_parts(config: ConfigDict, name: str) -> list[SplitRows]:
         without = heldout.split if name == "train" and heldout and heldout.source == part.source else ""
         rows, available, numbers = load_part(part.source, part.split, columns=part.columns, without=without)
         if config.data.get("require_review", False) and part is not heldout:
-            chosen, told = kept_rows(rows, part.name)
+            chosen, told = kept_rows(rows, part.name, numbers)
             rows, numbers = rows.select(chosen), [numbers[i] for i in chosen]
         if fraction:
             held = _drawn(len(rows), fraction, config.seed)

@@ -101,3 +101,10 @@ def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
     journal.add("piece 5", {"row": 5})
     assert json.loads(path.read_text().splitlines()[-1])["entry"] == {"row": 5}
     assert len(Journal(path)) == 6
+    first = Journal(path.with_name("first.jsonl"))  # the same of a file that was made with the line
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", full)
+        with pytest.raises(UserError, match="cannot be written"):
+            first.add("piece", {"row": 1})
+    first.add("other", {"row": 2})
+    assert list(Journal(first.path).entries()) == ["other"]

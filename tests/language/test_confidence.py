@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -63,6 +64,9 @@ def test_only_the_answers_own_tokens_count():
     assert (joint(values), length_normalised(values)) == pytest.approx((math.exp(-0.6), math.exp(-0.3)))
     assert joint([]) == length_normalised([]) == 0
     assert joint([-math.inf, -1.0]) == 0
+    assert joint([1e-7, 800.0]) == length_normalised([1e-7]) == 1  # a server has rounded
+    reasoned = logprobs(("Six?", -2.0), ("No", -1.0))  # tokens of reasoning that the server has left out of the text
+    assert answer_logprobs(TEXT, reasoned, (TEXT.index("42"), TEXT.index("42") + 2)) == [-2.0, -1.0]
 
 
 def test_measures_of_samples():
@@ -115,6 +119,13 @@ def test_a_rater_says_what_it_cannot_do():
         rater("answer").rate(Result((Sample("a", "stop"),)), [None], {})
     with pytest.raises(UserError, match="for the measure 'answer', not 'p_true'"):
         rater("p_true", calibration=calibration())
+    with pytest.raises(UserError, match="a verdict failed: the server is down"):
+        rater("p_true").rate(
+            Result((Sample("a", "stop"),)), [Answer("a", (0, 1))], {"a": Result(error="the server is down")}
+        )
+    long = {"a": Result(error="the prompt has 900 tokens, max_length is 512")}  # the answer itself is as good as others
+    (rating,) = rater("p_true").rate(Result((Sample("a", "stop"),)), [Answer("a", (0, 1))], long)
+    assert rating.confidence == 0.5
     assert rater("answer").asking(Request(prompt="a")).params.logprobs == 0
     given = Request(prompt="a", params=SamplingParams(logprobs=3))
     assert rater("answer").asking(given) is given
@@ -143,6 +154,17 @@ def test_a_calibration_is_saved_as_json_and_read_back(tmp_path):
     assert calibrations.of_model(str(tmp_path / "none")) is None
 
 
+def test_a_calibration_of_another_model_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(calibrations.logging, "warning", lambda text, *values: told.append(text % values))
+    own = dataclasses.replace(calibration(), fitted_on={"model": str(tmp_path)})
+    for found, model in ((calibration(), "m"), (own, str(tmp_path)), (own, f"{tmp_path}/../{tmp_path.name}")):
+        calibrations.warn_if_of_another(found, model)
+    assert not told
+    calibrations.warn_if_of_another(own, "other")
+    assert f"answers of {tmp_path}, not of other" in told[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -150,6 +172,14 @@ def test_a_calibration_is_saved_as_json_and_read_back(tmp_path):
         ({"parameters": {"temperature": -1}}, "is not above 0"),
         ({"method": "isotonic", "parameters": {"confidence": [0.5, 0.1], "probability": [0, 1]}}, "do not rise"),
         ({"reference": {}}, "KeyError"),
+        ({"parameters": {"temperature": "2"}}, "TypeError"),
+        ({"method": "isotonic", "parameters": {"confidence": [0.1, math.nan], "probability": [0, 1]}}, "from 0 to 1"),
+        ({"method": "isotonic", "parameters": {"confidence": [0.1, 0.5], "probability": [0, 2]}}, "from 0 to 1"),
+        ({"reference": {"confidence": {"edges": [0.5], "shares": [1]}}}, "a share more than edges"),
+        ({"reference": {"confidence": {"edges": [0.5], "shares": [-1, 2]}}}, "are not of 1"),
+        ({"reference": {"confidence": {"edges": [0.5, 0.1], "shares": [0, 0, 1]}}}, "edges that rise"),
+        ({"fitted_on": {}}, "KeyError"),
+        ({"questions": [["q"]]}, "more than digests"),
     ],
 )
 def test_a_damaged_calibration_is_named(tmp_path, changes, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from smallr.core.errors import UserError
 from smallr.language.base import Prices
 from smallr.language.retrying import Backoff, retry_after
 from smallr.language.server import ServerModel
-from smallr.language.wire import wire_seed
+from smallr.language.wire import Malformed, parse_reply, wire_seed
 from smallr.sampling.requests import Request, SamplingParams, Usage
 from tests.language.faulty import Body, Handler, asked, error, reply, serving
 
@@ -279,6 +280,18 @@ def test_logprobs_that_are_not_given_are_an_error(open_at):
         (result,) = open_at(server.url).complete_sync([chat("x", logprobs=0)])
     assert "gave no log-probs" in result.error
     assert len(server.bodies) == 1
+
+
+def test_an_empty_completion_has_no_logprobs_and_others_are_numbers(open_at):
+    def choice(text: str, logprob: float | None) -> dict[str, Any]:
+        logprobs = None if logprob is None else {"tokens": [text], "token_logprobs": [logprob]}
+        return {"index": 0, "text": text, "finish_reason": "stop", "logprobs": logprobs}
+
+    request = Request(prompt="x", params=SamplingParams(logprobs=0))
+    (sample,) = parse_reply({"choices": [choice("", None)]}, request).samples
+    assert sample.logprobs == ()  # an evaluation does not take it for a server that gives none
+    with pytest.raises(Malformed, match="NaN"):
+        parse_reply({"choices": [choice("a", math.nan)]}, request)
 
 
 def _refuses_n(handler: Handler, _: int, body: Body) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -17,13 +18,14 @@ import pytest
 from smallr.cli import trust as cli_trust
 from smallr.cli.main import main
 from smallr.evals.trust.answers import extractor
+from smallr.language import calibration as calibrations
 from smallr.language.calibration import Calibration
 from smallr.language.drift import FEWEST, Distribution
 from smallr.language.server import ServerModel
 from smallr.language.serving.metrics import Metrics
 from smallr.language.serving.trust import ServedTrust
 from smallr.language.trust import Rater
-from smallr.sampling.requests import Result, Sample
+from smallr.sampling.requests import Request, Result, Sample, TokenLogprob
 from tests.language.test_serving import HELLO, Served, expected, serve
 
 SURE = math.exp(-0.5)  # of every token of the fake engine
@@ -31,7 +33,9 @@ EDGE = Distribution((0.2, 0.3), (0.5, 0.3, 0.2))
 
 
 def fitted(measure: str = "answer", benchmark: str = "all", temperature: float = 1.0) -> Calibration:
-    return Calibration("temperature", measure, benchmark, {"temperature": temperature}, {}, (), EDGE, EDGE)
+    return Calibration(
+        "temperature", measure, benchmark, {"temperature": temperature}, {"data": "d", "split": ""}, (), EDGE, EDGE
+    )
 
 
 def trust(measure: str = "answer", calibrated: bool = False, metrics: Metrics | None = None, **options) -> ServedTrust:
@@ -118,6 +122,19 @@ def test_an_answer_stays_where_the_larger_model_fails():
         assert (choice.escalate, choice.escalation_error) == (True, "fake did not answer")
 
 
+@pytest.mark.parametrize("prompt", ["a", (1, 2)])
+def test_a_larger_model_that_is_slow_or_of_another_vocabulary_is_not_waited_for(prompt):
+    async def silent(_):
+        await asyncio.sleep(60)
+
+    larger = SimpleNamespace(name="large", complete=silent)
+    served = trust(escalate_below=0.7, larger=larger, patience=0.01)
+    result = Result((Sample("b", "stop", logprobs=(TokenLogprob(None, "b", -0.5),)),))
+    rated = asyncio.run(served.rated(Request(prompt=prompt), result, silent))
+    assert [sample.text for sample in rated.result.samples] == ["b"]
+    assert rated.fields[0]["escalation_error"] == "large did not answer"
+
+
 def test_metrics_count_answers_and_follow_drift():
     metrics = Metrics("fake")
     trust(metrics=metrics, calibrated=True)
@@ -191,13 +208,16 @@ def test_flags_that_do_not_fit(capsys, tmp_path):
         capsys, "generate", model, ask, "--order=answer_first"
     )
     assert "benchmark 'gsm9k' is not known" in fails(capsys, "generate", model, ask, "--answer=gsm9k")
+    assert "--separator: it has no effect without --order" in fails(
+        capsys, "generate", model, ask, "--answer=gsm8k", "--separator=-->"
+    )
     fitted("choice", "piqa").save(tmp_path / "calibration.json")
     assert "for options by likelihood (piqa)" in fails(capsys, "generate", model, ask, f"--calibration={tmp_path}")
 
 
 def test_the_calibration_in_the_models_folder_is_applied_unless_it_is_for_something_else(tmp_path):
     fitted("answer", "gsm8k").save(tmp_path / "calibration.json")
-    given = {"model": str(tmp_path), "answer": None, "escalate_below": None, "order": None, "given": set()}
+    given = {"model": str(tmp_path), "answer": None, "escalate_below": None, "order": None, "separator": ""}
 
     def made(**flags) -> Rater | None:
         options = Namespace(**({"confidence": None, "calibration": None} | given | flags))
@@ -209,6 +229,15 @@ def test_the_calibration_in_the_models_folder_is_applied_unless_it_is_for_someth
     assert made(calibration="none", escalate_below=0.5).measure == "answer"
     fitted("choice", "piqa").save(tmp_path / "calibration.json")
     assert made() is None
+    fitted("majority", "gsm8k").save(tmp_path / "calibration.json")
+    assert made() is None  # requests for one completion are answered as before
+    assert made(confidence="majority").calibration == fitted("majority", "gsm8k")
+
+
+def test_a_file_in_the_working_folder_is_nobodys_calibration(tmp_path, monkeypatch):
+    fitted().save(tmp_path / "calibration.json")
+    monkeypatch.chdir(tmp_path)
+    assert calibrations.of_model("") is None
 
 
 def test_a_rationale_is_compared_with_the_answer_in_the_order_that_is_given():
@@ -221,4 +250,9 @@ def test_a_rationale_is_compared_with_the_answer_in_the_order_that_is_given():
         answers = rater.answers(result)
         ratings = rater.rate(result, answers, {})
     assert [(answer.value, answer.span) for answer in answers] == [("42", (0, 2))] * 3  # not the last number
+    options = Namespace(**given, order="rationale_first", separator="-->", given=set())
+    rater, end = cli_trust.make_rater(options, "escalate_below")
+    with contextlib.closing(SimpleNamespace(close=end)):
+        (answer,) = rater.answers(Result((Sample("8 apples less 0 are --> 8", "stop"),)))
+    assert (answer.value, answer.span) == ("8", (24, 25))  # not the first 8, which is the rationale's
     assert [rating.agreement for rating in ratings] == [True, False, None]

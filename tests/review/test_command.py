@@ -47,6 +47,7 @@ def test_an_export_holds_the_decisions_and_the_edits(rows, tmp_path, capsys):
     before = load_from_disk(rows)["train"]
     assert [row[COLUMN]["status"] for row in out] == ["accepted", "edited", "rejected", "disputed", ""]
     assert out[1]["rationale"] == out[1]["completion"] == "One more."
+    assert (out[0]["verified_by"], out[1]["verified_by"]) == ("rule and agent", "person")
     assert out[1][COLUMN]["original"] == before[1]["rationale"]
     assert (out[3][COLUMN]["by"], out[4][COLUMN]["by"]) == (["ann", "bob"], [])
     assert out[0][COLUMN]["when"].startswith("20")
@@ -61,7 +62,23 @@ def test_an_export_holds_the_decisions_and_the_edits(rows, tmp_path, capsys):
     lines = write_lines(tmp_path / "lines.jsonl", [crv_row(0)])
     assert "ends in .jsonl" in failure(capsys, "review", lines, f"--export={tmp_path / 'x'}")
     assert "is what is reviewed" in failure(capsys, "review", lines, f"--export={lines}")
+    (tmp_path / "link.jsonl").symlink_to(lines)
+    assert "is what is reviewed" in failure(capsys, "review", lines, f"--export={tmp_path / 'link.jsonl'}")
     assert "no row of" in failure(capsys, "review", lines, f"--export={tmp_path / 'y.jsonl'}", "--accepted_only")
+    (tmp_path / "lines.jsonl.review").write_text("")
+    assert "lines.jsonl.review" in failure(capsys, "review", lines, "--report")
+
+
+def test_what_was_reviewed_stays_reviewed_when_its_export_is_reviewed(rows, tmp_path):
+    assert main(["review", str(rows), f"--export={tmp_path / 'out'}"]) == 0
+    reviewed = open_set(tmp_path / "out")
+    eve = Decisions(reviewed.home, "eve")
+    eve.add(reviewed.rows[4], "accepted")
+    eve.close()
+    assert main(["review", str(tmp_path / "out"), f"--export={tmp_path / 'again'}"]) == 0
+    found = [row[COLUMN] for row in load_from_disk(tmp_path / "again")["train"]]
+    assert [each["status"] for each in found] == ["accepted", "edited", "rejected", "disputed", "accepted"]
+    assert (found[3]["by"], found[4]["by"]) == (["ann", "bob"], ["eve"])
 
 
 @pytest.mark.parametrize("suffix", ["", ".jsonl"])
@@ -75,7 +92,7 @@ def test_training_takes_accepted_and_edited_rows_alone(rows, tmp_path, capsys, s
     (found,) = read_parts(config, "train")
     assert found.rows["completion"][:] == [crv_row(0)["completion"], "One more."]
     assert (list(found.numbers), found.available) == ([0, 1], 5)
-    assert "2 of 5 rows are trained on" in found.review
+    assert "2 of 5 rows are kept" in found.review
     assert all(part in found.review for part in ("1 rejected", "1 disputed", "1 not reviewed"))
     config.data.train = str(rows)
     with pytest.raises(ValueError, match=r"has no column 'reviewed'; review it with smallr review"):
@@ -86,6 +103,10 @@ def test_training_takes_accepted_and_edited_rows_alone(rows, tmp_path, capsys, s
         read_parts(config, "train")
     config.data.train = str(write_lines(tmp_path / "bad.jsonl", [{**bare, "reviewed": {"status": "fine"}}]))
     with pytest.raises(ValueError, match=r"row 0: column 'reviewed': expected a status of: accepted"):
+        read_parts(config, "train")
+    config.data.train_split = "train[1:]"
+    config.data.train = str(write_lines(tmp_path / "part.jsonl", [bare, {**bare, "reviewed": {"status": "fine"}}]))
+    with pytest.raises(ValueError, match="row 1: column 'reviewed'"):
         read_parts(config, "train")
 
 

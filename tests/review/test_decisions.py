@@ -176,7 +176,9 @@ def test_twice_keeps_a_row_open_for_a_second_who_does_not_see_the_first(reviewed
     made = session.make_queue(Filter())
     told = session.row(made["queue"], 0)
     assert (told["key"], told["others"], told["status"]) == (row.key, [], "decided by another")
+    assert not queue(reviewed.rows, bob.all(), "bob", Filter("accepted"), twice=True)  # nor does a filter tell
     told = session.decide(made["queue"], 0, row.digest, "accepted", "")["row"]
+    assert queue(reviewed.rows, bob.all(), "bob", Filter("accepted"), twice=True) == [0]
     assert [each["decision"] for each in told["others"]] == ["accepted"]
     assert 0 not in queue(reviewed.rows, eve.all(), "eve", Filter(), twice=True)
     for person in (ann, bob, eve):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
@@ -22,7 +23,7 @@ from smallr.methods.planner.pipeline import run_planner
 from smallr.review.decisions import Outcome
 from smallr.review.export import reviewed_values
 from smallr.review.folders import open_set
-from smallr.review.kinds import planner
+from smallr.review.kinds import planner, texts
 from tests.evals.fakes import FakeModel
 from tests.methods.crv.fakes import small
 from tests.methods.decomposition.test_pipeline import generate_config
@@ -146,11 +147,25 @@ def test_data_sets_by_their_columns(tmp_path):
     assert [row.gap for row in open_set(tmp_path / "pairs").rows] == [1, 3]
     chat = [{"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Ho"}]}]
     (row,) = open_set(write_lines(tmp_path / "chat.jsonl", chat)).rows
-    assert (row.title, row.text) == ("user: Hi", "assistant: Ho")
+    assert (row.title, row.text) == ("user: Hi", "Ho")
+    edited = reviewed_values(texts.KIND, row, Outcome("edited", ("ann",), "now", "Hey"))
+    assert edited["completion"] == [{"role": "assistant", "content": "Hey"}]  # the role is not in it
     rationale = [{"question": "q", "rationale": "r", "answer": "a", "confidence": 0.5}]
     (row,) = open_set(write_lines(tmp_path / "rationales.jsonl", rationale)).rows
     assert (row.text, row.confidence) == ("r", 0.5)
     assert open_set(write_lines(tmp_path / "crv.jsonl", [crv_row(0)])).kind.name == "CRV rows"
+    odd = [{"prompt": "p \ud83d", "completion": "c", "confidence": float("nan")}]
+    (row,) = open_set(write_lines(tmp_path / "odd.jsonl", odd)).rows
+    assert (row.title, row.confidence, row.values["prompt"]) == ("p ?", None, "p \ud83d")
+
+
+def test_a_set_is_the_same_by_every_name(tmp_path, monkeypatch):
+    rows = write_lines(tmp_path / "rows.jsonl", [crv_row(0)])
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    assert open_set(tmp_path / "link.jsonl").home == open_set(rows).home
+    DatasetDict({"train": Dataset.from_list([{"prompt": "p", "completion": "c"}])}).save_to_disk(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set" / "train")
+    assert open_set(Path("..")).home == tmp_path / "set.review"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_who_is_let_in(tmp_path):
         assert (status, b"review.js" in page) == (200, True)
         assert "script-src 'self'" in headers["content-security-policy"]
         assert headers["access-control-allow-origin"] is None
+        assert ask(address, TOKEN)[1] == page  # led to the address with a slash
         for path in ("", "api/state", "wrong/", "wrong/api/state", f"{TOKEN}x/", f"{TOKEN[:-1]}/", "%C3%A9/"):
             status, body, _ = ask(address, path)
             assert status == 403, path

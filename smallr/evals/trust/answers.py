@@ -13,6 +13,7 @@ from smallr.evals.benchmarks.base import Generation, GraderOptions
 from smallr.evals.extraction import after_reasoning, answer_part, numerals, places
 from smallr.evals.graders import matching
 from smallr.evals.graders.base import Grader, Job
+from smallr.evals.trust.parts import Parts
 from smallr.language.confidence import Answer, Extract, Span
 
 WHOLE, SHORT_TEXT = "all", "text"  # ways to read an answer besides the benchmarks'
@@ -81,18 +82,17 @@ def _literal(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){words}(?!\w)", flags)
 
 
-def answer_of(text: str, value: str | None, part: str = "") -> Answer | None:
+def answer_of(text: str, value: str | None, parts: Parts | None = None) -> Answer | None:
     """Returns the answer with its span; where that cannot be told, all of the text stands for it.
 
     Args:
       text: of the sample.
       value: the answer as the grader gives it; None if there is none.
-      part: the stretch of the text in which the answer stands, if it is known; empty: anywhere.
+      parts: of the text, if the answer stands in one of them alone; None: anywhere.
     """
     if value is None:
         return None
-    offset = max(text.find(part), 0) if part else 0
-    inner = text[offset : offset + len(part)] if part else text
+    offset, inner = (parts.start, parts.answer) if parts else (0, text)
     begin, end = locate(inner, value) or (0, len(inner))
     return Answer(value, (offset + begin, offset + end))
 
@@ -114,13 +114,14 @@ def extractor(name: str) -> tuple[Extract, Callable[[], None]]:
     return reading(grader), grader.close
 
 
-def reading(grader: Grader, part: Callable[[str], str] = str) -> Extract:
-    """Returns what finds the answers of texts as a grader reads them; `part` is the part of a text that has the answer."""
+def reading(grader: Grader, split: Callable[[str], Parts] | None = None) -> Extract:
+    """Returns what finds the answers of texts as a grader reads them; with `split` in the answer's part of a text alone."""
 
     def extract(texts: Sequence[str]) -> list[Answer | None]:
-        parts = list(map(part, texts))
-        verdicts = grader.grade([Job(each, "0") for each in parts])
-        return [answer_of(text, v.extracted, each) for text, each, v in zip(texts, parts, verdicts, strict=True)]
+        parts = [split(text) if split else None for text in texts]
+        jobs = [Job(part.answer if part else text, "0") for text, part in zip(texts, parts, strict=True)]
+        found = zip(texts, grader.grade(jobs), parts, strict=True)
+        return [answer_of(text, verdict.extracted, part) for text, verdict, part in found]
 
     return extract
 

@@ -19,7 +19,7 @@ from smallr.evals.records import Record
 from smallr.evals.running import Asked
 from smallr.evals.trust import agreement, by_difficulty, difficulty
 from smallr.evals.trust.cost import cost
-from smallr.evals.trust.parts import split
+from smallr.evals.trust.parts import Parts, split
 from smallr.evals.trust.reading import add_agreement
 from smallr.language.base import LanguageModel, Prices
 
@@ -52,10 +52,10 @@ def check(benchmark: Benchmark, items: Sequence[Item], config: ConfigDict) -> Ev
     return baseline
 
 
-def answer_part(config: ConfigDict) -> Callable[[str], str]:
-    """Returns what finds the part of an output that is graded: all of it, where no order is given."""
+def splitter(config: ConfigDict) -> Callable[[str], Parts] | None:
+    """Returns what splits an output, of which the answer alone is graded; None where no order is given."""
     order, separator = config.agreement.order, config.agreement.separator
-    return (lambda text: split(text, order, separator).answer) if order else str
+    return (lambda text: split(text, order, separator)) if order else None
 
 
 def answered(

@@ -10,7 +10,7 @@ import numpy as np
 
 from smallr.core.comparison import can_plot, mean
 from smallr.core.files import whole_file
-from smallr.evals.records import Record, scores
+from smallr.evals.records import Record, question_means, scores
 from smallr.evals.statistics import Scores, paired_difference, pass_at_1
 from smallr.evals.trust.difficulty import Bins
 
@@ -60,7 +60,7 @@ def _bin(
     baseline: Mapping[str, Sequence[float]] | None,
 ) -> dict[str, Any]:
     estimate, known = pass_at_1([own[each] for each in members]), set(members)
-    written = mean([record["tokens"] for record in records if record["id"] in known and record.get("tokens")])
+    written = mean(question_means([record for record in records if record["id"] in known], "tokens"))
     return {
         "bin": name,
         "questions": len(members),

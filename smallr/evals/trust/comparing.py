@@ -30,8 +30,8 @@ class FigureDifference:
 
     @property
     def differs(self) -> bool:
-        """Returns whether the interval leaves out zero."""
-        return not self.low <= 0 <= self.high
+        """Returns whether the interval leaves out zero; one that is not known leaves out nothing."""
+        return self.low > 0 or self.high < 0
 
 
 def differences(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from smallr.core.comparison import mean
-from smallr.evals.records import Record
+from smallr.evals.records import Record, question_means
 from smallr.language.base import Prices
 
 # Of a figure: its title and how it is written.
@@ -39,15 +39,16 @@ def cost(
       per_hour: price of an hour of the machine that answers, for a model that has no price of a token.
 
     Returns:
-      `prompt_tokens` and `completion_tokens` with the half of their 95 % interval, `seconds`, `model_bytes`, and `money`
-      of 1,000 answers: tokens at their prices and seconds at that of an hour; None where no price is given.
+      `prompt_tokens` and `completion_tokens` with the half of their 95 % interval over questions, `seconds`,
+      `model_bytes`, and `money` of 1,000 answers: tokens at their prices and seconds at that of an hour; None where no
+      price is given.
     """
     given = [record for record in records if record["output"] is not None]
     waited = [value for value in seconds if value is not None]
     samples = max((record["sample"] for record in given), default=0) + 1
     found: dict[str, Any] = {
-        "prompt_tokens": _mean([record["prompt_tokens"] for record in given]),
-        "completion_tokens": _mean([record["tokens"] for record in given if record["tokens"]]),
+        "prompt_tokens": _mean(question_means(given, "prompt_tokens")),
+        "completion_tokens": _mean(question_means(given, "tokens")),
         "seconds": float(np.mean(waited)) / samples if waited else None,
         "model_bytes": model_bytes or None,
     }

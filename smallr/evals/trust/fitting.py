@@ -20,7 +20,8 @@ from smallr.language.calibration import CLIP, FILE, METHODS, Calibration
 from smallr.language.calibration import apply as apply_method
 from smallr.language.drift import Distribution
 
-FEWEST = {"temperature": 30, "isotonic": 100}  # answers; isotonic regression has as many parameters as steps
+# Answered questions, since samples of one say little more; isotonic regression has as many parameters as steps.
+FEWEST = {"temperature": 30, "isotonic": 100}
 _COLDEST, HOTTEST = 0.02, 100.0
 
 Values = Float[np.ndarray, "N"]
@@ -81,7 +82,7 @@ def fit(folder: Path, method: str) -> Calibration:
         raise UserError(f"{folder} has no confidences: evaluate with --config.confidence.measure=answer, or another")
     used = [record for record in records if record.get("measured")]  # 0 is no answer, and stays 0
     confidence, correct = (np.array([float(record[name]) for record in used]) for name in ("measured", field))
-    _check(folder, method, correct)
+    _check(folder, method, len({record["id"] for record in used}), correct)
     calibrated, parameters = _fitted(method, used, confidence, correct)
     lengths = [record["tokens"] for record in records if record.get("tokens")]
     everything = np.concatenate([calibrated, np.zeros(len(records) - len(used))])
@@ -115,16 +116,12 @@ def _fitted(
     return apply_method(method, parameters, confidence), parameters
 
 
-def _check(folder: Path, method: str, correct: Values) -> None:
-    if len(correct) < FEWEST[method]:
+def _check(folder: Path, method: str, questions: int, correct: Values) -> None:
+    if questions < FEWEST[method]:
         raise UserError(
-            f"{folder}: a calibration by {method} needs at least {FEWEST[method]} answers, there are {len(correct)}: "
+            f"{folder}: a calibration by {method} needs answers to at least {FEWEST[method]} questions, there are {questions}: "
             "evaluate more questions of the split"
-            + (
-                ", or use --method=temperature"
-                if method == "isotonic" and len(correct) >= FEWEST["temperature"]
-                else ""
-            )
+            + (", or use --method=temperature" if method == "isotonic" and questions >= FEWEST["temperature"] else "")
         )
     if correct.min() == correct.max():
         word = "right" if correct[0] else "wrong"

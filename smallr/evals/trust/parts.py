@@ -25,10 +25,12 @@ class Parts:
     Attributes:
       rationale: without the statement of the answer.
       answer: what is graded.
+      start: of the answer in the text, where the same words may stand elsewhere too.
     """
 
     rationale: str
     answer: str
+    start: int = 0
 
 
 def check_order(order: str) -> None:
@@ -57,14 +59,19 @@ def split(text: str, order: str, separator: str = "") -> Parts:
     """
     if order == "answer_first":
         answer, _, rationale = text.lstrip().partition(separator or "\n")
-        return Parts(rationale.strip(), answer.strip())
+        return Parts(rationale.strip(), answer.strip(), len(text) - len(text.lstrip()))
     if separator:
         rationale, mark, answer = text.rpartition(separator)
-        return Parts(rationale.strip(), answer.strip()) if mark else Parts(text.strip(), "")
+        return Parts(rationale.strip(), answer.strip(), _end(text, answer)) if mark else Parts(text.strip(), "")
     if _THOUGHTS in text:
         thoughts, _, answer = text.rpartition(_THOUGHTS)
-        return Parts(thoughts.replace("<think>", "").strip(), answer.strip())
+        return Parts(thoughts.replace("<think>", "").strip(), answer.strip(), _end(text, answer))
     return Parts(close_equation(text[: _statement(text)].strip()), text)
+
+
+def _end(text: str, last: str) -> int:
+    """Returns where the words of the last part of a text begin."""
+    return len(text) - len(last.lstrip())
 
 
 def _statement(text: str) -> int:

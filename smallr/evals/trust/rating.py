@@ -13,11 +13,12 @@ from smallr.core.errors import UserError
 from smallr.evals.questions import Item
 from smallr.evals.records import Record
 from smallr.evals.trust.answers import answer_of
+from smallr.evals.trust.parts import Parts
 from smallr.language import calibration as calibrations
 from smallr.language.base import LanguageModel
 from smallr.language.calibration import Calibration
 from smallr.language.confidence import FROM_LOGPROBS, MEASURES, measured, verdict_requests, verdicts_of
-from smallr.language.trust import check_measure, no_logprobs
+from smallr.language.trust import check_measure, given_verdict
 from smallr.sampling.requests import Request, Sample, TokenLogprob
 
 CHOICE = "choice"
@@ -44,6 +45,8 @@ def settled(config: ConfigDict, *, answers: bool) -> tuple[str, Calibration | No
             calibration = None  # the model's own is for another measure, and nobody has asked for it
         if calibration is not None and calibration.benchmark != config.benchmark:
             calibration = None
+        if calibration is not None and calibration.measure == "majority" and not measure and config.sampling.n < 2:
+            calibration = None  # there is no majority of one
     measure = measure or (calibration.measure if calibration else "")
     if measure or given not in ("", "none"):
         check_measure(measure, MEASURES if answers else (CHOICE,))
@@ -63,7 +66,7 @@ def rate_answers(
     calibration: Calibration | None,
     model: LanguageModel,
     request: Callable[[Item], Request],
-    answer_part: Callable[[str], str] = str,
+    split: Callable[[str], Parts] | None = None,
 ) -> None:
     """Adds `confidence`, `measured` (before calibration) and all `measures` that cost nothing to records of texts.
 
@@ -76,7 +79,7 @@ def rate_answers(
       calibration: for it.
       model: is asked for verdicts, all at once, where the measure is p_true.
       request: of a question.
-      answer_part: the part of an output that was graded.
+      split: of an output, if its answer alone was graded.
     """
     by_id = {item.id: item for item in items}
     groups: dict[str, list[Record]] = {}
@@ -89,7 +92,7 @@ def rate_answers(
         groups.setdefault(record["id"], []).append(record)
     samples = {name: [_sample(record) for record in group] for name, group in groups.items()}
     answers = {
-        name: [answer_of(r["output"], r["extracted"], answer_part(r["output"])) for r in group]
+        name: [answer_of(r["output"], r["extracted"], split and split(r["output"])) for r in group]
         for name, group in groups.items()
     }
     verdicts: dict[str, list[float]] = {}
@@ -112,12 +115,7 @@ def _sample(record: Record) -> Sample:
 
 def _verdicts(asked: dict[str, dict[str, Request]], answers: dict[str, list], model: LanguageModel) -> dict:
     flat = [request for each in asked.values() for request in each.values()]
-    results = model.complete_sync(flat)
-    for result in results:
-        if result.error is not None:
-            what = no_logprobs("p_true") if "prob" in result.error else f"a verdict failed: {result.error}"
-            raise UserError(what)
-    given = iter(results)
+    given = map(given_verdict, model.complete_sync(flat))
     by_value = {name: {value: next(given) for value in each} for name, each in asked.items()}
     return {name: verdicts_of(answers[name], by_value[name]) for name in asked}
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from smallr.core.comparison import can_plot
 from smallr.evals.records import Record
-from smallr.evals.statistics import Estimate
+from smallr.evals.statistics import Estimate, pass_at_1
 from smallr.evals.trust import risk
 from smallr.evals.trust.risk import Sorted
 from smallr.language.calibration import Calibration
@@ -67,11 +67,18 @@ def summarise(
         "calibration": None if calibration is None else {"method": calibration.method, **calibration.fitted_on},
         "questions_of_the_fit": len(seen),
         "answers": len(answers.confidence),
-        "without_answer": int((answers.confidence == 0).sum()),
-        "figures": {name: _figure(values[name], draws[name]) for name in values},
+        "without_answer": sum(map(_is_without_answer, records)),
+        # A bootstrap has no width where all answers are right, or all wrong; Wilson's interval has.
+        "figures": {name: _figure(values[name], draws[name]) for name in values}
+        | {"accuracy": {"value": values["accuracy"], "interval": list(_accuracy(answers).interval())}},
         "reliability": reliability(answers),
         "risk_coverage": risk_coverage(answers),
     }
+
+
+def _is_without_answer(record: Record) -> bool:
+    """Returns whether a rated sample gave no answer; an answer may have the confidence 0 too."""
+    return record.get("measured") == 0 and not record.get("answer_span")
 
 
 def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
@@ -79,32 +86,44 @@ def _figure(value: float, draws: np.ndarray) -> dict[str, Any]:
     return {"value": None if math.isnan(value) else value, "interval": None if found is None else list(found)}
 
 
+def _accuracy(answers: Sorted, chosen: np.ndarray | slice = slice(None)) -> Estimate:
+    """Returns the share of right answers among some; its interval is Wilson's, clustered by question."""
+    scores: dict[int, list[float]] = {}
+    for question, correct in zip(answers.question[chosen].tolist(), answers.correct[chosen].tolist(), strict=True):
+        scores.setdefault(question, []).append(correct)
+    return pass_at_1(list(scores.values()))
+
+
 def reliability(answers: Sorted, bins: int = risk.BINS) -> list[dict[str, Any]]:
-    """Returns for each bin that is not empty its answers, their mean confidence, and their accuracy with Wilson's interval."""
+    """Returns for each bin that is not empty its answers, their mean confidence, and their accuracy.
+
+    Its interval is Wilson's, clustered by question.
+    """
     numbers = risk.bin_of(answers.confidence, bins)
     found = []
     for number in np.unique(numbers):
         inside = numbers == number
-        count, share = int(inside.sum()), float(answers.correct[inside].mean())
-        error = math.sqrt(share * (1 - share) / count)
+        accuracy = _accuracy(answers, inside)
         found.append(
             {
                 "from": number / bins,
                 "to": (number + 1) / bins,
-                "answers": count,
+                "answers": int(inside.sum()),
                 "confidence": float(answers.confidence[inside].mean()),
-                "accuracy": share,
-                "interval": list(Estimate(share, error, count).interval()),
+                "accuracy": accuracy.value,
+                "interval": list(accuracy.interval()),
             }
         )
     return found
 
 
 def risk_coverage(answers: Sorted) -> list[dict[str, float]]:
-    """Returns threshold, coverage and risk at each threshold; of many the curve keeps some."""
+    """Returns threshold, coverage and risk at each threshold; of many the curve keeps some, and those of `coverage_at`."""
     passed = answers.ends + 1
     risks = np.cumsum(1 - answers.correct)[answers.ends] / passed
-    kept = np.unique(np.linspace(0, len(passed) - 1, min(_POINTS, len(passed))).round().astype(int))
+    spread = np.linspace(0, len(passed) - 1, min(_POINTS, len(passed))).round().astype(int)
+    named = [np.flatnonzero(risks <= allowed + 1e-12)[-1:] for allowed in risk.RISKS]
+    kept = np.unique(np.concatenate([spread, *named]))
     return [
         {
             "threshold": float(answers.confidence[answers.ends[index]]),

@@ -18,6 +18,7 @@ from smallr.language.trust import Rater, Rating
 from smallr.sampling.requests import Request, Result
 
 Complete = Callable[[Request], Awaitable[Result]]
+PATIENCE = 120.0  # seconds that a client waits for the larger model, all attempts together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ServedTrust:
       escalate_below: confidence below which `escalate` is true; None for never.
       larger: to whom such answers are passed on; None for nobody. It is not closed here.
       metrics: that count.
+      patience: seconds to wait for the larger model.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class ServedTrust:
         escalate_below: float | None = None,
         larger: LanguageModel | None = None,
         metrics: Metrics | None = None,
+        patience: float = PATIENCE,
     ):
         self._rater, self._below, self._larger, self._metrics = rater, escalate_below, larger, metrics
+        self._patience = patience
         calibration = rater.calibration
         if metrics is not None:
             metrics.follow(calibration.confidence if calibration else None, calibration.length if calibration else None)
@@ -98,7 +102,7 @@ class ServedTrust:
         answers = await asyncio.to_thread(self._rater.answers, result)
         wanted = self._rater.verdicts(request, result, answers)
         verdicts = dict(zip(wanted, await asyncio.gather(*map(complete, wanted.values())), strict=True))
-        return self._rater.rate(result, answers, verdicts)
+        return await asyncio.to_thread(self._rater.rate, result, answers, verdicts)  # a grader may take its time
 
     def _count(self, result: Result, ratings: list[Rating], fields: list[dict[str, Any]]) -> None:
         if self._metrics is None:
@@ -112,10 +116,7 @@ class ServedTrust:
         """Puts the larger model's samples in the place of those that escalate; where it fails the old ones stay."""
         places = [index for index, each in enumerate(fields) if each["escalate"]]
         params = dataclasses.replace(request.params, n=len(places))
-        try:
-            (other,) = await self._larger.complete([dataclasses.replace(request, params=params)])
-        except UserError as error:  # it is down, or refuses the key
-            other = Result(error=str(error))
+        other = await self._larger_result(dataclasses.replace(request, params=params))
         if other.error is not None:
             logging.warning("an answer could not be passed on to %s: %s", self._larger.name, other.error)
             for index in places:
@@ -126,6 +127,18 @@ class ServedTrust:
             samples[index] = sample
             fields[index]["answered_by"] = self._larger.name
         return dataclasses.replace(result, samples=tuple(samples), usage=result.usage + other.usage)
+
+    async def _larger_result(self, request: Request) -> Result:
+        if not request.messages and not isinstance(request.prompt, str):
+            return Result(error="the prompt is token ids, which say something else in another vocabulary")
+        try:
+            async with asyncio.timeout(self._patience):
+                (result,) = await self._larger.complete([request])
+        except TimeoutError:
+            return Result(error=f"no answer within {self._patience:g} s")
+        except UserError as error:  # it is down, or refuses the key
+            return Result(error=str(error))
+        return result
 
 
 def _as_asked(result: Result, request: Request) -> Result:

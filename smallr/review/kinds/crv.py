@@ -16,7 +16,8 @@ COLUMNS = ("teacher_rationale", "original", "rationale", "attempts", "label")
 
 
 def _edited(values: Mapping[str, Any], text: str) -> dict[str, Any]:
-    return {**_passed(values), "rationale": text, "completion": text, "rewritten": text != values["original"]}
+    changed = {"rationale": text, "completion": text, "rewritten": text != values["original"], "verified_by": "person"}
+    return {**_passed(values), **changed}
 
 
 def _passed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from smallr.data.rows import GAPS
-from smallr.review.rows import MORE, SIDE, Kind, Panel, Row, RowMaker, as_shown
+from smallr.review.rows import MORE, SIDE, Kind, Panel, Row, RowMaker, as_shown, last_turn, with_last_turn
 
 COLUMNS = ("chosen", "rejected")
 UTILITIES = ("u_winner", "u_loser", "u_0")
@@ -18,10 +18,7 @@ _SHOWN = ("prompt", "chosen", "rejected", *UTILITIES, "reviewed", "id", "questio
 
 
 def _edited(values: Mapping[str, Any], text: str) -> dict[str, Any]:
-    chosen = values["chosen"]
-    if isinstance(chosen, str):
-        return {**values, "chosen": text}
-    return {**values, "chosen": [{"role": "assistant", "content": text}]}
+    return {**values, "chosen": with_last_turn(values["chosen"], text)}
 
 
 KIND = Kind("pairs", "Is the chosen text good, and better than the rejected one?", _edited)
@@ -41,7 +38,7 @@ def row(make: RowMaker, split: str, number: int, values: Mapping[str, Any]) -> R
         str(values.get("id") or prompt) + str(values.get("gap") or ""),
         values,
         title=values.get("question") or prompt or chosen,
-        text=_last_turn(values["chosen"]),
+        text=last_turn(values["chosen"]),
         panels=_panels(values, prompt, chosen),
         source=str(values.get("rejected_from") or values.get("source") or split),
         verdict=("above u_0" if above else "not above u_0") if scored and u_0 is not None else "",
@@ -49,11 +46,6 @@ def row(make: RowMaker, split: str, number: int, values: Mapping[str, Any]) -> R
         confidence=u_winner / total if total else None,
         gap=gap,
     )
-
-
-def _last_turn(value: Any) -> str:
-    is_chat = isinstance(value, list) and value and isinstance(value[-1], Mapping)
-    return as_shown(value[-1].get("content")) if is_chat else as_shown(value)
 
 
 def _panels(values: Mapping[str, Any], prompt: str, chosen: str) -> Iterator[Panel]:

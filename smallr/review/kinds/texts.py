@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from smallr.review.rows import MORE, SIDE, Kind, Panel, Row, RowMaker, as_shown
+from smallr.review.rows import MORE, SIDE, Kind, Panel, Row, RowMaker, as_shown, last_turn, with_last_turn
 
 COLUMNS = (("prompt", "completion"), ("question", "rationale", "answer"))
 
@@ -16,8 +16,7 @@ def _column(values: Mapping[str, Any]) -> str:
 
 def _edited(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     column = _column(values)
-    is_text = isinstance(values[column], str)
-    return {**values, column: text if is_text else [{"role": "assistant", "content": text}]}
+    return {**values, column: with_last_turn(values[column], text)}
 
 
 KIND = Kind("texts", "Is the text right, and fit to be trained on?", _edited)
@@ -34,7 +33,7 @@ def row(make: RowMaker, split: str, number: int, values: Mapping[str, Any]) -> R
         str(values.get("id") or asked),
         values,
         title=asked,
-        text=as_shown(values[column]),
+        text=last_turn(values[column]),
         panels=_panels(values, column, asked),
         source=as_shown(values.get("source")) or split,
         confidence=float(confidence) if isinstance(confidence, int | float) else None,

@@ -13,8 +13,9 @@ from tests.evals.fakes import FakeModel
 from tests.evals.test_evaluation import add, gsm8k
 
 
-def record(prompt: int, tokens: int | None, sample: int = 0, output: str | None = "x"):
-    return {"output": output, "prompt_tokens": prompt, "tokens": tokens, "sample": sample}
+def record(prompt: int, tokens: int | None, sample: int = 0, output: str | None = "x", question: str = ""):
+    name = question or f"{prompt} {tokens}"
+    return {"id": name, "output": output, "prompt_tokens": prompt, "tokens": tokens, "sample": sample}
 
 
 def test_money_is_tokens_at_their_prices_and_seconds_at_that_of_an_hour():
@@ -30,6 +31,14 @@ def test_money_is_tokens_at_their_prices_and_seconds_at_that_of_an_hour():
         cost(records, [None], 0, Prices(0, 0), 1.0)["money"] is None
     )  # an hour has a price, and seconds are not known
     assert ratios(free, found)[:3] == ["× 1", "× 1", "–"]
+
+
+def test_samples_of_a_question_are_one_to_the_interval():
+    once = [record(100, 10, question="a"), record(200, 30, question="b")]
+    thrice = [{**each, "sample": sample} for each in once for sample in range(3)]
+    found = [cost(records, [], None, Prices(0, 0), 0) for records in (once, thrice)]
+    assert found[0]["prompt_tokens"] == found[1]["prompt_tokens"]
+    assert found[0]["completion_tokens"] == found[1]["completion_tokens"]
 
 
 def test_seconds_are_of_one_sample():

@@ -123,12 +123,12 @@ def test_a_calibration_of_one_split_is_applied_to_another(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("count", "method", "message"),
     [
-        (8, "temperature", "needs at least 30 answers, there are 8"),
-        (40, "isotonic", "needs at least 100 answers, there are 40.*use --method=temperature"),
+        (8, "temperature", "needs answers to at least 30 questions, there are 8"),
+        (40, "isotonic", "needs answers to at least 100 questions, there are 40.*use --method=temperature"),
     ],
 )
 def test_a_split_that_is_too_small_is_refused(tmp_path, capsys, count, method, message):
-    evaluate(gsm8k(tmp_path, sums(count)), tmp_path / "out", model=SureModel())
+    evaluate(gsm8k(tmp_path, sums(count), sampling={"n": 4, "temperature": 1.0}), tmp_path / "out", model=SureModel())
     assert main(["calibrate", str(tmp_path / "out"), f"--method={method}"]) == 1
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from smallr.evals.statistics import pass_at_1
 from smallr.evals.trust import risk
 from smallr.evals.trust.comparing import differences
 from smallr.evals.trust.fitting import fit_isotonic, fit_option_temperature, fit_temperature
@@ -153,6 +155,41 @@ def test_the_report_has_the_points_of_both_curves():
     low, high = found["figures"]["brier"]["interval"]
     assert low < found["figures"]["brier"]["value"] < high
     assert summarise([{"id": "x", "prompt": "", "reason": "no result"}], "correct", "answer", None) is None
+
+
+def test_the_curve_has_the_thresholds_of_the_coverages():
+    rng = np.random.default_rng(8)
+    confidence = rng.random(3000)
+    answers = Sorted.of(confidence, rng.random(3000) < confidence)
+    points = [point["coverage"] for point in risk_coverage(answers)]
+    assert len(points) < 210
+    for name in ("coverage@5%", "coverage@10%"):
+        assert 0 < float(risk.FIGURES[name](answers, answers.ones())[0]) in points
+
+
+def test_bins_of_the_diagram_have_intervals_over_questions():
+    confidence, correct = np.full(40, 0.65), np.repeat([1.0, 0.0], 20)
+    (alone,) = reliability(Sorted.of(confidence, correct))
+    assert alone["interval"] == list(pass_at_1([[each] for each in correct]).interval())
+    (repeated,) = reliability(Sorted.of(confidence, correct, np.repeat(range(4), 10)))
+    assert repeated["interval"] == list(pass_at_1([[1.0] * 10, [1.0] * 10, [0.0] * 10, [0.0] * 10]).interval())
+    assert repeated["interval"][0] < alone["interval"][0]
+
+
+def test_an_answer_that_is_surely_wrong_is_an_answer():
+    found = records([0.0, 0.0, 0.5], [0, 0, 1])
+    wrong = summarise(found[:2], "correct", "answer", None)["figures"]["accuracy"]
+    assert (wrong["value"], wrong["interval"]) == (0, list(pass_at_1([[0], [0]]).interval()))  # not 0 to 0
+    for record, measured, span in zip(found, (0.2, 0.0, 0.5), ([0, 1], None, [0, 1]), strict=True):
+        record.update(measured=measured, answer_span=span)
+    assert summarise(found, "correct", "answer", None)["without_answer"] == 1
+
+
+def test_a_figure_that_is_not_defined_does_not_differ():
+    a, b = records([0.2, 0.9, 0.6], [1, 1, 1]), records([0.4, 0.5, 0.6], [1, 1, 1])
+    found = {each.name: each for each in differences(a, b, "correct", [record["id"] for record in a])}
+    assert math.isnan(found["auroc"].low)
+    assert not found["auroc"].differs
 
 
 def test_two_models_are_compared_on_the_same_questions():
