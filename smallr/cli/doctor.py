@@ -4,7 +4,7 @@
   smallr doctor --out=doctor.json            up to eight minutes; the file is for a bug report
   smallr doctor --peer=torch                 a PyTorch step on the same pairs beside ours
 
-Prints a table. The exit code is 1 where something disagrees that must agree. With several processes
+Prints a table. The exit code is 1 where something disagrees that must agree, or fails. With several processes
 (--distributed) all take part, and process 0 prints. docs/doctor.md says what each line means.
 """
 
@@ -41,11 +41,13 @@ def run(options: Namespace) -> int:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
     from rich.console import Console
 
-    from smallr.core.files import write_text
+    from smallr.core.files import check_new_file, write_text
     from smallr.core.programs import keep_programs
     from smallr.doctor.checkup import Options, check_up
     from smallr.training.progress import announce, table
 
+    if options.out and jax.process_index() == 0:
+        check_new_file(Path(options.out))
     keep_programs(1.0)
     how = Options(options.quick, options.dtype, options.peer or "", minutes=options.minutes or 0.0)
     findings = check_up(how, lambda part: announce(f"doctor: {part} …"))
@@ -54,7 +56,7 @@ def run(options: Namespace) -> int:
         findings.show(Console(width=None if sys.stdout.isatty() else 1000))
         if findings.wrong:
             names = [(each.section, each.name) for each in findings.wrong]
-            print(f"\nDISAGREES:\n{table(('', ''), names)}\nPlease report it with the file of --out.")
+            print(f"\nDISAGREES or fails:\n{table(('', ''), names)}\nPlease report it with the file of --out.")
         if options.out:
             write_text(Path(options.out), findings.to_json())
     return 1 if findings.wrong else 0

@@ -111,6 +111,14 @@ def _swap(new: Path, path: Path) -> None:
                     raise
 
 
+def check_new_file(path: Path) -> None:
+    """Raises FileError unless a file can be written at `path`: for work that takes minutes before it writes."""
+    with _readable_errors(path), temporary_path(path) as temporary:
+        if path.is_dir():
+            raise IsADirectoryError(path)
+        temporary.touch()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all; see `whole_file`."""
     with whole_file(path) as file:

@@ -54,12 +54,14 @@ PROGRAMS = Kept(16)
 def identity(value: Any) -> Hashable:
     """Returns a key under which equal descriptions of a program meet.
 
-    A frozen dataclass is its class and its fields, a dict its items, a list its elements. What is none of these and cannot
-    be hashed, such as an array, is itself alone, so that programs are never shared by mistake.
+    A frozen dataclass is its class, its fields and what else it holds (a name may have been looked up: the function that
+    it stood for counts), a dict its items, a list its elements. What is none of these and cannot be hashed, such as an array,
+    is itself alone, so that programs are never shared by mistake.
     """
-    if dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen:
-        fields = tuple((field.name, identity(getattr(value, field.name))) for field in dataclasses.fields(value))
-        return type(value), fields
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__dataclass_params__.frozen:
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        held = fields | getattr(value, "__dict__", {})
+        return type(value), tuple((name, identity(held[name])) for name in sorted(held))
     if isinstance(value, Mapping) and type(value) is dict:
         return dict, tuple((name, identity(each)) for name, each in value.items())
     if type(value) in (list, tuple):
@@ -69,6 +71,14 @@ def identity(value: Any) -> Hashable:
     except TypeError:
         return _Itself(value)
     return type(value), value  # 1, 1.0 and True are equal, but other constants in a program
+
+
+def settings() -> Hashable:
+    """Returns JAX's settings as they are here, on which what is lowered depends: precision of products, debugging …
+
+    `jax.jit` looks at them by itself; what is lowered and compiled by hand does not.
+    """
+    return tuple((name, repr(value)) for name, value in sorted(jax.config.values.items()))
 
 
 def shapes(tree: Any) -> Hashable:

@@ -7,6 +7,7 @@ before any work all compare what they read: hosts whose files differ would train
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,10 @@ from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import TokenizeOptions, block_digests, token_folder, tokenize
 
 _CHUNK = 64 * 2**20  # bytes that are sent at once
+
+
+class _NotReceivedError(Exception):
+    """Says that the files have been sent and could not be kept; the process then tokenises by itself."""
 
 
 def tokenize_together(
@@ -114,21 +119,49 @@ def _share(folder: Path) -> None:
     if first:
         logging.info("sending %d files of tokens to %d processes", len(files), int((~has).sum()))
 
-    def receive(target: Path) -> None:
-        for name, size in files:
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                for start in range(0, size, _CHUNK):
-                    file.write(_sent(None, min(_CHUNK, size - start)))
+    took_part = False
+
+    def receive(target: Path | None) -> None:
+        nonlocal took_part
+        if took_part:  # the cache tries elsewhere, but nothing is sent twice
+            raise _NotReceivedError
+        took_part = True
+        _receive(files, target)
 
     if missing:
-        cached_folder(folder, receive)
+        with contextlib.suppress(_NotReceivedError):
+            cached_folder(folder, receive)
+        if not took_part:  # somebody else has just made the folder
+            receive(None)
         return
     for name, size in files:  # the collectives are for all, also for those that have it
         with (folder / name).open("rb") as file:
             for start in range(0, size, _CHUNK):
                 _sent(file.read(_CHUNK), min(_CHUNK, size - start))
+
+
+def _receive(files: Sequence[tuple[str, int]], target: Path | None) -> None:
+    """Writes what process 0 sends to a folder, or nowhere. It takes all even if it cannot write, so that nobody waits for it.
+
+    Raises:
+      OSError: what was sent could not be written.
+    """
+    failure: OSError | None = None
+    for name, size in files:
+        chunks = (_sent(None, min(_CHUNK, size - start)) for start in range(0, size, _CHUNK))
+        if target is not None and failure is None:
+            try:
+                path = target / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    for chunk in chunks:
+                        file.write(chunk)
+            except OSError as error:
+                failure = error
+        for _ in chunks:
+            pass
+    if failure is not None:
+        raise failure
 
 
 def _sent(content: bytes | None, size: int) -> bytes:

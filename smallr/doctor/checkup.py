@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,21 +68,23 @@ def check_up(options: Options, say: Callable[[str], None]) -> Findings:
     findings, mesh, clock = Findings(), make_mesh(1, -1, 1), _Clock(options.minutes or MINUTES[options.quick])
     setups = _setups(options, mesh)
     say("the machine")
-    machine.describe(findings)
+    findings.attempt("machine", lambda: machine.describe(findings))
     if options.peer:  # first, while JAX holds no memory
         say("PyTorch's step")
-        _add_peer(findings, setups[0])
+        findings.attempt("peer", lambda: _add_peer(findings, setups[0]))
     say("products, memory, collectives")
-    peaks = speed.measure_device(findings, options.quick)
-    speed.measure_collectives(findings, mesh, options.quick)
+    peaks: dict[str, float] = {}
+    findings.attempt("speed", lambda: peaks.update(speed.measure_device(findings, options.quick)))
+    findings.attempt("speed", lambda: speed.measure_collectives(findings, mesh, options.quick))
     for name, part in _parts(findings, options, setups, mesh, peaks).items():
+        section = name.partition(":")[0]
         if clock.is_over():
-            findings.add(name.partition(":")[0], "", f"left out: {clock.minutes:g} minutes are over")
+            findings.add(section, "", f"left out: {clock.minutes:g} minutes are over")
             continue
         say(name)
-        part()
-    if options.peer:
-        _compare(findings, setups[0], peaks)
+        findings.attempt(section, part)
+    if options.peer and peaks:
+        findings.attempt("peer", lambda: _compare(findings, setups[0], peaks))
     findings.add("machine", "check-up", f"took {clock.seconds():.0f} s", seconds=clock.seconds())
     return findings
 
@@ -101,7 +104,7 @@ def _parts(
     }
     for setup in setups:
         name = f"training step: {setup.name}, {setup.kind}"
-        parts[name] = lambda setup=setup: measure_step(findings, setup, mesh, peaks[options.dtype])
+        parts[name] = lambda setup=setup: measure_step(findings, setup, mesh, peaks.get(options.dtype, math.nan))
     slots, new = (8, 32) if quick else (32, 128)
     parts["sampling"] = lambda: measure_sampling(findings, first.name, first.model, mesh, slots, new)
     return parts

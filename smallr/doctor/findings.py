@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Finding:
       name: what was measured.
       text: for people.
       numbers: the same for programs, in SI units.
-      wrong: whether something disagrees that must agree.
+      wrong: whether something disagrees that must agree, or has failed.
+      failed: whether it could not be measured.
     """
 
     section: str
@@ -27,6 +32,7 @@ class Finding:
     text: str
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
     wrong: bool = False
+    failed: bool = False
 
 
 class Findings:
@@ -39,6 +45,17 @@ class Findings:
         """Adds a finding."""
         self.all.append(Finding(section, name, text, numbers, wrong))
 
+    def attempt(self, section: str, part: Callable[[], Any]) -> None:
+        """Runs a part of the check-up; one that raises is a finding, so that the others are still found.
+
+        It is wrong, unless it is just too large for the memory.
+        """
+        try:
+            part()
+        except Exception as error:
+            text = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:400]}"
+            self.all.append(Finding(section, "", text, wrong=_OUT_OF_MEMORY not in text, failed=True))
+
     @property
     def wrong(self) -> list[Finding]:
         """Returns what disagrees."""
@@ -49,9 +66,9 @@ class Findings:
         return next((each for each in self.all if (each.section, each.name) == (section, name)), None)
 
     def to_json(self) -> str:
-        """Returns all findings, and whether all agrees."""
+        """Returns all findings, and whether all agrees. A number that is not finite is null: JSON has no other."""
         content = {"agrees": not self.wrong, "findings": [dataclasses.asdict(finding) for finding in self.all]}
-        return json.dumps(content, indent=1) + "\n"
+        return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
     def show(self, console: Console) -> None:
         """Prints the table. What disagrees is marked."""
@@ -60,8 +77,16 @@ class Findings:
             table.add_column(name, no_wrap=name != "found", overflow="fold")
         before = ""
         for each in self.all:
-            mark = "DISAGREES: " if each.wrong else ""
+            mark = "DISAGREES: " if each.wrong and not each.failed else ""
             section = "" if each.section == before else each.section
             table.add_row(section, each.name, f"{mark}{each.text}", style="red" if each.wrong else None)
             before = each.section
         console.print(table)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

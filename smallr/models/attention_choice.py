@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -195,7 +196,8 @@ def _decide(trials: list[Trial], device: DeviceFacts, sequences: int, when: str)
 
 def _identity(shape: AttentionShape, device: DeviceFacts, names: tuple[str, ...]) -> str:
     versions = [jax.__version__, jaxlib.__version__, __version__]
-    parts = [dataclasses.asdict(shape), dataclasses.asdict(device), versions, names]
+    flags = os.environ.get("XLA_FLAGS", "")  # which decide on kernels, and whether they repeat their bits
+    parts = [dataclasses.asdict(shape), dataclasses.asdict(device), versions, flags, names]
     return json.dumps(parts, sort_keys=True)
 
 

@@ -25,6 +25,8 @@ from smallr.models.decoder import Decoder
 from smallr.training.progress import announce, log
 from smallr.training.splits import Split
 
+_SPLIT_ROWS = "the one that runs over rows that are split over mesh.context"
+
 
 def settle_attention(
     config: ConfigDict, model: DecoderConfig, split: Split | None, earlier: Mapping[str, Any]
@@ -55,7 +57,7 @@ def settle_attention(
     if earlier:
         return _resumed(earlier, device)
     if context_size() > 1:
-        return Choice("xla", device.kind, "the one that runs over rows that are split over mesh.context", shape.room)
+        return Choice("xla", device.kind, _SPLIT_ROWS, shape.room)
     if device.platform in ("cuda", "tpu"):
         announce("attention: checking and timing the candidates on this device …")
     with jax.set_mesh(_mesh_of_one()):
@@ -109,12 +111,14 @@ def for_any_rows(decoder: Decoder) -> Decoder:
 
 
 def _resumed(earlier: Mapping[str, Any], device: DeviceFacts) -> Choice:
-    if earlier["device"] != device.kind:
+    if earlier["device"] not in ("", device.kind):  # empty: begun before attention was chosen by device
         raise UserError(
             f"config.compute.attention=auto: this run began on {earlier['device']} with the attention {earlier['impl']}, and "
             f"this device is {device.kind}. Its numbers will differ in their last bits, so say which to go on with: "
             f"--config.compute.attention={earlier['impl']} if it runs here, or xla, which runs everywhere"
         )
+    if context_size() > 1 and earlier["impl"] != "auto":
+        return Choice("xla", device.kind, f"{_SPLIT_ROWS}; it began with {earlier['impl']}", earlier["sequences"])
     return Choice(earlier["impl"], device.kind, "as the run began with", earlier["sequences"])
 
 

@@ -50,16 +50,23 @@ FREE = (
     "compute.logp_chunk",
     "labels.decode_slots",
 )
+# Fields that came when there were runs already, and the values by which such a run goes on as it began.
+ADDED = {"data.require_review": False, "mesh.context": 1, "optimizer.name": "adamw", "optimizer.shard_over_data": False}
+# What runs of that time computed with: nothing was measured then.
+_UNMEASURED = {"impl": "auto", "device": "", "sequences": 0}
 
 
 def compare_configs(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[Difference], list[Difference]]:
     """Returns the fields that differ, sorted by name: those that a checkpoint is tied to, and those of `FREE`.
+
+    A saved configuration from before a field of `ADDED` has the value that means the same.
 
     Args:
       saved: nested configuration of the checkpoint.
       current: nested configuration of this run.
     """
     before, now = (_flat(json.loads(json.dumps(config))) for config in (saved, current))  # tuples are lists
+    before = {field: value for field, value in ADDED.items() if field in now} | before
     differences = [
         Difference(field, before.get(field, _ABSENT), now.get(field, _ABSENT))
         for field in sorted(before.keys() | now.keys())
@@ -77,7 +84,7 @@ class Earlier:
       config: nested configuration.
       data: fingerprint of its tokenised training data.
       horizons: of its learning rate.
-      attention: that it computed with (`training.attention.to_json`); empty: not known.
+      attention: that it computed with (`training.attention.to_json`); of no device where none was measured.
     """
 
     config: Mapping[str, Any]
@@ -101,7 +108,7 @@ def earlier_run(workdir: str | Path) -> Earlier | None:
         horizons = tuple(Horizon(**fields) for fields in saved["horizons"])
         if not all(isinstance(each.start, int) and isinstance(each.steps, int) for each in horizons):
             raise TypeError("'horizons' holds something else than numbers of steps")
-        return Earlier(saved["config"], saved["data_fingerprint"], horizons, saved.get("attention", {}))
+        return Earlier(saved["config"], saved["data_fingerprint"], horizons, saved.get("attention", _UNMEASURED))
     except (FileError, TypeError) as error:
         raise UserError(
             f"{workdir} has checkpoints, but {path.name} cannot be used ({error}), so it is not known which configuration "

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from smallr.config import to_plain
-from smallr.core.reuse import PROGRAMS, shapes
+from smallr.core.reuse import PROGRAMS, settings, shapes
 from smallr.data.packing import RowShape
 from smallr.training.objectives.base import Objective
 from smallr.training.optimizer import Horizon, make_optimizer, make_schedule
@@ -61,7 +61,7 @@ class CompiledSteps:
           shape: of the batch's rows, for the log line.
           round: that the program is for; a program that is kept is told of once a round.
         """
-        key = made_of, shapes(arguments)
+        key = made_of, shapes(arguments), settings()
         about = f"rows of {shape.tokens} tokens, {shape.scored} scored positions and {shape.examples} examples"
         if key in self._programs:
             if self._round != round:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smallr.core.reuse import PROGRAMS, identity, shapes
+from smallr.core.reuse import PROGRAMS, identity, settings, shapes
 from smallr.core.sharding import constrain
 from smallr.data.batch import Batch
 from smallr.models.heads import follow, join_targets, split_targets
@@ -274,7 +274,7 @@ class Evaluation:
         def digest() -> str:
             return hashlib.sha256(self._compiled.lower(*given).as_text().encode()).hexdigest()
 
-        return PROGRAMS.get(("digest", self._key, shapes(given)), digest)
+        return PROGRAMS.get(("digest", self._key, shapes(given), settings()), digest)
 
 
 def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.State):

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smallr.core.reuse import Kept, identity, shapes
+import smallr
+from smallr.core.reuse import Kept, identity, settings, shapes
+from smallr.losses.preference import registry
 from smallr.models.lora import LoRA
 from smallr.training.objectives.preference import Preference
 
@@ -54,6 +56,43 @@ def test_equal_descriptions_meet_and_any_other_field_parts_them():
             object.__setattr__(changed, field.name, other.get(field.name, getattr(base, field.name)))
         keys.add(identity(changed))
     assert len(keys) == 1 + len(others)
+
+
+def test_a_loss_that_is_registered_again_is_another_program(monkeypatch):
+    monkeypatch.setattr(registry, "LOSSES", dict(registry.LOSSES))
+
+    def registered(factor: float) -> Preference:
+        def clipped(pairs):
+            return factor * pairs.h
+
+        smallr.register_loss(clipped)
+        return Preference("0.5*clipped+sft", 0.1)
+
+    before, again = registered(1.0), Preference("0.5*clipped+sft", 0.1)
+    assert identity(before) == identity(again)
+    assert identity(before) != identity(registered(2.0))
+    assert identity(before) == identity(again), "an objective keeps the function that it was made with"
+
+
+def test_what_a_dataclass_holds_besides_its_fields_counts():
+    @dataclasses.dataclass(frozen=True)
+    class Objective:
+        beta: float = 0.1
+        scale: dataclasses.InitVar[float] = 1.0
+
+        def __post_init__(self, scale):
+            object.__setattr__(self, "scale", scale)
+
+    assert identity(Objective()) == identity(Objective())
+    assert identity(Objective(scale=1.0)) != identity(Objective(scale=2.0))
+    assert identity([Objective]) == identity([Objective]), "a class is itself"
+
+
+def test_settings_of_jax_are_those_of_here():
+    before = settings()
+    with jax.default_matmul_precision("bfloat16"):
+        assert settings() != before
+    assert settings() == before
 
 
 def test_another_class_of_equal_fields_is_another_program():

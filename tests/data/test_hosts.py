@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from smallr.data import hosts
 from tests.integration.test_sharding import in_processes
-
-pytestmark = pytest.mark.process
 
 PROGRAM = """
 import json, os, sys
@@ -47,6 +49,7 @@ with open(f"{out}/{index}.json", "w") as file:
 """
 
 
+@pytest.mark.process
 def test_one_process_tokenises_and_all_have_the_tokens(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -64,3 +67,32 @@ def test_one_process_tokenises_and_all_have_the_tokens(tmp_path):
     assert "process 1 of 2 reads 299 rows, process 0 reads 300" in first["errors"][1]
     assert first["errors"][2].startswith("no row is left to train on")
     assert second["errors"][2].startswith("process 0: no row is left to train on")
+
+
+@pytest.mark.parametrize("case", ["room", "disk full", "made meanwhile"])
+def test_a_process_takes_all_that_is_sent_whatever_becomes_of_it(case, tmp_path, monkeypatch):
+    """Else the others, which send and receive in step with it, would wait for ever."""
+    sent, folder = [b"abc", b"de", b"fgh"], tmp_path / "tokens" / "key"
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path))
+    monkeypatch.setattr(hosts, "_CHUNK", 3)
+    monkeypatch.setattr(hosts, "_sent", lambda content, size: sent.pop(0))
+    monkeypatch.setattr(hosts, "_gathered", lambda text: [json.dumps([["a.npy", 5], ["b/c.npy", 3]])])
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda x: np.asarray([True, False]))
+    monkeypatch.setattr(hosts.jax, "process_index", lambda: 1)
+    if case == "disk full":
+        opened = Path.open
+
+        def full(path, mode="r", **options):
+            if mode == "wb" and path.name == "a.npy":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return opened(path, mode, **options)
+
+        monkeypatch.setattr(Path, "open", full)
+    if case == "made meanwhile":
+        monkeypatch.setattr(hosts, "cached_folder", lambda folder, build: folder)
+    hosts._share(folder)
+    assert sent == []
+    if case == "room":
+        assert ((folder / "a.npy").read_bytes(), (folder / "b" / "c.npy").read_bytes()) == (b"abcde", b"fgh")
+    else:
+        assert not folder.exists(), "it is tokenised here"

@@ -77,11 +77,11 @@ def test_the_table_and_the_file_say_the_same(findings):
         assert each["name"] in shown
 
 
-def _only(monkeypatch, error: float) -> None:
-    """Leaves the rule of attention alone to be checked, with a given result."""
+def _only(monkeypatch, error: float, more=()) -> None:
+    """Leaves the rule of attention alone to be checked, with a given result, and then other parts."""
     monkeypatch.setattr(attention, "disagreement", lambda *args: error)
     monkeypatch.setattr(checkup.speed, "measure_device", lambda *args: {"bfloat16": 1.0})
-    rules = {"attention rule": lambda: attention.check_rules(found[0], 8)}
+    rules = {"attention rule": lambda: attention.check_rules(found[0], 8), **dict(more)}
     found: list[Findings] = []
     monkeypatch.setattr(checkup, "_parts", lambda findings, *args: found.append(findings) or rules)
 
@@ -105,6 +105,33 @@ def test_what_is_over_the_minutes_is_left_out(monkeypatch):
     _only(monkeypatch, 1e-6)
     found = check_up(Options(quick=True, minutes=1e-9), lambda part: None)
     assert found.get("attention rule", "").text == "left out: 1e-09 minutes are over"
+
+
+def test_a_part_that_fails_is_a_finding_and_the_others_are_measured(monkeypatch, tmp_path, capsys):
+    def fails(message: str):
+        raise RuntimeError(message)
+
+    parts = {
+        "attention": lambda: fails("no kernel image\nis available"),
+        "training step: 1.5B, short prompts": lambda: fails("RESOURCE_EXHAUSTED: out of memory"),
+    }
+    _only(monkeypatch, float("inf"), parts)
+    monkeypatch.setattr(checkup.speed, "measure_device", lambda *args: fails("no products"))
+    assert main(["doctor", "--quick", f"--out={tmp_path / 'doctor.json'}"]) == 1
+    shown = capsys.readouterr().out
+    assert "failed: RuntimeError: no kernel image is available" in shown
+    content = json.loads((tmp_path / "doctor.json").read_text(), parse_constant=pytest.fail)
+    found = {each["section"]: each for each in content["findings"] if each["failed"] or each["wrong"]}
+    assert {name: each["wrong"] for name, each in found.items()} == {
+        "speed": True, "attention": True, "training step": False, "attention rule": True,
+    }  # fmt: skip
+    assert found["attention rule"]["numbers"]["error"] is None
+
+
+def test_a_file_that_cannot_be_written_is_said_before_minutes_go_by(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(checkup, "check_up", lambda *args: pytest.fail("it was measured"))
+    assert main(["doctor", f"--out={tmp_path}"]) == 1
+    assert "is a folder where a file should be" in capsys.readouterr().err
 
 
 def test_a_peer_that_is_not_installed_is_said(monkeypatch):

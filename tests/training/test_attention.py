@@ -67,6 +67,17 @@ def test_another_device_is_asked_about(on_h100):
     assert _settled("xla", earlier).impl == "xla", "naming one goes on"
 
 
+def test_a_run_from_before_the_choice_goes_on_on_any_device(on_h100, monkeypatch):
+    monkeypatch.setattr(module, "choose", lambda *args: pytest.fail("it was measured anew"))
+    assert _settled(earlier={"impl": "auto", "device": "", "sequences": 0}).impl == "auto"
+
+
+def test_rows_that_are_split_from_here_on_take_what_knows_them(on_h100, monkeypatch):
+    monkeypatch.setattr(module, "context_size", lambda: 2)
+    choice = _settled(earlier={"impl": "cudnn_packed", "device": H100.kind, "sequences": 12})
+    assert (choice.impl, "it began with cudnn_packed" in choice.reason) == ("xla", True)
+
+
 def test_what_cannot_run_is_refused():
     with pytest.raises(UserError, match=r"config\.compute\.attention=cudnn: it is for cuda, this is cpu; set config"):
         _settled("cudnn")

@@ -7,7 +7,15 @@ from ml_collections import ConfigDict
 from smallr.config import preference
 from smallr.core.errors import UserError
 from smallr.training.optimizer import Horizon
-from smallr.training.resume import Difference, check_config, check_data, compare_configs, earlier_run, save_config
+from smallr.training.resume import (
+    ADDED,
+    Difference,
+    check_config,
+    check_data,
+    compare_configs,
+    earlier_run,
+    save_config,
+)
 
 _PLANNED = (Horizon(0, 100),)
 _CONFIG = {
@@ -87,6 +95,26 @@ def test_of_a_run_on_pairs_what_changes_the_numbers_is_tied():
         "optimizer.on_extend", "optimizer.shard_over_data", "data.eval", "data.eval_split", "data.builtin.eval",
         "compute.remat", "compute.attention", "compute.logp_chunk",
     }  # fmt: skip
+
+
+def test_a_run_from_before_a_field_goes_on_with_what_it_meant():
+    """The defaults are those values, so that nobody has to set them; another value is a difference as ever."""
+    now = preference().to_dict()
+    before = preference().to_dict()
+    for field in ADDED:
+        group, name = field.split(".")
+        assert before[group].pop(name) == ADDED[field]
+    assert compare_configs(before, now) == ([], [])
+    now["optimizer"]["name"] = "muon"
+    assert compare_configs(before, now) == ([Difference("optimizer.name", "adamw", "muon")], [])
+
+
+def test_a_run_from_before_attention_was_measured_computes_as_it_did(tmp_path):
+    _earlier(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["attention"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert earlier_run(tmp_path).attention == {"impl": "auto", "device": "", "sequences": 0}
 
 
 def test_the_same_config_resumes_without_notes(tmp_path):
