@@ -60,6 +60,9 @@ def flags(parser: Parser) -> None:
     parser.flag("max_length", None, "tokens of prompt and completion; the model's context, at most 4096", type=int)
     parser.flag("date", "2024-07-26", "that a chat template writes where it writes today's")
     parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
+    parser.flag(
+        "lookup", 0, "tokens of a greedy completion looked up in its text and verified at once; 0 is none", low=0
+    )
     parser.flag("stop", [], "a completion ends before this text; may be repeated", many=True)
     parser.flag("max_tokens", 256, "longest completion")
     parser.flag("temperature", 0.0, "0 takes the likeliest token")
@@ -101,6 +104,8 @@ def run(options: Namespace) -> None:
         raise UserError("--advantage: it does not go with --adaptive, whose module says how it writes")
     if "beta" in options.given and not options.advantage:
         raise UserError("--beta: it has no effect without --advantage=RUN")
+    if options.lookup and (options.advantage or options.adaptive):
+        raise UserError("--lookup: it has no effect with --advantage and --adaptive")
     if (options.interactive or options.adaptive) and (named := trust.named(options, "abstain_below")):
         raise UserError(f"--{named}: it has no effect with --interactive and --adaptive")
     if options.model:
@@ -141,6 +146,8 @@ def _generate(options: Namespace) -> None:
         date=options.date,
         advantage=options.advantage or "",
         beta=options.beta,
+        is_identified=False,
+        lookup=options.lookup,
     ).engine
     chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
     if options.interactive:
