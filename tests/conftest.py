@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from smallr.models.loading import ModelSource
     from tests.devices import EightDevices
+    from tests.forks import Forks
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,10 +39,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
-from tests.compiling import narrow  # noqa: E402
+from tests.compiling import compile_as_tests_do  # noqa: E402
 
 keep_programs()
-narrow()
+compile_as_tests_do()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -65,6 +66,16 @@ def eight_devices() -> Iterator[EightDevices]:
     devices = EightDevices()
     yield devices
     devices.close()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes that have imported everything."""
+    from tests.forks import Forks
+
+    started = Forks()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
@@ -47,14 +46,8 @@ with open(f"{out}/{index}.json", "w") as file:
 """
 
 
-def test_one_process_tokenises_and_all_have_the_tokens(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-
-    def arguments(port, index):
-        return [sys.executable, str(program), str(port), str(index), str(tmp_path)]
-
-    in_processes(2, arguments, 1)
+def test_one_process_tokenises_and_all_have_the_tokens(tmp_path, forks):
+    in_processes(forks, 2, lambda port, index: ["-c", PROGRAM, str(port), str(index), str(tmp_path)], 1)
     first, second = (json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2))
     assert (first["made"][0], second["made"]) == (300, []), "the other process tokenises nothing"
     assert first["fingerprint"] == second["fingerprint"] == first["again"] == second["again"]

@@ -496,25 +496,14 @@ checkpointer.close()
 
 
 @pytest.mark.process
-def test_two_processes_save_fall_back_and_agree(tmp_path):
+def test_two_processes_save_fall_back_and_agree(tmp_path, forks):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO, str(index), port, str(tmp_path)],
-            env=environment(2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    outputs = forks.run([["-c", _TWO, str(index), port, str(tmp_path)] for index in range(2)], [environment(2)] * 2)
     w = np.arange(16384, dtype=np.float32).reshape(64, 256)
     expected = ["step", "1", tree_digest({"w": jnp.asarray(w + 1), "step": jnp.int32(1)})]
-    lines = [[line.split() for line in out.splitlines() if line.startswith("step ")] for out, _ in outputs]
+    lines = [[line.split() for line in out.splitlines() if line.startswith("step ")] for out in outputs]
     assert lines == [[expected], [expected]]
     like = {"w": jnp.asarray(w), "step": jnp.int32(0)}
     restored = Checkpointer(str(tmp_path)).restore_latest(like)  # one process restores what two have saved

@@ -220,7 +220,7 @@ def test_one_seed_reproduces_all_data_sets_to_the_byte_over_two_kills(home, whol
     out, script = (
         home / "sigkilled",
         (
-            "from tests.compiling import narrow; narrow(); "
+            "from tests.compiling import compile_as_tests_do; compile_as_tests_do(); "
             "from tests.methods.collate.small import *; from smallr.methods.collate.writer import Writer; "
             "from smallr.methods.collate.stages import run_collate; Writer.complete = write_by_rule; "
             f"home = Path({str(home)!r}); "
