@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +45,17 @@ from tests.compiling import compile_as_tests_do  # noqa: E402
 
 keep_programs()
 compile_as_tests_do()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files whose `pytestmark` is deselected whole: importing torch, peft and trl takes seconds."""
+    if collection_path.suffix != ".py":
+        return None
+    whole = re.search(r"^pytestmark = (.*)", collection_path.read_text(), re.MULTILINE)
+    marks = re.findall(r"pytest\.mark\.(\w+)", whole[1]) if whole else []
+    # A simple expression alone, such as that of `make test-fast`, says this by itself.
+    refused = re.fullmatch(r"not \w+( and not \w+)*", config.option.markexpr)
+    return True if refused and any(f"not {mark}" in config.option.markexpr.split(" and ") for mark in marks) else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -43,6 +43,15 @@ class Fork:
             time.sleep(0.005)
         return self.returncode
 
+    def wait_for(self, text: str, seconds: float = 120) -> str:
+        """Waits until it has printed this; all that it has printed by then."""
+        end = time.monotonic() + seconds
+        while text not in (printed := self.printed()):
+            assert self.poll() is None, printed
+            assert time.monotonic() < end, printed
+            time.sleep(0.002)
+        return printed
+
     def send_signal(self, number: int) -> None:
         """Sends a signal, if it has not ended."""
         if self.poll() is None:
@@ -65,6 +74,7 @@ class Forks:
         """Starts `python ARGUMENTS`: `-c SOURCE …`, `-m MODULE …` or `FILE …`."""
         self._count += 1
         printed = Path(self._folder.name) / str(self._count)
+        printed.touch()
         request = {"arguments": list(map(str, arguments)), "env": env or environment(), "printed": str(printed)}
         return Fork(self, self.ask(request), printed)
 
@@ -114,7 +124,7 @@ def _run(arguments: list[str]) -> None:
 
 def _begin(request: dict) -> None:
     """Becomes the process that was asked for; it does not return."""
-    out = os.open(request["printed"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(request["printed"], os.O_WRONLY | os.O_APPEND)
     for stream, mine in enumerate((os.open(os.devnull, os.O_RDONLY), out, out)):
         os.dup2(mine, stream)
     os.environ.clear()
