@@ -98,7 +98,9 @@ class Forks:
             self._server = subprocess.Popen(command, cwd=ROOT, env=environment(), **pipes)
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        return json.loads(self._server.stdout.readline())
+        answer = self._server.stdout.readline()
+        assert answer, "the process that forks has died; it has said why on stderr"
+        return json.loads(answer)
 
     def close(self) -> None:
         """Ends the server."""
@@ -150,18 +152,21 @@ def serve() -> None:
     os.dup2(2, 1)
     for module in IMPORTED:
         importlib.import_module(module)
-    codes: dict[int, int] = {}
+    codes: dict[int, int | None] = {}  # of all forks
     for line in iter(requests.readline, ""):
         request = json.loads(line)
         if "poll" in request:
             pid = request["poll"]
-            if pid not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
+            if codes[pid] is None and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(ended[1])
-            answer = codes.get(pid)
+            answer = codes[pid]
         else:
             answer = os.fork() or _begin(request)
+            codes[answer] = None
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    for pid in (pid for pid, code in codes.items() if code is None):  # of a test that has failed
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
