@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from smallr.models.loading import ModelSource
     from tests.devices import EightDevices
+    from tests.forks import Forks
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,10 +41,21 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
-from tests.compiling import narrow  # noqa: E402
+from tests.compiling import compile_as_tests_do  # noqa: E402
 
 keep_programs()
-narrow()
+compile_as_tests_do()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out files whose `pytestmark` is deselected whole: importing torch, peft and trl takes seconds."""
+    if collection_path.suffix != ".py":
+        return None
+    whole = re.search(r"^pytestmark = (.*)", collection_path.read_text(), re.MULTILINE)
+    marks = re.findall(r"pytest\.mark\.(\w+)", whole[1]) if whole else []
+    # A simple expression alone, such as that of `make test-fast`, says this by itself.
+    refused = re.fullmatch(r"not \w+( and not \w+)*", config.option.markexpr)
+    return True if refused and any(f"not {mark}" in config.option.markexpr.split(" and ") for mark in marks) else None
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -65,6 +79,16 @@ def eight_devices() -> Iterator[EightDevices]:
     devices = EightDevices()
     yield devices
     devices.close()
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes that have imported everything."""
+    from tests.forks import Forks
+
+    started = Forks()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -85,8 +85,8 @@ def run_programs() -> None:
 
 if __name__ == "__main__":
     from smallr.core.programs import keep_programs
-    from tests.compiling import narrow
+    from tests.compiling import compile_as_tests_do
 
     keep_programs()
-    narrow()
+    compile_as_tests_do()
     run_programs()

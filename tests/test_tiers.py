@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parent
 LIBRARIES = {"parity": {"torch", "peft", "trl"}, "process": {"subprocess", "multiprocessing"}}
 RUNNERS = {"run", "command"}  # of tests.runs: they start processes
-FIXTURES = {"eight_devices": {"process"}}  # of tests/conftest.py
+FIXTURES = {"eight_devices": {"process"}, "forks": {"process"}}  # of tests/conftest.py
 
 
 def _imported(node: ast.Import | ast.ImportFrom) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-NARROW = "from tests.compiling import narrow\nnarrow()"  # compiles faster
+NARROW = "from tests.compiling import compile_as_tests_do\ncompile_as_tests_do()"  # compiles faster
 NOTEBOOKS = sorted(path.name for path in (ROOT / "colab").glob("*.ipynb"))
 INSTALL = (ROOT / "colab" / "install_cell.py").read_text().rstrip("\n")  # the first cell of every notebook
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +49,8 @@ with open(f"{out}/{index}.json", "w") as file:
 
 
 @pytest.mark.process
-def test_one_process_tokenises_and_all_have_the_tokens(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-
-    def arguments(port, index):
-        return [sys.executable, str(program), str(port), str(index), str(tmp_path)]
-
-    in_processes(2, arguments, 1)
+def test_one_process_tokenises_and_all_have_the_tokens(tmp_path, forks):
+    in_processes(forks, 2, lambda port, index: ["-c", PROGRAM, str(port), str(index), str(tmp_path)], 1)
     first, second = (json.loads((tmp_path / f"{index}.json").read_text()) for index in range(2))
     assert (first["made"][0], second["made"]) == (300, []), "the other process tokenises nothing"
     assert first["fingerprint"] == second["fingerprint"] == first["again"] == second["again"]

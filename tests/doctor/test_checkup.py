@@ -17,6 +17,7 @@ from smallr.doctor.checkup import Options, check_up
 from smallr.doctor.findings import Findings
 from smallr.doctor.pairs import draw_lengths, make_step_rows, needed_flops
 from smallr.models.config import DecoderConfig
+from tests.doctor.small import measure_little
 
 TINY = DecoderConfig(512, 2, 32, 4, 2, 8, 48, tie_embeddings=True)
 QUICK = Options(quick=True, dtype="float32", models={"tiny": TINY})
@@ -34,6 +35,7 @@ PEER = {
 def findings() -> Findings:
     """A check-up with a peer that is not run."""
     with pytest.MonkeyPatch.context() as patch:
+        measure_little(patch)
         patch.setattr(torch_step, "is_installed", lambda: True)
         patch.setattr(torch_step, "run_peer", lambda *args: PEER)
         return check_up(Options(**{**vars(QUICK), "peer": "torch"}), lambda part: None)

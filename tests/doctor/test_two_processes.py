@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 
 import pytest
 
-from tests.runs import ROOT, environment
+from tests.runs import environment
 
+TOLD = ("choice", "doctor", "collective", "sampling")
 _TWO = """
 import sys, jax
 index, port = int(sys.argv[1]), sys.argv[2]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=index)
 from smallr.core.programs import keep_programs
 keep_programs()
-from tests.compiling import narrow
-narrow()
+from tests.compiling import compile_as_tests_do
+compile_as_tests_do()
 from smallr.doctor import checkup
 from smallr.models.attention_choice import choose
 from smallr.models.attention_dense import dense_attention
@@ -34,6 +33,9 @@ broken = lambda *args: 1 / 0
 choice = choose(shape, DeviceFacts("cuda", "an H100", (9, 0)), None, {"gpu": right, "cudnn": broken, "xla": right}, seconds)
 print("choice", choice.impl, len(calls), choice.trials[1].note, flush=True)
 
+import pytest
+from tests.doctor.small import measure_little
+measure_little(pytest.MonkeyPatch())
 tiny = DecoderConfig(512, 1, 32, 4, 2, 8, 48, tie_embeddings=True)
 checkup.check_rules = lambda *args: None
 checkup.measure_candidates = lambda *args: None
@@ -47,24 +49,15 @@ print("sampling", found.get("sampling", "tiny").text, flush=True)
 
 
 @pytest.mark.process
-def test_two_processes_agree_on_attention_and_go_through_a_check_up(tmp_path):
+def test_two_processes_agree_on_attention_and_go_through_a_check_up(tmp_path, forks):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO, str(index), port],
-            cwd=ROOT,
-            env=environment(1, SMALLR_CACHE=str(tmp_path / str(index))),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [run.communicate(timeout=240) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    told = [dict(line.split(" ", 1) for line in out.splitlines() if line[:1] != "[") for out, _ in outputs]
+    outputs = forks.run(
+        [["-c", _TWO, str(index), port] for index in range(2)],
+        [environment(1, SMALLR_CACHE=str(tmp_path / str(index))) for index in range(2)],
+    )
+    told = [dict(line.split(" ", 1) for line in out.splitlines() if line.split(" ")[0] in TOLD) for out in outputs]
     note = "ZeroDivisionError: division by zero"
     assert told[0].pop("choice") == f"gpu 2 {note}"
     assert told[1].pop("choice") == f"gpu 0 {note}", "process 1 has measured nothing"

@@ -8,7 +8,6 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -137,6 +136,8 @@ def test_a_live_reference_has_no_parameters_and_dropout_is_off_beside_the_step(t
 
 @pytest.mark.parity
 def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
+    import peft  # takes seconds, which `make test-fast` need not wait
+
     """Not merged: the low-rank products beside the base's."""
     convert("tiny-random", tmp_path / "base", **OPTIONS)
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -165,6 +166,8 @@ def test_training_from_an_adapter_of_peft_computes_what_peft_computes(tmp_path):
 
 @pytest.mark.parity
 def test_merged_export_and_peft_agree_and_training_goes_on_from_the_adapter(tmp_path, lora_run):
+    import peft
+
     convert(str(lora_run), tmp_path / "merged", **OPTIONS)
     with pytest.raises(UserError, match=r"PEFT cannot load the adapters' base tiny-random.* add --base=FOLDER"):
         convert(str(lora_run), tmp_path / "adapter", adapter_only=True, **OPTIONS)

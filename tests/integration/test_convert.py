@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax.numpy as jnp
@@ -25,7 +23,7 @@ from smallr.training.exporting import convert
 from smallr.training.steplog import NonFiniteError
 from tests.data import toy_tokenizer
 from tests.models.helpers import param_at, whole
-from tests.runs import ROOT, environment, final_arrays, smoke, train
+from tests.runs import final_arrays, smoke, train
 
 OPTIONS = {"dtype": "float32", "shard_size": "5GB"}
 
@@ -101,14 +99,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_in_the_run_chang
 
 
 @pytest.mark.process
-def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path, capsys):
+def test_killed_at_any_moment_leaves_no_folder_that_looks_whole(run, tmp_path, capsys, forks):
     target = tmp_path / "out"
     flags = ["convert", f"--from={run}", f"--to={target}", "--dtype=float32"]
-    line = [sys.executable, "-m", "smallr", *flags]
-    process = subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = forks.start(["-m", "smallr", *flags])
     end = time.monotonic() + 120
     while not list(tmp_path.glob(".out-*/model.safetensors")):  # the weights are being written
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.printed()
         assert time.monotonic() < end
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -26,20 +26,9 @@ def fields(small_model):
     return {**changes, "model": small_model, "data.chat": False}
 
 
-def start(workdir, fields, *more):
+def start(forks, workdir, fields, *more):
     """A run in a process, whose numbers have the bits of those in this one."""
-    return started(narrowed(command(CONFIG, workdir, *overrides(fields), *more)))
-
-
-def started(arguments):
-    return subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return forks.start(narrowed(command(CONFIG, workdir, *overrides(fields), *more))[1:])
 
 
 def steps_saved(workdir):
@@ -73,9 +62,9 @@ def assert_same_end(workdir, uninterrupted):
 
 
 @pytest.mark.process
-def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterrupted, fields):
+def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterrupted, fields, forks):
     for inside_a_save in (False, True):
-        process = start(tmp_path, fields)
+        process = start(forks, tmp_path, fields)
         before = max(steps_saved(tmp_path), default=0)
         wait_for(process, lambda: max(steps_saved(tmp_path), default=0) > before)  # noqa: B023
         if inside_a_save:
@@ -89,13 +78,12 @@ def test_killed_twice_once_inside_a_save_equals_uninterrupted(tmp_path, uninterr
 
 
 @pytest.mark.process
-def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields):
-    process = start(tmp_path, fields, "--config.checkpoint.every=1000")
+def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields, forks):
+    process = start(forks, tmp_path, fields, "--config.checkpoint.every=1000")
     wait_for(process, lambda: (tmp_path / "metrics.jsonl").exists() and len(metrics(tmp_path)) >= 3)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
-    assert "asked to stop" in output
+    assert process.wait(60) == 0, process.printed()
+    assert "asked to stop" in process.printed()
     assert 3 <= steps_saved(tmp_path)[-1] < STEPS
     train(smoke("cogpo", **fields), tmp_path)
     assert_same_end(tmp_path, uninterrupted)
@@ -104,7 +92,8 @@ def test_sigterm_saves_and_exits_with_success(tmp_path, uninterrupted, fields):
 @pytest.mark.process
 @pytest.mark.parametrize("seconds", [1.5, 5.0])
 def test_sigterm_in_the_first_seconds_ends_the_run_at_once_with_one_line(tmp_path, seconds, fields):
-    process = started(command(CONFIG, tmp_path, *overrides(fields)))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command(CONFIG, tmp_path, *overrides(fields)), cwd=ROOT, env=environment(), **pipes)
     time.sleep(seconds)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)

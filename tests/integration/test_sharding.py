@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from tests.compiling import narrowed
-from tests.runs import ROOT, command, environment, final_arrays, metrics, on_devices, overrides, smoke, train
+from tests.runs import command, environment, final_arrays, metrics, on_devices, overrides, smoke, train
 from tests.tiny import batch_of, columns_of, pairs, preference, run_step
 
 pytestmark = pytest.mark.process
@@ -92,37 +91,27 @@ np.savez(sys.argv[1], loss=outcome.metrics["loss"], **outcome.gradient)
         np.testing.assert_allclose(eight[name], value, atol=1e-4 * np.abs(value).max() + 5e-7, err_msg=name)
 
 
-def in_processes(count, arguments, devices, **options):
+def in_processes(forks, count, arguments, devices, **options):
     """Runs `python ARGUMENTS(port, index)` in processes that are joined; what each printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            arguments(port, index),
-            cwd=ROOT,
-            env=environment(devices, PYTHONPATH=str(ROOT), **(options if index else {})),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    outputs = [process.communicate(timeout=400)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, "\n".join(outputs)
-    return outputs
+    return forks.run(
+        [arguments(port, index) for index in range(count)],
+        [environment(devices, **(options if index else {})) for index in range(count)],
+    )
 
 
-def test_two_processes_that_share_every_row_equal_one(tmp_path, one_device):
+def test_two_processes_that_share_every_row_equal_one(tmp_path, one_device, forks):
     """The tensor axis across the processes: both need all rows, and shards of all parameters."""
 
     def arguments(port, index):
         joining = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={index}")
         mesh = ("--config.mesh.fsdp=1", "--config.mesh.tensor=2")
-        return narrowed(command(CONFIG, tmp_path / "run", *OVERRIDES, "--distributed", *joining, *mesh))
+        return narrowed(command(CONFIG, tmp_path / "run", *OVERRIDES, "--distributed", *joining, *mesh))[1:]
 
     # Only process 0 finds the cache of reference log-probs: the other must take its word.
-    outputs = in_processes(2, arguments, 1, SMALLR_CACHE=str(tmp_path / "cache"))
+    outputs = in_processes(forks, 2, arguments, 1, SMALLR_CACHE=str(tmp_path / "cache"))
     assert "2 x cpu on 2 host(s)" in outputs[0]
     assert "Held-out" not in outputs[1]
     assert_same_training(tmp_path / "run", one_device)
@@ -172,15 +161,13 @@ if int(index) == 0:
 """
 
 
-def test_four_processes_equal_one_on_every_axis(tmp_path, monkeypatch):
+def test_four_processes_equal_one_on_every_axis(tmp_path, monkeypatch, forks):
     """Between processes lie data and fsdp on the first mesh, fsdp and tensor on the second."""
-    program = tmp_path / "program.py"
-    program.write_text(FOUR_PROCESSES)
 
     def arguments(port, index):
-        return [sys.executable, str(program), str(port), str(index), "4", str(tmp_path / "4.npz")]
+        return ["-c", FOUR_PROCESSES, str(port), str(index), "4", str(tmp_path / "4.npz")]
 
-    in_processes(4, arguments, 1)
+    in_processes(forks, 4, arguments, 1)
     monkeypatch.setattr(sys, "argv", ["-c", "0", "0", "1", str(tmp_path / "1.npz")])
     exec(compile(FOUR_PROCESSES, "<program>", "exec"), {"__name__": "__program__"})
     four, one = np.load(tmp_path / "4.npz"), np.load(tmp_path / "1.npz")

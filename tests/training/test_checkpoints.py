@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import warnings as warnings_module
 from pathlib import Path
@@ -366,46 +365,30 @@ while True:
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_sigkill_at_any_moment_leaves_a_consistent_newest_checkpoint(tmp_path):
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+def test_sigkill_at_any_moment_leaves_a_consistent_newest_checkpoint(tmp_path, forks):
     announced, inside = 0, 0
     random_moments = random.Random(0)
     for attempt in range(4):
-        with subprocess.Popen(
-            [sys.executable, "-c", _LOOP, str(tmp_path)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            first = process.stdout.readline().split()
-            assert first, process.stderr.read()
-            assert first[0] == "restored"
-            assert int(first[1]) >= announced, f"lost a complete checkpoint: {first[1]} < {announced}"
-            if attempt == 3:
-                process.kill()
-                break
-            _read_until_saved(process, int(first[1]) + 1)
-            if attempt % 2:
-                time.sleep(random_moments.uniform(0, 0.3))
-            else:
-                _wait_for_a_save_under_way(tmp_path)
+        process = forks.start(["-c", _LOOP, str(tmp_path)])
+        first = int(re.search(r"^restored (\d+)\n", process.wait_for("restored "), re.MULTILINE)[1])
+        assert first >= announced, f"lost a complete checkpoint: {first} < {announced}"
+        if attempt == 3:
             process.send_signal(signal.SIGKILL)
-            rest = process.stdout.read()
-        announced = max([int(line.split()[1]) for line in rest.splitlines()] + [int(first[1]) + 1])
+            break
+        process.wait_for(f"complete {first + 1}\n")
+        if attempt % 2:
+            time.sleep(random_moments.uniform(0, 0.3))
+        else:
+            _wait_for_a_save_under_way(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        announced = max(map(int, re.findall(r"^complete (\d+)$", process.printed(), re.MULTILINE)))
         inside += any("tmp" in path.name for path in tmp_path.iterdir())
     assert inside >= 1, "no kill hit a save: the test has tested nothing"
     checkpointer = Checkpointer(str(tmp_path))
     checkpointer.save(announced + 1000, {"x": jnp.zeros(1)}, {})
     checkpointer.close()
     assert all(path.name.isdigit() for path in tmp_path.iterdir() if path.is_dir()), "left-over temporary folders"
-
-
-def _read_until_saved(process: subprocess.Popen[str], step: int) -> None:
-    for line in process.stdout:
-        if line.split() == ["complete", str(step)]:
-            return
-    raise AssertionError(process.stderr.read())
 
 
 def _wait_for_a_save_under_way(folder: Path) -> None:
@@ -496,25 +479,14 @@ checkpointer.close()
 
 
 @pytest.mark.process
-def test_two_processes_save_fall_back_and_agree(tmp_path):
+def test_two_processes_save_fall_back_and_agree(tmp_path, forks):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO, str(index), port, str(tmp_path)],
-            env=environment(2),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [run.communicate(timeout=120) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    outputs = forks.run([["-c", _TWO, str(index), port, str(tmp_path)] for index in range(2)], [environment(2)] * 2)
     w = np.arange(16384, dtype=np.float32).reshape(64, 256)
     expected = ["step", "1", tree_digest({"w": jnp.asarray(w + 1), "step": jnp.int32(1)})]
-    lines = [[line.split() for line in out.splitlines() if line.startswith("step ")] for out, _ in outputs]
+    lines = [[line.split() for line in out.splitlines() if line.startswith("step ")] for out in outputs]
     assert lines == [[expected], [expected]]
     like = {"w": jnp.asarray(w), "step": jnp.int32(0)}
     restored = Checkpointer(str(tmp_path)).restore_latest(like)  # one process restores what two have saved

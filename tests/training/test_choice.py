@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from sklearn import metrics
 
 from smallr.core.errors import UserError
 from smallr.data.encode import choice_example
@@ -65,6 +64,8 @@ def test_balanced_labels_have_the_same_total_and_mean_weight_one():
 
 
 def test_metrics_against_scikit_learn():
+    from sklearn import metrics
+
     rng = np.random.default_rng(1)
     logit, label = rng.normal(size=40), rng.integers(0, 2, 40).astype(float)
     found = choice_summary({"logit": logit, "label": label})

@@ -1,14 +1,13 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 
 import pytest
 from absl import logging as absl_logging
 
 from smallr.training.signals import StopSignal
+from tests.runs import environment
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -73,6 +72,7 @@ _TWO = """
 import os, signal, sys, time, jax
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
 from smallr.training.signals import StopSignal
+from tests.runs import environment
 with StopSignal() as stop:
     for step in range(1, 1000):
         time.sleep(0.01 * (1 + int(sys.argv[1])))  # one is faster than the other
@@ -86,23 +86,12 @@ print("stopped at", step, flush=True)
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_two_processes_stop_at_the_same_step_when_one_is_asked(name):
+def test_two_processes_stop_at_the_same_step_when_one_is_asked(name, forks):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TWO, str(index), port, name],
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [run.communicate(timeout=60) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    steps = [int(line.split()[-1]) for out, _ in outputs for line in out.splitlines() if line.startswith("stopped at")]
+    outputs = forks.run([["-c", _TWO, str(index), port, name] for index in range(2)], [environment()] * 2)
+    steps = [int(line.split()[-1]) for out in outputs for line in out.splitlines() if line.startswith("stopped at")]
     assert len(steps) == 2
     assert steps[0] == steps[1], steps
     assert 20 < steps[0] < 999

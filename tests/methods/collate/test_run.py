@@ -7,8 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,6 @@ from smallr.training.opening import open_trained, saved_pair
 from smallr.training.saved import find_run
 from smallr.training.trainer import Trainer
 from tests.methods.collate.small import ROWS, small_config, write_by_rule, write_lines, write_model
-from tests.runs import ROOT, environment
 
 pytestmark = pytest.mark.slow
 
@@ -215,12 +212,12 @@ def test_the_run_begins_with_the_time_of_every_stage_as_far_as_it_is_known(home,
 
 
 @pytest.mark.process
-def test_one_seed_reproduces_all_data_sets_to_the_byte_over_two_kills(home, whole):
+def test_one_seed_reproduces_all_data_sets_to_the_byte_over_two_kills(home, whole, forks):
     """SIGKILL inside training, then while a stage of scoring begins; the rest runs in this process."""
     out, script = (
         home / "sigkilled",
         (
-            "from tests.compiling import narrow; narrow(); "
+            "from tests.compiling import compile_as_tests_do; compile_as_tests_do(); "
             "from tests.methods.collate.small import *; from smallr.methods.collate.writer import Writer; "
             "from smallr.methods.collate.stages import run_collate; Writer.complete = write_by_rule; "
             f"home = Path({str(home)!r}); "
@@ -230,10 +227,10 @@ def test_one_seed_reproduces_all_data_sets_to_the_byte_over_two_kills(home, whol
 
     def killed_when(pattern: str) -> bool:
         """Runs until a file appears, then kills; says whether it was killed."""
-        run = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        run = forks.start(["-c", script])
         while run.poll() is None and not any(out.glob(pattern)):
             time.sleep(0.01)
-        run.kill()
+        run.send_signal(signal.SIGKILL)
         return run.wait() == -signal.SIGKILL
 
     assert killed_when("provider_1-*/checkpoints/*")

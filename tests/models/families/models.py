@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import transformers
 
@@ -21,7 +22,7 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
 }
-Maker = Callable[..., transformers.PreTrainedModel]
+Maker = Callable[..., Any]  # of a model; naming its class here would import all of torch that transformers uses
 
 
 def phi3(**fields) -> transformers.PreTrainedModel:
