@@ -11,9 +11,12 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallr.cli.parsing import Parser
+
+if TYPE_CHECKING:
+    from smallr.evals.comparison import Comparison
 
 
 def flags(parser: Parser) -> None:
