@@ -39,7 +39,7 @@ class Table(nnx.Module):
         return constrain(parts, "batch", "tokens", "activation_embed")
 
 
-class _Kind(NamedTuple):
+class LayerKind(NamedTuple):
     """Says how a layer differs from others; None where none does."""
 
     window: Int[Array, "*layers"] | None
@@ -236,7 +236,7 @@ def layer_inputs(
     positions: Int[Array, "B T"],
     horizon: Int[Array, "B T"] | None,
     longest: Int[Array, "B T"] | None = None,
-) -> tuple[Callable[[_Kind], LayerInputs], _Kind]:
+) -> tuple[Callable[[LayerKind], LayerInputs], LayerKind]:
     """Returns what tells layers apart, as arrays to scan over, and the function from a layer's slice to its inputs.
 
     One scanned program serves every pattern of layers. What all layers share stays static. `longest` is as in
@@ -248,14 +248,14 @@ def layer_inputs(
     if kinds != ["none"]:
         each = [rope_tables(positions, config, kind, longest) for kind in kinds]
         tables = each[0] if len(kinds) == 1 else jax.tree.map(lambda *arrays: jnp.stack(arrays), *each)
-    pattern = _Kind(
+    pattern = LayerKind(
         None
         if len(set(windows)) == 1
         else jnp.asarray([NO_WINDOW if window is None else window for window in windows]),
         None if len(kinds) == 1 else jnp.asarray([kinds.index(rope) for rope in ropes]),
     )
 
-    def of_layer(kind: _Kind) -> LayerInputs:
+    def of_layer(kind: LayerKind) -> LayerInputs:
         window = windows[0] if kind.window is None else kind.window
         rope = tables if kind.rope is None else jax.tree.map(lambda table: table[kind.rope], tables)
         return LayerInputs(positions, horizon, window, rope)

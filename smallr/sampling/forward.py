@@ -15,7 +15,7 @@ from smallr.core.sharding import named_sharding
 from smallr.models import cached_attention
 from smallr.models.cached_attention import LayerCache
 from smallr.models.config import DecoderConfig
-from smallr.models.decoder import layer_inputs
+from smallr.models.decoder import LayerKind, layer_inputs
 from smallr.models.linear import precision
 from smallr.sampling.weights import Weights
 
@@ -87,16 +87,26 @@ class Forward:
         trunk = nnx.merge(self.trunk, weights.trunk)
         x = trunk.embedded(tokens, positions)
         of_layer, pattern = layer_inputs(self.config, positions, None, jnp.maximum(longest, positions))
-        after = []
-        for layer, state in enumerate(weights.layers):
-            kind = jax.tree.map(lambda each, layer=layer: each[layer], pattern)
 
-            def attend(q, k, v, layer=layer, **rule):
-                after.append(cached_attention.write(cache[layer], k, v, index, slots))
-                seen = after[layer] if slots is None else cached_attention.rows_of(after[layer], slots)
+        @jax.jit  # traced and lowered once for all layers; XLA inlines it
+        def run_layer(
+            x: Float[Array, "R P D"], state: nnx.State, kind: LayerKind, before: LayerCache
+        ) -> tuple[Float[Array, "R P D"], LayerCache]:
+            written = []
+
+            def attend(q, k, v, **rule):
+                written.append(cached_attention.write(before, k, v, index, slots))
+                seen = written[0] if slots is None else cached_attention.rows_of(written[0], slots)
                 return cached_attention.attend(q, seen, positions, **rule)
 
             x = nnx.merge(self.block, state)(x, of_layer(kind)._replace(attend=attend))
+            return x, written[0]
+
+        after = []
+        for layer, (state, before) in enumerate(zip(weights.layers, cache, strict=True)):
+            kind = jax.tree.map(lambda each, layer=layer: each[layer], pattern)
+            x, written = run_layer(x, state, kind, before)
+            after.append(written)
         return trunk.final_norm(x).astype(self.config.dtype), tuple(after)
 
     def logits(self, weights: Weights, hidden: Float[Array, "S D"]) -> Float[Array, "S V"]:
