@@ -141,6 +141,7 @@ def _generate(options: Namespace) -> None:
         date=options.date,
         advantage=options.advantage or "",
         beta=options.beta,
+        is_identified=False,
     ).engine
     chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
     if options.interactive:

@@ -31,7 +31,7 @@ class Loaded:
 
     Attributes:
       engine: with the weights on the mesh.
-      identity: see the function of that name.
+      identity: see the function of that name; empty if it was not asked for.
     """
 
     engine: Engine
@@ -47,6 +47,7 @@ def load_engine(
     date: str = DATE,
     advantage: str = "",
     beta: float = 1.0,
+    is_identified: bool = True,
 ) -> Loaded:
     """Loads a model over all devices.
 
@@ -59,6 +60,7 @@ def load_engine(
       date: that the chat template writes where it writes today's.
       advantage: a run with Q heads whose advantages steer the model; empty for none. See `advantages`.
       beta: how many nats an advantage of 1 is worth.
+      is_identified: whether results are kept under the model's identity, which takes a pass over all weights.
 
     Raises:
       UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`; as `advantages`.
@@ -80,6 +82,8 @@ def load_engine(
             date=date,
             **options,
         )
+        if not is_identified:
+            return Loaded(engine, "")
         of_policy = identity(decoder, tokenizer, engine.end_ids, engine.max_length, date)
         return Loaded(engine, of_policy + (steered.identity if steered else ""))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,16 @@ _KEYS: Mapping[str, str] = {
     "rope.freq_base_swa": "rope_local_base_freq",
 }
 # Divisors of the rotary frequencies: Llama 3.1's scaling, written out, and those of LongRoPE.
+_LENGTH = struct.Struct("<Q")
 _ROPE_FACTORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 
 
 class _Reader(gguf.GGUFReader):
-    """Cuts plain arrays out of the mapped file: of a memmap each slice costs five times as much, and a vocabulary takes 10^6."""
+    """Reads lists at once, and cuts plain arrays out of the mapped file.
+
+    A vocabulary and its merges are 10^5 texts: item by item, as the package reads them, they take a second, and of a
+    memmap each slice costs five times as much.
+    """
 
     @property
     def data(self) -> np.ndarray:
@@ -53,6 +59,33 @@ class _Reader(gguf.GGUFReader):
     @data.setter
     def data(self, mapped: np.memmap) -> None:
         self.mapped, self._bytes = mapped, mapped.view(np.ndarray)
+
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[np.ndarray], list[int], list[gguf.GGUFValueType]]:
+        """Returns size, parts, indices of the parts with values, and types, as the package does (the header is checked)."""
+        if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order != "I":
+            return super()._get_field_parts(orig_offs, raw_type)
+        start = orig_offs + 12  # behind the type of the items and their number
+        kind = gguf.GGUFValueType(self._get(orig_offs, np.uint32)[0])
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        if kind == gguf.GGUFValueType.STRING:
+            values, end = self._texts(start, count)
+        else:
+            numbers = self._get(start, self.gguf_scalar_to_np[kind], count)
+            values, end = list(numbers.reshape(-1, 1)), start + numbers.nbytes
+        parts = [self._bytes[orig_offs : orig_offs + 4], self._bytes[orig_offs + 4 : start], *values]
+        types = [gguf.GGUFValueType.ARRAY, *([kind] if count else [])]
+        return end - orig_offs, parts, list(range(2, len(parts))), types
+
+    def _texts(self, start: int, count: int) -> tuple[list[np.ndarray], int]:
+        """Returns the bytes of texts, each behind its length, and where they end."""
+        texts = []
+        for _ in range(count):
+            (size,) = _LENGTH.unpack_from(self._bytes, start)
+            texts.append(self._bytes[start + 8 : start + 8 + size])
+            start += 8 + size
+        return texts, start
 
 
 class GGUFFile:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import named_sharding
 from smallr.models.config import DecoderConfig
@@ -118,52 +119,55 @@ class Packer:
     ) -> Iterable[tuple[Path, tuple[Value, ...]]]:
         """Yields for each path of a group its values in each layer."""
         axes = tuple(flat[path].get_metadata("axes")[1:] for path in group)
-        split = _splitter(self.config, self.mesh, group, axes)
-        return zip(group, split(tuple(flat[path].get_value() for path in group)), strict=True)
+        arrange = _arranger(self.config, self.mesh, group, axes)
+        stacked = tuple(flat[path].get_value() for path in group)
+        layers = [arrange(stacked, layer) for layer in np.arange(self.config.num_layers, dtype=np.int32)]
+        return zip(group, zip(*layers, strict=True), strict=True)
 
 
 @functools.lru_cache(maxsize=256)
-def _splitter(
+def _arranger(
     config: DecoderConfig, mesh: Mesh, group: tuple[Path, ...], axes: tuple[tuple[str | None, ...], ...]
-) -> Callable[[tuple[Array | Quantized, ...]], tuple[tuple[Value, ...], ...]]:
-    """Returns the program that gives each layer its own values of a group; packers of one structure share it."""
+) -> Callable[[tuple[Array | Quantized, ...], np.int32], tuple[Value, ...]]:
+    """Returns the program that gives a layer its values of a group; packers of one structure share it.
+
+    The layer is an argument: a program that gave all layers theirs took seconds to compile.
+    """
     inputs = {path.removeprefix("layers."): row.inputs for path, row in projections(config).items()}
 
-    def fused(values: tuple[Array | Quantized, ...]) -> tuple[tuple[Value, ...], ...]:
-        split = [
-            _split(config, mesh, path, inputs.get(".".join(path), 0), own, value)
-            for path, own, value in zip(group, axes, values, strict=True)
+    def arranged(stacked: tuple[Array | Quantized, ...], layer: Int[Array, ""]) -> tuple[Value, ...]:
+        values = [
+            _of_layer(config, mesh, path, inputs.get(".".join(path), 0), own, value, layer)
+            for path, own, value in zip(group, axes, stacked, strict=True)
         ]
         if len(group) == 1:
-            return tuple(split)
-        layers = zip(*split, strict=True)
-        first = tuple(
-            TransposedWeight(jnp.concatenate([each.rows for each in parts]), tuple(each.outputs[0] for each in parts))
-            for parts in layers
-        )
-        return first, *(((FusedIntoFirst(),) * len(first),) * (len(group) - 1))
+            return tuple(values)
+        rows = jnp.concatenate([each.rows for each in values])
+        first = TransposedWeight(rows, tuple(each.outputs[0] for each in values))
+        return first, *((FusedIntoFirst(),) * (len(group) - 1))
 
-    return jax.jit(fused)
+    return jax.jit(arranged)
 
 
-def _split(
+def _of_layer(
     config: DecoderConfig,
     mesh: Mesh,
     path: Path,
     inputs: int,
     axes: tuple[str | None, ...],
-    value: Array | Quantized,
-) -> tuple[Value, ...]:
+    stacked: Array | Quantized,
+    layer: Int[Array, ""],
+) -> Value:
     def placed(x: Array) -> Array:
         return jax.lax.with_sharding_constraint(x, named_sharding(mesh, axes, x.shape))
 
-    parts = tuple(jax.tree.map(lambda x, i=layer: x[i], value) for layer in range(config.num_layers))
+    value = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stacked)
     if isinstance(value, Quantized):
-        return jax.tree.map(placed, parts)
+        return jax.tree.map(placed, value)
     if inputs or is_adapter_path(path):
-        parts = tuple(part.astype(config.dtype) for part in parts)
-    parts = tuple(placed(part) for part in parts)
-    return tuple(_transposed(part, inputs) for part in parts) if inputs else parts
+        value = value.astype(config.dtype)
+    value = placed(value)
+    return _transposed(value, inputs) if inputs else value
 
 
 def _transposed(weight: Float[Array, "*inputs *outputs"], inputs: int) -> TransposedWeight:

@@ -18,7 +18,6 @@ from smallr.models.peft import CONFIG, base_of, read_adapter
 from smallr.models.projection import adapter_name
 from smallr.models.quantized import rounded
 from smallr.training.digest import tree_digest
-from smallr.training.policy import lora_of
 from smallr.training.saved import SavedRun, find_run
 
 
@@ -94,6 +93,8 @@ def run_params(run: SavedRun, source: ModelSource) -> ReadParameter:
         )
     base = loaded_params(state)
     if "lora" in run.config:
+        from smallr.training.policy import lora_of  # which imports what training needs
+
         base = quantised_params(base, source, run.config["lora"]["base"])
         return merge(base, source, lora_of(run.config["lora"]), lambda path: saved_pair(run, path))
     return lambda path: read(path) if path in saved else base(path)
