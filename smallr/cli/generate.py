@@ -60,6 +60,9 @@ def flags(parser: Parser) -> None:
     parser.flag("max_length", None, "tokens of prompt and completion; the model's context, at most 4096", type=int)
     parser.flag("date", "2024-07-26", "that a chat template writes where it writes today's")
     parser.flag("dtype", "bfloat16", "of the computation", choices=("bfloat16", "float32"))
+    parser.flag(
+        "lookup", 0, "tokens of a greedy completion looked up in its text and verified at once; 0 is none", low=0
+    )
     parser.flag("stop", [], "a completion ends before this text; may be repeated", many=True)
     parser.flag("max_tokens", 256, "longest completion")
     parser.flag("temperature", 0.0, "0 takes the likeliest token")
@@ -142,6 +145,7 @@ def _generate(options: Namespace) -> None:
         advantage=options.advantage or "",
         beta=options.beta,
         is_identified=False,
+        lookup=options.lookup,
     ).engine
     chat = bool(engine.tokenizer.chat_template) if options.chat is None else options.chat
     if options.interactive:

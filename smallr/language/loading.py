@@ -48,6 +48,7 @@ def load_engine(
     advantage: str = "",
     beta: float = 1.0,
     is_identified: bool = True,
+    lookup: int = 0,
 ) -> Loaded:
     """Loads a model over all devices.
 
@@ -61,6 +62,7 @@ def load_engine(
       advantage: a run with Q heads whose advantages steer the model; empty for none. See `advantages`.
       beta: how many nats an advantage of 1 is worth.
       is_identified: whether results are kept under the model's identity, which takes a pass over all weights.
+      lookup: see `Engine`.
 
     Raises:
       UserError: no such model, a run without a checkpoint, or a model that cannot hold `max_length`; as `advantages`.
@@ -80,6 +82,7 @@ def load_engine(
             max_length=max_length,
             end_ids=end_ids(source),
             date=date,
+            lookup=lookup,
             **options,
         )
         if not is_identified:

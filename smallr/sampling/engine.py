@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,10 +15,9 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from smallr.core.errors import UserError
-from smallr.core.sharding import RULES, named_sharding
+from smallr.core.sharding import RULES
 from smallr.data.encode import longest_text
 from smallr.data.templates import DATE, parse_date
-from smallr.models.cached_attention import TILE
 from smallr.models.chat_template import end_of_turn
 from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path
@@ -27,12 +25,15 @@ from smallr.models.soft import soft_tokens
 from smallr.sampling.adjusting import Adjuster
 from smallr.sampling.codec import PromptCodec
 from smallr.sampling.completions import Completion, Handle, OnDelta
-from smallr.sampling.forward import Forward, empty_cache
+from smallr.sampling.forward import Forward
 from smallr.sampling.grammars import Constraint, GrammarCompiler
-from smallr.sampling.programs import Decoded, Hook, PrefillChunk, shared_programs
+from smallr.sampling.lookup import PromptLookup
+from smallr.sampling.prefill import Assigned, Prefiller
+from smallr.sampling.programs import Decoded, Hook, shared_programs
 from smallr.sampling.prompt_logprobs import PromptScorer
 from smallr.sampling.prompts import check_adjustments, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
+from smallr.sampling.slot_cache import SlotCache
 from smallr.sampling.table import SlotTable
 from smallr.sampling.weights import Packer
 
@@ -47,14 +48,6 @@ class Encoded(NamedTuple):
 
     prompt: Int[np.ndarray, "tokens"]
     constraint: Constraint | None
-
-
-class _Assigned(NamedTuple):
-    """Represents a completion whose prompt is to be read into a slot, behind the tokens that are there already."""
-
-    slot: int
-    completion: Completion
-    start: int
 
 
 class _Fork(NamedTuple):
@@ -92,6 +85,8 @@ class Engine:
       hook_slot: arrays of one request for the hook, where the request brings none; they have the same shapes.
       critic: another decoder of the same vocabulary, on the same mesh and in the same dtype, that reads every token too;
         the hook gets its hidden states.
+      lookup: tokens of a greedy completion that are looked up in its text so far and verified in one pass; 0 for none.
+        With a hook, and while a request has penalties, a bias or a grammar, tokens are drawn one by one.
 
     Attributes:
       codec: that turns requests into tokens and back, also for other threads.
@@ -117,6 +112,7 @@ class Engine:
         hook_shared: Any = (),
         hook_slot: Any = (),
         critic: Decoder | None = None,
+        lookup: int = 0,
     ):
         config = decoder.config
         self._context = min(each.config.max_positions for each in (decoder, critic) if each is not None)
@@ -136,6 +132,7 @@ class Engine:
         # A turn of the host takes a millisecond: little beside a step on a CPU, perhaps not on an accelerator (not measured).
         self._steps_beside_grammars = steps_beside_grammars or (1 if is_cpu else max(1, steps // 2))
         self._rows = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
+        self._lookup = PromptLookup(lookup) if lookup and hook is None else None
         self._packer = Packer(decoder, mesh)
         forward, self._critic = None, None
         if critic is not None:
@@ -145,6 +142,7 @@ class Engine:
                 self._critic = packer(critic)._replace(head=None)
         self._forward = Forward(config, self._packer.block, self._packer.trunk, forward)
         self._programs = shared_programs(self._forward, mesh, steps, hook)
+        self._prefill = Prefiller(self._programs, self._chunk, self._rows, decode_slots, tokenizer)
         self._waiting: collections.deque[Completion] = collections.deque()
         self._admitting: list[Completion] = []
         self._hook_shared, self._hook_slot = hook_shared, hook_slot
@@ -158,12 +156,8 @@ class Engine:
         self._table = SlotTable(self._decode_slots, self._chunk)
         self._adjuster = Adjuster(self._decode_slots, self.config.vocab_size, self._grammars.words, self.mesh)
         self._hook_slots = jax.tree.map(lambda x: np.stack([x] * self._decode_slots), self._hook_slot)
-        shape = (self._decode_slots, sum(config.d_model for config in self._forward.configs))
-        self._cache = self._hidden = None  # not the old and the new at once
-        with jax.set_mesh(self.mesh):
-            self._cache = empty_cache(self._forward.configs, self._decode_slots, _capacity(1), self.mesh)
-            sharding = named_sharding(self.mesh, ("batch", None), shape)
-            self._hidden = jnp.zeros(shape, self.config.dtype, device=sharding)
+        self._slots = None  # not the old and the new at once
+        self._slots = SlotCache(self._forward, self._programs, self._decode_slots, self.mesh)
 
     def update(self, decoder: Decoder, hook_shared: Any = None) -> None:
         """Takes other weights of the same structure; nothing is compiled again.
@@ -212,7 +206,7 @@ class Engine:
         Not counted are the embedding's rows of the tokens, and activations.
         """
         critic = self._critic.layers if self._critic else ()
-        read = jax.tree.leaves((self._weights.layers, self._weights.head, critic, self._hook_shared, self._cache))
+        read = jax.tree.leaves((self._weights.layers, self._weights.head, critic, self._hook_shared, self._slots.cache))
         return sum(leaf.nbytes for leaf in read)
 
     @property
@@ -332,7 +326,7 @@ class Engine:
         Returns:
           The completions that may write nothing, and so are finished.
         """
-        assigned: list[_Assigned] = []
+        assigned: list[Assigned] = []
         forks: list[_Fork] = []
         while self._waiting and self._table.free and len(assigned) < self._rows:
             completion = self._pop()
@@ -343,8 +337,8 @@ class Engine:
             if not self._assign(slot, completion):
                 continue
             if shared and source != slot:
-                self._fork(source, slot)
-            assigned.append(_Assigned(slot, completion, shared))
+                self._slots.fork(source, slot)
+            assigned.append(Assigned(slot, completion, shared))
             while self._waiting and self._table.free and self._waiting[0].handle is completion.handle:
                 sibling, other = self._pop(), self._table.free[0]  # of the same prompt
                 if self._assign(other, sibling):
@@ -352,9 +346,9 @@ class Engine:
         # A request that failed at its last sample has lost the slots of the first ones.
         assigned = [each for each in assigned if self._table.completions[each.slot] is each.completion]
         forks = [each for each in forks if self._table.completions[each.slot] is each.completion]
-        self._prefill(assigned)
+        self._prefill(self._weights, self._slots, assigned)
         for fork in forks:
-            self._fork(fork.source, fork.slot)
+            self._slots.fork(fork.source, fork.slot)
         # Where the rotation depends on the length of the whole prompt, equal beginnings are not equal in the cache.
         if all(each.rope_scaling is None or each.rope_scaling.kind != "longrope" for each in self._forward.configs):
             for each in (*assigned, *forks):
@@ -391,47 +385,20 @@ class Engine:
             return False
         return True
 
-    def _prefill(self, assigned: list[_Assigned]) -> None:
-        """Reads prompts chunk by chunk; the chunks of a prompt are the same whatever is read beside it."""
-        size, rows = self._chunk, self._rows
-        starts = [each.start for each in assigned]
-        prompts = [each.completion.handle.prompt for each in assigned]
-        scorer = PromptScorer([each.completion.handle for each in assigned], self.tokenizer)
-        while any(start < len(prompt) for start, prompt in zip(starts, prompts, strict=True)):
-            chunk = PrefillChunk(
-                np.full(rows, len(self._table), np.int32),
-                np.zeros((rows, size), np.int32),
-                *(np.zeros(rows, np.int32) for _ in range(3)),
-            )
-            for row, (each, start, prompt) in enumerate(zip(assigned, starts, prompts, strict=True)):
-                tokens = prompt[start : start + size]
-                if len(tokens):
-                    chunk.slot[row], chunk.start[row], chunk.count[row] = each.slot, start, len(tokens)
-                    chunk.tokens[row, : len(tokens)], chunk.longest[row] = tokens, len(prompt) - 1
-            state = self._weights, self._cache, self._hidden
-            if scorer.is_busy:
-                self._cache, self._hidden, logprobs = self._programs.score(*state, chunk, scorer.following(chunk))
-                scorer.take(chunk, jax.device_get(logprobs))
-            else:
-                self._cache, self._hidden = self._programs.prefill(*state, chunk)
-            starts = [start + size for start in starts]
-        scorer.finish()
-
-    def _fork(self, source: int, target: int) -> None:
-        arguments = np.int32(source), np.int32(target)
-        self._cache, self._hidden = self._programs.fork(self._cache, self._hidden, *arguments)
-
     def _decode(self) -> Decoded:
+        """Draws some tokens for every slot: by verifying what was looked up, or one after the other."""
+        proposals = None if self._lookup is None else self._lookup.propose(self._table.completions)
+        if proposals is not None:
+            return self._verify(proposals)
         slots = self._table.slots
         left = max(int(slots.limit[slot] - slots.generated[slot]) for slot in self._table.busy)
         steps = min(self._most_steps(), left)
         self._fit(0, steps, shrink=True)
         adjustments = self._adjuster.arguments(self._table.completions, steps)
         state = None if adjustments is None else self._adjuster.state
-        self._cache, self._hidden, decoded, state = self._programs.decode(
+        *after, decoded, state = self._programs.decode(
             self._weights,
-            self._cache,
-            self._hidden,
+            *self._slots.state,
             self._table.arguments(),
             np.int32(steps),
             jax.tree.map(np.copy, self._hook_slots),
@@ -439,13 +406,29 @@ class Engine:
             state,
             adjustments,
         )
+        self._slots.take(*after)
         self._adjuster.state = state if adjustments is not None else self._adjuster.state
+        if self._lookup is not None:
+            self._lookup.take({})
         return jax.device_get(decoded)
+
+    def _verify(self, proposals: Int[np.ndarray, "S N"]) -> Decoded:
+        """Draws a token for every slot, and takes the proposals behind it as far as they are what would be drawn."""
+        self._fit(0, proposals.shape[1], shrink=True)
+        arguments = self._table.arguments(), proposals
+        *after, decoded, pending = self._programs.verify(self._weights, *self._slots.state, *arguments)
+        self._slots.take(*after)
+        decoded, pending = jax.device_get((decoded, pending))
+        busy = ((slot, self._table.completions[slot]) for slot in self._table.busy)
+        self._lookup.take({each: int(pending[slot]) for slot, each in busy if PromptLookup.applies(each)})
+        return decoded
 
     def _most_steps(self) -> int:
         """Returns how many tokens may be drawn before the host, or somebody who watches, needs to see them."""
         busy = [self._table.completions[slot] for slot in self._table.busy]
         if any(each.handle.on_delta is not None for each in busy):
+            return 1
+        if self._lookup is not None and any(map(PromptLookup.applies, busy)):
             return 1
         follow = [each.constraint is not None for each in busy]
         if any(follow):
@@ -501,18 +484,5 @@ class Engine:
         """Makes the cache long enough for a new prompt and for the tokens to come, and not much longer."""
         lengths = [int(self._table.slots.length[slot]) for slot in self._table.busy]
         need = max(length, *(have + steps for have in lengths), 1) if lengths else max(length, 1)
-        capacity = _capacity(need)
-        now = self._cache[0].capacity
-        if capacity > now or (shrink and capacity < now and not self._waiting):
-            self._cache = self._programs.resize(self._cache, capacity)
-            if capacity < now:
-                self._table.forget()
-
-
-def _capacity(length: int) -> int:
-    """Returns the smallest size of the cache for this many tokens: 2, 3, 4, 6, 8, 12, 16 … tiles."""
-    tiles = -(-length // TILE)
-    size = 2
-    while size < tiles:
-        size = size + size // 2 if size & (size - 1) == 0 else (size // 3) * 4
-    return size * TILE
+        if self._slots.fit(need, shrink and not self._waiting):
+            self._table.forget()

@@ -101,6 +101,9 @@ class Programs:
             donate_argnums=(1, 2, 7),
             out_shardings=(None, None, whole, None),
         )
+        self.verify = jax.jit(
+            functools.partial(_verify, forward), donate_argnums=(1, 2), out_shardings=(None, None, whole, whole)
+        )
         self.fork = jax.jit(_fork, donate_argnums=(0, 1))
         self._resize = jax.jit(self._resized, static_argnums=1)
 
@@ -244,6 +247,52 @@ def _decode(
         _Loop(jnp.int32(0), cache, hidden, slots.alive, nothing, state),
     )
     return loop.cache, loop.hidden, loop.decoded, loop.state
+
+
+def _verify(
+    forward: Forward,
+    weights: Weights,
+    cache: Cache,
+    hidden: Float[Array, "S D"],
+    slots: DecodeSlots,
+    proposals: Int[Array, "S N"],
+) -> tuple[Cache, Float[Array, "S D"], Decoded, Int[Array, "S"]]:
+    """Draws a token for every slot that is alive, and those behind it that were proposed and are the likeliest.
+
+    The first proposal stands in the place of the token that is drawn; -1 is none. A slot that is not greedy must have none.
+
+    Returns:
+      Cache, hidden states and tokens, and the likeliest token behind the last of each slot.
+    """
+    rows, count = proposals.shape
+    offset = jnp.arange(count)
+    before = forward.logits(weights, hidden)
+    first = choose(before, slots.rules, slots.generated)
+    tokens = proposals.at[:, 0].set(first)
+    is_read = slots.alive[:, None] & (tokens >= 0) & (slots.generated[:, None] + offset < slots.limit[:, None])
+    # What is not read stands at a position that exists; what is read in vain is overwritten by what comes in its place.
+    positions = jnp.where(is_read, slots.length[:, None] + offset, 0)
+    states, cache = forward.extend(
+        weights,
+        cache,
+        jnp.where(is_read, tokens, 0),
+        positions,
+        jnp.where(is_read, positions, NOWHERE),
+        slots.longest[:, None],
+        None,
+    )
+    logits = forward.logits(weights, states.reshape(rows * count, -1)).reshape(rows, count, -1)
+    following = jnp.argmax(logits, -1)
+    is_right = is_read[:, 1:] & (tokens[:, 1:] == following[:, :-1]) & (first == proposals[:, 0])[:, None]
+    is_end = (tokens[:, :-1, None] == slots.stop[:, None]).any(-1)
+    drawn = jnp.cumprod(jnp.concatenate([slots.alive[:, None], is_right & ~is_end], axis=1), axis=1) > 0
+    last = jnp.maximum(drawn.sum(1) - 1, 0)[:, None]
+    hidden = jnp.where(slots.alive[:, None], jnp.take_along_axis(states, last[..., None], axis=1)[:, 0], hidden)
+    wanted = jnp.where(drawn, slots.logprobs[:, None], -1).reshape(-1)
+    sources = jnp.concatenate([before[:, None], logits[:, :-1]], axis=1).reshape(rows * count, -1)
+    per_token = Decoded(tokens.reshape(-1), drawn.reshape(-1), *_logprobs(sources, tokens.reshape(-1), wanted))
+    decoded = jax.tree.map(lambda x: x.reshape(rows, count, *x.shape[1:]).swapaxes(0, 1), per_token)
+    return cache, hidden, decoded, jnp.take_along_axis(following, last, axis=1)[:, 0]
 
 
 def _logprobs(

@@ -46,14 +46,14 @@ def test_what_a_request_gives_does_not_depend_on_its_company(shared):
     """Alone; last of many; beside long ones, for which the cache grows; after its prompt's beginning was already there."""
     request = ask(temperature=1.0, top_p=0.9, logprobs=3, seed=11, max_tokens=20)
     (alone,) = shared.generate([request], progress=False)
-    before = shared._cache[0].capacity
+    before = shared._slots.cache[0].capacity
     company = [ask(other, temperature=0.7, max_tokens=5 + 9 * n) for n, other in enumerate(OTHERS)]
     longer = [ask(other, max_tokens=150) for other in OTHERS[:3]]
     twins = [ask((*PROMPT[:18], 7), max_tokens=30), ask(PROMPT, temperature=1.0, seed=3)]
     capacities = []
     for batch in ([*company, request], [*longer, request], [request, *longer[:1]], [*twins, request, *company]):
         got = shared.generate(batch, progress=False)[batch.index(request)]
-        capacities.append(shared._cache[0].capacity)
+        capacities.append(shared._slots.cache[0].capacity)
         assert tokens(got) == tokens(alone)
         # Numbers of tens, of which float32 keeps 1e-6; another slot or size of the cache is another order of additions.
         np.testing.assert_allclose(logprobs(got), logprobs(alone), atol=2e-5)

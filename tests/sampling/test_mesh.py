@@ -25,7 +25,7 @@ graphdef, state = nnx.split(decoder("llama"))
 place = lambda x: x.replace(jax.device_put(x.get_value(), named_sharding(mesh, x.get_metadata("axes"), x.shape)))
 state = jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 engine = Engine(nnx.merge(graphdef, state), letters(), mesh, decode_slots=4, prefill_chunk=16, steps=5)
-keys = engine._cache[0].keys
+keys = engine._slots.cache[0].keys
 assert keys.addressable_shards[0].data.size * 8 == keys.size, keys.sharding
 results = engine.generate(requests(), progress=False)
 print(json.dumps([[tokens(result), logprobs(result) + of_prompt(result)] for result in results]))
