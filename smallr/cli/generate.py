@@ -104,6 +104,8 @@ def run(options: Namespace) -> None:
         raise UserError("--advantage: it does not go with --adaptive, whose module says how it writes")
     if "beta" in options.given and not options.advantage:
         raise UserError("--beta: it has no effect without --advantage=RUN")
+    if options.lookup and (options.advantage or options.adaptive):
+        raise UserError("--lookup: it has no effect with --advantage and --adaptive")
     if (options.interactive or options.adaptive) and (named := trust.named(options, "abstain_below")):
         raise UserError(f"--{named}: it has no effect with --interactive and --adaptive")
     if options.model:
