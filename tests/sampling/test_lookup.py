@@ -95,6 +95,7 @@ def test_penalties_and_draws_alone_are_decoded_plainly(plain, looking, monkeypat
     same(got, plain.generate(requests, progress=False))
 
 
+@pytest.mark.slow
 def test_nothing_is_read_beyond_the_last_position(monkeypatch):
     params = SamplingParams(max_tokens=250, ignore_eos=True)  # the model has 256 positions, and a table of them
     requests = [Request(prompt=(5, 6) * 110, params=params), Request(prompt=(4, 9, 2) * 50, params=params)]
