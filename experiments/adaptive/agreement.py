@@ -132,7 +132,7 @@ def measure(
     """Asks a student, and returns the figures of agreement by reader."""
     items = [Item(str(number), {}, Question(f"{row.question} ###", row.answer)) for number, row in enumerate(rows)]
     asked = Asked(SamplingParams(max_tokens=max_tokens), chat=False)
-    records = run_generation(items, model, asked, grader, journal, lambda text: split(text, order, SEPARATOR).answer)
+    records = run_generation(items, model, asked, grader, journal, lambda text: split(text, order, SEPARATOR))
     found = {}
     for reader in READERS:
         fields = {"order": order, "separator": SEPARATOR, "reader": reader, "prompt": READING, "max_tokens": 16}
