@@ -60,7 +60,7 @@ def leaves(node: ConfigDict, prefix: str = "") -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_trains_and_every_field_is_read(name, tmp_path, monkeypatch, capsys):
-    for module in ("resume", "trainer"):
+    for module in ("resume", "rounds"):
         monkeypatch.setattr(f"smallr.training.{module}.to_plain", lambda config: config._node.to_dict())
     config, seen = smoke(name), set()
     report = train(Recorder(config, seen), tmp_path)

@@ -12,6 +12,9 @@ from tests.sampling.models import engine
 PROMPTS = ((5, 6, 7, 8, 5, 6), (9, 3, 9, 3, 9), tuple(range(20, 50)))
 
 
+pytestmark = pytest.mark.parity  # the models are built by transformers
+
+
 @pytest.mark.parametrize(
     ("text", "count", "found"),
     [
