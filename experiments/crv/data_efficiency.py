@@ -5,7 +5,7 @@
 The student is made from nothing and knows single equations and a few rationales. All its runs take the same number of steps,
 so a smaller share of the rows is repeated more often: the shares differ in rows alone, not in compute. The rows of a smaller
 share are among those of a larger one. What is finished is kept, and the same command goes on after an interruption.
-docs/methods/data_efficiency.md says what was found.
+docs/methods/trust_agreement.md says what has been run.
 """
 
 from __future__ import annotations

@@ -71,6 +71,22 @@ def base(benchmark: str) -> ConfigDict:
     config.sampling.min_p = 0.0  # draw from tokens at least so likely, relative to the likeliest
     config.sampling.max_tokens = entry.max_tokens  # of an answer
     config.sampling.stop = ()  # texts before which an answer ends
+    _add_agreement_and_cost(config)
+    config.grader = ConfigDict()
+    config.grader.workers = 2  # processes at once
+    config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own
+    config.server = ConfigDict()  # of a server
+    config.server.api_key_env = (
+        ""  # the environment variable that holds the key; empty: as docs/language_models.md says
+    )
+    config.server.concurrency = 32  # requests under way at once
+    config.server.max_retries = 6  # of a request
+    config.server.timeout = 600.0  # seconds of one attempt
+    config.lock()
+    return config
+
+
+def _add_agreement_and_cost(config: ConfigDict) -> None:
     config.agreement = ConfigDict()  # of rationale and answer
     config.agreement.order = ""  # what an answer begins with: rationale_first | answer_first; empty: not measured
     # Between the two, such as -->; empty: an answer that comes first is the first line, and one that comes last is the last
@@ -84,15 +100,3 @@ def base(benchmark: str) -> ConfigDict:
     config.cost.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of a million tokens
     config.cost.per_hour = 0.0  # price of an hour of the machine that answers
     config.cost.model_bytes = 0  # of a model behind a server, which does not tell; 0: not known
-    config.grader = ConfigDict()
-    config.grader.workers = 2  # processes at once
-    config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own
-    config.server = ConfigDict()  # of a server
-    config.server.api_key_env = (
-        ""  # the environment variable that holds the key; empty: as docs/language_models.md says
-    )
-    config.server.concurrency = 32  # requests under way at once
-    config.server.max_retries = 6  # of a request
-    config.server.timeout = 600.0  # seconds of one attempt
-    config.lock()
-    return config

@@ -128,12 +128,8 @@ def test_the_report(tmp_path, capsys):
     shown = capsys.readouterr().out
     report = json.loads((reviewed.home / "report.json").read_text())
     assert shown == (reviewed.home / "report.md").read_text()
-    assert (report["rest"]["checked"], report["rest"]["found"], report["rest"]["rows"]) == (
-        20,
-        report["rest"]["found"],
-        39,
-    )
-    assert report["rest"]["found"] in (wrong, wrong - 1, wrong + 1)
+    # Where the two do not agree on a row, it is not accepted as written either.
+    assert [report["rest"][name] for name in ("checked", "found", "rows")] == [20, wrong, 39]
     assert report["rest"]["low"] <= report["rest"]["wrong"] <= report["rest"]["high"]
     assert f"{report['rest']['found']} of 20 rows are not accepted as written" in shown
     by_verdict = {each["group"]: each for each in report["by_verdict"]}
