@@ -133,8 +133,8 @@ def backward(
     """Gradients of q, k and v from recomputed scores; `delta` is the sum over D of out * dout. `tiles` as in `forward`:
     the gradients of keys are then float32, since those of other queries are to be added.
 
-    Scores are keys × queries here, and the queries' gradient is built as [D, q], so that every product has
-    its contracted axis where a CPU wants it (see `transpose_minor`) and only the keys are transposed.
+    Scores are keys × queries here, and the queries' gradient is built as [D, q], so that every product has its contracted
+    axis where a CPU wants it (see `transpose_minor`) and only the keys are transposed.
     """
     length, kv_heads, tiling = q.shape[1], k.shape[2], tiling.of(k.shape[1])
     groups, keys = q.shape[2] // kv_heads, k.shape[1]
@@ -168,15 +168,14 @@ def backward(
             # XLA unrolls a loop of one trip; for a count a GPU would wait.
             return dquery + added, *lax.fori_loop(0, rule.width[i] if tiling.most > 1 else 1, put, totals)
 
-        start = jnp.zeros(query.swapaxes(-1, -2).shape), *gradients[1:]
-        dquery, dk, dv = lax.fori_loop(0, rule.parts[i], add, start)
+        start = jnp.zeros(query.swapaxes(-1, -2).shape)
+        dquery, dk, dv = lax.fori_loop(0, rule.parts[i], add, (start, *gradients[1:]))
         return _put_queries(gradients[0], i, dquery.swapaxes(-1, -2), tiling.queries), dk, dv
 
     start = jnp.zeros(q.shape, q.dtype), jnp.zeros(k.shape), jnp.zeros(v.shape)
     dq, dk, dv = lax.fori_loop(0, len(rule.counts), step, start)
-    dk, dv = (x.reshape(len(x), -1, *x.shape[3:])[:, :keys] for x in (dk, dv))
-    dk, dv = (x.astype(q.dtype) if tiles is None else x for x in (dk, dv))
-    return dq[:, :length], dk, dv
+    dtype = q.dtype if tiles is None else jnp.float32
+    return dq[:, :length], *(x.reshape(len(x), -1, *x.shape[3:])[:, :keys].astype(dtype) for x in (dk, dv))
 
 
 def row_by_row(

@@ -199,10 +199,7 @@ def make_step(
                 online,
             )
         if shard_over_data:
-            online, gradient = (
-                jax.lax.with_sharding_constraint(tree, param_sharding(tree, mesh, over_data=True))
-                for tree in (online, gradient)
-            )
+            online, gradient = (_over_data(tree, mesh) for tree in (online, gradient))
         updates, opt_state = optimizer.update(gradient, state.opt_state, online)
         metrics = {
             "loss": loss if objective.normalise == "step" else loss * (denominator / own),
@@ -223,6 +220,11 @@ def make_step(
         out_shardings=(sharding, replicated, replicated),
         donate_argnums=0,
     )
+
+
+def _over_data(tree: nnx.State, mesh: Mesh) -> nnx.State:
+    """Splits parameters or gradients as the optimizer's state is split."""
+    return jax.lax.with_sharding_constraint(tree, param_sharding(tree, mesh, over_data=True))
 
 
 class Evaluation:
