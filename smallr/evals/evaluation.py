@@ -20,7 +20,7 @@ from smallr.evals.questions import Item, load_items
 from smallr.evals.records import Record
 from smallr.evals.running import Asked, LikelihoodModel, run_generation, run_likelihood
 from smallr.evals.shots import before_options, load_shots
-from smallr.evals.store import open_folder, write_results
+from smallr.evals.store import check_logprobs, open_folder, write_results
 from smallr.evals.summary import summarise
 from smallr.evals.trust import asked_for, report
 from smallr.evals.trust.rating import needs_logprobs, rate_answers, rate_choices, settled
@@ -61,7 +61,9 @@ def evaluate(
     if calibration is not None:
         warn_if_of_another(calibration, config.model)
     asked = Asked(_params(config, measure), config.chat, config.seed, shots) if answers else None
-    with open_folder(folder, identity(config)) as stage:
+    known = identity(config)
+    check_logprobs(folder, known)
+    with open_folder(folder, known) as stage:
         journal = stage.journal(("samples",) if answers else ("loglikelihoods",))
         figures: dict[str, Any] = {}
         if answers:
@@ -102,7 +104,7 @@ def _answered(
         split = asked_for.splitter(config)
         records = run_generation(items, model, asked, grader, journal, split)
         if rated[0]:
-            rate_answers(records, items, *rated, model, asked.request, split)
+            rate_answers(records, items, *rated, model, asked.request, split, journal)
         return records, asked_for.answered(records, items, config, grader, model, asked, journal)
 
 

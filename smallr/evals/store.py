@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from smallr.core.errors import UserError
-from smallr.core.files import read_json_lines, write_json, write_text
-from smallr.core.stages import StageFolder
+from smallr.core.files import FileError, read_json, read_json_lines, write_json, write_text
+from smallr.core.stage_values import differences
+from smallr.core.stages import RUN, StageFolder
 
 ANSWERS, SAMPLES, RESULTS = "answers.jsonl", "samples.jsonl", "results.json"
 
@@ -25,6 +26,23 @@ ANSWERS, SAMPLES, RESULTS = "answers.jsonl", "samples.jsonl", "results.json"
 def open_folder(folder: Path, identity: Mapping[str, Any]) -> StageFolder:
     """Returns a new folder, or one of the same evaluation, to be entered; its journal holds answers by the question's key."""
     return StageFolder(folder, identity, what="evaluation", pieces=ANSWERS, files=(SAMPLES, RESULTS))
+
+
+def check_logprobs(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuses a folder whose answers differ from what is asked in their log-probs alone.
+
+    Raises:
+      UserError: says which measure of confidence would do without.
+    """
+    try:
+        before = dict(read_json(folder / RUN)["settings"])
+    except (FileError, KeyError, TypeError, ValueError):
+        return  # a new folder, or one that is refused when it is entered
+    if "logprobs" in identity and "logprobs" not in before and not differences(before | {"logprobs": True}, identity):
+        raise UserError(
+            f"{folder} holds answers without log-probs, which this measure of confidence is made of: choose another folder "
+            "with --out, or a --config.confidence.measure that answers alone suffice for: majority and p_true can be had"
+        )
 
 
 def write_results(folder: Path, samples: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from smallr.core.errors import UserError
-from smallr.sampling.requests import MAX_LOGPROBS, Request, Result, Sample, SamplingParams, TokenLogprob
+from smallr.sampling.requests import MAX_LOGPROBS, Request, Sample, SamplingParams, TokenLogprob
 
 Span = tuple[int, int]  # first character, and the one behind the last
 
@@ -203,6 +203,6 @@ def verdict_requests(
     return found
 
 
-def verdicts_of(answers: Sequence[Answer | None], results: dict[str, Result]) -> list[float]:
-    """Returns P(true) of each sample's answer."""
-    return [p_true(results[answer.value].samples[0]) if answer else 0.0 for answer in answers]
+def verdicts_of(answers: Sequence[Answer | None], verdicts: Mapping[str, float]) -> list[float]:
+    """Returns P(true) of each sample's answer, given that of each value."""
+    return [verdicts[answer.value] if answer else 0.0 for answer in answers]

@@ -86,10 +86,10 @@ class Rater:
         Raises:
           UserError: the model gave no log-probs, or no verdict.
         """
-        verdicts = {value: given_verdict(verdict) for value, verdict in verdicts.items()}
+        given = {value: confidence.p_true(given_verdict(verdict).samples[0]) for value, verdict in verdicts.items()}
         if self.measure in FROM_LOGPROBS and any(sample.logprobs is None for sample in result.samples):
             raise UserError(no_logprobs(self.measure))
-        asked = confidence.verdicts_of(answers, verdicts) if self.measure == "p_true" else None
+        asked = confidence.verdicts_of(answers, given) if self.measure == "p_true" else None
         values = [each[self.measure] for each in confidence.measured(result.samples, answers, asked)]
         calibrated = values if self.calibration is None else self.calibration.apply(values).tolist()
         agreements = [

@@ -42,10 +42,11 @@ class TokenGuard:
     Args:
       app: the application behind, which sees paths without the token.
       token: compared in constant time.
+      ticket: leads from `/TICKET/` to the token, once; empty: none.
     """
 
-    def __init__(self, app: ASGIApp, token: str):
-        self._app, self._token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str, ticket: str = ""):
+        self._app, self._token, self._ticket = app, token.encode(), ticket.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets a request pass if its path begins with the token; others get 403, whatever they ask for."""
@@ -66,12 +67,16 @@ class TokenGuard:
             inner = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
             await self._app(inner, receive, sent)
             return
+        if self._ticket and secrets.compare_digest(given.encode("utf-8", "replace"), self._ticket):
+            self._ticket = b""
+            await RedirectResponse(f"/{self._token.decode()}/")(scope, receive, sent)
+            return
         error = BadRequest("the address lacks the token that smallr review has printed", status=403, code="token")
         await JSONResponse(error.body(), error.status)(scope, receive, sent)
 
 
-def make_app(session: Session, token: str) -> ASGIApp:
-    """Builds the application: the page, and what it asks for."""
+def make_app(session: Session, token: str, ticket: str = "") -> ASGIApp:
+    """Builds the application: the page, and what it asks for; see `TokenGuard` for token and ticket."""
     app = FastAPI(title="smallr review", openapi_url=None)
     _add_files(app)
     _add_routes(app, session)
@@ -93,7 +98,9 @@ def make_app(session: Session, token: str) -> ASGIApp:
         logging.error("a request failed", exc_info=error)
         return await bad_request(http, BadRequest(f"this request failed: {type(error).__name__}", status=500))
 
-    return HostGuard(TokenGuard(app, token), LOOPBACK_HOSTS, advice="open the address that smallr review has printed")
+    return HostGuard(
+        TokenGuard(app, token, ticket), LOOPBACK_HOSTS, advice="open the address that smallr review has printed"
+    )
 
 
 def _add_files(app: FastAPI) -> None:
@@ -167,9 +174,11 @@ def serve(session: Session, port: int, *, opens: bool = False) -> None:
     """
     sock, token = bind("127.0.0.1", port), secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{sock.getsockname()[1]}/{token}/"
-    if opens:
-        sock.listen()  # so that a browser that is faster than the server waits for it
-        webbrowser.open(address)
     total = len(session.reviewed.rows)
     greeting = f"{total} {session.reviewed.kind.name}, reviewed as {session.decisions.reviewer}: {address}"
-    Server(make_app(session, token), greeting).run([sock])
+    ticket = secrets.token_urlsafe(24) if opens else ""
+    if opens:
+        sock.listen()  # so that a browser that is faster than the server waits for it
+        # What a browser is started with, every user of the machine can read: so not the token.
+        webbrowser.open(address.replace(token, ticket))
+    Server(make_app(session, token, ticket), greeting).run([sock])

@@ -29,14 +29,14 @@ ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.t
 
 
 @contextmanager
-def serving(path, reviewer="ann", **options):
+def serving(path, reviewer="ann", ticket="", **options):
     """Serves a review from a thread; gives the address and the session."""
     reviewed = open_set(path)
     decisions = Decisions(reviewed.home, reviewer)
     session = Session(reviewed, decisions, **options)
     sock = bind("127.0.0.1", 0)
     sock.listen()
-    server = Server(make_app(session, TOKEN), "")
+    server = Server(make_app(session, TOKEN, ticket), "")
     server.install_signal_handlers = lambda: None
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
@@ -79,6 +79,15 @@ def test_who_is_let_in(tmp_path):
         plain = {"Content-Type": "text/plain"}  # what a form of another page can send
         assert ask(address, f"{TOKEN}/api/undo", {}, **plain)[0] == 415
         assert not session.decisions.all()["ann"]
+
+
+def test_a_ticket_lets_in_once(tmp_path):
+    with serving(write_lines(tmp_path / "rows.jsonl", [crv_row(0)]), ticket="once") as (address, _):
+        status, page, _ = ask(address, "once/")
+        assert (status, b"review.js" in page) == (200, True)  # led to the address with the token
+        assert ask(address, "once/")[0] == 403
+        assert ask(address, f"{TOKEN}/")[0] == 200
+        assert ask(address, "")[0] == 403  # a ticket that is used up is not an empty one
 
 
 def test_bad_requests_are_one_line(tmp_path):

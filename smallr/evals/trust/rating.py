@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,18 @@ from ml_collections import ConfigDict
 from scipy import special
 
 from smallr.core.errors import UserError
+from smallr.core.journal import Journal
 from smallr.evals.questions import Item
 from smallr.evals.records import Record
+from smallr.evals.store import question_key
 from smallr.evals.trust.answers import answer_of
 from smallr.evals.trust.parts import Parts
 from smallr.language import calibration as calibrations
 from smallr.language.base import LanguageModel
 from smallr.language.calibration import Calibration
-from smallr.language.confidence import FROM_LOGPROBS, MEASURES, measured, verdict_requests, verdicts_of
+from smallr.language.confidence import FROM_LOGPROBS, MEASURES, Answer, measured, p_true, verdict_requests, verdicts_of
 from smallr.language.trust import check_measure, given_verdict
-from smallr.sampling.requests import Request, Sample, TokenLogprob
+from smallr.sampling.requests import Request, Result, Sample, TokenLogprob
 
 CHOICE = "choice"
 
@@ -67,6 +69,7 @@ def rate_answers(
     model: LanguageModel,
     request: Callable[[Item], Request],
     split: Callable[[str], Parts] | None = None,
+    journal: Journal | None = None,
 ) -> None:
     """Adds `confidence`, `measured` (before calibration) and all `measures` that cost nothing to records of texts.
 
@@ -80,6 +83,7 @@ def rate_answers(
       model: is asked for verdicts, all at once, where the measure is p_true.
       request: of a question.
       split: of an output, if its answer alone was graded.
+      journal: keeps the verdicts; what is there already is not asked again.
     """
     by_id = {item.id: item for item in items}
     groups: dict[str, list[Record]] = {}
@@ -98,7 +102,7 @@ def rate_answers(
     verdicts: dict[str, list[float]] = {}
     if measure == "p_true":
         asked = {name: verdict_requests(request(by_id[name]), samples[name], answers[name]) for name in groups}
-        verdicts = _verdicts(asked, answers, model)
+        verdicts = _verdicts(asked, answers, model, journal)
     for name, group in groups.items():
         found = measured(samples[name], answers[name], verdicts.get(name))
         values = [each[measure] for each in found]
@@ -113,11 +117,36 @@ def _sample(record: Record) -> Sample:
     return Sample(record["output"], record["finish_reason"], logprobs=logprobs)
 
 
-def _verdicts(asked: dict[str, dict[str, Request]], answers: dict[str, list], model: LanguageModel) -> dict:
-    flat = [request for each in asked.values() for request in each.values()]
-    given = map(given_verdict, model.complete_sync(flat))
-    by_value = {name: {value: next(given) for value in each} for name, each in asked.items()}
-    return {name: verdicts_of(answers[name], by_value[name]) for name in asked}
+def _verdicts(
+    asked: Mapping[str, Mapping[str, Request]],
+    answers: Mapping[str, Sequence[Answer | None]],
+    model: LanguageModel,
+    journal: Journal | None,
+) -> dict[str, list[float]]:
+    """Returns P(true) of every sample's answer, by the question."""
+    requests = {
+        (name, value): (question_key(f"verdict:{name}", _text(request)), request)
+        for name, each in asked.items()
+        for value, request in each.items()
+    }
+    kept = {} if journal is None else journal.entries()
+    given = {pair: kept[key]["p_true"] for pair, (key, _) in requests.items() if key in kept}
+    missing = [pair for pair in requests if pair not in given]
+
+    def received(index: int, result: Result) -> None:
+        if result.error is None and journal is not None:
+            key, _ = requests[missing[index]]
+            journal.add(key, {"samples": [], "p_true": p_true(given_verdict(result).samples[0])})
+
+    results = model.complete_sync([requests[pair][1] for pair in missing], progress=received) if missing else []
+    given |= {pair: p_true(given_verdict(each).samples[0]) for pair, each in zip(missing, results, strict=True)}
+    return {
+        name: verdicts_of(answers[name], {value: given[name, value] for value in each}) for name, each in asked.items()
+    }
+
+
+def _text(request: Request) -> str:
+    return str(request.prompt or request.messages)
 
 
 def needs_logprobs(measure: str) -> bool:

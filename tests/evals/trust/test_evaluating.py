@@ -98,6 +98,17 @@ def test_majority_and_verdicts(tmp_path):
     assert [record["confidence"] for record in read_samples(tmp_path / "true")[:2]] == pytest.approx([0.0, 0.75])
     assert len(model.requests) == 16
     assert results["trust"]["figures"]["auroc"]["value"] == 1.0
+    assert evaluate(gsm8k(tmp_path, sums(8), "p_true"), tmp_path / "true", model=model) == results
+    assert len(model.requests) == 16  # answers and verdicts are in the journal: nothing is asked again
+
+
+def test_answers_without_log_probs_are_refused_for_a_measure_made_of_them(tmp_path):
+    evaluate(gsm8k(tmp_path, sums(8), ""), tmp_path / "out", model=SureModel())
+    with pytest.raises(UserError, match=r"holds answers without log-probs, .* majority and p_true can be had"):
+        evaluate(gsm8k(tmp_path, sums(8), "answer"), tmp_path / "out", model=SureModel())
+    model = SureModel()
+    evaluate(gsm8k(tmp_path, sums(8), "p_true"), tmp_path / "out", model=model)
+    assert len(model.requests) == 8  # the verdicts alone
 
 
 def test_a_calibration_of_one_split_is_applied_to_another(tmp_path, capsys):
