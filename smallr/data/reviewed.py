@@ -51,10 +51,13 @@ def kept_rows(rows: datasets.Dataset, source: str, numbers: Sequence[int]) -> tu
     return kept, f"{source}: {len(kept)} of {len(statuses)} rows are kept by their review ({listed})"
 
 
+def status_of(value: Any) -> Any:
+    """Returns what the column says of a row, unchecked; empty where it says nothing."""
+    return "" if value is None else value.get("status") if isinstance(value, Mapping) else value
+
+
 def _status(value: Any, place: str) -> str:
-    status = value.get("status") if isinstance(value, Mapping) else value
-    if value is None:
-        return ""
+    status = status_of(value)
     if not isinstance(status, str) or status not in STATUSES:
         raise DataError(
             f"{place}: column {COLUMN!r}: expected a status of: {', '.join(filter(None, STATUSES))}, or an empty one; "

@@ -9,7 +9,9 @@
   large   rethought: fits, right               incorrect
 
 A rationale that the critic calls medium fits as it is: it gives a large pair, no small one (there is nothing to prefer to
-itself) and no medium one (it does not fail to fit). A teacher's rationale that is wrong is chosen in no pair.
+itself) and no medium one (it does not fail to fit). A teacher's rationale that is wrong is chosen in no pair. Of rows that
+people have reviewed, a rejected one gives no pair, and what the others say in `reviewed` goes to the pairs whose chosen
+completion is the text that was reviewed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_from_disk
 from smallr.core.errors import UserError
 from smallr.core.files import write_json
 from smallr.data.errors import DataError
+from smallr.data.reviewed import COLUMN, FEATURE, REJECTED, status_of
 from smallr.data.rows import GAPS
 from smallr.data.saving import save_splits
 from smallr.methods.crv.holdout import Holdout, normalise
@@ -56,6 +59,7 @@ class Outcome:
       natural: pairs of each gap before the mix was taken.
       duplicates: pairs that were there already.
       contaminated: questions of the holdout, each with its pairs left out.
+      rejected: rows that people have rejected, without pairs.
       not_small: rows without a small or medium pair, and why.
     """
 
@@ -63,6 +67,7 @@ class Outcome:
     natural: Counter[str] = dataclasses.field(default_factory=Counter)
     duplicates: int = 0
     contaminated: list[str] = dataclasses.field(default_factory=list)
+    rejected: int = 0
     not_small: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
@@ -75,6 +80,7 @@ def row_pairs(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     def pair(gap: str, chosen: str, chosen_from: str, rejected: Mapping[str, str]) -> dict[str, Any]:
         return {
             **shared,
+            **({COLUMN: row[COLUMN] if chosen == fits else None} if COLUMN in row else {}),
             "gap": gap,
             "chosen": chosen,
             "chosen_from": chosen_from,
@@ -112,6 +118,9 @@ def make_pairs(
     for row in rows:
         if holdout is not None and normalise(row["question"]) in holdout:
             outcome.contaminated.append(row["question"])
+            continue
+        if status_of(row.get(COLUMN)) == REJECTED:
+            outcome.rejected += 1
             continue
         if row["label"] == "medium":
             outcome.not_small["fits as it is"] += 1
@@ -196,7 +205,9 @@ def build_pairs(
         "holdout_questions": len(known),
         "splits": {split: _counts(len(splits[split]), outcome) for split, outcome in outcomes.items()},
     }
-    save_splits(DatasetDict({split: _data_set(outcome.pairs) for split, outcome in outcomes.items()}), out)
+    reviewed = {COLUMN: FEATURE} if any(COLUMN in rows.column_names for rows in splits.values()) else {}
+    features = Features({**FEATURES, **reviewed})
+    save_splits(DatasetDict({split: _data_set(each.pairs, features) for split, each in outcomes.items()}), out)
     write_json(out / "pairs.json", report)
     return report
 
@@ -209,6 +220,7 @@ def _counts(rows: int, outcome: Outcome) -> dict[str, Any]:
         "rejected_from": dict(Counter(pair["rejected_from"] for pair in outcome.pairs)),
         "duplicates": outcome.duplicates,
         "without_small_or_medium": dict(outcome.not_small),
+        "rejected_in_review": outcome.rejected,
         "contaminated_rows": len(outcome.contaminated),
         "contaminated": outcome.contaminated,
     }
@@ -224,5 +236,5 @@ def _verified(folder: Path) -> DatasetDict:
     raise DataError(f"{folder} holds no data set `verified`: run smallr crv annotate --out={folder} to its end first")
 
 
-def _data_set(pairs: Sequence[Mapping[str, Any]]) -> Dataset:
-    return Dataset.from_dict({name: [pair[name] for pair in pairs] for name in FEATURES}, features=FEATURES)
+def _data_set(pairs: Sequence[Mapping[str, Any]], features: Features) -> Dataset:
+    return Dataset.from_dict({name: [pair.get(name) for pair in pairs] for name in features}, features=features)

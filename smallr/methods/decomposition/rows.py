@@ -20,6 +20,7 @@ from datasets import Dataset, Features, List, Value
 
 from smallr.data.errors import DataError, shorten
 from smallr.data.files import PROBLEM
+from smallr.data.reviewed import COLUMN, REJECTED, status_of
 from smallr.data.sources import load_part
 from smallr.methods.decomposition.sequence import PUBLISHED, Markers
 
@@ -112,7 +113,7 @@ def _exact_rows(loaded: Dataset) -> Iterator[dict[str, Any]]:
     """Yields rows with their numbers as they were written; `datasets` parses nested JSON by a parser that rounds some."""
     table = loaded.with_format("arrow")[:]
     columns = {}
-    for name in (*COLUMNS, *({PROBLEM} & set(loaded.column_names))):
+    for name in (*COLUMNS, *({PROBLEM, COLUMN} & set(loaded.column_names))):
         column = table[name]
         values = column.to_pylist()
         is_json = column.type == pa.json_()
@@ -129,6 +130,8 @@ def parse_row(row: Mapping[str, Any], markers: Markers = PUBLISHED) -> Decomposi
     """
     if row.get(PROBLEM):
         raise BadRowError("question", row[PROBLEM])
+    if status_of(row.get(COLUMN)) == REJECTED:
+        raise BadRowError(COLUMN, "a person has rejected it")
     question = row["question"]
     if not isinstance(question, str) or not question.strip():
         raise BadRowError("question", f"expected the text of a problem, found {shorten(question)}")

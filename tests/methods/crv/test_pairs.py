@@ -51,6 +51,26 @@ def row(question: str = "Why?", label: str = "easy", *, correct: bool = True, wr
     return {**found, **changes}
 
 
+def accepted(number: int) -> dict:
+    """What a review says of a row: every other one is accepted, the first too."""
+    return {"status": "rejected" if number % 2 else "accepted", "by": ["ann"], "when": "now", "original": ""}
+
+
+def test_a_review_goes_along_to_the_text_that_was_reviewed():
+    rows = [row("Why?", reviewed=accepted(0)), row("How?", reviewed=accepted(1)), row("When?", reviewed=None)]
+    outcome = make_pairs(rows)
+    assert outcome.rejected == 1
+    statuses = {
+        (pair["question"], pair["gap"]): pair["reviewed"] and pair["reviewed"]["status"] for pair in outcome.pairs
+    }
+    assert statuses == {
+        ("Why?", "small"): "accepted",
+        ("Why?", "medium"): None,  # the teacher's own rationale is chosen, which nobody has seen
+        ("Why?", "large"): "accepted",
+        **{("When?", gap): None for gap in GAPS},
+    }
+
+
 def test_the_three_gaps_of_a_row():
     found = {pair["gap"]: pair for pair in row_pairs(row())}
     assert [(gap, found[gap]["chosen"], found[gap]["rejected"]) for gap in GAPS] == [
@@ -148,6 +168,13 @@ def test_pairs_of_a_run(crv, tmp_path, capsys):
     again = build_pairs(crv / "verified", tmp_path / "again", holdout=[f"{crv}/verified@test"], exempt=["test"])
     assert again["splits"]["train"]["contaminated_rows"] == again["splits"]["test"]["contaminated_rows"] == 0
     assert sum(again["splits"]["test"]["pairs"].values()) > 0
+    assert "reviewed" not in built["train"].column_names
+    reviewed = load_from_disk(crv / "verified").map(lambda _, i: {"reviewed": accepted(i)}, with_indices=True)
+    reviewed.save_to_disk(tmp_path / "checked")
+    half = build_pairs(tmp_path / "checked", tmp_path / "half")
+    assert half["splits"]["train"]["rejected_in_review"] == len(reviewed["train"]) // 2
+    statuses = [pair["reviewed"] and pair["reviewed"]["status"] for pair in load_from_disk(tmp_path / "half")["train"]]
+    assert set(statuses) == {"accepted", None}
     for wrong, message in (
         ({"crv": tmp_path / "none"}, "holds no data set `verified`"),
         ({"crv": tmp_path / "pairs"}, "not the verified rows of a CRV run"),

@@ -47,6 +47,7 @@ BAD = [
     (changed(question="Say <QUE>"), "'question': it holds the marker '<QUE>'"),
     (changed(question=" "), "'question': expected the text of a problem"),
     (changed(answer_correctness=0.5), "'rewards.answer_correctness': expected 0 or 1, found 0.5"),
+    ({**ROW, "reviewed": {"status": "rejected"}}, "'reviewed': a person has rejected it"),
     (changed(true_answer=None), "'true_answer': expected a finite number, found None"),
 ]
 
