@@ -33,17 +33,7 @@ def base(benchmark: str) -> ConfigDict:
     config.shots.count = 0  # examples
     config.shots.data = ""  # a file, folder or hub id of rows in the benchmark's columns; empty: its own on the hub
     config.shots.split = ""  # of that; empty: train
-
-    config.difficulty = ConfigDict()  # of the questions: accuracy, tokens and gain by bins of it
-    # nll: of the gold rationale or answer under a base model | steps: of the gold rationale | level: the benchmark's own |
-    # score: of a column; empty: no bins.
-    config.difficulty.measure = ""
-    config.difficulty.base = ""  # the model of nll, as config.model but no server
-    config.difficulty.column = "cognitive_difficulty"  # of the rows, the score
-    config.difficulty.bins = 4  # of about as many questions each; a level has a bin of its own
-    config.difficulty.edges = ()  # of the bins, from the first's lower to the last's upper one, in place of their number
-    config.difficulty.baseline = ""  # folder of another evaluation of this benchmark, over which the gain is reported
-
+    _add_difficulty(config)
     config.compute = ConfigDict()  # of a local model
     config.compute.dtype = "bfloat16"  # float32 | bfloat16
     config.compute.max_length = 0  # tokens of prompt and completion together; 0: the model's context, within reason
@@ -72,18 +62,21 @@ def base(benchmark: str) -> ConfigDict:
     config.sampling.max_tokens = entry.max_tokens  # of an answer
     config.sampling.stop = ()  # texts before which an answer ends
     _add_agreement_and_cost(config)
-    config.grader = ConfigDict()
-    config.grader.workers = 2  # processes at once
-    config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own
-    config.server = ConfigDict()  # of a server
-    config.server.api_key_env = (
-        ""  # the environment variable that holds the key; empty: as docs/language_models.md says
-    )
-    config.server.concurrency = 32  # requests under way at once
-    config.server.max_retries = 6  # of a request
-    config.server.timeout = 600.0  # seconds of one attempt
+    _add_grader_and_server(config)
     config.lock()
     return config
+
+
+def _add_difficulty(config: ConfigDict) -> None:
+    config.difficulty = ConfigDict()  # of the questions: accuracy, tokens and gain by bins of it
+    # nll: of the gold rationale or answer under a base model | steps: of the gold rationale | level: the benchmark's own |
+    # score: of a column; empty: no bins.
+    config.difficulty.measure = ""
+    config.difficulty.base = ""  # the model of nll, as config.model but no server
+    config.difficulty.column = "cognitive_difficulty"  # of the rows, the score
+    config.difficulty.bins = 4  # of about as many questions each; a level has a bin of its own
+    config.difficulty.edges = ()  # of the bins, from the first's lower to the last's upper one, in place of their number
+    config.difficulty.baseline = ""  # folder of another evaluation of this benchmark, over which the gain is reported
 
 
 def _add_agreement_and_cost(config: ConfigDict) -> None:
@@ -100,3 +93,16 @@ def _add_agreement_and_cost(config: ConfigDict) -> None:
     config.cost.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of a million tokens
     config.cost.per_hour = 0.0  # price of an hour of the machine that answers
     config.cost.model_bytes = 0  # of a model behind a server, which does not tell; 0: not known
+
+
+def _add_grader_and_server(config: ConfigDict) -> None:
+    config.grader = ConfigDict()
+    config.grader.workers = 2  # processes at once
+    config.grader.seconds = 0.0  # of one judgement; 0: the benchmark's own
+    config.server = ConfigDict()  # of a server
+    config.server.api_key_env = (
+        ""  # the environment variable that holds the key; empty: as docs/language_models.md says
+    )
+    config.server.concurrency = 32  # requests under way at once
+    config.server.max_retries = 6  # of a request
+    config.server.timeout = 600.0  # seconds of one attempt

@@ -32,17 +32,7 @@ def base() -> ConfigDict:
     """Returns all fields, not locked."""
     config = ConfigDict()
     config.seed = 0  # of draws
-    config.data = ConfigDict()
-    # A folder, file or glob, hub id, tfds:name or builtin:name with the columns question, answer, rationale and, if
-    # there is one, source. Without a column `answer`, or where it is empty, the verifier alone decides.
-    config.data.source = "builtin:arithmetic/teacher"
-    config.data.splits = "train"  # separated by commas; each may be a part: train[:200],test
-    # The source's name of each of our columns, e.g. --config.data.columns.rationale=palm_rationale
-    config.data.columns = ConfigDict({name: name for name in ("question", "answer", "rationale")})
-    # Evaluation sets, separated by commas, each SOURCE or SOURCE@SPLIT: their questions are left out before anything is
-    # asked about them.
-    config.data.holdout = ""
-
+    _add_data(config)
     config.student = "about 0.1 billion parameters"  # the size of the student, as prompts state it
     # Who plays the agents: http(s)://HOST/v1#MODEL, any local model (see docs/language_models.md), or oracle:arithmetic.
     config.model = ""
@@ -58,21 +48,7 @@ def base() -> ConfigDict:
     config.prices = ConfigDict({"prompt": 0.0, "completion": 0.0})  # of config.model
     config.prompts = ConfigDict(dict.fromkeys(FIELDS, ""))  # a file each; empty: smallr/methods/crv/prompts/NAME.txt
 
-    # What the critic says: words (easy, medium or hard) | grades (verbosity and cognitive difficulty from 0 to 9, from which
-    # the word follows).
-    config.critic = "words"
-    config.grades = ConfigDict()  # that fit the student
-    config.grades.verbosity = (3, 5)  # lowest and highest: below it a rationale is easy, above it hard
-    config.grades.cognitive_difficulty = 5  # highest: above it a rationale is hard
-    # Which verified rows go into the data set `selected`, by the grades of the rationale that is trained on; needs
-    # critic=grades and recheck. Empty: all.
-    config.select = ConfigDict()
-    config.select.verbosity = ()  # lowest and highest
-    config.select.cognitive_difficulty = ()  # lowest and highest
-    config.select.edges = ()  # bins of cognitive difficulty, each to below the next, such as 0,3,6,10
-    config.select.shares = ()  # of the bins; empty: equal ones
-    config.select.match = False  # verbosity must lie in the bin of cognitive difficulty
-
+    _add_critic(config)
     config.reasks = 3  # times that a reply is asked for again if it cannot be used
     config.reask_temperature = 0.7  # of these, at least
     config.max_retries = 3  # attempts at a rationale after the first
@@ -102,6 +78,36 @@ def base() -> ConfigDict:
     config.server.max_retries = 6  # of a request
     config.server.timeout = 600.0  # seconds of one attempt
     return config
+
+
+def _add_data(config: ConfigDict) -> None:
+    config.data = ConfigDict()
+    # A folder, file or glob, hub id, tfds:name or builtin:name with the columns question, answer, rationale and, if
+    # there is one, source. Without a column `answer`, or where it is empty, the verifier alone decides.
+    config.data.source = "builtin:arithmetic/teacher"
+    config.data.splits = "train"  # separated by commas; each may be a part: train[:200],test
+    # The source's name of each of our columns, e.g. --config.data.columns.rationale=palm_rationale
+    config.data.columns = ConfigDict({name: name for name in ("question", "answer", "rationale")})
+    # Evaluation sets, separated by commas, each SOURCE or SOURCE@SPLIT: their questions are left out before anything is
+    # asked about them.
+    config.data.holdout = ""
+
+
+def _add_critic(config: ConfigDict) -> None:
+    # What the critic says: words (easy, medium or hard) | grades (verbosity and cognitive difficulty from 0 to 9, from which
+    # the word follows).
+    config.critic = "words"
+    config.grades = ConfigDict()  # that fit the student
+    config.grades.verbosity = (3, 5)  # lowest and highest: below it a rationale is easy, above it hard
+    config.grades.cognitive_difficulty = 5  # highest: above it a rationale is hard
+    # Which verified rows go into the data set `selected`, by the grades of the rationale that is trained on; needs
+    # critic=grades and recheck. Empty: all.
+    config.select = ConfigDict()
+    config.select.verbosity = ()  # lowest and highest
+    config.select.cognitive_difficulty = ()  # lowest and highest
+    config.select.edges = ()  # bins of cognitive difficulty, each to below the next, such as 0,3,6,10
+    config.select.shares = ()  # of the bins; empty: equal ones
+    config.select.match = False  # verbosity must lie in the bin of cognitive difficulty
 
 
 def check(config: ConfigDict) -> None:
