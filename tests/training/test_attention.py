@@ -19,6 +19,7 @@ from smallr.training.attention import check_rows, for_any_rows, settle_attention
 from smallr.training.trainer import Trainer
 from tests.runs import smoke
 from tests.tiny import CONFIG
+from tests.training.test_trainer import config_of, pairs
 
 H100 = DeviceFacts("cuda", "NVIDIA H100 80GB HBM3", (9, 0))
 MODEL = dataclasses.replace(CONFIG, dtype="bfloat16")
@@ -118,8 +119,9 @@ def test_a_decoder_that_leaves_the_run_has_room_for_any_rows():
 
 def test_the_choice_is_part_of_the_run(small_model, tmp_path, monkeypatch):
     """It is in config.json before the first checkpoint, computes policy and reference, and is asked about elsewhere."""
-    config = smoke("dpo", model=small_model, steps=1, epochs=0)
+    config = config_of(small_model, steps=1)  # its programs are those of the tests of the trainer
     with Trainer(config, tmp_path) as trainer:
+        trainer.load_data(pairs(":8"))
         trainer.fit()
         assert trainer.partition.config.attention == trainer.attention.impl == "xla"
         assert trainer.reference.kind == "cached"
