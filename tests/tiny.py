@@ -85,13 +85,14 @@ def batch_of(
     examples: list[Example],
     columns: dict[str, np.ndarray],
     *,
-    tokens: int = 96,
+    tokens: int = 128,
     share_prompt: bool = True,
 ) -> Batch:
-    """The rows as a batch whose capacities suffice for them."""
+    """The rows as a batch whose capacities suffice for them: few different ones, so that tests share programs."""
     sizes = Sizes.of(examples)
     slots = max(sum(int(sizes.scored[i]) for i in row) for row in rows)
-    shape = RowShape(tokens=tokens, scored=slots + 3, examples=max(1, *map(len, rows)))
+    most = max(1, *map(len, rows))
+    shape = RowShape(tokens=tokens, scored=-(-(slots + 3) // 64) * 64, examples=-(-most // 4) * 4)
     return assemble(rows, examples, shape, columns, share_prompt)
 
 
@@ -115,7 +116,7 @@ class Outcome(NamedTuple):
     state: TrainState
 
 
-_STEPS: dict[tuple, Callable] = {}  # steps without a reference: traced once for all tests of a process
+_STEPS: dict[tuple, Callable] = {}  # traced once for all tests of a process; a reference's parameters are an argument
 
 
 def run_step(
@@ -138,12 +139,11 @@ def run_step(
         state, sharding = init_state(jax.tree.map(jnp.copy, params), optimizer, 0, mesh)
         live = Reference.none() if reference is None else Reference.live(reference)
         options = {"chunk": 7, "accumulation": accumulation, "reference": live}
-        key = (repr(objective), accumulation, mesh)
-        step = _STEPS.get(key) if reference is None else None
+        key = (repr(objective), accumulation, mesh, live.program)
+        step = _STEPS.get(key)
         if step is None:
             step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, **options)
-            if reference is None:
-                _STEPS[key] = step
+            _STEPS[key] = step
         constants = Constants.of(NOTHING, live.params, denominator)
         for _ in range(steps):
             state, metrics, examples = step(state, batch, constants)

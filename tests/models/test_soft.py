@@ -65,11 +65,13 @@ def test_packed_rows_equal_transformers_with_inputs_embeds(family):
     """Two rows of several examples each: learned positions, scaled embeddings and windows included."""
     decoder, vectors = soft_decoder(family)
     own = examples(decoder.config.vocab_size)
-    batch = jax.tree.map(jnp.asarray, batch_of([[4, 0, 3, 1, 2]], own, {}))
+    row = [4, 0, 3, 1, 2]
+    batch = jax.tree.map(jnp.asarray, batch_of([row], own, {}))
     logps = np.asarray(jax.jit(lambda batch: score(decoder, batch, 16).logps)(batch))[0]
-    for place, index in enumerate(batch.example[0].tolist()):
+    for place, index in enumerate(row):
         for side in range(len(own[index].completions)):
-            member = (np.asarray(batch.completion[0]) == side * 5 + place) & (np.asarray(batch.role[0]) > 0)
+            completion = side * batch.example.shape[1] + place
+            member = (np.asarray(batch.completion[0]) == completion) & (np.asarray(batch.role[0]) > 0)
             with torch.no_grad():
                 expected = torch_logps(family, torch.tensor(vectors), own[index], side).numpy()
             np.testing.assert_allclose(logps[member], expected, atol=1e-4)

@@ -23,6 +23,12 @@ def assert_same(ours, theirs, rtol=1e-4):
         np.testing.assert_allclose(ours[name] / scale, value / scale, atol=rtol, err_msg=name)
 
 
+def by_example(examples, name):
+    """Values of a step by the index of their example, without the unused indices of a batch."""
+    real = examples["example"] >= 0
+    return dict(zip(examples["example"][real].tolist(), examples[name][real].tolist(), strict=True))
+
+
 @pytest.fixture(scope="module")
 def case():
     examples = pairs(8)
@@ -39,15 +45,12 @@ def padded(case):
 @pytest.mark.parametrize("share_prompt", [True, False])
 @pytest.mark.parametrize("rows", [[[0, 1, 2], [3, 4], [5, 6], [7]], [[7, 3], [], [5, 1, 0], [6, 2, 4]]])
 def test_packed_and_shared_equals_padded_one_by_one(case, padded, rows, share_prompt):
-    batch = batch_of(rows, *case, tokens=128, share_prompt=share_prompt)
+    batch = batch_of(rows, *case, share_prompt=share_prompt)
     metrics, examples, gradient, _ = run_step(batch, preference())
     np.testing.assert_allclose(metrics["loss"], padded.metrics["loss"], rtol=1e-5)
     for name in ("loss", "logp_chosen", "logp_rejected", "reward_chosen"):
-        real = examples["example"] >= 0
-        ours = dict(zip(examples["example"][real].tolist(), examples[name][real].tolist(), strict=True))
-        theirs = dict(
-            zip(padded.examples["example"].ravel().tolist(), padded.examples[name].ravel().tolist(), strict=True)
-        )
+        ours, theirs = by_example(examples, name), by_example(padded.examples, name)
+        assert len(theirs) == 8
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)
     assert_same(gradient, padded.gradient)
 
@@ -57,14 +60,15 @@ def test_four_micro_batches_of_two_rows_equal_eight_rows(case, padded):
     batch = batch_of([[i] for i in range(8)], *case)
     metrics, examples, gradient, _ = run_step(batch, preference(), accumulation=4)
     np.testing.assert_allclose(metrics["loss"], padded.metrics["loss"], rtol=1e-5)
-    np.testing.assert_array_equal(examples["example"].ravel(), np.arange(8))
+    np.testing.assert_array_equal(examples["example"][examples["example"] >= 0], np.arange(8))
     assert_same(gradient, padded.gradient)
 
 
 @pytest.mark.slow
 def test_micro_batches_with_different_numbers_of_pairs_weigh_pairs_alike(case, padded):
-    batch = batch_of([[0, 1, 2, 3], [4], [5, 6, 7], []], *case, tokens=192)
-    assert_same(run_step(batch, preference(), accumulation=2).gradient, padded.gradient)
+    """Four pairs, one, three and none, in two rows each."""
+    batch = batch_of([[0, 1, 2], [3], [4], [], [5], [6, 7], [], []], *case)
+    assert_same(run_step(batch, preference(), accumulation=4).gradient, padded.gradient)
 
 
 def test_loss_starts_at_ln_2_with_a_live_reference(case):
@@ -107,11 +111,12 @@ def test_equal_betas_are_dpo(case):
 def test_pairs_count_the_same_in_full_steps_and_in_those_of_few_pairs(case):
     """By epoch, the gradients of two steps add up to that of all their pairs; by step, a pair alone counts double."""
     examples, columns = case
-    shape = RowShape(tokens=96, scored=64, examples=3)
+    shape = RowShape(tokens=128, scored=64, examples=4)  # that of `batch_of`
 
     def gradient(rows, rule):
         objective = dataclasses.replace(preference(), normalise=rule)
-        outcome = run_step(assemble(rows, examples, shape, columns), objective, denominator=1.5)
+        batch = assemble([*rows, [], [], []], examples, shape, columns)
+        outcome = run_step(batch, objective, denominator=1.5)
         return outcome.gradient, float(outcome.metrics["loss"])
 
     (whole, loss), (two, loss_of_two), (one, loss_of_one) = (
@@ -129,11 +134,12 @@ def test_a_pair_with_beta_zero_changes_nothing_but_the_mean(case):
     examples, columns = case
     beta = columns["beta"].copy()
     beta[3:] = 0
-    without = run_step(batch_of([[0, 1, 2]], examples, columns), preference()).gradient
-    batch = batch_of([[0, 1, 2], [3, 4, 5, 6, 7]], examples, {**columns, "beta": beta}, tokens=256)
+    without = run_step(batch_of([[0, 1, 2], [], [], []], examples, columns), preference()).gradient
+    batch = batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], examples, {**columns, "beta": beta})
     with_zeros = run_step(batch, preference())
     assert_same({name: value * 8 / 3 for name, value in with_zeros.gradient.items()}, without)
-    assert with_zeros.examples["loss"][1] == pytest.approx(np.full(5, np.log(2)))
+    zeros = with_zeros.examples["loss"][with_zeros.examples["example"] >= 3]
+    assert zeros == pytest.approx(np.full(5, np.log(2)))
 
 
 @pytest.mark.slow
@@ -142,7 +148,7 @@ def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
     examples = rationale_examples(6)
     objective = Likelihood(2.0, 0.5, normalisation)
     single = batch_of([[i] for i in range(6)], examples, {})
-    packed = batch_of([[0, 1, 2, 3], [4, 5]], examples, {})
+    packed = batch_of([[0, 1, 2, 3], [4, 5], [], [], [], []], examples, {})  # as many rows: one program
     alone, together = run_step(single, objective), run_step(packed, objective)
     np.testing.assert_allclose(alone.metrics["loss"], together.metrics["loss"], rtol=1e-5)
     assert_same(together.gradient, alone.gradient)
@@ -151,7 +157,7 @@ def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
 
 @pytest.mark.slow
 def test_state_counts_steps_and_tokens_are_real_ones(case):
-    batch = batch_of([[0, 1, 2], [3, 4]], *case)
+    batch = batch_of([[0, 1, 2], [3, 4], [], []], *case)
     outcome = run_step(batch, preference(), steps=3)
     assert int(outcome.state.step) == 3
     assert outcome.metrics["tokens"] == sum(
@@ -160,7 +166,7 @@ def test_state_counts_steps_and_tokens_are_real_ones(case):
 
 
 def test_gradient_norm_is_that_of_the_gradient(case):
-    batch = batch_of([[0, 1, 2]], *case)
+    batch = batch_of([[0, 1, 2], [], [], []], *case)
     outcome = run_step(batch, preference())
     norm = np.sqrt(sum((value**2).sum() for value in outcome.gradient.values()))
     np.testing.assert_allclose(outcome.metrics["grad_norm"], norm, rtol=1e-4)
