@@ -139,7 +139,8 @@ class Moments:
     """Counts the moments of a run at which it may be killed: steps, saves, pieces of generation and scoring, writes."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
-        self.passed, self.last = 0, -1
+        self.passed: list[str] = []  # functions, in the order of their calls
+        self.last = -1
         for owner, name in (
             (Trainer, "take"),
             (Checkpointer, "save"),
@@ -152,8 +153,8 @@ class Moments:
 
     def _counted(self, function):
         def call(*args, **kwargs):
-            self.passed += 1
-            if self.passed == self.last:
+            self.passed.append(function.__name__)
+            if len(self.passed) == self.last:
                 raise Killed
             return function(*args, **kwargs)
 
@@ -161,7 +162,7 @@ class Moments:
 
 
 @pytest.fixture(scope="module")
-def whole(home) -> tuple[Path, int]:
+def whole(home) -> tuple[Path, list[str]]:
     """A run of one round that is not killed, and its moments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "complete", write_by_rule)
@@ -172,11 +173,11 @@ def whole(home) -> tuple[Path, int]:
 
 def test_a_kill_at_any_moment_ends_in_the_same_data_sets(home, whole, monkeypatch):
     """Seven moments, drawn at random."""
-    expected, total = whole
+    expected, total = whole[0], len(whole[1])
     moments, kills = Moments(monkeypatch), 0
     for moment in sorted(random.Random(0).sample(range(1, total), 7)):
         # Each start goes on, so that later moments come sooner.
-        moments.passed, moments.last = 0, max(1, moment // 4)
+        moments.passed, moments.last = [], max(1, moment // 4)
         try:
             run_collate(config_of(home), home / "killed")
         except Killed:
@@ -213,28 +214,29 @@ def test_the_run_begins_with_the_time_of_every_stage_as_far_as_it_is_known(home,
 
 @pytest.mark.process
 def test_one_seed_reproduces_all_data_sets_to_the_byte_over_two_kills(home, whole, forks):
-    """SIGKILL inside training, then while a stage of scoring begins; the rest runs in this process."""
-    out, script = (
-        home / "sigkilled",
-        (
+    """An exception at the second save of training, in this process, then SIGKILL of another while a stage of scoring begins."""
+    out = home / "sigkilled"
+    with pytest.MonkeyPatch.context() as patch:
+        moments = Moments(patch)
+        moments.last = whole[1].index("save", whole[1].index("save") + 1) + 1
+        with pytest.raises(Killed):
+            run_collate(config_of(home), out)
+    assert any(out.glob("instruction_tuning-*/checkpoints/*"))
+    assert not any(out.glob("instruction_tuning-*/result.json"))
+    run = forks.start(
+        [
+            "-c",
             "from tests.compiling import compile_as_tests_do; compile_as_tests_do(); "
             "from tests.methods.collate.small import *; from smallr.methods.collate.writer import Writer; "
             "from smallr.methods.collate.stages import run_collate; Writer.complete = write_by_rule; "
             f"home = Path({str(home)!r}); "
-            "run_collate(small_config(home, str(home / 'model')), home / 'sigkilled')"
-        ),
+            "run_collate(small_config(home, str(home / 'model')), home / 'sigkilled')",
+        ]
     )
-
-    def killed_when(pattern: str) -> bool:
-        """Runs until a file appears, then kills; says whether it was killed."""
-        run = forks.start(["-c", script])
-        while run.poll() is None and not any(out.glob(pattern)):
-            time.sleep(0.01)
-        run.send_signal(signal.SIGKILL)
-        return run.wait() == -signal.SIGKILL
-
-    assert killed_when("provider_1-*/checkpoints/*")
-    assert killed_when("utilities_0-*/run.json")
+    while run.poll() is None and not any(out.glob("utilities_0-*/run.json")):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
     run_collate(config_of(home), out)
     files = {path.relative_to(out) for path in out.glob("*/rows/*.arrow")}
     assert len(files) == len(data_sets(whole[0]))
