@@ -40,6 +40,7 @@ class Base:
       templates, largest: see `Questions`.
       train: how it is trained.
       dtype: of the computation.
+      taught_later: templates that only its tokenizer has seen.
     """
 
     size: Size
@@ -52,6 +53,7 @@ class Base:
     train: TrainSettings
     dtype: str
     seed: int = 0
+    taught_later: tuple[str, ...] = ()
 
     def run(self) -> Stage:
         """Gives its pretraining as a stage."""
@@ -63,15 +65,20 @@ class Base:
         if not rows.exists():
             save_splits(DatasetDict({"train": Dataset.from_list(self._rows())}), rows)
         if not (model / "config.json").exists():
-            texts = (text for row in Dataset.load_from_disk(str(rows / "train")) for text in row.values())
+            seen = [*Dataset.load_from_disk(str(rows / "train")), *self._rows_of(self.taught_later)]
+            texts = (text for row in seen for text in row.values())
             write_scratch(model, train_tokenizer(texts, self.vocabulary), self.size, self.seed)
         return model, rows
 
     def _rows(self) -> list[dict[str, Any]]:
-        source, rng = Questions(self.templates, self.largest), random.Random(f"base {self.seed}")
-        held_out = source.draw("held out", self.held_out)
-        rows = source.equations(f"base {self.seed}", self.equations)
-        for question in source.draw(f"base {self.seed}", self.questions, held_out):
+        equations = Questions(self.templates, self.largest).equations(f"base {self.seed}", self.equations)
+        return equations + self._rows_of(self.templates)
+
+    def _rows_of(self, templates: tuple[str, ...]) -> list[dict[str, Any]]:
+        """Returns right rationales of all styles for questions of these templates; none for no template."""
+        source, rng, rows = Questions(templates, self.largest), random.Random(f"base {self.seed}"), []
+        held_out = source.draw("held out", self.held_out) if templates else []
+        for question in source.draw(f"base {self.seed}", self.questions, held_out) if templates else []:
             lines = solve(question.problem)
             text = write(rng.choice(STYLES), question.problem, lines, rng, right=True)
             rows.append({"prompt": question.problem.question, "completion": text})

@@ -164,7 +164,8 @@ def _plot(counts: Sequence[int], rows: dict[tuple[str, int], list[Row]], path: P
 
 
 def student() -> Base:
-    """Returns the student that the flags ask for: it knows equations, and a few rationales of every style."""
+    """Returns the student that the flags ask for: it knows equations, and rationales of every style for some questions."""
+    known, asked = tuple(BASE_TEMPLATES.value), tuple(TEMPLATES.value)
     train = TrainSettings(0, BASE_STEPS.value, BASE_RATE.value, ROWS.value, ROW_LENGTH.value)
     return Base(
         size=Size("llama", LAYERS.value, WIDTH.value, 4, 512),
@@ -172,10 +173,11 @@ def student() -> Base:
         questions=BASE_QUESTIONS.value,
         equations=BASE_EQUATIONS.value,
         held_out=HELD_OUT.value,
-        templates=tuple(TEMPLATES.value),
+        templates=known or asked,
         largest=LARGEST.value,
         train=train,
         dtype=DTYPE.value,
+        taught_later=tuple(name for name in asked if known and name not in known),
     )
 
 
@@ -234,6 +236,9 @@ if __name__ == "__main__":  # flags are global: two command lines cannot be impo
     QUESTIONS = flags.DEFINE_integer("questions", 1200, "Training questions, all of them", lower_bound=20)
     HELD_OUT = flags.DEFINE_integer("held_out", 200, "Held-out questions", lower_bound=10)
     TEMPLATES = flags.DEFINE_list("templates", ["change", "recipe"], "Of the questions; empty: all")
+    BASE_TEMPLATES = flags.DEFINE_list(
+        "base_templates", [], "Of the questions that the student is pretrained on; empty: those of --templates"
+    )
     LARGEST = flags.DEFINE_integer("largest", 200, "Largest number in a question or its solution")
     STEPS = flags.DEFINE_integer("steps", 250, "Steps of every run", lower_bound=1)
     RATE = flags.DEFINE_float("rate", 2e-3, "Peak of the learning rate")
