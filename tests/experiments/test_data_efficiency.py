@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
+from datasets import load_from_disk
+from tokenizers import Tokenizer
 
 from experiments.crv.ablation import Worker
-from experiments.crv.arms import CRV, RAW
+from experiments.crv.arms import CRV, RAW, TrainSettings
+from experiments.crv.base import Base
 from experiments.crv.data_efficiency import Shares, equivalent, write_report
 from experiments.crv.rows import Recipe
 from smallr.core.errors import UserError
 from smallr.core.stages import Stages
+from smallr.models.scratch import Size
 from tests.experiments.test_cogpo_ablation import load, plan, student  # noqa: F401
 
 
@@ -35,6 +40,20 @@ def test_a_curve_is_read_off_in_the_log_of_the_rows():
     assert equivalent(counts, curve, 0.9) == "more than 1600"
     assert equivalent(counts, [0.2, math.nan, 0.4], 0.3) == "400"
     assert equivalent(counts, [math.nan] * 3, 0.3) == "–"
+
+
+def test_what_is_taught_later_is_in_the_vocabulary_alone(tmp_path):
+    known = Base(
+        Size("llama", 1, 8, 1, 64), 600, 20, 2, 2, ("change",), 100, TrainSettings(0, 1, 1e-3, 1, 64), "float32"
+    )
+    pieces = {}
+    for name, wanted in (("without", known), ("with", dataclasses.replace(known, taught_later=("bakery",)))):
+        model, rows = wanted.write(tmp_path / name)
+        texts = " ".join(row["prompt"] + row["completion"] for row in load_from_disk(rows)["train"])
+        assert "dollars" in texts
+        assert "trays" not in texts
+        pieces[name] = len(Tokenizer.from_file(str(model / "tokenizer.json")).encode(" trays").ids)
+    assert pieces["with"] == 1 < pieces["without"]
 
 
 @pytest.mark.slow
