@@ -19,7 +19,6 @@ from smallr.methods.planner.planners import best
 from smallr.methods.planner.rows import Executed, of_rows
 
 VOTE = "majority of proposals"  # what every pick is compared with
-RESAMPLES = 2000
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -135,7 +134,7 @@ def pick_figures(correct: Sequence[bool], vote: Sequence[bool]) -> dict[str, flo
     """Returns execution match with its 95 % interval, and the difference from the vote with McNemar's exact test."""
     estimate = pass_at_1([[float(value)] for value in correct])
     low, high = estimate.interval()
-    gap = paired_difference([[float(v)] for v in vote], [[float(v)] for v in correct], resamples=RESAMPLES)
+    gap = paired_difference([[float(v)] for v in vote], [[float(v)] for v in correct], resamples=metrics.RESAMPLES)
     return {
         "ex": estimate.value,
         "low": low,
@@ -178,16 +177,17 @@ def _intrinsic(
         if not (checks and candidate.error)
     ]
     hit = pass_at_1([[float(rank == 1.0)] for rank in ranks])
-    rng = np.random.default_rng(0)
-    drawn = np.array(ranks)[rng.integers(0, len(ranks), (RESAMPLES, len(ranks)))].mean(1)
+    pairs = metrics.pair_counts(labels, values)
     return {
         "pairwise_accuracy": metrics.pairwise_accuracy(labels, values),
-        "pairwise_interval": metrics.pairwise_interval(labels, values, resamples=RESAMPLES),
+        "pairwise_interval": metrics.pairwise_interval(pairs),
+        "pairs": pairs,
         "macro_f1": metrics.macro_f1(labels, values),
+        "macro_f1_interval": metrics.macro_f1_interval(labels, values),
         "hit_at_1": hit.value,
         "hit_interval": hit.interval(),
         "mrr": float(np.mean(ranks)),
-        "mrr_interval": tuple(map(float, np.quantile(drawn, (0.025, 0.975)))),
+        "mrr_interval": metrics.mean_interval(ranks),
         "fail_rate": float(np.mean([each.correct is None for each in sent])) if sent else math.nan,
         "asked": len(sent),
         "prompt_tokens": sum(each.prompt_tokens for each in sent),
