@@ -92,20 +92,20 @@ def evaluate(
             for variant in variants(config)
             if kept
         },
-        "between": _between(variants(config), correct) if kept else {},
+        "between": between(variants(config), correct) if kept else {},
         "budgets": _budgets(config, executed, judgements) if kept else {},
         "searches": {name: _costs(rows) for name, rows in searches.items()},
         "chosen": {"ids": ids, "correct": correct},
     }
 
 
-def _between(every: Sequence[Variant], correct: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, float]]:
-    """Compares the picks of ways to score that differ in the mode alone or in the rule alone, question by question."""
+def between(every: Sequence[Variant], correct: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, float]]:
+    """Compares the picks of ways to score that differ in one respect, the kind, the mode or the rule, question by question."""
     found = {}
     for one, other in itertools.combinations(every, 2):
         names = [f"rerank, {each.name}" for each in (one, other)]
-        changed = (one.mode != other.mode) + (one.rule != other.rule)
-        if one.kind == other.kind and changed == 1 and all(name in correct for name in names):
+        changed = sum(a != b for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True))
+        if changed == 1 and all(name in correct for name in names):
             found[f"{other.name} minus {one.name}"] = pick_figures(correct[names[1]], correct[names[0]])
     return found
 
