@@ -80,6 +80,12 @@ def evaluate(
     }
     correct |= {name: [bool(rows[index]["correct"]) for index in judged] for name, rows in searches.items()}
     correct["any of the candidates right"] = [any(each.correct for each in rows) for rows in kept]
+    intrinsic = {
+        variant.name: _intrinsic(variant, kept, scored[variant.name], judgements[variant.judgements], judged)
+        for variant in variants(config)
+        if kept
+    }
+    pairs = {name: each["pairs"] for name, each in intrinsic.items()}
     return {
         "counts": _counts(candidates, kept),
         "unusable": [row["id"] for row in executed if row["id"] not in set(ids)],
@@ -87,26 +93,32 @@ def evaluate(
         "mean_candidate": float(np.mean([np.mean([bool(each.correct) for each in rows]) for rows in kept]))
         if kept
         else math.nan,
-        "intrinsic": {
-            variant.name: _intrinsic(variant, kept, scored[variant.name], judgements[variant.judgements], judged)
-            for variant in variants(config)
-            if kept
-        },
-        "between": between(variants(config), correct) if kept else {},
+        "intrinsic": intrinsic,
+        "between": between(variants(config), correct, pairs) if kept else {},
         "budgets": _budgets(config, executed, judgements) if kept else {},
         "searches": {name: _costs(rows) for name, rows in searches.items()},
         "chosen": {"ids": ids, "correct": correct},
     }
 
 
-def between(every: Sequence[Variant], correct: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, float]]:
-    """Compares the picks of ways to score that differ in one respect, the kind, the mode or the rule, question by question."""
+def between(
+    every: Sequence[Variant], correct: Mapping[str, Sequence[bool]], pairs: Mapping[str, Sequence[tuple[int, int]]]
+) -> dict[str, dict[str, Any]]:
+    """Compares ways to score that differ in one respect, the kind, the mode or the rule, question by question.
+
+    Args:
+      every: the ways.
+      correct: by the name of a pick, whether it is right.
+      pairs: by the name of a way, its `metrics.pair_counts`.
+    """
     found = {}
     for one, other in itertools.combinations(every, 2):
         names = [f"rerank, {each.name}" for each in (one, other)]
         changed = sum(a != b for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True))
         if changed == 1 and all(name in correct for name in names):
-            found[f"{other.name} minus {one.name}"] = pick_figures(correct[names[1]], correct[names[0]])
+            gap = metrics.pairwise_gap(pairs[other.name], pairs[one.name])
+            figures = pick_figures(correct[names[1]], correct[names[0]])
+            found[f"{other.name} minus {one.name}"] = {**figures, "pairs": gap}
     return found
 
 

@@ -118,8 +118,8 @@ def _judged(report: Mapping[str, Any]) -> list[str]:
         header = ("rationales", "words", "repetition %", "1 - TTR %", "pairs of words repeated %", "entropy, bits")
         lines += ["", *_table(header, rows)] if rows else []
     if report["between"]:
-        header = ("between discriminators, EX", "difference", "95 %", "better/worse", "p")
-        lines += ["", *_table(header, ((name, *_pick_line("", each)[3:]) for name, each in report["between"].items()))]
+        header = ("between discriminators", "EX", "95 %", "better/worse", "p", "pair acc", "95 %")
+        lines += ["", *_table(header, (_between_line(*each) for each in report["between"].items()))]
     if report["budgets"]:
         header = ("budget", *_JUDGED, "EX %", f"minus {VOTE}", "95 %", "p")
         rows = [_budget_line(*each) for each in _by_budget(report["budgets"])]
@@ -187,6 +187,12 @@ def _intrinsic_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
         _percent(each["fail_rate"]),
         f"{each['prompt_tokens']} + {each['tokens']}",
     )
+
+
+def _between_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
+    gap, low, high = each["pairs"]
+    pairs = ("–", "–") if math.isnan(gap) else (f"{100 * gap:+.1f}", _interval(low, high))
+    return (name, *_pick_line("", each)[3:], *pairs)
 
 
 def _text_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:

@@ -148,10 +148,12 @@ def test_ways_to_score_are_compared_if_one_thing_differs():
         Variant("reasoning", "check", "hard"),
     ]
     correct = {f"rerank, {way.name}": [number > 0, True] for number, way in enumerate(ways)}
-    found = between(ways, correct)
+    pairs = {way.name: [(number, 4)] for number, way in enumerate(ways)}
+    found = between(ways, correct, pairs)
     assert found.keys() == {"reasoning naive soft minus yes_no naive soft"}
     (pair,) = found.values()
     assert (pair["difference"], pair["better"], pair["worse"]) == (0.5, 1, 0)
+    assert pair["pairs"] == (0.25, 0.25, 0.25)
 
 
 def test_what_does_not_execute_is_not_sent_if_no_mode_wants_it(config, tmp_path, judge):
