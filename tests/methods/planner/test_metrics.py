@@ -34,14 +34,14 @@ def test_intervals_are_those_of_problems_drawn_one_by_one():
     scores = [[0.4 * label + 0.8 * rng.random() for label in each] for each in labels]
     other = [[0.5] * len(each) for each in labels]  # a judge of ties is never right
     drawn = []
-    for _ in range(1000):
+    for _ in range(400):
         which = rng.integers(0, 30, 30)
         picked = [labels[i] for i in which], [scores[i] for i in which]
         drawn.append((metrics.pairwise_accuracy(*picked), metrics.macro_f1(*picked)))
     (pair_low, f1_low), (pair_high, f1_high) = np.quantile(drawn, (0.025, 0.975), axis=0)
     counts = metrics.pair_counts(labels, scores)
-    assert metrics.pairwise_interval(counts) == pytest.approx((pair_low, pair_high), abs=0.02)
-    assert metrics.macro_f1_interval(labels, scores) == pytest.approx((f1_low, f1_high), abs=0.02)
+    assert metrics.pairwise_interval(counts) == pytest.approx((pair_low, pair_high), abs=0.03)
+    assert metrics.macro_f1_interval(labels, scores) == pytest.approx((f1_low, f1_high), abs=0.03)
     gap = metrics.pairwise_gap(counts, metrics.pair_counts(labels, other))
     assert gap == (metrics.pairwise_accuracy(labels, scores), *metrics.pairwise_interval(counts))
     assert metrics.pairwise_gap(counts, counts) == (0.0, 0.0, 0.0)
