@@ -3,9 +3,9 @@
 Command:   smallr train planner/judge_sft --config.data.train=runs/plan/training_rows-DIGEST/sft --workdir=runs/judge
 First:     smallr plan spider … --out=runs/plan --config.training.holdout="('world_1','car_1')"
 Smoke:     the same with planner/judge_sft:smoke
-Hardware:  a GPU; on 2 CPU cores a few hundred steps an hour.
-Time:      53 steps of 2 x 1,024 tokens in 33 minutes on 2 CPU cores that other work shared.
-Expect:    with so few steps no better than untrained (docs/methods/planner.md); compare with the untrained judge
+Hardware:  a GPU; on 2 CPU cores some 600 steps of 2 x 1,024 tokens an hour.
+Time:      80 steps of 2 x 1,024 tokens, 930 candidates, in 8 minutes on 2 CPU cores that other work shared.
+Expect:    see docs/methods/planner.md; compare with the untrained judge
            and the vote on the databases held out:
            smallr plan spider … --config.data.only="('world_1','car_1')" --config.discriminator.model=runs/judge
 """

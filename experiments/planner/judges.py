@@ -3,12 +3,14 @@
   python -m experiments.planner.judges untrained=runs/a sft=runs/b reward=runs/c --out=runs/judges
 
 Each run is a folder of `smallr plan` on the same questions. Differences are paired, with a bootstrap interval over questions
-and McNemar's exact test: from the vote, and from the first run in the same mode. table.md and table.csv are written.
+and, for picks, McNemar's exact test: from the vote, and from the first run in the same mode. table.md, table.csv and judges.png
+are written.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +21,22 @@ from smallr.core.comparison import markdown, write_csv
 from smallr.core.errors import UserError
 from smallr.core.files import write_text
 from smallr.methods.planner.evaluation import VOTE, pick_figures
+from smallr.methods.planner.metrics import pairwise_gap
 
-HEADER = ("judge", "pair acc", "macro F1", "Hit@1", "MRR", "fails", "EX", "minus the vote", "p", "minus the first", "p")
+HEADER = (
+    "judge",
+    "pair acc",
+    "minus the first",
+    "macro F1",
+    "Hit@1",
+    "MRR",
+    "fails",
+    "EX",
+    "minus the vote",
+    "p",
+    "minus the first",
+    "p",
+)
 
 
 def compare(runs: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -47,18 +63,21 @@ def _report(folder: Path) -> dict[str, Any]:
 
 
 def _rows(name: str, report: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    reference = {
-        _mode(pick): correct for pick, correct in first["chosen"]["correct"].items() if pick.startswith("rerank,")
-    }
+    reference = {_mode(variant): variant for variant in first["intrinsic"]}
     for variant, found in report["intrinsic"].items():
         correct = report["chosen"]["correct"][f"rerank, {variant}"]
         vote = pick_figures(correct, report["chosen"]["correct"][VOTE])
-        other = (
-            pick_figures(correct, reference[_mode(variant)])
-            if report is not first and _mode(variant) in reference
-            else None
-        )
-        yield {"judge": name, "variant": variant, "found": found, "vote": vote, "first": other}
+        other = None if report is first else reference.get(_mode(variant))
+        gap = {} if other is None else _gaps(first, other, correct, found)
+        yield {"judge": name, "variant": variant, "found": found, "vote": vote, "first": None, "pairs": None, **gap}
+
+
+def _gaps(first: Mapping[str, Any], variant: str, correct: Sequence[bool], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Compares a judge's picks, and its order of pairs, with those of the first run's variant."""
+    return {
+        "first": pick_figures(correct, first["chosen"]["correct"][f"rerank, {variant}"]),
+        "pairs": pairwise_gap(found["pairs"], first["intrinsic"][variant]["pairs"]),
+    }
 
 
 def _mode(variant: str) -> tuple[str, str]:
@@ -76,7 +95,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             [
                 f"{row['judge']}, {row['variant']}",
                 _interval(found["pairwise_accuracy"], *found["pairwise_interval"]),
-                _percent(found["macro_f1"]),
+                "" if row["pairs"] is None else _interval(*row["pairs"]),
+                _interval(found["macro_f1"], *found["macro_f1_interval"]),
                 _interval(found["hit_at_1"], *found["hit_interval"]),
                 _interval(found["mrr"], *found["mrr_interval"]),
                 _percent(found["fail_rate"]),
@@ -116,13 +136,45 @@ def main(argv: Sequence[str]) -> None:
         {
             "judge": row["judge"],
             "variant": row["variant"],
+            **{key: value for key, value in row["found"].items() if isinstance(value, int | float)},
             **{f"vote_{key}": value for key, value in row["vote"].items()},
+            **{f"first_{key}": value for key, value in (row["first"] or {}).items()},
         }
         for row in rows
     ]
     write_csv(flat, out / "table.csv")
     write_text(out / "table.md", table(rows))
+    _plot(out / "judges.png", rows)
     print(table(rows))
+
+
+def _plot(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws pairwise accuracy and execution match of each judge with their intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.5 + 0.35 * len(rows)), layout="constrained")
+    names = [f"{row['judge']}, {row['variant']}" for row in rows]
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, title, each in zip(axes, ("pairwise accuracy", "execution match"), (_pair_bars, _ex_bars), strict=True):
+        values, low, high = zip(*map(each, rows), strict=True)
+        ends = [[max(v - a, 0.0) for v, a in zip(values, low, strict=True)]]
+        ends += [[max(b - v, 0.0) for v, b in zip(values, high, strict=True)]]
+        axis.errorbar(values, names, xerr=ends, fmt="o")
+        axis.set_xlabel(title)
+    axes[0].axvline(0.5, color="black", linestyle=":")
+    axes[1].axvline(rows[0]["vote"]["ex"] - rows[0]["vote"]["difference"], color="black", linestyle="--")
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+
+
+def _pair_bars(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    found = row["found"]
+    values = (found["pairwise_accuracy"], *found["pairwise_interval"])
+    return tuple(math.nan if value is None else value for value in values)
+
+
+def _ex_bars(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    return row["vote"]["ex"], row["vote"]["low"], row["vote"]["high"]
 
 
 if __name__ == "__main__":

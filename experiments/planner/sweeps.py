@@ -27,6 +27,13 @@ from smallr.methods.planner.pipeline import run_planner
 
 SETTINGS = ("base", "no_schema", "few_shot", "results", "budget", "swapped")
 METRICS = ("pairwise_accuracy", "macro_f1", "hit_at_1", "mrr", "fail_rate")
+INTERVALS = {
+    "pairwise_accuracy": "pairwise_interval",
+    "macro_f1": "macro_f1_interval",
+    "hit_at_1": "hit_interval",
+    "mrr": "mrr_interval",
+}
+HEADER = ("setting", "discriminator", *METRICS, "ex", "minus the vote", "p", "minus base", "p")
 _WITHOUT_RESULTS = {"exec": "naive", "pro": "check"}  # what the modes that show results are compared with
 
 
@@ -63,9 +70,7 @@ def sweep(config: ConfigDict, out: Path, settings: Sequence[str], budgets: Seque
     reports = {name: run_planner(each, out / name) for name, each in configs(config, settings, budgets)}
     rows = [row for name, report in reports.items() for row in _rows(name, report, reports.get("base"))]
     write_csv(rows, out / "table.csv")
-    write_text(
-        out / "table.md", markdown(["setting", "discriminator", *METRICS, "ex", "minus base", "p"], map(_cells, rows))
-    )
+    write_text(out / "table.md", markdown(list(HEADER), map(_cells, rows)))
     _plot(out / "budget.png", [row for row in rows if row["setting"].startswith("budget_")])
     return rows
 
@@ -74,21 +79,35 @@ def _rows(setting: str, report: Mapping[str, Any], base: Mapping[str, Any] | Non
     if setting == "budget":
         for budget, variants in report["budgets"].items():
             for variant, found in variants.items():
-                yield {**_row(f"budget_{budget}", variant, found), "ex": found["pick"]["ex"]}
+                yield {**_row(f"budget_{budget}", variant, found), **_against_vote(found["pick"])}
         return
     correct = report["chosen"]["correct"]
     for variant, found in report["intrinsic"].items():
         row, name = _row(setting, variant, found), f"rerank, {variant}"
         if name in correct:
-            row["ex"] = report["picks"][name]["ex"]
+            row |= _against_vote(report["picks"][name])
             row |= _difference(report["chosen"], name, base) if base is not None and base is not report else {}
         yield row
 
 
 def _row(setting: str, variant: str, found: Mapping[str, Any]) -> dict[str, Any]:
     metrics = {metric: found[metric] for metric in METRICS}
-    empty = dict.fromkeys(("ex", "minus_base", "p_value"))
-    return {"setting": setting, "variant": variant, **metrics, "tokens": found["tokens"], **empty}
+    ends = {
+        f"{metric}_{end}": value
+        for metric, interval in INTERVALS.items()
+        for end, value in zip(("low", "high"), found[interval], strict=True)
+    }
+    picks = dict.fromkeys(f"{name}{part}" for name in ("vote", "base") for part in ("", "_low", "_high", "_p"))
+    return {"setting": setting, "variant": variant, **metrics, **ends, "tokens": found["tokens"], "ex": None, **picks}
+
+
+def _against_vote(pick: Mapping[str, float]) -> dict[str, float]:
+    return {"ex": pick["ex"], **_gap("vote", pick)}
+
+
+def _gap(name: str, found: Mapping[str, float]) -> dict[str, float]:
+    ends = {f"{name}_{end}": found[f"difference_{end}"] for end in ("low", "high")}
+    return {name: found["difference"], **ends, f"{name}_p": found["p_value"]}
 
 
 def _difference(chosen: Mapping[str, Any], name: str, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,18 +116,22 @@ def _difference(chosen: Mapping[str, Any], name: str, base: Mapping[str, Any]) -
     reference = base["chosen"]["correct"].get(" ".join(words))
     if reference is None or base["chosen"]["ids"] != chosen["ids"]:
         return {}
-    found = pick_figures(chosen["correct"][name], reference)
-    return {"minus_base": found["difference"], "p_value": found["p_value"]}
+    return _gap("base", pick_figures(chosen["correct"][name], reference))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    p_value = "" if row["p_value"] is None else f"{row['p_value']:.2g}"
-    return [
-        row["setting"],
-        row["variant"],
-        *map(_percent, [*(row[m] for m in METRICS), row["ex"], row["minus_base"]]),
-        p_value,
-    ]
+    metrics = [_interval(row, metric) if metric in INTERVALS else _percent(row[metric]) for metric in METRICS]
+    gaps = [cell for name in ("vote", "base") for cell in (_interval(row, name), _p_value(row[f"{name}_p"]))]
+    return [row["setting"], row["variant"], *metrics, _percent(row["ex"]), *gaps]
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return "" if value is None else f"{_percent(value)} ({_percent(low)} to {_percent(high)})"
+
+
+def _p_value(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
 
 
 def _percent(value: float | None) -> str:

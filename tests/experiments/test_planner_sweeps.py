@@ -38,7 +38,10 @@ def test_each_setting_is_a_run_and_a_row(tmp_path, monkeypatch):
     ]
     assert any("A box holds 4 rows" in prompt for prompt in prompts)
     assert any("It returns:" in prompt for prompt in prompts)
-    assert (tmp_path / "table.md").read_text().count("\n| ") >= 6
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("\n| ") >= 6
+    assert rows[2]["base_low"] <= rows[2]["base"] <= rows[2]["base_high"]
+    assert "minus the vote" in table
     assert (tmp_path / "table.csv").exists()
     assert (tmp_path / "budget.png").stat().st_size > 1000
     asked = len(prompts)
@@ -75,6 +78,9 @@ def test_judges_of_the_same_candidates_are_compared(tmp_path, monkeypatch, capsy
     one, other = (pick["rerank, reasoning naive hard"] for pick in picks)
     assert one != other
     assert rows[0]["first"] is None
+    assert (tmp_path / "out" / "judges.png").stat().st_size > 1000
+    found, first = (row["found"]["pairwise_accuracy"] for row in (rows[1], rows[0]))
+    assert rows[1]["pairs"][0] == pytest.approx(found - first)
     assert rows[1]["first"]["better"] == sum(b and not a for a, b in zip(one, other, strict=True))
     assert rows[1]["first"]["worse"] == sum(a and not b for a, b in zip(one, other, strict=True))
     with pytest.raises(UserError, match="other questions"):

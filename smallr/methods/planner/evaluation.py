@@ -19,7 +19,6 @@ from smallr.methods.planner.planners import best
 from smallr.methods.planner.rows import Executed, of_rows
 
 VOTE = "majority of proposals"  # what every pick is compared with
-RESAMPLES = 2000
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -81,6 +80,12 @@ def evaluate(
     }
     correct |= {name: [bool(rows[index]["correct"]) for index in judged] for name, rows in searches.items()}
     correct["any of the candidates right"] = [any(each.correct for each in rows) for rows in kept]
+    intrinsic = {
+        variant.name: _intrinsic(variant, kept, scored[variant.name], judgements[variant.judgements], judged)
+        for variant in variants(config)
+        if kept
+    }
+    pairs = {name: each["pairs"] for name, each in intrinsic.items()}
     return {
         "counts": _counts(candidates, kept),
         "unusable": [row["id"] for row in executed if row["id"] not in set(ids)],
@@ -88,26 +93,32 @@ def evaluate(
         "mean_candidate": float(np.mean([np.mean([bool(each.correct) for each in rows]) for rows in kept]))
         if kept
         else math.nan,
-        "intrinsic": {
-            variant.name: _intrinsic(variant, kept, scored[variant.name], judgements[variant.judgements], judged)
-            for variant in variants(config)
-            if kept
-        },
-        "between": _between(variants(config), correct) if kept else {},
+        "intrinsic": intrinsic,
+        "between": between(variants(config), correct, pairs) if kept else {},
         "budgets": _budgets(config, executed, judgements) if kept else {},
         "searches": {name: _costs(rows) for name, rows in searches.items()},
         "chosen": {"ids": ids, "correct": correct},
     }
 
 
-def _between(every: Sequence[Variant], correct: Mapping[str, Sequence[bool]]) -> dict[str, dict[str, float]]:
-    """Compares the picks of ways to score that differ in the mode alone or in the rule alone, question by question."""
+def between(
+    every: Sequence[Variant], correct: Mapping[str, Sequence[bool]], pairs: Mapping[str, Sequence[tuple[int, int]]]
+) -> dict[str, dict[str, Any]]:
+    """Compares ways to score that differ in one respect, the kind, the mode or the rule, question by question.
+
+    Args:
+      every: the ways.
+      correct: by the name of a pick, whether it is right.
+      pairs: by the name of a way, its `metrics.pair_counts`.
+    """
     found = {}
     for one, other in itertools.combinations(every, 2):
         names = [f"rerank, {each.name}" for each in (one, other)]
-        changed = (one.mode != other.mode) + (one.rule != other.rule)
-        if one.kind == other.kind and changed == 1 and all(name in correct for name in names):
-            found[f"{other.name} minus {one.name}"] = pick_figures(correct[names[1]], correct[names[0]])
+        changed = sum(a != b for a, b in zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True))
+        if changed == 1 and all(name in correct for name in names):
+            gap = metrics.pairwise_gap(pairs[other.name], pairs[one.name])
+            figures = pick_figures(correct[names[1]], correct[names[0]])
+            found[f"{other.name} minus {one.name}"] = {**figures, "pairs": gap}
     return found
 
 
@@ -135,7 +146,7 @@ def pick_figures(correct: Sequence[bool], vote: Sequence[bool]) -> dict[str, flo
     """Returns execution match with its 95 % interval, and the difference from the vote with McNemar's exact test."""
     estimate = pass_at_1([[float(value)] for value in correct])
     low, high = estimate.interval()
-    gap = paired_difference([[float(v)] for v in vote], [[float(v)] for v in correct], resamples=RESAMPLES)
+    gap = paired_difference([[float(v)] for v in vote], [[float(v)] for v in correct], resamples=metrics.RESAMPLES)
     return {
         "ex": estimate.value,
         "low": low,
@@ -178,16 +189,17 @@ def _intrinsic(
         if not (checks and candidate.error)
     ]
     hit = pass_at_1([[float(rank == 1.0)] for rank in ranks])
-    rng = np.random.default_rng(0)
-    drawn = np.array(ranks)[rng.integers(0, len(ranks), (RESAMPLES, len(ranks)))].mean(1)
+    pairs = metrics.pair_counts(labels, values)
     return {
         "pairwise_accuracy": metrics.pairwise_accuracy(labels, values),
-        "pairwise_interval": metrics.pairwise_interval(labels, values, resamples=RESAMPLES),
+        "pairwise_interval": metrics.pairwise_interval(pairs),
+        "pairs": pairs,
         "macro_f1": metrics.macro_f1(labels, values),
+        "macro_f1_interval": metrics.macro_f1_interval(labels, values),
         "hit_at_1": hit.value,
         "hit_interval": hit.interval(),
         "mrr": float(np.mean(ranks)),
-        "mrr_interval": tuple(map(float, np.quantile(drawn, (0.025, 0.975)))),
+        "mrr_interval": metrics.mean_interval(ranks),
         "fail_rate": float(np.mean([each.correct is None for each in sent])) if sent else math.nan,
         "asked": len(sent),
         "prompt_tokens": sum(each.prompt_tokens for each in sent),

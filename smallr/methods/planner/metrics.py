@@ -6,13 +6,14 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 Labels = Sequence[Sequence[bool]]  # of each problem, of each of its candidates
 Scores = Sequence[Sequence[float]]
 THRESHOLD = 0.5  # a plan that scores above it is said to be correct
+RESAMPLES = 2000
 
 
 def pairwise_accuracy(labels: Labels, scores: Scores) -> float:
@@ -20,10 +21,12 @@ def pairwise_accuracy(labels: Labels, scores: Scores) -> float:
 
     Pairs of all problems are pooled. NaN where there is none.
     """
-    wins, pairs = (
-        zip(*(_pairs(*each) for each in zip(labels, scores, strict=True)), strict=True) if labels else ((), ())
-    )
-    return sum(wins) / sum(pairs) if sum(pairs) else math.nan
+    return _pooled(pair_counts(labels, scores))
+
+
+def pair_counts(labels: Labels, scores: Scores) -> list[tuple[int, int]]:
+    """Returns, for each problem, how many of its pairs are in the right order, and how many there are."""
+    return [_pairs(*each) for each in zip(labels, scores, strict=True)]
 
 
 def _pairs(labels: Sequence[bool], scores: Sequence[float]) -> tuple[int, int]:
@@ -32,17 +35,51 @@ def _pairs(labels: Sequence[bool], scores: Sequence[float]) -> tuple[int, int]:
     return sum(good > bad for good in right for bad in wrong), len(right) * len(wrong)
 
 
+def _pooled(counts: Sequence[tuple[int, int]]) -> float:
+    wins, pairs = np.array(counts, float).reshape(-1, 2).sum(0)
+    return float(wins / pairs) if pairs else math.nan
+
+
+def pairwise_interval(counts: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval of pairwise accuracy from `pair_counts`; NaN where there is no pair."""
+    wins, pairs = _resampled(np.array(counts, float).reshape(-1, 2)).T
+    return _quantiles(wins[pairs > 0] / pairs[pairs > 0])
+
+
+def pairwise_gap(counts: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
+    """Returns by how much pairwise accuracy exceeds that of another judge of the same pairs, and the 95 % interval.
+
+    Problems are resampled, and both judges have the same ones.
+    """
+    both = np.hstack([np.array(each, float).reshape(-1, 2) for each in (counts, other)])
+    drawn = _resampled(both)
+    drawn = drawn[drawn[:, 1] > 0]
+    return _pooled(counts) - _pooled(other), *_quantiles((drawn[:, 0] - drawn[:, 2]) / drawn[:, 1])
+
+
 def macro_f1(labels: Labels, scores: Scores) -> float:
     """Returns the mean of the F1 of both classes, of plans pooled; a class that is never right has 0."""
-    truth = [label for each in labels for label in each]
-    said = [value > THRESHOLD for each in scores for value in each]
-    return float(np.mean([_f1(truth, said, label) for label in (True, False)]))
+    return float(_macro_f1(_confusion(labels, scores).sum(0)))
 
 
-def _f1(truth: Sequence[bool], said: Sequence[bool], label: bool) -> float:
-    hits = sum(t == s == label for t, s in zip(truth, said, strict=True))
-    total = sum(t == label for t in truth) + sum(s == label for s in said)
-    return 2 * hits / total if total else 0.0
+def macro_f1_interval(labels: Labels, scores: Scores) -> tuple[float, float]:
+    """Returns its 95 % bootstrap interval over problems."""
+    return _quantiles(_macro_f1(_resampled(_confusion(labels, scores))))
+
+
+def _confusion(labels: Labels, scores: Scores) -> np.ndarray:
+    """Counts the plans of each problem: said to be right and right, wrong and wrong, and not as they are."""
+    rows = []
+    for truth, values in zip(labels, scores, strict=True):
+        said = np.array(values) > THRESHOLD
+        is_right = np.array(truth, bool)
+        rows.append([np.sum(said & is_right), np.sum(~said & ~is_right), np.sum(said != is_right)])
+    return np.array(rows, float).reshape(-1, 3)
+
+
+def _macro_f1(counts: np.ndarray) -> np.ndarray:
+    hits, errors = 2 * counts[..., :2], counts[..., 2:]
+    return np.mean(hits / np.maximum(hits + errors, 1.0), axis=-1)
 
 
 def reciprocal_ranks(labels: Labels, scores: Scores) -> list[float]:
@@ -54,36 +91,21 @@ def reciprocal_ranks(labels: Labels, scores: Scores) -> list[float]:
     return ranks
 
 
-def hits(labels: Labels, scores: Scores) -> list[bool]:
-    """Returns whether the first plan of each problem, by a stable sort, is correct."""
-    return [rank == 1.0 for rank in reciprocal_ranks(labels, scores)]
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval of a mean over problems."""
+    sums = _resampled(np.array(values, float).reshape(-1, 1))[:, 0]
+    return _quantiles(sums / max(len(values), 1))
 
 
-def bootstrap(
-    measure: Callable[[Labels, Scores], float],
-    labels: Labels,
-    scores: Scores,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Returns the 95 % interval of a measure by resampling problems, percentiles; NaN where it is not defined."""
-    rng, values = np.random.default_rng(seed), []
-    for _ in range(resamples):
-        drawn = rng.integers(0, len(labels), len(labels))
-        values.append(measure([labels[i] for i in drawn], [scores[i] for i in drawn]))
-    known = [value for value in values if not math.isnan(value)]
-    return tuple(map(float, np.quantile(known, (0.025, 0.975)))) if known else (math.nan, math.nan)
+def _resampled(counts: np.ndarray) -> np.ndarray:
+    """Returns the sums of counts over problems, for as many problems drawn anew, once a resample."""
+    problems = len(counts)
+    drawn = np.random.default_rng(0).multinomial(problems, np.full(problems, 1.0 / problems), RESAMPLES)
+    return drawn @ counts
 
 
-def pairwise_interval(labels: Labels, scores: Scores, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Returns the bootstrap interval of `pairwise_accuracy`, whose pairs are counted once."""
-    counts = np.array([_pairs(*each) for each in zip(labels, scores, strict=True)], float).reshape(-1, 2)
-    if not counts[:, 1].sum():
-        return math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, len(counts), (resamples, len(counts)))
-    wins, pairs = counts[drawn].sum(1).T
-    return tuple(map(float, np.quantile(wins[pairs > 0] / pairs[pairs > 0], (0.025, 0.975))))
+def _quantiles(values: np.ndarray) -> tuple[float, float]:
+    return tuple(map(float, np.quantile(values, (0.025, 0.975)))) if len(values) else (math.nan, math.nan)
 
 
 def text_statistics(texts: Sequence[str]) -> dict[str, float]:

@@ -17,6 +17,8 @@ from smallr.methods.planner.instances import agreement, with_all_instances
 from smallr.methods.planner.sql.gold import gold_report, write_gold
 
 _SHOWN = 20  # questions listed by name
+_FIGURES = ("pair acc %", "macro F1 %", "Hit@1 %", "MRR %")  # each with an interval
+_JUDGED = ("discriminator", *(name for figure in _FIGURES for name in (figure, "95 %")), "fail %")
 
 
 def write_report(
@@ -111,16 +113,15 @@ def _judged(report: Mapping[str, Any]) -> list[str]:
     """Writes how well discriminators tell right from wrong, what they wrote, and how they differ."""
     lines: list[str] = []
     if report["intrinsic"]:
-        header = ("discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "95 %", "MRR %", "fail %", "tokens")
-        lines += ["", *_table(header, (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
+        lines += ["", *_table((*_JUDGED, "tokens"), (_intrinsic_line(*each) for each in report["intrinsic"].items()))]
         rows = [_text_line(*each) for each in report["intrinsic"].items() if each[1]["text"]["words"] > 0]
         header = ("rationales", "words", "repetition %", "1 - TTR %", "pairs of words repeated %", "entropy, bits")
         lines += ["", *_table(header, rows)] if rows else []
     if report["between"]:
-        header = ("between discriminators, EX", "difference", "95 %", "better/worse", "p")
-        lines += ["", *_table(header, ((name, *_pick_line("", each)[3:]) for name, each in report["between"].items()))]
+        header = ("between discriminators", "EX", "95 %", "better/worse", "p", "pair acc", "95 %")
+        lines += ["", *_table(header, (_between_line(*each) for each in report["between"].items()))]
     if report["budgets"]:
-        header = ("budget", "discriminator", "pair acc %", "95 %", "macro F1 %", "Hit@1 %", "MRR %", "fail %", "EX %")
+        header = ("budget", *_JUDGED, "EX %", f"minus {VOTE}", "95 %", "p")
         rows = [_budget_line(*each) for each in _by_budget(report["budgets"])]
         lines += ["", *_table(header, rows)]
     return lines
@@ -178,12 +179,20 @@ def _intrinsic_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
         _percent(each["pairwise_accuracy"]),
         _interval(*each["pairwise_interval"]),
         _percent(each["macro_f1"]),
+        _interval(*each["macro_f1_interval"]),
         _percent(each["hit_at_1"]),
         _interval(*each["hit_interval"]),
         _percent(each["mrr"]),
+        _interval(*each["mrr_interval"]),
         _percent(each["fail_rate"]),
         f"{each['prompt_tokens']} + {each['tokens']}",
     )
+
+
+def _between_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
+    gap, low, high = each["pairs"]
+    pairs = ("–", "–") if math.isnan(gap) else (f"{100 * gap:+.1f}", _interval(low, high))
+    return (name, *_pick_line("", each)[3:], *pairs)
 
 
 def _text_line(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
@@ -198,8 +207,8 @@ def _by_budget(budgets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 
 def _budget_line(budget: str, name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
-    cells = _intrinsic_line(name, each)
-    return (budget, *cells[:5], cells[6], cells[7], _percent(each["pick"]["ex"]))
+    _, ex, _, difference, interval, _, p_value = _pick_line(name, each["pick"])
+    return (budget, *_intrinsic_line(name, each)[:-1], ex, difference, interval, p_value)
 
 
 def _percent(value: float) -> str:

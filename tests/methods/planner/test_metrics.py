@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from smallr.methods.planner import metrics
@@ -20,8 +21,31 @@ def test_pairs_are_pooled_and_ties_count_as_wrong():
     # First problem: a tie (wrong) and a win; second: a loss; the others have no pair.
     assert metrics.pairwise_accuracy(LABELS, SCORES) == pytest.approx(1 / 3)
     assert math.isnan(metrics.pairwise_accuracy([[True]], [[0.3]]))
-    low, high = metrics.pairwise_interval(LABELS, SCORES)
+    counts = metrics.pair_counts(LABELS, SCORES)
+    assert counts == [(1, 2), (0, 1), (0, 0), (0, 0)]
+    low, high = metrics.pairwise_interval(counts)
     assert 0 <= low <= 1 / 3 <= high <= 1
+    assert all(map(math.isnan, metrics.pairwise_interval([(0, 0)])))
+
+
+def test_intervals_are_those_of_problems_drawn_one_by_one():
+    rng = np.random.default_rng(1)
+    labels = [list(rng.random(4) < 0.5) for _ in range(30)]
+    scores = [[0.4 * label + 0.8 * rng.random() for label in each] for each in labels]
+    other = [[0.5] * len(each) for each in labels]  # a judge of ties is never right
+    drawn = []
+    for _ in range(400):
+        which = rng.integers(0, 30, 30)
+        picked = [labels[i] for i in which], [scores[i] for i in which]
+        drawn.append((metrics.pairwise_accuracy(*picked), metrics.macro_f1(*picked)))
+    (pair_low, f1_low), (pair_high, f1_high) = np.quantile(drawn, (0.025, 0.975), axis=0)
+    counts = metrics.pair_counts(labels, scores)
+    assert metrics.pairwise_interval(counts) == pytest.approx((pair_low, pair_high), abs=0.03)
+    assert metrics.macro_f1_interval(labels, scores) == pytest.approx((f1_low, f1_high), abs=0.03)
+    gap = metrics.pairwise_gap(counts, metrics.pair_counts(labels, other))
+    assert gap == (metrics.pairwise_accuracy(labels, scores), *metrics.pairwise_interval(counts))
+    assert metrics.pairwise_gap(counts, counts) == (0.0, 0.0, 0.0)
+    assert metrics.mean_interval([1.0, 1.0]) == (1.0, 1.0)
 
 
 def test_macro_f1_at_one_half():
@@ -33,7 +57,6 @@ def test_macro_f1_at_one_half():
 
 def test_hits_and_ranks_by_a_stable_sort_with_all_questions():
     assert metrics.reciprocal_ranks(LABELS, SCORES) == [1.0, 0.5, 1.0, 0.0]
-    assert metrics.hits(LABELS, SCORES) == [True, False, True, False]
     assert metrics.reciprocal_ranks([[False, True]], [[0.5, 0.5]]) == [0.5]  # a tie keeps the order
 
 

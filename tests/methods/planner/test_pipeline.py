@@ -14,6 +14,7 @@ from smallr.core.stages import Stopped
 from smallr.methods.planner import opening, searching
 from smallr.methods.planner.config import base
 from smallr.methods.planner.discriminators import reasoning
+from smallr.methods.planner.evaluation import Variant, between
 from smallr.methods.planner.pipeline import run_planner
 from smallr.sampling.requests import Result
 from tests.evals.fakes import FakeModel
@@ -138,6 +139,21 @@ def test_figures_of_a_benchmark(config, tmp_path, judge):
     assert "| majority of proposals | 50.0 |" in text
     assert "gold plan that fails or is unknown: c" in text
     assert json.loads((tmp_path / "run" / "report.json").read_text())["picks"].keys() == report["picks"].keys()
+
+
+def test_ways_to_score_are_compared_if_one_thing_differs():
+    ways = [
+        Variant("yes_no", "naive", "soft"),
+        Variant("reasoning", "naive", "soft"),
+        Variant("reasoning", "check", "hard"),
+    ]
+    correct = {f"rerank, {way.name}": [number > 0, True] for number, way in enumerate(ways)}
+    pairs = {way.name: [(number, 4)] for number, way in enumerate(ways)}
+    found = between(ways, correct, pairs)
+    assert found.keys() == {"reasoning naive soft minus yes_no naive soft"}
+    (pair,) = found.values()
+    assert (pair["difference"], pair["better"], pair["worse"]) == (0.5, 1, 0)
+    assert pair["pairs"] == (0.25, 0.25, 0.25)
 
 
 def test_what_does_not_execute_is_not_sent_if_no_mode_wants_it(config, tmp_path, judge):
