@@ -1,4 +1,4 @@
-"""Shared settings: tests run on the CPU, never reach for the network, and compile a program once a session."""
+"""Shared settings: tests run on the CPU, never reach for the network, and keep the programs that they compile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +32,14 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
         one_part = "--xla_cpu_parallel_codegen_split_count=1"  # the other core has a worker of its own
         os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_use_fusion_emitters=false {one_part}")
 
-# Programs that several tests, workers or runs in processes of their own compile alike come from one folder of the session.
-_PROGRAMS = None
+# Programs that several tests, workers, runs in processes of their own, or sessions compile alike are kept in one folder, by
+# what they compute and the versions of JAX. `make clean` removes it, and so does a session that finds it grown large.
+_PROGRAMS = Path(__file__).parents[1] / "build" / "test_programs"
+_MOST_PROGRAMS = 20_000  # the whole suite has 2,200 with 40 MiB
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has the controller's environment
-    _PROGRAMS = tempfile.mkdtemp(prefix="smallr-tests-programs-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _PROGRAMS
+    if len(list(_PROGRAMS.rglob("*"))) > _MOST_PROGRAMS:
+        shutil.rmtree(_PROGRAMS, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_PROGRAMS)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
@@ -63,12 +65,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Removes the session's programs, in the process that made the folder."""
-    if _PROGRAMS:
-        shutil.rmtree(_PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -202,6 +202,7 @@ _DAMAGE = {
 @pytest.fixture
 def abandoned_reads():
     """Orbax drops the other reads when one fails; Python complains when it collects them: here, and not later."""
+    gc.freeze()  # only what the test makes is looked through: all programs of a session would take seconds each time
     yield
     with warnings_module.catch_warnings():
         warnings_module.simplefilter("ignore")
