@@ -42,7 +42,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has t
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_PROGRAMS)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-from smallr.core.programs import keep_programs  # noqa: E402 - JAX reads the environment when it is imported
+import jax  # noqa: E402 - it reads the environment when it is imported
+
+from smallr.core.programs import keep_programs  # noqa: E402
 from tests.compiling import compile_as_tests_do  # noqa: E402
 
 keep_programs()
@@ -65,6 +67,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_a_module() -> Iterator[None]:
+    """Lets go of a module's programs, which take gigabytes in the end; a later module finds those of its own on disk."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
