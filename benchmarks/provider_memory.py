@@ -21,7 +21,7 @@ PROMPTS = ["How many legs have three cats?", "What is 17 + 25?"]
 
 
 def make_providers(folder: Path, model: str, rank: int) -> list[Path]:
-    """Writes three runs with fresh adapters beside a model; their sizes are those of trained ones."""
+    """Trains three runs with adapters beside a model, one step each; their sizes are those of longer runs."""
     from smallr.methods.collate.config import base, training_config
     from smallr.training.trainer import Trainer
 
@@ -31,12 +31,13 @@ def make_providers(folder: Path, model: str, rank: int) -> list[Path]:
     rows = [{"prompt": "a", "chosen": " b", "rejected": " c"}] * 4
     with config.unlocked():
         config.model, config.batch.rows, config.batch.row_length = model, 1, 64
-    for number in range(3):
-        with Trainer(config, folder / f"provider{number}") as trainer:
+        config.epochs, config.steps = 0, 1
+    runs = [folder / f"provider{number}" for number in range(3)]
+    for run in runs:
+        with Trainer(config, run) as trainer:
             trainer.load_data(rows)
-            trainer.load()
-            trainer.save()
-    return [folder / f"provider{number}" for number in range(3)]
+            trainer.fit()
+    return runs
 
 
 def child(way: str, model: str, rank: int, runs: list[Path]) -> None:
