@@ -44,6 +44,7 @@ class Line:
       seconds: that it took or is estimated to take; None where that is not known.
       note: finished pieces, who works on it, what is damaged.
       kind, amount: of its work, where the plan says them; see `Stages.expect`.
+      resumed: it went on after an interruption, so `seconds` are those of its last part.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Line:
     note: str = ""
     kind: str = ""
     amount: float = 0.0
+    resumed: bool = False
 
 
 def states(folder: Path) -> list[Line]:
@@ -138,7 +140,9 @@ def _line(folder: Path, name: str) -> Line:
         seconds = found.get("seconds")
         if isinstance(seconds, dict):  # of a training run, by what they were spent on
             seconds = seconds.get("total")
-        return Line(name, State.DONE, None if seconds is None else float(seconds), note)
+        resumed = found.get("resumed") is True
+        note = "; ".join(filter(None, (note, "the time is that since it last went on" if resumed else "")))
+        return Line(name, State.DONE, None if seconds is None else float(seconds), note, resumed=resumed)
     except (FileError, TypeError, ValueError) as error:
         return Line(name, State.DAMAGED, note=str(error))
 
@@ -158,11 +162,11 @@ def _pieces(path: Path) -> str:
 
 def _with_estimates(lines: Sequence[Line]) -> list[Line]:
     """Estimates stages that are not done by those of their kind that are: in proportion to the work that the plan says,
-    else by the mean of stages whose names differ in numbers alone.
+    else by the mean of stages whose names differ in numbers alone. One that went on after an interruption tells nothing.
     """
     taken: dict[str, list[tuple[float, float]]] = {}
     for line in lines:
-        if line.state is State.DONE and line.seconds is not None:
+        if line.state is State.DONE and line.seconds is not None and not line.resumed:
             taken.setdefault(_kind(line), []).append((line.seconds, _amount(line)))
     return [
         dataclasses.replace(line, seconds=_amount(line) * sum(s for s, _ in times) / sum(a for _, a in times))

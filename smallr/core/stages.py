@@ -126,7 +126,7 @@ class StageFolder:
         self._name, self._what, self._pieces = name or path.name, what, pieces
         self._files = (RUN, RESULT, pieces, *files)
         self._lock = FolderLock(path, what)
-        self._start = 0.0
+        self._start, self._resumed = 0.0, False
 
     def __enter__(self) -> StageFolder:
         """Locks the folder, removes what a kill has left half-written and checks what was asked for before.
@@ -158,16 +158,21 @@ class StageFolder:
         return Journal(self.path / self._pieces, fields)
 
     def finish(self, value: Any = None) -> Any:
-        """Stores the stage's value, and with it that the stage is finished; gives the value as it will be read again."""
+        """Stores the stage's value, and with it that the stage is finished; gives the value as it will be read again.
+
+        The seconds are those of this session. Where an earlier one has done a part, they say nothing of the whole stage.
+        """
         saved = save(value, self.path)
         seconds = round(time.perf_counter() - self._start, 3)
-        write_json(self.path / RESULT, {"name": self._name, "seconds": seconds, "value": saved})
+        found = {"name": self._name, "seconds": seconds, "resumed": self._resumed, "value": saved}
+        write_json(self.path / RESULT, found)
         return load(saved, self.path)
 
     def _claim(self) -> None:
         asked = {"name": self._name, "what": self._what, "pieces": self._pieces, "settings": self.settings}
         path = self.path / RUN
-        if path.exists():
+        self._resumed = path.exists()
+        if self._resumed:
             try:
                 before = read_json(path)
                 what, settings = before["what"], dict(before["settings"])

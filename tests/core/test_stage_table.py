@@ -81,6 +81,11 @@ def test_estimates_are_those_of_the_plan_until_a_stage_of_the_kind_is_finished(t
         grid.run([*runs, *texts], until("run-1"))
     result = next(tmp_path.glob("run-0-*/result.json"))
     result.write_text(json.dumps({**json.loads(result.read_text()), "seconds": 5.0}))
+    # Its last session took 5 seconds; how long the one took that was stopped in it, nobody knows.
+    (interrupted, other, *_) = states(tmp_path)
+    assert (interrupted.seconds, other.seconds) == (5.0, 60.0)
+    assert interrupted.note.endswith("since it last went on")
+    result.write_text(json.dumps({**json.loads(result.read_text()), "resumed": False}))
     assert [line.seconds for line in states(tmp_path)] == [5.0, 20.0, 60.0, None]
     assert show(states(tmp_path)).endswith("at least 0:01:20 left")
 
