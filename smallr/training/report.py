@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from smallr import __version__
 from smallr.core.files import write_text
+from smallr.core.stages import RUN
 from smallr.data.packing import describe
 from smallr.data.rows import GAPS
 from smallr.data.sources import is_builtin
@@ -217,7 +218,8 @@ def finish(trainer: Trainer, after: dict[str, float] | None) -> dict[str, Any]:
     if trainer.best.step:
         text += [f"best         {trainer.best.line()}: this checkpoint stands for the run"]
     text += trainer.publisher.lines()
-    text += ["", "next:", *(f"  {line}" for line in next_commands(trainer))]
+    if not is_stage(trainer):
+        text += ["", "next:", *(f"  {line}" for line in next_commands(trainer))]
     if jax.process_index() == 0:
         write_text(workdir / "report.json", json.dumps(found, indent=2) + "\n")
         write_text(workdir / "report.txt", "\n".join(text) + "\n")
@@ -243,6 +245,11 @@ def _comparison(evaluations: dict[str, dict[str, float]]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def is_stage(trainer: Trainer) -> bool:
+    """Returns whether the run is a stage of a job: the job goes on with it, and training on would change what it has used."""
+    return (trainer.workdir / RUN).exists()
 
 
 def next_commands(trainer: Trainer) -> list[str]:

@@ -218,7 +218,7 @@ class Trainer:
                 if self.stopped or self.step == self.steps:
                     break
         if self.stopped:  # said when the bar is gone, since it breaks lines
-            again = report.next_commands(self)[0]
+            again = "the command of the whole job" if report.is_stage(self) else report.next_commands(self)[0]
             log(f"asked to stop: saved step {self.step} of {self.steps}; go on with: {again}")
 
     def _end_if_exhausted(self) -> None:

@@ -93,6 +93,12 @@ def test_every_stage_leaves_its_rows_and_counts(finished):
     assert accuracy["M_IFT", "I→A"]["low"] < 1
 
 
+def test_a_stage_that_trains_gives_no_advice_that_would_change_it(finished):
+    texts = [path.read_text() for path in finished[0].glob("*/report.txt")]
+    assert len(texts) == 8
+    assert not any("next:" in text or "smallr train" in text for text in texts)
+
+
 def test_round_two_starts_from_round_one_with_the_same_judge(finished, home):
     out, _ = finished
     run = Collate(config_of(home, rounds=2, indirect=True), out.absolute())
