@@ -141,6 +141,14 @@ def fill(decoder: Decoder, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -
             variable.set_value(jax.device_put(value, variable.get_value().sharding))
 
 
+def free_layers(decoder: Decoder) -> None:
+    """Frees the weights of all layers but the adapters, of which shapes stay: for a decoder that only holds adapters."""
+    for path, variable in nnx.iter_graph(decoder.layers):
+        if isinstance(variable, nnx.Variable) and not is_adapter_path(path):
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variable.get_value())
+            variable.set_value(shapes)
+
+
 @functools.cache
 def _uniform(shape: tuple[int, ...], bound: float, sharding: NamedSharding) -> Callable[[Array], Array]:
     """Returns the program that draws numbers within the bound; projections of one shape share it."""

@@ -22,7 +22,7 @@ from smallr.core.journal import Journal
 from smallr.core.sharding import make_mesh
 from smallr.language.loading import load_trained
 from smallr.models.decoder import Decoder
-from smallr.models.lora import LoRA, attach, fill, targets
+from smallr.models.lora import LoRA, attach, fill, free_layers, targets
 from smallr.models.projection import adapter_name
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
@@ -142,6 +142,8 @@ class Writer:
                 )
             else:
                 self._engine.update(decoder)
+        if self._lora is not None:
+            free_layers(decoder)  # the engine has packed them
         self._base, self._decoder = base, decoder if self._lora is not None else None
 
     def _switched_off(self) -> Pairs:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from smallr.config import add_lora
@@ -77,6 +79,9 @@ def test_adapters_are_swapped_beside_one_base(tmp_path, runs, monkeypatch):
     adapters = [size for name, size in sizes[-1].items() if name != "base"]
     assert len(adapters) == 3
     assert sum(adapters) < sizes[-1]["base"]
+    layers = nnx.state(shared._decoder.layers)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(layers) if isinstance(leaf, jax.Array))
+    assert held == adapters[0]  # the engine alone holds the base
 
 
 def test_a_block_is_written_again_as_it_was(tmp_path, runs, monkeypatch):
