@@ -12,10 +12,10 @@ from smallr.agents.method_stages import train_in
 from smallr.core.stages import Stage, StageFolder, Stages
 from smallr.methods.collate import config as fields
 from smallr.methods.collate.answers import answer_questions, choose_provider
-from smallr.methods.collate.cost import PACE, REFERENCE, ROWS, SCORE, TRAIN, WRITE, Lengths, measured_pace, seconds_of
+from smallr.methods.collate.cost import PACE, REFERENCE, SCORE, TRAIN, WRITE, Lengths, Work, measured_pace
 from smallr.methods.collate.data import Row, load_data, mixed_modes, opened, shares, task_parts, written
 from smallr.methods.collate.generation import refine_rationales, write_rationales
-from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, Modes, open_modes, write_tokenizer
+from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, REFINE, Modes, open_modes, write_tokenizer
 from smallr.methods.collate.pairs import gold_over_own, prefer_useful, refined_pairs
 from smallr.methods.collate.report import PLOT, REPORT, write_report
 from smallr.methods.collate.utility import score_rationales
@@ -43,8 +43,8 @@ def run_collate(config: ConfigDict, out: Path) -> dict[str, Any]:
     """
     fields.check(config)
     out = out.absolute()
+    plan = Collate(config, out)  # rows that cannot be used are refused before the folder belongs to this run
     with StageFolder(out, {"model": config.model}, what="COLLATE run", files=(MODEL, REPORT, PLOT, PACE)) as whole:
-        plan = Collate(config, out)
         plan.estimate(out / PACE)
         plan.stages.run()
         choose_run(out, plan.value(plan.chosen))
@@ -187,7 +187,7 @@ class Collate:
         """
         config = fields.training_config(self.config, kind, self.config.seed + number)
         stage = self.stages.do(name, train_on, self.writer, config, rows, start, self.tokenizer)
-        self.work[stage] = TRAIN, tokens * (config.epochs + (kind != "tuning") * REFERENCE)
+        self.work[stage] = Work(TRAIN, tokens * (config.epochs + (kind != "tuning") * REFERENCE))
         return stage
 
     def rationales(
@@ -197,27 +197,32 @@ class Collate:
         prompts = [self.modes.prompt(RATIONALE, row["question"]) for row in rows]
         how = self.sampling(0, round, temperature)
         stage = self.stages.do(name, write_rationales, self.writer, model, prompts, self.modes, how)
-        self.work[stage] = WRITE, len(rows) * self.lengths.rationale
+        self.work[stage] = self.writing(len(rows), RATIONALE)
         return stage
 
     def refinements(self, name: str, model: Stage, rows: Sequence[Row], drafts: Stage, round: int) -> Stage:
         """Names a stage in which a model refines the rationale that another one wrote for each row."""
         how = self.modes, self.sampling(0, round)
         stage = self.stages.do(name, refine_rationales, self.writer, model, rows, drafts, *how)
-        self.work[stage] = WRITE, len(rows) * self.lengths.rationale
+        self.work[stage] = self.writing(len(rows), REFINE)
         return stage
 
     def answer(self, name: str, model: Stage, mode: str, given: Stage | None = None) -> Stage:
         """Names a stage in which a model answers the validation questions in a mode."""
         rows, how = self.data.validation, (self.modes, self.answering)
         stage = self.stages.do(name, answer_questions, self.writer, model, rows, mode, *how, given)
-        self.work[stage] = WRITE, len(rows) * self.lengths.answered(mode)
+        self.work[stage] = self.writing(len(rows), mode, self.lengths.answer)
         return stage
+
+    def writing(self, rows: int, mode: str, more: float = 0.0) -> Work:
+        """Returns the work of writing for so many rows in a mode; `more` tokens than a rationale has, if it writes one."""
+        written = self.lengths.rationale * (mode in (RATIONALE, REFINE)) + more
+        return Work(WRITE, rows * written, rows * self.lengths.prompt(mode))
 
     def utilities(self, name: str, rows: Sequence[Row], written: Sequence[Stage]) -> Stage:
         """Names a stage in which the instruction-tuned model scores all rationales of each row."""
         stage = self.stages.do(name, score_rationales, self.tuned, rows, list(written), self.modes, self.scoring)
-        self.work[stage] = SCORE, len(rows) * self.lengths.scored(len(written))
+        self.work[stage] = Work(SCORE, len(rows) * self.lengths.scored(len(written)))
         return stage
 
     def sampling(self, more: int, round: int, temperature: float | None = None) -> dict[str, Any]:
@@ -246,10 +251,11 @@ class Collate:
         pace = None
         if self.config.estimate and not all(map(self.stages.is_done, self.stages.named)):
             rows = [row for row in self.data.tuning if row["rationale"]][: self.config.generation.decode_slots]
-            pace = measured_pace(path, self.writer, self.config.model, rows, self.modes, self.scoring)
+            scored = self.lengths.scored(1)
+            pace = measured_pace(path, self.writer, self.config.model, rows, self.modes, self.scoring, scored)
         for stage in self.stages.named:
-            kind, tokens = self.work.get(stage, (ROWS, 1.0))
-            self.stages.expect(stage, kind, tokens, None if pace is None else seconds_of(pace, kind, tokens))
+            work = self.work.get(stage, Work())
+            self.stages.expect(stage, work.kind, work.amount(pace), None if pace is None else work.seconds(pace))
 
     def value(self, stage: Stage) -> Any:
         """Returns the value of a finished stage."""

@@ -32,6 +32,7 @@ from smallr.training.progress import log
 from smallr.training.saved import find_run
 
 _BLOCK = 256  # prompts that are answered together, and kept as soon as they are
+_MEASURED = 24  # tokens that are written to a prompt to measure the speed
 
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]  # a and b of each adapter
 
@@ -86,18 +87,25 @@ class Writer:
             log(f"{folder.name}: wrote {tokens:,} tokens in {seconds:.1f} s, {tokens / seconds:,.0f} tokens/s")
         return [each for first in range(0, len(prompts), _BLOCK) for each in journal[str(first)]["completions"]]
 
-    def pace(self, model: str, prompts: Sequence[str], tokens: int) -> dict[str, float]:
-        """Measures, on a few prompts, the seconds until the first completions and those of each token from then on."""
-        params = sampling_params("config.generation", max_tokens=tokens, temperature=0.0)
-        requests = [request_of(prompt, params, {"seed": 0, "round": 0}) for prompt in prompts[: self._decode_slots]]
+    def pace(self, model: str, prompts: Sequence[str]) -> dict[str, float]:
+        """Measures the seconds of loading (`start`), of a token of a `prompt`, and of a `token` that is written."""
+
+        def seconds(tokens: int) -> tuple[float, int, int]:
+            params = sampling_params("config.generation", max_tokens=tokens, temperature=0.0)
+            requests = [request_of(prompt, params, {"seed": 0, "round": 0}) for prompt in prompts[: self._decode_slots]]
+            self._engine.forget()
+            start = time.perf_counter()
+            usage = [result.usage for result in self._engine.generate(requests)]
+            passed = time.perf_counter() - start
+            return passed, sum(each.prompt_tokens for each in usage), sum(each.completion_tokens for each in usage)
+
         start = time.perf_counter()
         self._take(Path(model))
-        self._engine.generate(requests)  # compiles
-        started = time.perf_counter() - start
-        self._engine.forget()
-        results = self._engine.generate(requests)
-        written = sum(result.usage.completion_tokens for result in results)
-        return {"start": started, "token": (time.perf_counter() - start - started) / max(written, 1)}
+        loaded = time.perf_counter() - start
+        seconds(_MEASURED)  # compiles
+        (short, read, few), (whole, _, many) = seconds(1), seconds(_MEASURED)
+        token = max(whole - short, 1e-6) / max(many - few, 1)  # never 0, whatever else the machine does
+        return {"start": loaded, "prompt": max(short - few * token, 0.0) / max(read, 1), "token": token}
 
     def close(self) -> None:
         """Frees the models' memory; the next completion loads again what it needs."""

@@ -16,12 +16,13 @@ from smallr.data.tokenize import TokenizeOptions, tokenize
 from smallr.evals.statistics import pass_at_1
 from smallr.methods.collate import config as fields
 from smallr.methods.collate.answers import agreement, choose_provider, is_right
-from smallr.methods.collate.cost import Lengths, measured_pace, seconds_of
+from smallr.methods.collate.cost import Lengths, Work, measured_pace
 from smallr.methods.collate.data import load_data, mixed_modes, opened, shares
 from smallr.methods.collate.generation import write_rationales
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, write_tokenizer
 from smallr.methods.collate.pairs import choose, gold_over_own, prefer_useful, refined_pairs
 from smallr.methods.collate.report import training_counts
+from smallr.methods.collate.utility import UtilityScorer
 from smallr.methods.collate.writer import Writer
 from tests.methods.collate.small import END, MARKS, MODES, ROWS, small_config, write_lines, write_model
 
@@ -363,18 +364,37 @@ def test_the_work_of_a_stage_follows_from_the_lengths_of_rows():
     assert lengths.tuned(False) == 3.5 + 0.5 * (6 + 7.5)  # I→A, and for half of the rows I→R and [I;R]→A
     assert lengths.tuned(True) == 3.5 + 0.5 * (6 + 7.5 + 10)
     assert (lengths.pair, lengths.scored(3)) == (10, 20)
-    assert [lengths.answered(mode) for mode in (ANSWER, RATIONALE, GIVEN)] == [1.5, 5.5, 1.5]
-    assert seconds_of({"writing": {"start": 2.0, "token": 0.1}}, "writing", 30) == 5
+    assert [lengths.prompt(mode) for mode in (ANSWER, RATIONALE, GIVEN)] == [2, 2, 6]
+    pace = {"writing": {"start": 2.0, "prompt": 0.01, "token": 0.1}, "training": {"start": 1.0, "token": 0.5}}
+    written = Work("writing", 30, 100)
+    assert written.seconds(pace) == pytest.approx(2 + 3 + 1)
+    # A token of a prompt is read in a tenth of the time, so 100 of them are the work of 10 written ones.
+    assert (written.amount(pace), written.amount(None)) == (pytest.approx(40), 30)
+    trained = Work("training", 30)
+    assert (trained.seconds(pace), trained.amount(pace)) == (16, 30)
+    assert Work().seconds(pace) == 1
 
 
 @pytest.mark.slow
 def test_the_pace_is_measured_once(tmp_path, model):
     config = small_config(tmp_path, model)
     writer, options = Writer(dtype="float32", decode_slots=2), {**config.utility.to_dict(), "dtype": "float32"}
-    pace = measured_pace(tmp_path / "pace.json", writer, model, ROWS[:4], MODES, options)
+    pace = measured_pace(tmp_path / "pace.json", writer, model, ROWS[:4], MODES, options, 40.0)
     for kind in ("writing", "scoring", "training"):
         assert 0 < pace[kind]["token"] < pace[kind]["start"]
-    assert measured_pace(tmp_path / "pace.json", None, model, [], MODES, options) == pace
+    assert measured_pace(tmp_path / "pace.json", None, model, [], MODES, options, 40.0) == pace
+
+
+@pytest.mark.slow
+def test_scoring_is_measured_on_full_steps_and_prompts_apart_from_what_is_written(tmp_path, model, monkeypatch):
+    config = small_config(tmp_path, model)
+    options = {**config.utility.to_dict(), "dtype": "float32"}  # rows of 256 tokens
+    asked = []
+    monkeypatch.setattr(UtilityScorer, "_scored", lambda self, examples: asked.append(len(examples)) or [])
+    writer = Writer(dtype="float32", decode_slots=2)
+    monkeypatch.setattr(writer, "pace", lambda *_: {"start": 1.0, "prompt": 0.0, "token": 0.1})
+    measured_pace(tmp_path / "pace.json", writer, model, ROWS[:4], MODES, options, 40.0)
+    assert asked == [int(0.9 * 2 * 256 / 40)] * 2  # two rows of a step; the first pass compiles
 
 
 def test_the_counts_of_training_tell_what_is_too_long(tmp_path):

@@ -198,7 +198,7 @@ def test_a_kill_at_any_moment_ends_in_the_same_data_sets(home, whole, monkeypatc
 
 @pytest.mark.parametrize("estimate", [True, False])
 def test_the_run_begins_with_the_time_of_every_stage_as_far_as_it_is_known(home, monkeypatch, capsys, estimate):
-    pace = {kind: {"start": 100.0, "token": 0.0} for kind in ("writing", "scoring", "training")}
+    pace = {kind: {"start": 100.0, "prompt": 0.0, "token": 1e-9} for kind in ("writing", "scoring", "training")}
     monkeypatch.setattr(stages, "measured_pace", lambda *_: pace)
 
     def killed(*_):
@@ -256,7 +256,7 @@ def test_rows_without_rationales_are_refused_before_the_first_stage(home):
         config.data.rows = write_lines(home / "bare.jsonl", [{**row, "rationale": ""} for row in ROWS[:24]])
     with pytest.raises(UserError, match="no row has a rationale"):
         run_collate(config, home / "bare")
-    assert not list((home / "bare").glob("*-*"))
+    assert not (home / "bare").exists()  # so that another model is not refused there
 
 
 def test_the_folder_is_the_chosen_provider_for_every_command(finished, tmp_path):
