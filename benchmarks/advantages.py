@@ -3,8 +3,9 @@
 SmolLM2-135M, or a model of GPT-2's sizes with random weights, writes `new` tokens behind short prompts, greedy, in four ways
 that take turns: plain; with Q heads of which `rows` rows are distinct, as after training on completions that have so many
 different tokens; with Q heads all of whose rows are distinct; and with the former heads over a decoder of their own, as after
-training the trunk too. Prompts are read before the clock starts. Cost model: smallr/sampling/advantages.py; printed are the
-bytes that a step reads and the rate that they alone would allow, relative to plain.
+training the trunk too. Prompts are read, and the first eight tokens drawn, before the clock starts. Cost model:
+smallr/sampling/advantages.py; printed are the bytes that a step reads and the rate that they alone would allow, relative to
+plain.
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ def main() -> None:
         "--cpu_seconds", action="store_true", help="of all threads, where other programs share the cores"
     )
     args = parser.parse_args()
+    if args.new % STEPS or args.new < 2 * STEPS:
+        parser.error(
+            f"--new={args.new} must be a multiple of {STEPS}, at least {2 * STEPS}: the first {STEPS} are not timed"
+        )
     clock = time.process_time if args.cpu_seconds else time.perf_counter
     mesh = make_mesh(1, 1, -1)
     with jax.set_mesh(mesh):

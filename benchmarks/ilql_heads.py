@@ -1,10 +1,10 @@
 """Compares ILQL's heads with dense ones: `python -m benchmarks.ilql_heads [--vocabularies=50257] [--tokens=512] [--width=576]`.
 
-Value and gradients of the whole ILQL loss of `tokens` scored tokens, with respect to hidden states and all heads: one value
-head, two Q heads of twice the width over the vocabulary, their target copy. The dense form computes all Q values of all
-tokens, of the heads and of the copy, and keeps them. Also timed are the products that a dense form of the two Q heads cannot
-do without, alone: Q values, and both gradients from them. All are compiled, then take turns; memory is what the compiler
-reports beyond arguments and results.
+Value and gradients of the whole ILQL loss of `tokens` scored tokens, with respect to hidden states and heads: one value head
+and two Q heads of twice the width over the vocabulary. Their target copy gets no gradient, as in training. The dense form
+computes all Q values of all tokens, of the heads and of the copy, and keeps them. Also timed are the products that a dense
+form of the two Q heads cannot do without, alone: Q values, and both gradients from them. All are compiled, then take turns;
+memory is what the compiler reports beyond arguments and results.
 
 Cost model, n tokens, H heads of W units, vocabulary V. The walk does 8 n H V W operations (Q values twice, two gradients)
 beside 6 of the products alone, so it takes 1.33 times their time if all else were free, and reads the table twice and writes
@@ -25,7 +25,7 @@ from flax import nnx
 
 from smallr.losses.ilql import TokenValues, ilql_terms
 from smallr.models.config import DecoderConfig
-from smallr.models.heads import HeadOptions, Heads
+from smallr.models.heads import TARGET_Q, HeadOptions, Heads, Q
 from smallr.training.objectives.ilql import token_values
 
 OPTIONS = HeadOptions(values=1, q=2, target=True)
@@ -46,10 +46,10 @@ def dense(heads: Heads, states: jax.Array, target: jax.Array) -> TokenValues:
 
 
 def loss_of(values: Values, graphdef: nnx.GraphDef) -> Callable:
-    """Returns the program of the mean loss and its gradients."""
+    """Returns the program of the mean loss and its gradients, of all but the target copy."""
 
-    def loss(params, states, target, reward):
-        found = values(nnx.merge(graphdef, params), states, target)
+    def loss(online, states, copy, target, reward):
+        found = values(nnx.merge(graphdef, online, copy), states, target)
         terms = ilql_terms(found, reward, jnp.zeros_like(target), target >= 0, gamma=0.999, tau=0.9)
         return jnp.mean(terms.q + terms.value + 0.01 * terms.conservative)
 
@@ -80,16 +80,16 @@ def in_turns(programs: dict[str, tuple[Callable, Sequence]], repeats: int, clock
 def measure(dtype: str, vocabulary: int, tokens: int, width: int, repeats: int, clock: Callable) -> str:
     """Returns a line of the table."""
     config = DecoderConfig.from_hf(_config(vocabulary, width), dtype=dtype)
-    graphdef, params = nnx.split(Heads(OPTIONS, config, nnx.Rngs(0)))
+    graphdef, copy, online = nnx.split(Heads(OPTIONS, config, nnx.Rngs(0)), nnx.PathContains(TARGET_Q), ...)
     rng = np.random.default_rng(0)
-    shape = params["q"]["table"].shape  # a fresh table is zeros
+    shape = online[Q]["table"].shape  # a fresh table is zeros
     numbers = 0.02 * rng.standard_normal(shape, np.float32)
-    for name in ("q", "target_q"):
-        params[name]["table"] = params[name]["table"].replace(jnp.array(numbers))
+    for heads in (online[Q], copy[TARGET_Q]):
+        heads["table"] = heads["table"].replace(jnp.array(numbers))
     states = jnp.asarray(rng.normal(size=(1, tokens, width)), dtype)
     target = jnp.asarray(rng.integers(0, vocabulary, (1, tokens)), jnp.int32)
-    args = params, states, target, jnp.asarray(rng.normal(size=(1, tokens)), jnp.float32)
-    own = params["q"]["table"].get_value(), jnp.asarray(rng.normal(size=(2, tokens, 2 * width)), dtype)
+    args = online, states, copy, target, jnp.asarray(rng.normal(size=(1, tokens)), jnp.float32)
+    own = online[Q]["table"].get_value(), jnp.asarray(rng.normal(size=(2, tokens, 2 * width)), dtype)
     compiled = {
         "walked": jax.jit(loss_of(walked, graphdef)).lower(*args).compile(),
         "dense": jax.jit(loss_of(dense, graphdef)).lower(*args).compile(),

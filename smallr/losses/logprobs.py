@@ -26,6 +26,7 @@ from smallr.models.linear import precision, transpose_minor
 # Logits held at once where no chunk is given: what two cores keep in their second-level caches; 512 MiB elsewhere.
 CPU_TILE, ACCELERATOR_TILE = 3 * 2**18, 2**27
 CHUNK_MULTIPLE = 128
+FEWEST = 1024  # tokens that a chunk is sized for at least: with fewer its rows, not its logits, fill the caches
 BELOW_ALL = -1e30  # finite, so that the first chunk's correction is 0 and not NaN
 
 
@@ -174,32 +175,36 @@ def chunking(vocabulary: int, tokens: int, chunk: int, backend: str) -> tuple[in
 class _Chunk(NamedTuple):
     """Holds a part of the vocabulary, seen by all tokens. Arrays of logits are [shards, entries, tokens]."""
 
-    start: Int[Array, ""]  # within a shard
     rows: Float[Array, "S c D"]
     logits: Float[Array, "S c n"]  # soft-capped
     hit: Bool[Array, "S c n"]  # whether the entry is the token's target
-    fresh: Bool[Array, "c 1"] | None  # whether no earlier chunk had the entry; None: all are fresh
 
 
 def _chunks(length: int, tokens: int, walk: _Walk, tile: int) -> tuple[int, int]:
-    """Returns the number and size of equal chunks of a shard; the last is moved back to end where the shard does."""
+    """Returns the number and size of the chunks of a shard; the last may be smaller."""
     chunk = walk.chunk
     if not chunk:
-        local = max(1, walk.heads * tokens // parts("scored", tokens))
+        local = walk.heads * max(FEWEST, tokens // parts("scored", tokens))
         chunk = max(tile // local // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
     count = -(-length // min(chunk, length))
     return count, -(-length // count)
 
 
-def _chunk_of(table, columns, target, softcap, count, size, i) -> _Chunk:
-    length = table.shape[-2]
-    start = jnp.minimum(i * size, length - size)
+def _chunk_of(table, columns, target, softcap, start, size) -> _Chunk:
     rows = lax.dynamic_slice_in_dim(table, start, size, axis=table.ndim - 2).astype(columns.dtype)
     rows = constrain(rows.reshape(-1, *rows.shape[-2:]), "vocab", None, "activation_embed")
-    entries = start + jnp.arange(size)
-    ids = length * jnp.arange(len(rows))[:, None] + entries
-    fresh = None if count * size == length else (entries >= i * size)[:, None]
-    return _Chunk(start, rows, _cap(_dot(rows, columns, ((2,), (0,))), softcap), ids[..., None] == target, fresh)
+    ids = table.shape[-2] * jnp.arange(len(rows))[:, None] + start + jnp.arange(size)
+    return _Chunk(rows, _cap(_dot(rows, columns, ((2,), (0,))), softcap), ids[..., None] == target)
+
+
+def _each_chunk(step, length: int, size: int, state):
+    """Runs `step(start, size, state)` for each chunk of a shard; one of another size stands behind the loop.
+
+    So no step has to mask entries that another one has: a pass over the logits, which a short product cannot hide.
+    """
+    whole, rest = divmod(length, size)
+    state = lax.fori_loop(0, whole, lambda i, state: step(i * size, size, state), state)
+    return step(whole * size, rest, state) if rest else state
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -215,15 +220,11 @@ def _forward(walk, hidden, table, target):
 
 
 def _forward_walk(hidden, table, target, *, walk, tile):
-    columns = transpose_minor(hidden)
-    count, size = _chunks(table.shape[-2], len(hidden), walk, tile)
+    columns, length = transpose_minor(hidden), table.shape[-2]
 
-    def step(i, state):
+    def step(start, size, state):
         top, total, picked, squares, products = state
-        at = _chunk_of(table, columns, target, walk.softcap, count, size, i)
-        logits, hit = at.logits, at.hit
-        if at.fresh is not None:
-            logits, hit = jnp.where(at.fresh, logits, BELOW_ALL), hit & at.fresh
+        _, logits, hit = _chunk_of(table, columns, target, walk.softcap, start, size)
         new_top = jnp.maximum(top, jnp.max(logits, axis=1))
         shifted = jnp.exp(logits - new_top[:, None])
         shrink = jnp.exp(top - new_top)
@@ -237,7 +238,8 @@ def _forward_walk(hidden, table, target, *, walk, tile):
 
     zeros = jnp.zeros((_shards(table), len(hidden)), jnp.float32)
     start = zeros + BELOW_ALL, zeros, zeros, zeros, zeros
-    top, total, picked, squares, products = lax.fori_loop(0, count, step, start)
+    _, size = _chunks(length, len(hidden), walk, tile)
+    top, total, picked, squares, products = _each_chunk(step, length, size, start)
     # The shards' sums are brought to one maximum and added.
     whole = jnp.max(top, axis=0)
     shrink = jnp.exp(top - whole)
@@ -266,12 +268,11 @@ def _backward(walk, residuals, cotangents):
 
 
 def _backward_walk(hidden, table, target, lse, hit, spread, *, walk, tile):
-    columns = transpose_minor(hidden)
-    count, size = _chunks(table.shape[-2], len(hidden), walk, tile)
+    columns, length, wide = transpose_minor(hidden), table.shape[-2], hidden.shape[1] > len(hidden)
 
-    def step(i, state):
-        columns_gradient, table_gradient = state
-        at = _chunk_of(table, columns, target, walk.softcap, count, size, i)
+    def step(start, size, state):
+        states_gradient, table_gradient = state
+        at = _chunk_of(table, columns, target, walk.softcap, start, size)
         probs = jnp.exp(at.logits - lse)
         # Of the log-prob alone both factors are one.
         is_target = at.hit.astype(jnp.float32)
@@ -279,18 +280,20 @@ def _backward_walk(hidden, table, target, lse, hit, spread, *, walk, tile):
         if walk.softcap is not None:
             slope = slope * (1.0 - jnp.square(at.logits / walk.softcap))
         slope = slope.astype(hidden.dtype)
-        # Entries that an earlier chunk had get the same gradient again, but must not count twice for the states.
-        rows = at.rows if at.fresh is None else jnp.where(at.fresh, at.rows, 0)
-        # Each shard of the vocabulary sums for itself, so that devices talk once, after the walk.
-        columns_gradient += _dot(transpose_minor(rows), slope, ((2,), (1,)), ((0,), (0,)))
+        # Each shard of the vocabulary sums for itself, so that devices talk once, after the walk. The smaller one is transposed.
+        left, right = (slope, at.rows) if wide else (at.rows, slope)
+        states_gradient += _dot(transpose_minor(left), right, ((2,), (1,)), ((0,), (0,)))
         rows_gradient = constrain(_dot(slope, hidden, ((2,), (0,))), "vocab", None, "embed")
         rows_gradient = rows_gradient.reshape(*table.shape[:-2], *rows_gradient.shape[1:])
         put = partial(lax.dynamic_update_slice_in_dim, axis=table.ndim - 2)
-        return columns_gradient, put(table_gradient, rows_gradient, at.start)
+        return states_gradient, put(table_gradient, rows_gradient, start)
 
-    start = jnp.zeros((_shards(table), *columns.shape), jnp.float32), jnp.zeros(table.shape, jnp.float32)
-    columns_gradient, table_gradient = lax.fori_loop(0, count, step, start)
-    return jnp.sum(columns_gradient, axis=0).T, table_gradient
+    like = hidden if wide else columns
+    start = jnp.zeros((_shards(table), *like.shape), jnp.float32), jnp.zeros(table.shape, jnp.float32)
+    _, size = _chunks(length, len(hidden), walk, tile)
+    states_gradient, table_gradient = _each_chunk(step, length, size, start)
+    states_gradient = jnp.sum(states_gradient, axis=0)
+    return states_gradient if wide else states_gradient.T, table_gradient
 
 
 _scores.defvjp(_forward, _backward)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from smallr.losses.logprobs import ACCELERATOR_TILE, CHUNK_MULTIPLE, CPU_TILE
+from smallr.losses.logprobs import ACCELERATOR_TILE, CHUNK_MULTIPLE, CPU_TILE, FEWEST
 from smallr.models.config import DecoderConfig
 from smallr.training.adam_8bit import LARGEST_BLOCK
 
@@ -168,7 +168,7 @@ def _head(model: DecoderConfig, setting: Setting) -> float:
     """Returns the bytes of the head's walk: a chunk of logits and of their gradient, and hidden states in float32."""
     scored = max(1, round(setting.rows * setting.row_length * setting.scored))
     vocabulary = model.vocab_size // setting.tensor
-    chunk = max(PLATFORMS[setting.platform][0] // scored // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
+    chunk = max(PLATFORMS[setting.platform][0] // max(FEWEST, scored) // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
     chunk = -(-vocabulary // -(-vocabulary // min(chunk, vocabulary)))
     return 2 * 4.0 * scored * chunk + 2 * 4.0 * scored * model.d_model
 

@@ -14,7 +14,7 @@ from smallr.losses.logprobs import TokenScores, chunking, completion_sums, head_
 def make_case(rows=2, positions=13, width=8, vocab=37, seed=0):
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(rows, positions, width)).astype(np.float32)
-    head = rng.normal(size=(vocab, width)).astype(np.float32)
+    head = (rng.normal(size=(vocab, width)) * np.sqrt(8 / width)).astype(np.float32)
     target = rng.integers(0, vocab, size=(rows, positions)).astype(np.int32)
     outer = rng.normal(size=(rows, positions)).astype(np.float32)
     return hidden, head, target, outer
@@ -36,9 +36,10 @@ def dense_reference(hidden, head, target, outer, softcap):
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("chunk", [0, 1, 5, 10, 37, 1000])
-def test_values_and_gradients_equal_the_dense_float64_head(chunk, softcap):
-    hidden, head, target, outer = make_case()
+@pytest.mark.parametrize(("chunk", "width"), [(0, 8), (1, 8), (5, 8), (10, 8), (37, 8), (1000, 8), (5, 40)])
+def test_values_and_gradients_equal_the_dense_float64_head(chunk, width, softcap):
+    """There are 26 tokens: more than the width, or fewer."""
+    hidden, head, target, outer = make_case(width=width)
     logps, hidden_gradient, head_gradient = dense_reference(hidden, head, target, outer, softcap)
 
     def scalar(hidden, head):
@@ -142,6 +143,7 @@ def test_chunks_of_the_vocabulary_as_a_run_prints_them():
     assert chunking(49152, 1504, 0, "cpu") == (96, 512)
     assert chunking(49152, 1504, 0, "gpu") == (1, 49152)
     assert chunking(49152, 1504, 1000, "cpu") == (50, 984)
+    assert chunking(49152, 16, 0, "cpu") == chunking(49152, 1024, 0, "cpu") == (64, 768)
 
 
 def dense_heads(hidden, heads, target, softcap) -> TokenScores:
@@ -154,11 +156,12 @@ def dense_heads(hidden, heads, target, softcap) -> TokenScores:
 
 
 @pytest.mark.parametrize(
-    ("heads", "chunk", "own", "softcap"),
-    [(1, 0, False, 3.0), (2, 5, True, None), (2, 37, False, None), (3, 10, True, 3.0)],
+    ("heads", "chunk", "own", "softcap", "positions"),
+    [(1, 0, False, 3.0, 3), (2, 5, True, None, 3), (2, 37, False, None, 13), (3, 10, True, 3.0, 13)],
 )
-def test_several_heads_equal_dense_ones(heads, chunk, own, softcap):
-    hidden, _, target, _ = make_case()
+def test_several_heads_equal_dense_ones(heads, chunk, own, softcap, positions):
+    """There are 26 tokens, more than the width, or 6."""
+    hidden, _, target, _ = make_case(positions=positions)
     rng = np.random.default_rng(1)
     hidden = rng.normal(size=(heads, *hidden.shape)).astype(np.float32) if own else hidden
     tables = rng.normal(size=(heads, 37, 8)).astype(np.float32)
