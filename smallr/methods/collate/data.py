@@ -18,6 +18,7 @@ from smallr.data.builtin.dataset import normalise
 from smallr.data.saving import save_rows
 from smallr.data.sources import load_rows
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, REFINE, Modes
+from smallr.training.progress import log
 
 ROWS = "rows"  # folder of a stage's data set
 _LETTER = re.compile(r"[(\[]?[A-Ja-j][)\].]?")
@@ -177,8 +178,9 @@ def task_parts(rows: Sequence[Row], count: int, seed: int) -> list[list[Row]]:
 
 
 def written(folder: Path, rows: Sequence[Row], counts: Mapping[str, int]) -> dict[str, Any]:
-    """Writes a stage's data set, for `load_from_disk`; returns its folder and the counts, which are the stage's value."""
+    """Writes a stage's data set, for `load_from_disk`, and logs the counts; returns its folder and them, the stage's value."""
     save_rows(rows, folder / ROWS)
+    log(f"{folder.name}: {_listed(counts)}")
     return {"rows": folder / ROWS, "counts": {name: int(count) for name, count in counts.items()}}
 
 

@@ -12,6 +12,15 @@ from smallr.methods.collate.data import NothingLeftError, Row, opened, written
 from smallr.methods.collate.modes import RATIONALE, REFINE, Modes
 
 TIE, BELOW, FEW, LONG = "tie", "not above u_0", "fewer than two usable rationales", "too long"
+_ADVICE = {  # by the reason that most questions were left out for
+    TIE: "providers that write the same give ties only: train them longer (config.provider.epochs, learning_rate), "
+    "or sample with config.generation.temperature",
+    BELOW: "behind no rationale is the answer likelier than without one: train the model of instruction tuning longer "
+    "(config.tuning.epochs, learning_rate), or set config.pairs.filter=False",
+    FEW: "the stages that wrote the rationales count why: raise config.generation.max_tokens where they are cut off, or "
+    "train the model of instruction tuning longer (config.tuning.epochs, learning_rate)",
+    LONG: "raise config.utility.row_length",
+}
 
 
 def gold_over_own(folder: Path, share: Sequence[Row], own: dict[str, Any], modes: Modes) -> dict[str, Any]:
@@ -65,14 +74,8 @@ def prefer_useful(
             utilities |= {"u_loser": row["utilities"][loser], "u_0": row["u_0"]}
             rows.append(_pair(modes, row["question"], *texts) | utilities)
     if not rows:
-        raise NothingLeftError(
-            _no_pair(
-                where,
-                counts,
-                "providers that write the same give ties only: train them longer (config.provider.epochs, learning_rate), "
-                "or sample with config.generation.temperature",
-            )
-        )
+        commonest = max(_ADVICE, key=lambda reason: counts[reason])
+        raise NothingLeftError(_no_pair(where, counts, _ADVICE[commonest]))
     return written(folder, rows, counts)
 
 

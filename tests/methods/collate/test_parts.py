@@ -208,7 +208,7 @@ def test_the_rule_for_pairs_by_hand(utilities, u_0, pair, reason):
     assert choose(scored(rationales, utilities, u_0), RULE) == (pair, reason)
 
 
-def test_a_round_keeps_what_helps_and_counts_the_rest(tmp_path):
+def test_a_round_keeps_what_helps_and_counts_the_rest(tmp_path, capsys):
     table = [
         scored(["r0", "r1"], [0.9, 0.1], 0.5),
         scored(["r0", "r1"], [0.4, 0.1], 0.5),
@@ -220,6 +220,7 @@ def test_a_round_keeps_what_helps_and_counts_the_rest(tmp_path):
     assert value["counts"] == {
         "rows in": 5, "kept": 2, "not above u_0": 1, "tie": 1, "fewer than two usable rationales": 1,
     }  # fmt: skip
+    assert "out: rows in 5, kept 2, not above u_0 1, tie 1, fewer" in capsys.readouterr().out
     first, second = opened(value)
     assert first["prompt"] == "q\n\nRationale:"
     assert (first["chosen"], first["rejected"]) == (" r0\n\nAnswer:", " r1\n\nAnswer:")
@@ -242,12 +243,21 @@ def test_a_round_keeps_what_helps_and_counts_the_rest(tmp_path):
     assert {0, 1} == set(drawn[0])
 
 
-def test_no_pair_left_says_what_to_change(tmp_path):
-    table = [scored(["r", "r"], [0.4, 0.4], 0.1)] * 3
-    with pytest.raises(
-        UserError, match=r"round 1: no pair left \(rows in 3, tie 3\); providers that write the same .*train"
-    ):
-        prefer_useful(tmp_path / "out", stage(tmp_path, table), MODES, RULE, "round 1")
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([scored(["r", "r"], [0.4, 0.4], 0.1)] * 3, r"\(rows in 3, tie 3\); providers that write the same .*train"),
+        ([scored(["r", "s"], [0.1, 0.2], 0.4)], r"\(rows in 1, not above u_0 1\); .*config.pairs.filter=False"),
+        (
+            [scored(["r", "r"], [0.4, 0.4], 0.1), *[scored(["r", None], [0.4, None], 0.1)] * 2],
+            r"\(rows in 3, tie 1, fewer than two usable rationales 2\); .*generation.max_tokens where they are cut off",
+        ),
+        ([scored(["r", "s"], [None, None], None)], r"\(rows in 1, too long 1\); raise config.utility.row_length"),
+    ],
+)
+def test_no_pair_left_says_what_to_change(tmp_path, rows, message):
+    with pytest.raises(UserError, match=f"round 1: no pair left {message}"):
+        prefer_useful(tmp_path / "out", stage(tmp_path, rows), MODES, RULE, "round 1")
 
 
 def test_gold_over_own_leaves_out_what_is_no_pair(tmp_path):
