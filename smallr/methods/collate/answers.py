@@ -95,8 +95,8 @@ def agreement(table: Sequence[Row], correct: Sequence[Sequence[bool]]) -> dict[s
     Returns:
       `pairs` of rationales of one question of which one led to a right answer and one did not; `agree`, how many of them
       have the higher utility where the answer is right (equal ones count half); `low` and `high`, the 95 % interval of
-      their share, over questions; `auc`, the probability that of any two rationales, of any questions, the one with the
-      right answer has the higher utility.
+      their share, over questions; `right` and `wrong`, the rationales of all questions by their answers; `auc`, the
+      probability that of any two of them the one with the right answer has the higher utility.
     """
     scores = pair_scores(table, correct)
     low, high = pass_at_1(scores).interval()
@@ -113,6 +113,8 @@ def agreement(table: Sequence[Row], correct: Sequence[Sequence[bool]]) -> dict[s
         "agree": float(sum(map(sum, scores))),
         "low": low,
         "high": high,
+        "right": len(right),
+        "wrong": len(wrong),
         "auc": float(np.mean((above > 0) + 0.5 * (above == 0))),
     }
 

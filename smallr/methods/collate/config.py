@@ -36,7 +36,7 @@ def base() -> ConfigDict:
 
     config.generation = ConfigDict()  # of rationales
     config.generation.max_tokens = 256  # of a rationale; one that is cut off is dropped and counted
-    config.generation.answer_tokens = 32  # more, where the answer is written behind the rationale
+    config.generation.answer_tokens = 32  # of an answer; behind a rationale they come on top of max_tokens
     config.generation.temperature = 0.0  # 0: greedy, as published
     config.generation.decode_slots = 32  # rationales written at once
 

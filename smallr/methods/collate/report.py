@@ -101,7 +101,7 @@ def _page(out: Path, config: ConfigDict, report: Mapping[str, Any], has_plot: bo
             for each in report["accuracy"]
         ],
     )
-    lines += _agreement(choice["agreement"])
+    lines += agreement_lines(choice["agreement"])
     if has_plot:
         lines += ["## Utilities", "", f"![utilities of each round]({PLOT})", ""]
     lines += [
@@ -131,7 +131,8 @@ def next_commands(out: Path, config: ConfigDict) -> list[str]:
     ]
 
 
-def _agreement(found: Mapping[str, float]) -> list[str]:
+def agreement_lines(found: Mapping[str, float]) -> list[str]:
+    """Returns the part of the page on likelihood and correctness."""
     lines = ["## Does likelihood agree with correctness?", ""]
     if found["pairs"]:
         share = found["agree"] / found["pairs"]
@@ -141,11 +142,13 @@ def _agreement(found: Mapping[str, float]) -> list[str]:
         )
     else:
         lines.append("No validation question was answered right by one provider and wrong by another.")
-    return [
-        *lines,
-        f"Over all rationales of all questions the probability is {found['auc']:.2f} (area under the curve).",
-        "",
-    ]
+    right, wrong = found.get("right", 0), found.get("wrong", 0)  # runs of earlier versions did not count them
+    if right and wrong:
+        lines.append(
+            f"Over all questions, for {right} right rationales beside {wrong} wrong ones, the probability is "
+            f"{found['auc']:.2f} (area under the curve)."
+        )
+    return [*lines, ""]
 
 
 def _counts(counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -209,7 +209,7 @@ class Collate:
 
     def answer(self, name: str, model: Stage, mode: str, given: Stage | None = None) -> Stage:
         """Names a stage in which a model answers the validation questions in a mode."""
-        rows, how = self.data.validation, (self.modes, self.answering)
+        rows, how = self.data.validation, (self.modes, self.answering(mode))
         stage = self.stages.do(name, answer_questions, self.writer, model, rows, mode, *how, given)
         self.work[stage] = self.writing(len(rows), mode, self.lengths.answer)
         return stage
@@ -236,10 +236,12 @@ class Collate:
         """Returns the number under which a provider samples in a round: no two share one, and 0 is instruction tuning's."""
         return number * self.config.providers + provider + 1
 
-    @property
-    def answering(self) -> dict[str, Any]:
-        """Returns the options of answers: greedy, with room for a rationale and an answer."""
-        return self.sampling(self.config.generation.answer_tokens, 0, 0.0)
+    def answering(self, mode: str) -> dict[str, Any]:
+        """Returns the options of answers: greedy, with room for an answer, and for a rationale where the mode writes one."""
+        how = self.sampling(self.config.generation.answer_tokens, 0, 0.0)
+        if mode != RATIONALE:
+            how["sampling"]["max_tokens"] = self.config.generation.answer_tokens
+        return how
 
     @property
     def scoring(self) -> dict[str, Any]:

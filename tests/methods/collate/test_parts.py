@@ -21,7 +21,7 @@ from smallr.methods.collate.data import load_data, mixed_modes, opened, shares
 from smallr.methods.collate.generation import write_rationales
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, write_tokenizer
 from smallr.methods.collate.pairs import choose, gold_over_own, prefer_useful, refined_pairs
-from smallr.methods.collate.report import training_counts
+from smallr.methods.collate.report import agreement_lines, training_counts
 from smallr.methods.collate.utility import UtilityScorer
 from smallr.methods.collate.writer import Writer
 from tests.methods.collate.small import END, MARKS, MODES, ROWS, small_config, write_lines, write_model
@@ -341,7 +341,14 @@ def test_agreement_by_hand():
     assert (found["pairs"], found["agree"]) == (2, 0.5)
     low, high = pass_at_1([[0.0], [0.5]]).interval()
     assert (found["low"], found["high"]) == (low, high)
+    assert (found["right"], found["wrong"]) == (4, 2)
     assert found["auc"] == pytest.approx((0 + 0 + 1 + 1 + 0 + 0.5 + 0 + 0) / 8)  # right: .2 .5 .9 .1, wrong: .6 .5
+
+
+def test_the_area_under_the_curve_is_told_with_the_rationales_that_it_is_of():
+    found = {"pairs": 0, "right": 3, "wrong": 40, "auc": 1.0}
+    assert "for 3 right rationales beside 40 wrong ones, the probability is 1.00" in agreement_lines(found)[-2]
+    assert not any("curve" in line for line in agreement_lines({**found, "right": 0, "auc": 0.5}))
 
 
 @pytest.mark.parametrize(

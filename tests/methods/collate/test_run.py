@@ -22,6 +22,7 @@ from smallr.core.stages import Stages
 from smallr.language.loading import load_engine
 from smallr.methods.collate import data, stages
 from smallr.methods.collate.data import opened
+from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE
 from smallr.methods.collate.stages import Collate, run_collate
 from smallr.methods.collate.utility import UtilityScorer
 from smallr.methods.collate.writer import Writer
@@ -97,6 +98,11 @@ def test_a_stage_that_trains_gives_no_advice_that_would_change_it(finished):
     texts = [path.read_text() for path in finished[0].glob("*/report.txt")]
     assert len(texts) == 8
     assert not any("next:" in text or "smallr train" in text for text in texts)
+
+
+def test_an_answer_at_once_has_no_room_for_a_rationale(finished, home):
+    run = Collate(config_of(home), finished[0].absolute())
+    assert [run.answering(mode)["sampling"]["max_tokens"] for mode in (ANSWER, GIVEN, RATIONALE)] == [8, 8, 24]
 
 
 def test_round_two_starts_from_round_one_with_the_same_judge(finished, home):
