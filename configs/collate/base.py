@@ -2,7 +2,7 @@
 
 Command:   smallr collate base --config.model=MODEL --config.data.rows=rows.jsonl \
            --config.data.validation=test.jsonl --out=runs/collate
-Hardware:  a GPU that trains the model; with two CPU cores take configs/collate/arithmetic.py.
+Hardware:  a GPU that trains the model; to try it on two CPU cores take configs/collate/arithmetic.py.
 Time:      of two providers and two rounds: one SFT, four runs of DPO on shares and pairs, six passes of generation.
 Expect:    runs/collate is the chosen provider as a model; report.md says how good it is. See docs/methods/collate.md.
 """

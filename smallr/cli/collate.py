@@ -1,7 +1,7 @@
 """COLLATE: small models that teach each other by the likelihood of the gold answer, with no larger judge.
 
   smallr collate gsm8k --out=runs/collate
-  smallr collate arithmetic --out=runs/collate                          to try it: minutes on two cores
+  smallr collate arithmetic --out=runs/collate                          to try it: about 20 minutes on two cores
   smallr collate base --config.data.rows=rows.jsonl --config.data.validation=test.jsonl --out=runs/collate
 
 Tunes a model in three modes, trains distinct rationale providers from it, and has them learn from each other's rationales
