@@ -57,11 +57,6 @@ def make_rater(options: Namespace, threshold: str) -> tuple[Rater | None, Callab
     Raises:
       UserError: flags that do not fit, or a calibration that is damaged or not for texts.
     """
-    from smallr.evals.trust.agreement import judge
-    from smallr.evals.trust.answers import SHORT_TEXT, WHOLE, extractor, grader_of, reading
-    from smallr.evals.trust.parts import split
-    from smallr.language.trust import Rater
-
     if options.separator and not options.order:
         raise UserError("--separator: it has no effect without --order=answer_first or rationale_first")
     calibration = _calibration(options)
@@ -69,6 +64,11 @@ def make_rater(options: Namespace, threshold: str) -> tuple[Rater | None, Callab
     measure = options.confidence or (calibration.measure if calibration else DEFAULT if wanted else "")
     if not measure:
         return None, _nothing
+    from smallr.evals.trust.agreement import judge
+    from smallr.evals.trust.answers import SHORT_TEXT, WHOLE, extractor, grader_of, reading
+    from smallr.evals.trust.parts import split
+    from smallr.language.trust import Rater
+
     name = options.answer or (calibration.benchmark if calibration else SHORT_TEXT)
     if not options.order:
         extract, end = extractor(name)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from smallr.data.batch import ROLE_ANSWER, ROLE_RATIONALE
 from smallr.data.errors import DataError
@@ -17,6 +16,9 @@ from smallr.data.messages import Message, opened
 from smallr.data.orders import FORMATS, PROMPT
 from smallr.data.rows import RationaleRow, TextRow
 from smallr.data.templates import DATE, ChatTemplate, Marked, Span, Unrenderable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _ROLE_OF = {"answer": ROLE_ANSWER, "rationale": ROLE_RATIONALE}
 

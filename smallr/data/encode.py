@@ -6,16 +6,19 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int
 from tokenizers import Encoding, Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import panics_as_errors
 from smallr.data.batch import ROLE_ANSWER, ROLE_NONE, Completion, Example, soft_ids
 from smallr.data.errors import DataError
 from smallr.data.templates import LAST, Marked
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def longest_text(tokenizer: PreTrainedTokenizerFast, tokens: int) -> int:

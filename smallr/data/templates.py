@@ -14,14 +14,15 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from smallr.data.batch import ROLE_ANSWER
 from smallr.data.errors import DataError
 from smallr.data.messages import Message, is_scored
 from smallr.data.rows import common_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # The date that a template writes where it writes today's: a run is the same on every day. It is the one that Llama's
 # template falls back to.

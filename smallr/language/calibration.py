@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from scipy import special
 
 from smallr.core.errors import UserError
 from smallr.core.files import read_json, write_json
@@ -68,6 +67,8 @@ class Calibration:
 def apply(method: str, parameters: dict[str, Any], values: np.ndarray) -> np.ndarray:
     """Returns what a method makes of confidences."""
     if method == "temperature":
+        from scipy import special  # here, since most models have no calibration
+
         return special.expit(special.logit(np.clip(values, CLIP, 1 - CLIP)) / parameters["temperature"])
     return np.interp(values, parameters["confidence"], parameters["probability"])
 

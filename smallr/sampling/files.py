@@ -12,7 +12,6 @@ from smallr.core.errors import UserError
 from smallr.data.errors import DataError
 from smallr.data.files import Record, format_of, json_records, read_lines, read_records
 from smallr.data.messages import Unusable, text_or_chat
-from smallr.data.tables import read_table
 from smallr.data.values import Cell
 from smallr.sampling.requests import Request, Result, SamplingParams
 
@@ -58,6 +57,8 @@ def _rows(name: str) -> Iterator[tuple[str, Any]]:
     """Yields the rows of a file, or the lines of a text."""
     kind = format_of(name)
     if kind == "parquet":
+        from smallr.data.tables import read_table  # with pandas and pyarrow
+
         yield from ((f"{name}, row {number}", row) for number, row in enumerate(read_table([name], name)))
     elif kind is not None:
         yield from _values(read_records(name, surrogates=True))

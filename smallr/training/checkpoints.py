@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,22 +33,14 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from smallr.core.errors import UserError
 from smallr.training.digest import leaf_signature, named_digest, named_leaves
+from smallr.training.envelope import FORMAT, CheckpointError, DamagedError, root_cause, seal, unseal
 
-_FORMAT = 1
 _NOT_DAMAGE = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SHOWN = 8  # differing leaves in an error message
 
 
-class CheckpointError(UserError):
-    """Says that no checkpoint of the folder can be restored, or that a save failed."""
-
-
 class StructureMismatchError(UserError):
     """Says that the checkpoint is intact but holds another state: other names, shapes or dtypes."""
-
-
-class DamagedError(Exception):
-    """Says that a checkpoint cannot be restored; the reason is the message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +126,9 @@ class Checkpointer:
         arrays = {name: array for name, array in arrays.items() if array.size}
         if not arrays:
             raise ValueError("the state to save has no data: no leaf has a size above zero")
-        envelope = _seal(
+        envelope = seal(
             {
-                "format": _FORMAT,
+                "format": FORMAT,
                 "step": step,
                 "digest": named_digest(leaves),
                 "leaves": {name: list(leaf_signature(leaf)) for name, leaf in leaves.items()},
@@ -334,35 +325,6 @@ def _key_impl(target: Any) -> Any:
     return impl[0]
 
 
-def _seal(envelope: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(envelope, sort_keys=True)
-    return json.loads(text) | {"checksum": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def unseal(path: epath.Path, step: int) -> dict[str, Any]:
-    """Returns the envelope of the checkpoint of `step`, from its metadata file.
-
-    Raises:
-      DamagedError: the file is missing or not what was saved.
-      CheckpointError: it has a newer format.
-    """
-    if not path.exists():
-        raise DamagedError(f"{path.parent.name}/{path.name} is missing")
-    try:
-        envelope = json.loads(path.read_text())
-        checksum = envelope.pop("checksum")
-        newer = envelope.get("format", _FORMAT) > _FORMAT
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"metadata is not what was saved ({type(error).__name__}: {error})") from error
-    if newer:
-        raise CheckpointError(f"{path.parent.parent} was written by a newer smallr (format {envelope['format']})")
-    if _seal(envelope)["checksum"] != checksum:
-        raise DamagedError("metadata is not what was saved (checksum)")
-    if envelope["step"] != step:
-        raise DamagedError(f"it is the checkpoint of step {envelope['step']}, not of step {step}")
-    return envelope
-
-
 def _as_json(metadata: Mapping[str, Any]) -> Any:
     try:
         return json.loads(json.dumps(metadata))
@@ -412,13 +374,6 @@ def _same_on_all_processes() -> Iterator[None]:
         raise DamagedError(root_cause(failure)) from failure
     if not everywhere:
         raise DamagedError("another process could not read it")
-
-
-def root_cause(error: BaseException) -> str:
-    """Returns the first line of the innermost error, which Orbax wraps in screens of TensorStore settings."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _is_damage(error: Exception) -> bool:

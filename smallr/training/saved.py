@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 
 from smallr.core.errors import UserError
 from smallr.core.files import FileError, read_json, write_json
 from smallr.training.best import FILE as BEST
-from smallr.training.checkpoints import CheckpointError, DamagedError, root_cause, unseal
 from smallr.training.digest import read_digest
+from smallr.training.envelope import CheckpointError, DamagedError, root_cause, unseal
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 MODEL = "model.json"  # in the folder of a job: which of its runs it stands for
 
@@ -32,8 +33,7 @@ class SavedCheckpoint:
         """
         self.folder = folder
         self.step = int(folder.name)
-        self._handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        self._envelope = unseal(epath.Path(folder.absolute()) / "metadata" / "metadata", self.step)
+        self._envelope = unseal(folder.absolute() / "metadata" / "metadata", self.step)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -50,6 +50,12 @@ class SavedCheckpoint:
         """Returns dtype and shape of every array, by name."""
         return {name: (dtype, tuple(shape)) for name, (dtype, shape) in self._envelope["leaves"].items()}
 
+    @cached_property
+    def _handler(self) -> ocp.PyTreeCheckpointHandler:
+        import orbax.checkpoint as ocp
+
+        return ocp.PyTreeCheckpointHandler(use_compression=False)
+
     def read(self, name: str) -> np.ndarray:
         """Returns one whole array.
 
@@ -59,6 +65,9 @@ class SavedCheckpoint:
         dtype, shape = self.leaves[name]
         if 0 in shape:
             return np.zeros(shape, dtype)
+        import orbax.checkpoint as ocp  # here, since most models that are opened are no checkpoints
+        from etils import epath
+
         args = ocp.args.PyTreeRestore(
             item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
         )
