@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +21,7 @@ from smallr.models.families import FAMILIES, Family, Tensor
 from smallr.models.families.base import fused_shape
 
 _ROWS = 4096  # rows of a table read at once
+_THREADS = min(4, os.cpu_count() or 1)  # that read pieces side by side
 Convert = Callable[[tuple[str, ...], nnx.Variable], nnx.Variable]  # by the parameter's path
 
 
@@ -140,7 +143,8 @@ def _read_parameter(
         # Piece by piece, a layer or some rows of a table: beside `out` there is never a second copy of it.
         first, last, _ = bounds[0]
         step = 1 if tensor.stacked else _ROWS
-        for start in range(first, last, step):
+
+        def fill(start: int) -> None:
             rows = slice(start, min(start + step, last))
             target = out[rows.start - first : rows.stop - first]
             if tensor.stacked:
@@ -150,6 +154,9 @@ def _read_parameter(
             else:
                 stored = reader.read(tensor.name, tensor.stored_slices(shape, (rows, *index[1:]), offset))
                 target[...] = tensor.to_param(stored, target.shape)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(fill, range(first, last, step)))
         return out
 
     blocks: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
