@@ -46,7 +46,7 @@ def run(options: Namespace) -> None:
         jax.distributed.initialize(options.coordinator, options.num_processes, options.process_id)
     from smallr.core.programs import keep_programs
 
-    keep_programs(1.0)
+    keep_programs()
     train(options.config, Path(workdir))
 
 

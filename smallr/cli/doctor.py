@@ -48,7 +48,7 @@ def run(options: Namespace) -> int:
 
     if options.out and jax.process_index() == 0:
         check_new_file(Path(options.out))
-    keep_programs(1.0)
+    keep_programs()
     how = Options(options.quick, options.dtype, options.peer or "", minutes=options.minutes or 0.0)
     findings = check_up(how, lambda part: announce(f"doctor: {part} …"))
     if jax.process_index() == 0:

@@ -63,7 +63,7 @@ def run(options: Namespace) -> None:
     from smallr.core.programs import keep_programs
     from smallr.core.stages import Stages, Stopped
 
-    keep_programs(1.0)
+    keep_programs()
     check(config for config, _ in runs.values())
     out, stages = Path(options.out), Stages(Path(options.out))
     print(f"{len(settings)} settings x {options.seeds} seeds = {len(runs)} runs in {out}")

@@ -20,6 +20,10 @@ from smallr.core.files import temporary_path
 _SCHEME = "smallr-programs://"
 # Below the folder that the user names, so that plain JAX processes that use the same one do not meet sealed files.
 _SUBFOLDER = "sealed"
+# Reading a program takes about a hundredth of a second. A start needs some thirty that compile in a tenth each, which JAX by
+# itself would not keep.
+SHORTEST = 0.05
+_THRESHOLD = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 class _SealedPath(type(epath.Path("."))):
@@ -77,13 +81,13 @@ class _ProgramURI:
         return _SealedPath(uri.removeprefix(_SCHEME))
 
 
-def keep_programs(min_seconds: float | None = None) -> None:
+def keep_programs(min_seconds: float = SHORTEST) -> None:
     """Lets JAX keep compiled programs in `$JAX_COMPILATION_CACHE_DIR`, else in the cache of smallr.
 
     Call it before the first compilation.
 
     Args:
-      min_seconds: programs that compile faster are not kept; None leaves JAX's setting.
+      min_seconds: programs that compile faster are not kept; `$JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` goes before.
     """
     named = jax.config.jax_compilation_cache_dir
     if named is not None and "://" in named:
@@ -96,5 +100,5 @@ def keep_programs(min_seconds: float | None = None) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     jax.config.update("jax_compilation_cache_dir", f"{_SCHEME}{folder}")
-    if min_seconds is not None:
+    if _THRESHOLD not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
