@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +16,7 @@ from smallr.core.sharding import make_mesh
 from smallr.data.templates import DATE, parse_date, with_date
 from smallr.language.advantages import open_advantage
 from smallr.models.decoder import Decoder
-from smallr.models.loading import ModelSource, load_decoder
+from smallr.models.loading import ModelSource, abstract_decoder, load_decoder
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
 from smallr.training.digest import tree_digest
@@ -70,12 +71,18 @@ def load_engine(
     keep_programs()
     steered = open_advantage(advantage, beta) if advantage else None
     mesh = make_mesh(1, 1, -1)
-    with jax.set_mesh(mesh):
-        source, decoder = load_trained(name or steered.policy, mesh, dtype=dtype)
+    source = open_trained(name or steered.policy)
+
+    def read() -> Decoder:
+        with jax.set_mesh(mesh):
+            return load_decoder(source, mesh, dtype=dtype)
+
+    with jax.set_mesh(mesh), ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(read)
         tokenizer = source.tokenizer()
-        options = steered.engine_options(decoder, tokenizer, mesh) if steered else {}
+        options = steered.engine_options(reading.result(), tokenizer, mesh) if steered else {"arrays": reading.result}
         engine = Engine(
-            decoder,
+            reading.result() if steered else abstract_decoder(source, dtype=dtype),
             tokenizer,
             mesh,
             decode_slots=decode_slots,
@@ -87,7 +94,7 @@ def load_engine(
         )
         if not is_identified:
             return Loaded(engine, "")
-        of_policy = identity(decoder, tokenizer, engine.end_ids, engine.max_length, date)
+        of_policy = identity(reading.result(), tokenizer, engine.end_ids, engine.max_length, date)
         return Loaded(engine, of_policy + (steered.identity if steered else ""))
 
 

@@ -148,6 +148,11 @@ def load_decoder(source: ModelSource, mesh: Mesh, convert: Convert | None = None
     return nnx.merge(graphdef, read_parameters(abstract, config, source.make_reader(), mesh, source.name, **options))
 
 
+def abstract_decoder(source: ModelSource, **overrides: Any) -> Decoder:
+    """Returns what `load_decoder` does with shapes in the place of arrays."""
+    return nnx.merge(*_structure(dataclasses.replace(source.config, **overrides)))
+
+
 @functools.lru_cache(maxsize=8)
 def _structure(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Returns what a decoder is made of, without arrays."""

@@ -87,6 +87,7 @@ class Engine:
         the hook gets its hidden states.
       lookup: tokens of a greedy completion that are looked up in its text so far and verified in one pass; 0 for none.
         With a hook, and while a request has penalties, a bias or a grammar, tokens are drawn one by one.
+      arrays: gives the decoder where `decoder` has shapes in the place of arrays: meanwhile programs are compiled.
 
     Attributes:
       codec: that turns requests into tokens and back, also for other threads.
@@ -113,6 +114,7 @@ class Engine:
         hook_slot: Any = (),
         critic: Decoder | None = None,
         lookup: int = 0,
+        arrays: Callable[[], Decoder] | None = None,
     ):
         config = decoder.config
         self._context = min(each.config.max_positions for each in (decoder, critic) if each is not None)
@@ -147,9 +149,23 @@ class Engine:
         self._admitting: list[Completion] = []
         self._hook_shared, self._hook_slot = hook_shared, hook_slot
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size, self.end_ids)
+        if arrays is not None:
+            self._compile(decoder)
+            decoder = arrays()
         with jax.set_mesh(mesh):
             self._weights = self._packer(decoder)._replace(critic=self._critic)
         self._empty_slots()
+
+    def _compile(self, decoder: Decoder) -> None:
+        """Compiles what the first plain request needs, by running it on zeros, where a layer's program serves all layers."""
+        if not self._programs.by_layer or self._critic is not None:
+            return
+        self._empty_slots()
+        with jax.set_mesh(self.mesh):
+            weights, (cache, hidden) = self._packer.compile(decoder), self._slots.state
+            cache, hidden = self._programs.prefill(weights, cache[:1], hidden, self._prefill.nothing())
+            rest = np.int32(1), jax.tree.map(np.copy, self._hook_slots), self._hook_shared, None, None
+            self._programs.decode(weights, cache, hidden, self._table.arguments(), *rest)
 
     def _empty_slots(self) -> None:
         """Makes an empty cache and a table of free slots."""

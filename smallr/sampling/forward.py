@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import named_sharding
 from smallr.models import cached_attention
 from smallr.models.cached_attention import LayerCache
 from smallr.models.config import DecoderConfig
-from smallr.models.decoder import LayerKind, layer_inputs
+from smallr.models.decoder import layer_inputs
 from smallr.models.linear import precision
 from smallr.sampling.weights import Weights
 
@@ -84,14 +86,37 @@ class Forward:
           longest: the largest position of each prompt (see `rope_tables`).
           slots: decode slot of each row; None where the rows are the slots.
         """
-        trunk = nnx.merge(self.trunk, weights.trunk)
-        x = trunk.embedded(tokens, positions)
-        of_layer, pattern = layer_inputs(self.config, positions, None, jnp.maximum(longest, positions))
+        x, after = self._embedded(weights.trunk, tokens, positions), []
+        for layer, (state, before) in enumerate(zip(weights.layers, cache, strict=True)):
+            x, written = self._layer(x, state, before, np.int32(layer), positions, index, longest, slots)
+            after.append(written)
+        return self._normed(weights.trunk, x), tuple(after)
 
-        @jax.jit  # traced and lowered once for all layers; XLA inlines it
-        def run_layer(
-            x: Float[Array, "R P D"], state: nnx.State, kind: LayerKind, before: LayerCache
+    @functools.cached_property
+    def _embedded(self) -> Callable[..., Float[Array, "R P D"]]:
+        """Returns the compiled embedding of tokens at their positions."""
+        return jax.jit(lambda state, *tokens: nnx.merge(self.trunk, state).embedded(*tokens))
+
+    @functools.cached_property
+    def _normed(self) -> Callable[..., Float[Array, "R P D"]]:
+        """Returns the compiled norm of what leaves the layers."""
+        return jax.jit(lambda state, x: nnx.merge(self.trunk, state).final_norm(x).astype(self.config.dtype))
+
+    @functools.cached_property
+    def _layer(self) -> Callable[..., tuple[Float[Array, "R P D"], LayerCache]]:
+        """Returns a compiled layer, one for all. Inside of another program it is traced and lowered once."""
+
+        def run(
+            x: Float[Array, "R P D"],
+            state: nnx.State,
+            before: LayerCache,
+            layer: Int[Array, ""],
+            positions: Int[Array, "R P"],
+            index: Int[Array, "R P"],
+            longest: Int[Array, "R 1"],
+            slots: Int[Array, "R"] | None,
         ) -> tuple[Float[Array, "R P D"], LayerCache]:
+            of_layer, pattern = layer_inputs(self.config, positions, None, jnp.maximum(longest, positions))
             written = []
 
             def attend(q, k, v, **rule):
@@ -99,27 +124,31 @@ class Forward:
                 seen = written[0] if slots is None else cached_attention.rows_of(written[0], slots)
                 return cached_attention.attend(q, seen, positions, **rule)
 
-            x = nnx.merge(self.block, state)(x, of_layer(kind)._replace(attend=attend))
+            inputs = of_layer(jax.tree.map(lambda each: each[layer], pattern))
+            x = nnx.merge(self.block, state)(x, inputs._replace(attend=attend))
             return x, written[0]
 
-        after = []
-        for layer, (state, before) in enumerate(zip(weights.layers, cache, strict=True)):
-            kind = jax.tree.map(lambda each, layer=layer: each[layer], pattern)
-            x, written = run_layer(x, state, kind, before)
-            after.append(written)
-        return trunk.final_norm(x).astype(self.config.dtype), tuple(after)
+        return jax.jit(run, donate_argnums=(0, 2))
 
-    def logits(self, weights: Weights, hidden: Float[Array, "S D"]) -> Float[Array, "S V"]:
+    def logits(self, head: Float[Array, "V D"], hidden: Float[Array, "S D"]) -> Float[Array, "S V"]:
         """Applies the head to hidden states, in float32."""
         out = jnp.einsum(
             "sd,vd->sv",
             hidden,
-            weights.head,
+            head,
             precision=precision(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
         cap = self.config.final_softcap
         return out if cap is None else cap * jnp.tanh(out / cap)
+
+
+def state_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Returns the sharding of what programs are given and give back.
+
+    On one device they give it back as whole, whatever it was split over; so it begins, or they would be compiled twice.
+    """
+    return NamedSharding(mesh, PartitionSpec()) if mesh.size == 1 else named_sharding(mesh, axes, shape)
 
 
 def empty_cache(configs: Sequence[DecoderConfig], slots: int, capacity: int, mesh: Mesh) -> Cache:
@@ -130,7 +159,7 @@ def empty_cache(configs: Sequence[DecoderConfig], slots: int, capacity: int, mes
         keys, values = (slots, heads, dim, capacity), (slots, heads, capacity, dim)
         return LayerCache(
             *(
-                jnp.zeros(shape, config.dtype, device=named_sharding(mesh, axes, shape))
+                jnp.zeros(shape, config.dtype, device=state_sharding(mesh, axes, shape))
                 for shape, axes in ((keys, KEY_AXES), (values, VALUE_AXES))
             )
         )

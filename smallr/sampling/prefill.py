@@ -56,6 +56,10 @@ class Prefiller:
             starts = [start + self._size for start in starts]
         scorer.finish()
 
+    def nothing(self) -> PrefillChunk:
+        """Returns a chunk of no prompt."""
+        return self._chunk([], [])
+
     def _chunk(self, assigned: Sequence[Assigned], starts: Sequence[int]) -> PrefillChunk:
         chunk = PrefillChunk(
             np.full(self._rows, self._slots, np.int32),

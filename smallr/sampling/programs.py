@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from smallr.core.sharding import named_sharding
 from smallr.models.cached_attention import LayerCache
 from smallr.sampling.adjusting import Adjustments, TokenState, adjust, count
 from smallr.sampling.choice import Rules, choose
-from smallr.sampling.forward import KEY_AXES, NOWHERE, VALUE_AXES, Cache, Forward
+from smallr.sampling.forward import KEY_AXES, NOWHERE, VALUE_AXES, Cache, Forward, state_sharding
 from smallr.sampling.requests import MAX_LOGPROBS
 from smallr.sampling.weights import Weights
 
@@ -87,19 +87,29 @@ class PrefillChunk(NamedTuple):
 
 
 class Programs:
-    """Compiles the functions of one structure of decoder, mesh and hook. Cache and hidden states are donated."""
+    """Compiles the functions of one structure of decoder, mesh and hook. Cache and hidden states are donated.
+
+    On one CPU prefill and decoding are a few programs each, of which that of a layer is called once for every layer: it
+    compiles in a fraction of the time that one program of all layers takes, and a call costs little beside a layer's work.
+    """
 
     def __init__(self, forward: Forward, mesh: Mesh, steps: int, hook: Hook | None):
         whole = NamedSharding(mesh, PartitionSpec())
         self.mesh = mesh
-        self.prefill = jax.jit(functools.partial(_prefill, forward), donate_argnums=(1, 2))
+        draw = jax.jit(functools.partial(_draw, forward, hook), donate_argnums=7)
+        self.by_layer = jax.default_backend() == "cpu" and mesh.size == 1
+        if self.by_layer:
+            self.prefill = functools.partial(_prefill, forward)
+            self.decode = functools.partial(_decode_by_layer, forward, draw, whole)
+        else:
+            self.prefill = jax.jit(functools.partial(_prefill, forward), donate_argnums=(1, 2))
+            self.decode = jax.jit(
+                functools.partial(_decode, forward, draw, steps),
+                donate_argnums=(1, 2, 7),
+                out_shardings=(None, None, whole, None),
+            )
         self.score = jax.jit(
             functools.partial(_score, forward), donate_argnums=(1, 2), out_shardings=(None, None, whole)
-        )
-        self.decode = jax.jit(
-            functools.partial(_decode, forward, steps, hook),
-            donate_argnums=(1, 2, 7),
-            out_shardings=(None, None, whole, None),
         )
         self.verify = jax.jit(
             functools.partial(_verify, forward), donate_argnums=(1, 2), out_shardings=(None, None, whole, whole)
@@ -123,7 +133,7 @@ class Programs:
         )
 
         def sharded(x: Array, axes: tuple[str | None, ...]) -> Array:
-            return jax.lax.with_sharding_constraint(x, named_sharding(self.mesh, axes, x.shape))
+            return jax.lax.with_sharding_constraint(x, state_sharding(self.mesh, axes, x.shape))
 
         return LayerCache(sharded(keys, KEY_AXES), sharded(values, VALUE_AXES))
 
@@ -154,7 +164,7 @@ def _score(
     def of_row(row):
         states, tokens = row
         hidden, _ = forward.states(states)
-        return PromptLogprobs(*_logprobs(forward.logits(weights, hidden), tokens, jnp.full(len(tokens), TOP)))
+        return PromptLogprobs(*_logprobs(forward.logits(weights.head, hidden), tokens, jnp.full(len(tokens), TOP)))
 
     return cache, hidden, jax.lax.map(of_row, (states, following))
 
@@ -163,22 +173,81 @@ def _extended(
     forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], chunk: PrefillChunk
 ) -> tuple[Float[Array, "R P D"], Cache, Float[Array, "S D"]]:
     """Returns the chunk's hidden states, and what `_prefill` returns."""
+    positions, index, longest, slot = _places(chunk)
+    states, cache = forward.extend(weights, cache, chunk.tokens, positions, index, longest, slot)
+    return states, cache, _with_last(hidden, states, chunk)
+
+
+@jax.jit
+def _places(chunk: PrefillChunk) -> tuple[Int[Array, "R P"], Int[Array, "R P"], Int[Array, "R 1"], Int[Array, "R"]]:
+    """Returns positions and indices in the cache of a chunk's tokens, the largest position of each prompt, and the slots."""
     offset = jnp.arange(chunk.tokens.shape[1])
     is_token = offset < chunk.count[:, None]
     index = chunk.start[:, None] + offset
     # What is no token repeats the last position, so that none is beyond a table of learned positions.
     positions = jnp.minimum(index, (chunk.start + chunk.count - 1)[:, None])
-    states, cache = forward.extend(
-        weights,
-        cache,
-        chunk.tokens,
-        positions,
-        jnp.where(is_token, index, NOWHERE),
-        chunk.longest[:, None],
-        chunk.slot,
-    )
+    return positions, jnp.where(is_token, index, NOWHERE), chunk.longest[:, None], chunk.slot
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_last(hidden: Float[Array, "S D"], states: Float[Array, "R P D"], chunk: PrefillChunk) -> Float[Array, "S D"]:
+    """Returns the hidden states of the slots with those of the chunk's last tokens."""
     last = jnp.take_along_axis(states, jnp.maximum(chunk.count - 1, 0)[:, None, None], axis=1)[:, 0]
-    return states, cache, hidden.at[chunk.slot].set(last, mode="drop")
+    return hidden.at[chunk.slot].set(last, mode="drop")
+
+
+class _Drawn(NamedTuple):
+    """Holds what a step has drawn: the tokens, who goes on, what is counted, and the arguments of `Forward.extend`."""
+
+    decoded: Decoded  # without the axis of steps
+    alive: Bool[Array, "S"]
+    state: TokenState | None
+    new: tuple[Int[Array, "..."], ...]
+
+
+def _draw(
+    forward: Forward,
+    hook: Hook | None,
+    head: Float[Array, "V D"],
+    hidden: Float[Array, "S D"],
+    slots: DecodeSlots,
+    alive: Bool[Array, "S"],
+    step: Int[Array, ""],
+    hook_slots: Any,
+    hook_shared: Any,
+    state: TokenState | None,
+    adjustments: Adjustments | None,
+) -> _Drawn:
+    """Draws a token for every slot; those of slots that are not alive mean nothing."""
+    index, length = slots.generated + step, slots.length + step
+    hidden, critic = forward.states(hidden)
+    logits = forward.logits(head, hidden)
+    drawn_from = logits
+    if hook is not None:
+        drawn_from = hook(HookInputs(logits, hidden, critic, index, hook_slots, hook_shared))
+    if adjustments is not None:
+        drawn_from = adjust(drawn_from, state, adjustments)
+    tokens = choose(drawn_from, slots.rules, index)
+    if adjustments is not None:
+        state = count(state, tokens, alive)
+    decoded = Decoded(tokens, alive, *_logprobs(logits, tokens, jnp.where(alive, slots.logprobs, -1)))
+    index_in_cache = jnp.where(alive, length, NOWHERE)[:, None]
+    position = jnp.where(alive, length, 0)[:, None]
+    alive = alive & ~(tokens[:, None] == slots.stop).any(-1) & (index + 1 < slots.limit)
+    if adjustments is not None:  # a slot that has drawn its share goes on in the next program from where it is
+        alive &= step + 1 < adjustments.budget
+    return _Drawn(decoded, alive, state, (tokens[:, None], position, index_in_cache, slots.longest[:, None]))
+
+
+@jax.jit
+def _after(
+    states: Float[Array, "S 1 D"],
+    hidden: Float[Array, "S D"],
+    alive: Bool[Array, "S"],
+    adjustments: Adjustments | None,
+) -> Float[Array, "S D"]:
+    """Returns the hidden states after a step, from those of the tokens that were drawn in it and those before."""
+    return states[:, 0] if adjustments is None else jnp.where(alive[:, None], states[:, 0], hidden)
 
 
 class _Loop(NamedTuple):
@@ -192,8 +261,8 @@ class _Loop(NamedTuple):
 
 def _decode(
     forward: Forward,
+    draw: Callable[..., _Drawn],
     capacity: int,
-    hook: Hook | None,
     weights: Weights,
     cache: Cache,
     hidden: Float[Array, "S D"],
@@ -204,35 +273,16 @@ def _decode(
     state: TokenState | None,
     adjustments: Adjustments | None,
 ) -> tuple[Cache, Float[Array, "S D"], Decoded, TokenState | None]:
-    """Draws up to `steps` tokens (at most `capacity`) for every slot that is alive."""
+    """Draws up to `steps` tokens (at most `capacity`) for every slot that is alive, in one program."""
     rows = len(slots.alive)
 
     def body(loop: _Loop) -> _Loop:
-        index, length = slots.generated + loop.step, slots.length + loop.step
-        hidden, critic = forward.states(loop.hidden)
-        logits = forward.logits(weights, hidden)
-        drawn_from = logits
-        if hook is not None:
-            drawn_from = hook(HookInputs(logits, hidden, critic, index, hook_slots, hook_shared))
-        state = loop.state
-        if adjustments is not None:
-            drawn_from = adjust(drawn_from, state, adjustments)
-        tokens = choose(drawn_from, slots.rules, index)
-        if adjustments is not None:
-            state = count(state, tokens, loop.alive)
-        row = Decoded(tokens, loop.alive, *_logprobs(logits, tokens, jnp.where(loop.alive, slots.logprobs, -1)))
-        decoded = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.decoded, row)
-        index_in_cache = jnp.where(loop.alive, length, NOWHERE)[:, None]
-        position = jnp.where(loop.alive, length, 0)[:, None]
-        states, cache = forward.extend(
-            weights, loop.cache, tokens[:, None], position, index_in_cache, slots.longest[:, None], None
-        )
-        alive = loop.alive & ~(tokens[:, None] == slots.stop).any(-1) & (index + 1 < slots.limit)
-        hidden = states[:, 0]
-        if adjustments is not None:  # a slot that has drawn its share goes on in the next program from where it is
-            alive &= loop.step + 1 < adjustments.budget
-            hidden = jnp.where(loop.alive[:, None], hidden, loop.hidden)
-        return _Loop(loop.step + 1, cache, hidden, alive, decoded, state)
+        given = slots, loop.alive, loop.step, hook_slots, hook_shared, loop.state, adjustments
+        drawn = draw(weights.head, loop.hidden, *given)
+        decoded = jax.tree.map(lambda all, x: all.at[loop.step].set(x), loop.decoded, drawn.decoded)
+        states, cache = forward.extend(weights, loop.cache, *drawn.new, None)
+        hidden = _after(states, loop.hidden, loop.alive, adjustments)
+        return _Loop(loop.step + 1, cache, hidden, drawn.alive, decoded, drawn.state)
 
     nothing = Decoded(
         jnp.zeros((capacity, rows), jnp.int32),
@@ -247,6 +297,36 @@ def _decode(
         _Loop(jnp.int32(0), cache, hidden, slots.alive, nothing, state),
     )
     return loop.cache, loop.hidden, loop.decoded, loop.state
+
+
+def _decode_by_layer(
+    forward: Forward,
+    draw: Callable[..., _Drawn],
+    whole: NamedSharding,
+    weights: Weights,
+    cache: Cache,
+    hidden: Float[Array, "S D"],
+    slots: DecodeSlots,
+    steps: Int[np.ndarray, ""],
+    hook_slots: Any,
+    hook_shared: Any,
+    state: TokenState | None,
+    adjustments: Adjustments | None,
+) -> tuple[Cache, Float[Array, "S D"], Decoded, TokenState | None]:
+    """Does what `_decode` does, by one call for each layer."""
+    slots, hook_slots, adjustments = jax.device_put((slots, hook_slots, adjustments), whole)
+    alive, rows = slots.alive, []
+    for step in range(int(steps)):
+        given = slots, alive, np.int32(step), hook_slots, hook_shared, state, adjustments
+        drawn = draw(weights.head, hidden, *given)
+        states, cache = forward.extend(weights, cache, *drawn.new, None)
+        hidden = _after(states, hidden, alive, adjustments)
+        alive, state = drawn.alive, drawn.state
+        rows.append(drawn.decoded)
+        if not np.asarray(alive).any():  # known while the layers are still at work
+            break
+    decoded = jax.tree.map(lambda *each: np.stack(each), *jax.device_get(rows))
+    return cache, hidden, decoded, state
 
 
 def _verify(
@@ -266,7 +346,7 @@ def _verify(
     """
     rows, count = proposals.shape
     offset = jnp.arange(count)
-    before = forward.logits(weights, hidden)
+    before = forward.logits(weights.head, hidden)
     first = choose(before, slots.rules, slots.generated)
     tokens = proposals.at[:, 0].set(first)
     is_read = slots.alive[:, None] & (tokens >= 0) & (slots.generated[:, None] + offset < slots.limit[:, None])
@@ -281,7 +361,7 @@ def _verify(
         slots.longest[:, None],
         None,
     )
-    logits = forward.logits(weights, states.reshape(rows * count, -1)).reshape(rows, count, -1)
+    logits = forward.logits(weights.head, states.reshape(rows * count, -1)).reshape(rows, count, -1)
     following = jnp.argmax(logits, -1)
     is_right = is_read[:, 1:] & (tokens[:, 1:] == following[:, :-1]) & (first == proposals[:, 0])[:, None]
     is_end = (tokens[:, :-1, None] == slots.stop[:, None]).any(-1)

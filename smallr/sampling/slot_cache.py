@@ -8,9 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from smallr.core.sharding import named_sharding
 from smallr.models.cached_attention import TILE
-from smallr.sampling.forward import Cache, Forward, empty_cache
+from smallr.sampling.forward import Cache, Forward, empty_cache, state_sharding
 from smallr.sampling.programs import Programs
 
 
@@ -27,7 +26,7 @@ class SlotCache:
         self._programs = programs
         with jax.set_mesh(mesh):
             self.cache: Cache = empty_cache(forward.configs, slots, capacity(1), mesh)
-            sharding = named_sharding(mesh, ("batch", None), shape)
+            sharding = state_sharding(mesh, ("batch", None), shape)
             self.hidden: Float[Array, "S E"] = jnp.zeros(shape, forward.config.dtype, device=sharding)
 
     @property

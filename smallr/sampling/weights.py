@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import named_sharding
@@ -24,6 +24,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
 from smallr.models.projection import FUSED, FusedIntoFirst, TransposedWeight
 from smallr.models.quantized import Quantized
+from smallr.models.weights import is_variable
 
 Path = tuple[str, ...]
 Value = Array | Quantized | TransposedWeight | FusedIntoFirst
@@ -70,9 +71,32 @@ class Packer:
             nnx.from_flat_state([(path, variable.replace(parts[path][layer])) for path, variable in flat.items()])
             for layer in range(self.config.num_layers)
         )
-        head = decoder.unembedding()
-        head = head if head.dtype == self.config.dtype else head.astype(self.config.dtype)
-        return Weights(layers, nnx.split(_trunk(decoder))[1], head)
+        return Weights(layers, nnx.split(_trunk(decoder))[1], self._head(decoder.unembedding()))
+
+    def compile(self, decoder: Decoder) -> Weights:
+        """Compiles what makes `Weights` of a decoder that has shapes in the place of arrays.
+
+        Returns:
+          Zeros with the shapes and on the shards of the weights, of the first layer alone.
+        """
+
+        def placed(variable: nnx.Variable) -> NamedSharding:
+            return named_sharding(self.mesh, variable.get_metadata("axes"), variable.shape)
+
+        flat = self._flat(decoder)
+        shapes = {
+            path: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed(variable))
+            for path, variable in flat.items()
+        }
+        parts = {}
+        for group in self._groups(flat):
+            program = self._arranger(group, flat).lower(tuple(shapes[path] for path in group), np.int32(0)).compile()
+            parts |= zip(group, jax.tree.map(_zeros, program.out_info, program.output_shardings), strict=True)
+        layer = nnx.from_flat_state([(path, variable.replace(parts[path])) for path, variable in flat.items()])
+        trunk = nnx.split(_trunk(decoder))[1]
+        trunk = jax.tree.map(lambda v: v.replace(_zeros(v, placed(v))), trunk, is_leaf=is_variable)
+        table = decoder.embed if self.config.tie_embeddings else decoder.head
+        return Weights((layer,), trunk, self._head(_zeros(table.table, placed(table.table))))
 
     def with_adapters(self, weights: Weights, decoder: Decoder) -> Weights:
         """Returns the weights with the adapters of a decoder in the place of their own; all else is the same arrays.
@@ -92,6 +116,9 @@ class Packer:
             for layer, state in enumerate(weights.layers)
         )
         return weights._replace(layers=layers)
+
+    def _head(self, table: Float[Array, "V D"]) -> Float[Array, "V D"]:
+        return table if table.dtype == self.config.dtype else table.astype(self.config.dtype)
 
     def _flat(self, decoder: Decoder) -> dict[Path, nnx.Variable]:
         """Returns the parameters of all layers by their paths."""
@@ -118,11 +145,22 @@ class Packer:
         self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable]
     ) -> Iterable[tuple[Path, tuple[Value, ...]]]:
         """Yields for each path of a group its values in each layer."""
-        axes = tuple(flat[path].get_metadata("axes")[1:] for path in group)
-        arrange = _arranger(self.config, self.mesh, group, axes)
+        arrange = self._arranger(group, flat)
         stacked = tuple(flat[path].get_value() for path in group)
         layers = [arrange(stacked, layer) for layer in np.arange(self.config.num_layers, dtype=np.int32)]
         return zip(group, zip(*layers, strict=True), strict=True)
+
+    def _arranger(self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable]) -> Callable[..., tuple[Value, ...]]:
+        axes = tuple(flat[path].get_metadata("axes")[1:] for path in group)
+        return _arranger(self.config, self.mesh, group, axes)
+
+
+def _zeros(like: Any, sharding: NamedSharding) -> Array:
+    """Returns zeros. On a CPU they cost no memory: it is not copied where it begins at a multiple of 64 bytes."""
+    size = math.prod(like.shape) * like.dtype.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return jax.device_put(memory[start : start + size].view(like.dtype).reshape(like.shape), sharding)
 
 
 @functools.lru_cache(maxsize=256)

@@ -20,6 +20,7 @@ from smallr.language.local import LocalModel
 from smallr.language.opening import open_language_model
 from smallr.language.server import ServerModel
 from smallr.sampling.requests import Request, SamplingParams
+from smallr.sampling.weights import Packer
 from smallr.training import opening
 from smallr.training.opening import load, loaded_params
 from tests.language.faulty import serving
@@ -145,3 +146,21 @@ def test_clients_of_servers_need_no_jax():
         "sys.exit(any(name in sys.modules for name in ('jax', 'transformers', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), check=False).returncode == 0
+
+
+def test_all_programs_of_a_first_answer_are_compiled_while_the_weights_are_read(monkeypatch, caplog):
+    pack, before = Packer.__call__, []
+
+    def packed(self, decoder):
+        before.append(caplog.text)
+        caplog.clear()
+        return pack(self, decoder)
+
+    monkeypatch.setattr(Packer, "__call__", packed)
+    with jax.log_compiles():
+        engine = loading.load_engine("tiny-random", dtype="float32", decode_slots=3, is_identified=False).engine
+        params = SamplingParams(max_tokens=12, temperature=1.0)
+        (result,) = engine.generate([Request(prompt="What is 2 + 3?", params=params)], progress=False)
+    assert not result.error
+    assert "Compiling jit(_draw)" in before[0]
+    assert "Compiling" not in caplog.text

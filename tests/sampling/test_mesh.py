@@ -1,16 +1,17 @@
-"""Eight simulated devices write what one writes."""
+"""Eight simulated devices write what one writes, and one program of all layers what a program of each writes."""
 
 from __future__ import annotations
 
 import json
 
+import jax
 import pytest
 
 from smallr.sampling.requests import Grammar
 from tests.sampling.models import engine
 from tests.sampling.test_engine import OTHERS, ask, logprobs, tokens
 
-pytestmark = [pytest.mark.parity, pytest.mark.process]
+pytestmark = pytest.mark.parity
 
 PROGRAM = """
 import json, sys
@@ -44,9 +45,21 @@ def of_prompt(result) -> list[float]:
     return [each.logprob for each in result.prompt_logprobs[1:]] if result.prompt_logprobs else []
 
 
+@pytest.mark.process
 def test_eight_devices_as_data_2_fsdp_2_tensor_2_write_what_one_writes(eight_devices):
     eight = json.loads(eight_devices(PROGRAM).stdout.splitlines()[-1])
     one = engine().generate(requests(), progress=False)
     for (ids, values), result in zip(eight, one, strict=True):
         assert ids == tokens(result)
         assert max(abs(a - b) for a, b in zip(values, logprobs(result) + of_prompt(result), strict=True)) < 2e-5
+
+
+def test_one_program_of_all_layers_writes_what_a_program_of_a_layer_writes(monkeypatch):
+    by_layer = engine(steps=6).generate(requests(), progress=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    whole = engine(steps=7)  # engines of the same number of steps share programs
+    assert hasattr(whole._programs.decode, "lower")
+    for ours, theirs in zip(whole.generate(requests(), progress=False), by_layer, strict=True):
+        assert tokens(ours) == tokens(theirs)
+        pairs = zip(logprobs(ours) + of_prompt(ours), logprobs(theirs) + of_prompt(theirs), strict=True)
+        assert max(abs(a - b) for a, b in pairs) < 2e-5
