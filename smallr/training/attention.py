@@ -103,10 +103,14 @@ def to_json(choice: Choice) -> dict[str, Any]:
 
 def for_any_rows(decoder: Decoder) -> Decoder:
     """Lets a decoder of a run read any rows: one that has room for those of the run alone computes with `auto` instead."""
-    if decoder.config.attention in UNSHARING:
-        for _, module in nnx.iter_modules(decoder):
-            if hasattr(module, "config"):
-                module.config = dataclasses.replace(module.config, attention="auto", attention_sequences=0)
+    return computing_with("auto", 0, decoder) if decoder.config.attention in UNSHARING else decoder
+
+
+def computing_with(impl: str, sequences: int, decoder: Decoder) -> Decoder:
+    """Returns the decoder, which computes with this attention from here on."""
+    for _, module in nnx.iter_modules(decoder):
+        if hasattr(module, "config"):
+            module.config = dataclasses.replace(module.config, attention=impl, attention_sequences=sequences)
     return decoder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -125,26 +125,49 @@ class ParameterPartition:
         return f"{self.digest} {tree_digest(params)}"  # the start of adapters is their base alone
 
 
-def load_policy(source: ModelSource, config: ConfigDict, mesh: Mesh, **overrides: Any) -> ParameterPartition:
-    """Loads a model and splits it; a quantised base is quantised while it is read, so that it is never held whole.
-
-    `overrides` are fields of DecoderConfig that come in place of what `config.compute` says.
+def load_policy(source: ModelSource, config: ConfigDict, mesh: Mesh) -> ParameterPartition:
+    """Loads a model and splits it.
 
     Raises:
       UserError: see `load_decoder` and `prepare_policy`.
     """
+    decoder, digest = read_decoder(source, config, mesh)
+    return prepare_policy(decoder, config, mesh, digest)
+
+
+def read_decoder(
+    source: ModelSource, config: ConfigDict, mesh: Mesh, check: Callable[[], None] | None = None
+) -> tuple[Decoder, str]:
+    """Loads a model as a run computes with it; a quantised base is quantised while it is read, so that it is never held whole.
+
+    Args:
+      source: of the model.
+      config: of the run.
+      mesh: where the parameters go.
+      check: called for each parameter; what it raises ends the reading.
+
+    Returns:
+      The decoder, and the digest of the parameters as they were before they were quantised; empty if they are not.
+
+    Raises:
+      UserError: see `load_decoder`.
+    """
     compute = config.compute
-    options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention, **overrides}
-    if "lora" not in config or config.lora.base == "float32":
-        return prepare_policy(load_decoder(source, mesh, **options), config, mesh)
-    quantise, digest = quantiser(source.config, config.lora.base, mesh), LeafwiseDigest()
+    quantised = "lora" in config and config.lora.base != "float32"
+    quantise = quantiser(source.config, config.lora.base, mesh) if quantised else None
+    digest = LeafwiseDigest()
 
     def convert(path: tuple[str, ...], variable: nnx.Variable) -> nnx.Variable:
+        if check is not None:
+            check()
+        if quantise is None:
+            return variable
         digest.add("/".join(path), variable.get_value())
         return quantise(path, variable)
 
+    options = {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention}
     decoder = load_decoder(source, mesh, convert, **options)
-    return prepare_policy(decoder, config, mesh, digest.value())
+    return decoder, digest.value() if quantised else ""
 
 
 def prepare_policy(decoder: Decoder, config: ConfigDict, mesh: Mesh, base_digest: str = "") -> ParameterPartition:

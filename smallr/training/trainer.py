@@ -32,9 +32,10 @@ from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, renewed
-from smallr.training.policy import NOTHING, ParameterPartition, load_policy
+from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
 from smallr.training.progress import Progress, announce, headline, log
 from smallr.training.publishing import Publisher
+from smallr.training.reading import WeightReader
 from smallr.training.references import Reference, ReferenceOptions, make_reference, stored_columns
 from smallr.training.rounds import CompiledSteps, Renewal, Round, configured_step
 from smallr.training.signals import StopSignal
@@ -106,6 +107,7 @@ class Trainer:
         self.mesh = make_mesh(**config.mesh)
         self.objective = checks.check_run(config, self.mesh)
         self.source = open_trained(config.model, config.tokenizer, allow_nonfinite=config.allow_nonfinite)
+        self._weights = WeightReader(self.source, config, self.mesh)
         self.training: Split | None = None
         self.heldout: Split | None = None
         self.attention: Choice | None = None
@@ -156,12 +158,18 @@ class Trainer:
         self.build()
 
     def plan(self) -> None:
-        """Reads the rows, if there are none yet, counts the steps of the run and decides on its learning rates."""
+        """Reads the rows, if there are none yet, counts the steps of the run and decides on its learning rates.
+
+        The weights are read meanwhile.
+        """
         if self.benchmark is None and self.config.benchmark.name:
             raise UserError(
                 f"config.benchmark.name={self.config.benchmark.name}: give the Trainer a benchmark, "
                 "smallr.evals.in_training.open_benchmark(config, trainer.mesh)"
             )
+        self._peak = peak_flops(self.config.compute.dtype)  # measured on a CPU, so while nothing else computes
+        if self.state is None:
+            self._weights.begin()
         if self.training is None:
             self.load_data()
         if self.heldout is None:
@@ -171,7 +179,6 @@ class Trainer:
 
     def build(self) -> None:
         """Makes what the next step needs and is not there yet: weights, reference, programs."""
-        peak = peak_flops(self.config.compute.dtype)  # measured on a CPU, so before the mesh takes it
         with jax.set_mesh(self.mesh):
             self.load()
             kept = attention.to_json(self.attention)
@@ -179,7 +186,7 @@ class Trainer:
             self.enter_round()
             self.prepare_reference()
             self.compile()
-            self.costs = report.costs(self, peak)
+            self.costs = report.costs(self, self._peak)
             if self.files.open_metrics(self.step):
                 self.best.replay(self.files.evaluations())
                 self.best.forget(self.workdir)
@@ -341,8 +348,9 @@ class Trainer:
             compute = self.config.compute
             model = dataclasses.replace(self.source.config, dtype=compute.dtype, remat=compute.remat)
             self.attention = attention.settle_attention(self.config, model, self.training, self.files.attention)
-        taken = {"attention": self.attention.impl, "attention_sequences": self.attention.sequences}
-        return load_policy(self.source, self.config, self.mesh, **taken)
+        decoder, digest = self._weights.take()
+        attention.computing_with(self.attention.impl, self.attention.sequences, decoder)
+        return prepare_policy(decoder, self.config, self.mesh, digest)
 
     def _make_state(self) -> None:
         """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
@@ -492,6 +500,7 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for what is on its way to the disk and the hub, and frees the workdir; the model stays."""
+        self._weights.drop()
         self.publisher.close(patient=0 < self.steps == self.step)
         self.files.close()
 

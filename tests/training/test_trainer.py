@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from smallr.config import choice, finish, preference, rationale, unpaired
 from smallr.core.errors import UserError
 from smallr.core.reuse import Kept
+from smallr.core.sharding import make_mesh
 from smallr.data.sources import load_rows
+from smallr.training import reading
 from smallr.training import rounds as rounds_module
 from smallr.training import step as step_module
 from smallr.training.trainer import Trainer
@@ -205,3 +208,21 @@ def test_what_is_learned_is_what_was_learned(name, small_model, tmp_path):
         trainer.fit()
     found = losses(tmp_path)
     assert (found[0], found[-1]) == pytest.approx((first, last), abs=1e-4)
+
+
+def test_reading_ends_where_nobody_wants_the_weights(monkeypatch):
+    begun, dropped = threading.Event(), threading.Event()
+
+    def read(source, config, mesh, check):
+        begun.set()
+        dropped.wait()
+        check()
+
+    monkeypatch.setattr(reading, "read_decoder", read)
+    reader = reading.WeightReader(None, None, make_mesh())
+    reader.begin()
+    begun.wait()
+    threading.Timer(0.1, dropped.set).start()
+    reader.drop()
+    with pytest.raises(InterruptedError):
+        reader.take()
