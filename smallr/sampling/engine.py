@@ -157,13 +157,15 @@ class Engine:
         self._empty_slots()
 
     def _compile(self, decoder: Decoder) -> None:
-        """Compiles what the first plain request needs, by running it on zeros, where a layer's program serves all layers."""
+        """Compiles what the first plain request needs, by running it on zeros, where few layers' program serves all."""
         if not self._programs.by_layer or self._critic is not None:
             return
         self._empty_slots()
         with jax.set_mesh(self.mesh):
-            weights, (cache, hidden) = self._packer.compile(decoder), self._slots.state
-            cache, hidden = self._programs.prefill(weights, cache[:1], hidden, self._prefill.nothing())
+            (cache, hidden), count = self._slots.state, self._forward.layers_of_a_call
+            weights = self._packer.compile(decoder)
+            weights = weights._replace(layers=weights.layers * count)  # the same zeros in each
+            cache, hidden = self._programs.prefill(weights, cache[:count], hidden, self._prefill.nothing())
             rest = np.int32(1), jax.tree.map(np.copy, self._hook_slots), self._hook_shared, None, None
             self._programs.decode(weights, cache, hidden, self._table.arguments(), *rest)
 

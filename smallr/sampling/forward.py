@@ -22,6 +22,7 @@ from smallr.models.linear import precision
 from smallr.sampling.weights import Weights
 
 NOWHERE = 2**30  # an index beyond every capacity: nothing is written
+MOST_LAYERS = 6  # of a call: more compile for longer, fewer are called more often, 0.3 ms of a CPU each time
 KEY_AXES = ("batch", "kv_heads", "head_dim", None)
 VALUE_AXES = ("batch", "kv_heads", None, "head_dim")
 
@@ -86,11 +87,18 @@ class Forward:
           longest: the largest position of each prompt (see `rope_tables`).
           slots: decode slot of each row; None where the rows are the slots.
         """
-        x, after = self._embedded(weights.trunk, tokens, positions), []
-        for layer, (state, before) in enumerate(zip(weights.layers, cache, strict=True)):
-            x, written = self._layer(x, state, before, np.int32(layer), positions, index, longest, slots)
-            after.append(written)
-        return self._normed(weights.trunk, x), tuple(after)
+        x, after, count = self._embedded(weights.trunk, tokens, positions), (), self.layers_of_a_call
+        for first in range(0, len(cache), count):
+            part = weights.layers[first : first + count], cache[first : first + count], np.int32(first)
+            x, written = self._layers(x, *part, positions, index, longest, slots)
+            after += written
+        return self._normed(weights.trunk, x), after
+
+    @property
+    def layers_of_a_call(self) -> int:
+        """Returns how many layers are one program, which serves all others too."""
+        count = self.config.num_layers
+        return max(size for size in range(1, MOST_LAYERS + 1) if count % size == 0)
 
     @functools.cached_property
     def _embedded(self) -> Callable[..., Float[Array, "R P D"]]:
@@ -103,10 +111,11 @@ class Forward:
         return jax.jit(lambda state, x: nnx.merge(self.trunk, state).final_norm(x).astype(self.config.dtype))
 
     @functools.cached_property
-    def _layer(self) -> Callable[..., tuple[Float[Array, "R P D"], LayerCache]]:
-        """Returns a compiled layer, one for all. Inside of another program it is traced and lowered once."""
+    def _layers(self) -> Callable[..., tuple[Float[Array, "R P D"], Cache]]:
+        """Returns some layers as a program, in which a layer is traced and lowered once."""
 
-        def run(
+        @jax.jit
+        def run_layer(
             x: Float[Array, "R P D"],
             state: nnx.State,
             before: LayerCache,
@@ -127,6 +136,19 @@ class Forward:
             inputs = of_layer(jax.tree.map(lambda each: each[layer], pattern))
             x = nnx.merge(self.block, state)(x, inputs._replace(attend=attend))
             return x, written[0]
+
+        def run(
+            x: Float[Array, "R P D"],
+            states: Sequence[nnx.State],
+            cache: Cache,
+            first: Int[Array, ""],
+            *rest: Array | None,
+        ) -> tuple[Float[Array, "R P D"], Cache]:
+            after = []
+            for number, (state, before) in enumerate(zip(states, cache, strict=True)):
+                x, written = run_layer(x, state, before, first + number, *rest)
+                after.append(written)
+            return x, tuple(after)
 
         return jax.jit(run, donate_argnums=(0, 2))
 

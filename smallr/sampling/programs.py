@@ -89,8 +89,8 @@ class PrefillChunk(NamedTuple):
 class Programs:
     """Compiles the functions of one structure of decoder, mesh and hook. Cache and hidden states are donated.
 
-    On one CPU prefill and decoding are a few programs each, of which that of a layer is called once for every layer: it
-    compiles in a fraction of the time that one program of all layers takes, and a call costs little beside a layer's work.
+    On one CPU prefill and decoding are a few programs each, of which that of some layers is called until all have been run:
+    it compiles in a fraction of the time that one program of all layers takes, and a call costs little beside their work.
     """
 
     def __init__(self, forward: Forward, mesh: Mesh, steps: int, hook: Hook | None):
@@ -313,7 +313,7 @@ def _decode_by_layer(
     state: TokenState | None,
     adjustments: Adjustments | None,
 ) -> tuple[Cache, Float[Array, "S D"], Decoded, TokenState | None]:
-    """Does what `_decode` does, by one call for each layer."""
+    """Does what `_decode` does, by a call for each few layers."""
     slots, hook_slots, adjustments = jax.device_put((slots, hook_slots, adjustments), whole)
     alive, rows = slots.alive, []
     for step in range(int(steps)):
