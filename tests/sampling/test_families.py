@@ -48,7 +48,7 @@ def test_logits_through_the_cache_are_those_of_a_full_forward_pass(family):
         index = jnp.arange(start, start + length)[None]
         piece = jnp.asarray(tokens[:, start : start + length])
         states, cache = extend(weights, cache, piece, index, index, jnp.asarray([[39]]), jnp.asarray([1]))
-        logits.append(head(weights, states[0]))
+        logits.append(head(weights.head, states[0]))
         start += length
     want = np.asarray(logits_of(model, tokens))[0]
     assert np.abs(np.concatenate(logits) - want).max() <= 1e-5 * np.abs(want).max()
@@ -69,7 +69,7 @@ def test_cache_of_a_bfloat16_decoder_is_bfloat16_and_its_logits_are_near():
     tokens = np.random.default_rng(0).integers(1, 101, (1, 24))
     index = jnp.arange(24)[None]
     states, _ = jax.jit(forward.extend)(weights, cache, jnp.asarray(tokens), index, index, index[:, -1:], None)
-    exact, ours = np.asarray(logits_of(decoder("llama"), tokens))[0], forward.logits(weights, states[0])
+    exact, ours = np.asarray(logits_of(decoder("llama"), tokens))[0], forward.logits(weights.head, states[0])
     full = np.asarray(logits_of(rounded, tokens))[0]
     off, full_off = (np.sqrt(np.mean((np.asarray(x) - exact) ** 2)) for x in (ours, full))
     assert 0 < off <= 1.2 * full_off
