@@ -1,7 +1,7 @@
 """Measures tokens/s beside transformers: `python -m benchmarks.generate --prompts=GSM8K_TEST.jsonl[.gz] [--repeats=2]`.
 
-SmolLM2-135M in float32, the same prompts, greedy, every completion of the same length. Both write in turns in one process
-(A B A B), after all programs have been compiled. transformers runs as one batch with left padding, which is its fastest
+SmolLM2-135M in float32 or bfloat16, the same prompts, greedy, every completion of the same length. Both write in turns in
+one process (A B A B), after all programs have been compiled. transformers runs as one batch with left padding, which is its fastest
 way here unless `--continuous` says that its `generate_batch` is to be tried too. Times include the reading of the prompts,
 of which smallr remembers nothing from one round to the next.
 
@@ -29,9 +29,11 @@ import torch
 import transformers
 
 from smallr.core.sharding import make_mesh
+from smallr.doctor.torch_step import matmul_peak
 from smallr.models.loading import ModelSource, load_decoder, open_model
 from smallr.sampling.engine import Engine
 from smallr.sampling.requests import Request, SamplingParams
+from smallr.training.flops import peak_flops
 
 Tokens = list[list[int]]
 STEPS = 8  # tokens of a slot in one program
@@ -45,8 +47,8 @@ def read_prompts(path: Path, count: int, tokenizer: Any) -> Tokens:
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 
-def torch_model(source: ModelSource) -> transformers.LlamaForCausalLM:
-    """Returns transformers' Llama with the same float32 numbers."""
+def torch_model(source: ModelSource, dtype: str) -> transformers.LlamaForCausalLM:
+    """Returns transformers' Llama with the same numbers, in a dtype."""
     c = source.config
     config = transformers.LlamaConfig(
         vocab_size=c.vocab_size,
@@ -65,7 +67,7 @@ def torch_model(source: ModelSource) -> transformers.LlamaForCausalLM:
     for name, shape in reader.shapes().items():
         stored = np.array(reader.read(name, (slice(None),) * len(shape)))
         model.get_parameter(name).data.copy_(torch.from_numpy(stored))
-    return model.float().eval()
+    return model.to(getattr(torch, dtype)).eval()
 
 
 def padded(model: transformers.LlamaForCausalLM, prompts: Tokens, new: int) -> Tokens:
@@ -95,11 +97,12 @@ class Ours:
             self.engine = Engine(self._decoder, tokenizer, mesh, decode_slots=decode_slots, steps=STEPS)
         self.seconds, self.bytes, self.steps = 0.0, 0, 0
 
-    def compile(self, longest: int) -> None:
-        """Compiles what sequences of up to so many tokens need, one short completion for each size of the cache."""
-        for length in range(48, longest + 64, 64):
-            params = SamplingParams(max_tokens=12, ignore_eos=True)
-            self.engine.generate([Request(prompt=(5,) * length, params=params)], progress=False)
+    def compile(self, prompts: Tokens, new: int) -> None:
+        """Compiles what these prompts need: for each size of a growing cache, and for prompts read into the largest."""
+        for count in (new, 2):
+            self.forget()
+            self(prompts, count)
+        self.seconds, self.bytes, self.steps = 0.0, 0, 0
 
     def forget(self) -> None:
         """Drops the prompts that the cache still holds."""
@@ -156,7 +159,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="of the Llama family")
-    parser.add_argument("--dtype", default="float32", help="of smallr; transformers computes in float32")
+    parser.add_argument("--dtype", default="float32", help="of both")
     parser.add_argument("--continuous", action="store_true", help="try transformers' generate_batch too")
     parser.add_argument("--no_transformers", action="store_true", help="smallr alone")
     args = parser.parse_args()
@@ -167,10 +170,10 @@ def main() -> None:
     lengths = sorted(map(len, prompts))
     print(f"{len(prompts)} prompts of {lengths[0]} to {lengths[-1]} tokens, {args.new} new tokens each, {args.dtype}")
     ours = Ours(source, tokenizer, args.count, args.dtype)
-    ours.compile(lengths[-1] + args.new)
+    ours.compile(prompts, args.new)
     ways: dict[str, Callable[[int], Tokens]] = {"smallr": lambda new: ours(prompts, new)}
     if not args.no_transformers:
-        model = torch_model(source)
+        model = torch_model(source, args.dtype)
         padded(model, prompts, 2)
         ways["transformers"] = lambda new: padded(model, prompts, new)
         if args.continuous:
@@ -192,6 +195,8 @@ def main() -> None:
         f"cache a step, {reached / 1e9:.1f} of {possible / 1e9:.1f} GB/s, a share of {reached / possible:.0%}"
     )
     if not args.no_transformers:
+        ours_peak, theirs_peak = peak_flops(args.dtype) / 1e9, matmul_peak(args.dtype) / 1e9
+        print(f"matmul peaks in {args.dtype}: smallr {ours_peak:.0f}, transformers {theirs_peak:.0f} GFLOP/s")
         agreement(model, prompts, outputs["smallr"], outputs["transformers"])
 
 

@@ -339,14 +339,14 @@ class Engine:
                 self._table.release(slot)
 
     def _admit(self) -> list[Completion]:
-        """Assigns slots to as many prompts as are read side by side, and reads them.
+        """Assigns slots to waiting prompts, and reads them side by side.
 
         Returns:
           The completions that may write nothing, and so are finished.
         """
         assigned: list[Assigned] = []
         forks: list[_Fork] = []
-        while self._waiting and self._table.free and len(assigned) < self._rows:
+        while self._waiting and self._table.free and not self._is_worth_waiting(assigned):
             completion = self._pop()
             self._fit(len(completion.handle.prompt))
             slot, source, shared = self._table.choose(completion.handle.prompt)
@@ -367,8 +367,7 @@ class Engine:
         self._prefill(self._weights, self._slots, assigned)
         for fork in forks:
             self._slots.fork(fork.source, fork.slot)
-        # Where the rotation depends on the length of the whole prompt, equal beginnings are not equal in the cache.
-        if all(each.rope_scaling is None or each.rope_scaling.kind != "longrope" for each in self._forward.configs):
+        if self._may_share:
             for each in (*assigned, *forks):
                 self._table.retain(each.slot, each.completion.handle.prompt)
         self._admitting = []
@@ -377,6 +376,20 @@ class Engine:
             if each.completion.handle.result is None:
                 done += self._guarded(self._begin, each.slot, each.completion)
         return done
+
+    @property
+    def _may_share(self) -> bool:
+        """Returns whether equal beginnings of prompts are equal in the cache.
+
+        They are not where the rotation depends on the length of the whole prompt.
+        """
+        configs = self._forward.configs
+        return all(each.rope_scaling is None or each.rope_scaling.kind != "longrope" for each in configs)
+
+    def _is_worth_waiting(self, assigned: Sequence[Assigned]) -> bool:
+        """Returns whether the next prompt begins as one that is about to be read, and so had better be a copy of that."""
+        new = [each.completion.handle.prompt for each in assigned] if self._may_share else []
+        return self._table.profits(self._waiting[0].handle.prompt, new)
 
     def _begin(self, slot: int, completion: Completion) -> None:
         """Tells whoever watches that a prompt has been read; ends a completion that may write nothing."""

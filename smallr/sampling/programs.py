@@ -77,13 +77,14 @@ class PromptLogprobs(NamedTuple):
 
 
 class PrefillChunk(NamedTuple):
-    """Represents a chunk of each of some prompts."""
+    """Represents chunks of some prompts; several may be of one prompt."""
 
     slot: Int[Array, "R"]  # decode slot of each; the number of slots for no prompt
     tokens: Int[Array, "R P"]
     start: Int[Array, "R"]  # position of the first token
     count: Int[Array, "R"]  # how many are tokens
     longest: Int[Array, "R"]
+    is_last: Bool[Array, "R"]  # of its prompt
 
 
 class Programs:
@@ -145,7 +146,7 @@ shared_programs = functools.lru_cache(maxsize=8)(Programs)
 def _prefill(
     forward: Forward, weights: Weights, cache: Cache, hidden: Float[Array, "S D"], chunk: PrefillChunk
 ) -> tuple[Cache, Float[Array, "S D"]]:
-    """Returns the cache with the chunk's tokens, and each slot's hidden state at the last of them."""
+    """Returns the cache with the chunks' tokens, and hidden states at the ends of the prompts that end in them."""
     _, cache, hidden = _extended(forward, weights, cache, hidden, chunk)
     return cache, hidden
 
@@ -193,7 +194,7 @@ def _places(chunk: PrefillChunk) -> tuple[Int[Array, "R P"], Int[Array, "R P"], 
 def _with_last(hidden: Float[Array, "S D"], states: Float[Array, "R P D"], chunk: PrefillChunk) -> Float[Array, "S D"]:
     """Returns the hidden states of the slots with those of the chunk's last tokens."""
     last = jnp.take_along_axis(states, jnp.maximum(chunk.count - 1, 0)[:, None, None], axis=1)[:, 0]
-    return hidden.at[chunk.slot].set(last, mode="drop")
+    return hidden.at[jnp.where(chunk.is_last, chunk.slot, len(hidden))].set(last, mode="drop")
 
 
 class _Drawn(NamedTuple):

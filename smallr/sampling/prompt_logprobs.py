@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+def give_text(handle: Handle, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Gives a request that asks for an echo the text of its prompt."""
+    if handle.request.params.echo and handle.prompt_text is None:
+        is_text = isinstance(handle.request.prompt, str) and not handle.request.messages
+        ids = [int(token) for token in handle.prompt if token >= 0]
+        handle.prompt_text = handle.request.prompt if is_text else tokenizer.decode(ids)
+
+
 class PromptScorer:
     """Gives the prompts that are read side by side their text and log-probs, where their requests ask for an echo.
 
@@ -64,10 +72,7 @@ class PromptScorer:
             first = int(self._handles[row].prompt[0])
             self._handles[row].prompt_logprobs = (TokenLogprob(first, self._decoded(first), None), *found)
         for handle in self._handles:
-            if handle.request.params.echo and handle.prompt_text is None:
-                is_text = isinstance(handle.request.prompt, str) and not handle.request.messages
-                ids = [int(token) for token in handle.prompt if token >= 0]
-                handle.prompt_text = handle.request.prompt if is_text else self._tokenizer.decode(ids)
+            give_text(handle, self._tokenizer)
 
     def _logprob(self, token: int, logprob: float, ids: np.ndarray, values: np.ndarray) -> TokenLogprob:
         likeliest = zip(ids.tolist(), values.tolist(), strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jaxtyping import Int
@@ -76,6 +78,11 @@ class SlotTable:
             slot = min(free, key=lambda slot: len(self._cached[slot]))
         source = slot if shared[slot] == best else shared.index(best)
         return slot, source, best
+
+    def profits(self, prompt: Int[np.ndarray, "tokens"], others: Sequence[Int[np.ndarray, "others"]]) -> bool:
+        """Returns whether a prompt begins as one of these others for longer than as anything that the caches hold."""
+        best = max((self._shared(other, prompt) for other in others), default=0)
+        return best > max(self._shared(cached, prompt) for cached in self._cached)
 
     def assign(self, slot: int, completion: Completion) -> None:
         """Gives a slot to a completion whose prompt is about to be read, over what the cache held."""

@@ -80,19 +80,46 @@ def test_bytes_of_a_step():
     assert small.bytes_of_a_step == 4 * (cache + config.num_layers * layer + config.vocab_size * config.d_model)
 
 
+@pytest.fixture
+def chunks(shared, monkeypatch) -> list:
+    """What the prefill program is given; engines of one structure share it."""
+    given, prefill = [], shared._programs.prefill
+    monkeypatch.setattr(shared._programs, "prefill", lambda *args: given.append(args[-1]) or prefill(*args))
+    return given
+
+
 @pytest.mark.parity
-def test_a_prompt_of_many_samples_is_read_once(shared):
-    chunks, prefill = [], shared._programs.prefill
-    shared._programs.prefill = lambda *args: chunks.append(args[-1]) or prefill(*args)
-    try:
-        (result,) = shared.generate([ask(OTHERS[2], temperature=1.0, n=4, seed=1)], progress=False)
-        (single,) = shared.generate([ask(OTHERS[2], temperature=1.0, n=1, seed=1)], progress=False)
-    finally:
-        shared._programs.prefill = prefill
+def test_a_prompt_of_many_samples_is_read_once(shared, chunks):
+    (result,) = shared.generate([ask(OTHERS[2], temperature=1.0, n=4, seed=1)], progress=False)
+    (single,) = shared.generate([ask(OTHERS[2], temperature=1.0, n=1, seed=1)], progress=False)
     assert sum(int(chunk.count.sum()) for chunk in chunks[:3]) == len(OTHERS[2]) == 33
     assert sum(int(chunk.count.sum()) for chunk in chunks[3:]) == 1  # the rest was still in the cache
     assert tokens(single)[0] == tokens(result)[0]
     assert len({tuple(sample) for sample in tokens(result)}) == 4
+
+
+@pytest.mark.parity
+def test_many_chunks_are_read_side_by_side_also_those_of_one_prompt(shared, chunks):
+    prompts = [OTHERS[1], OTHERS[3], OTHERS[4], OTHERS[6]]  # 4, 6, 1 and 3 chunks of 16
+    wanted = [[greedy("llama", prompt, 6)] for prompt in prompts]
+    fresh = engine(decode_slots=4)
+    results = fresh.generate([ask(prompt, max_tokens=6) for prompt in prompts], progress=False)
+    assert [tokens(result) for result in results] == wanted
+    assert [len(chunk.slot) for chunk in chunks] == [8, 8]  # 8 of 14; 6 are worth a wide pass too
+    for n, (prompt, passes) in enumerate(((OTHERS[3][::-1], [8]), (OTHERS[6][::-1], [1, 1, 1]))):
+        chunks.clear()
+        (result,) = fresh.generate([ask(prompt, max_tokens=6)], progress=False)
+        assert tokens(result) == [greedy("llama", prompt, 6)]
+        assert [len(chunk.slot) for chunk in chunks] == passes, n
+
+
+@pytest.mark.parity
+def test_prompts_that_arrive_together_and_begin_alike_are_read_once_up_to_there(chunks):
+    start = OTHERS[3][:40]
+    prompts = [(*start, *OTHERS[4], n) for n in (1, 2, 3)]  # 46 tokens, of which 32 are in whole chunks
+    results = engine().generate([ask(prompt, max_tokens=6) for prompt in prompts], progress=False)
+    assert [tokens(result) for result in results] == [[greedy("llama", prompt, 6)] for prompt in prompts]
+    assert sum(int(chunk.count.sum()) for chunk in chunks) == 46 + 14 + 14
 
 
 @pytest.mark.parity
