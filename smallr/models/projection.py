@@ -21,6 +21,7 @@ def adapter_name(name: str) -> str:
     return f"{name}_lora"
 
 
+FEW = 64  # vectors, so many at most, for which `products_of_rows` has the rows on the left
 FUSED = (("q", "k", "v"), ("gate", "up"))  # projections of one input, which can be fused into one product
 
 
@@ -46,16 +47,34 @@ class TransposedWeight:
         """Computes each projection in float32, as `linear` does without a bias."""
         batch = x.shape[: x.ndim - inputs]
         x = x.astype(self.rows.dtype).reshape(*batch, math.prod(x.shape[x.ndim - inputs :]))
-        out = jax.lax.dot_general(
-            x,
-            self.rows,
-            (((x.ndim - 1,), (1,)), ((), ())),
-            precision=precision(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        out = products_of_rows(x, self.rows)
         ends = list(itertools.accumulate(math.prod(shape) for shape in self.outputs))
         parts = jnp.split(out, ends[:-1], axis=-1)
         return tuple(part.reshape(*batch, *shape) for part, shape in zip(parts, self.outputs, strict=True))
+
+
+def products_of_rows(
+    x: Float[Array, "*batch inputs"], rows: Float[Array, "outputs inputs"]
+) -> Float[Array, "*batch outputs"]:
+    """Computes the products of each vector with each row, in float32.
+
+    XLA's CPU backend packs the right operand of every product anew, and reads the left one where it lies. With few
+    vectors most of the bytes are the rows', so they stand on the left in float32.
+    """
+    count = math.prod(x.shape[:-1])
+    if x.dtype != jnp.float32 or not 1 < count <= FEW:
+        return _dot(x, rows, x.ndim - 1)
+
+    def rows_left(x: Array, rows: Array) -> Array:
+        out = jax.lax.optimization_barrier(_dot(rows, x.reshape(count, -1), 1))  # else XLA would turn it around again
+        return out.T.reshape(*x.shape[:-1], -1)
+
+    return jax.lax.platform_dependent(x, rows, cpu=rows_left, default=lambda x, rows: _dot(x, rows, x.ndim - 1))
+
+
+def _dot(a: Array, b: Array, axis: int) -> Array:
+    contract = (((axis,), (1,)), ((), ()))
+    return jax.lax.dot_general(a, b, contract, precision=precision(a.dtype), preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())

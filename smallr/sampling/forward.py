@@ -18,7 +18,7 @@ from smallr.models import cached_attention
 from smallr.models.cached_attention import LayerCache
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import layer_inputs
-from smallr.models.linear import precision
+from smallr.models.projection import products_of_rows
 from smallr.sampling.weights import Weights
 
 NOWHERE = 2**30  # an index beyond every capacity: nothing is written
@@ -154,13 +154,7 @@ class Forward:
 
     def logits(self, head: Float[Array, "V D"], hidden: Float[Array, "S D"]) -> Float[Array, "S V"]:
         """Applies the head to hidden states, in float32."""
-        out = jnp.einsum(
-            "sd,vd->sv",
-            hidden,
-            head,
-            precision=precision(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        out = products_of_rows(hidden, head)
         cap = self.config.final_softcap
         return out if cap is None else cap * jnp.tanh(out / cap)
 
