@@ -88,6 +88,7 @@ setup(
             "matplotlib",
             "peft",
             "prometheus_client",
+            "psutil",
             "pytest",
             "pytest-xdist",
             "qwix",

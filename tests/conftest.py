@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 # what they compute and the versions of JAX. `make clean` removes it, and so does a session that finds it grown large.
 _PROGRAMS = Path(__file__).parents[1] / "build" / "test_programs"
 _MOST_PROGRAMS = 20_000  # the whole suite has 2,200 with 40 MiB
+_MOST_MEMORY = 3 * 2**30  # bytes of a process after which its programs leave memory: those of all tests take 7 GB
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else: a worker, which has the controller's environment
     if len(list(_PROGRAMS.rglob("*"))) > _MOST_PROGRAMS:
         shutil.rmtree(_PROGRAMS, ignore_errors=True)
@@ -70,10 +72,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_a_module() -> Iterator[None]:
-    """Lets go of a module's programs, which take gigabytes in the end; a later module finds those of its own on disk."""
+def _bounded_memory() -> Iterator[None]:
+    """Lets go of all programs where a process has grown to gigabytes; later modules find theirs on disk."""
     yield
-    jax.clear_caches()
+    if psutil.Process().memory_info().rss > _MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -406,7 +406,7 @@ def test_a_signal_stops_a_run_and_it_goes_on(teacher, tmp_path, monkeypatch):
         assert run(config, tmp_path / "out")["rows"]["verified"] == 6
     assert max(Counter(agents.paid).values()) == 1
     (line,) = states(tmp_path / "out")
-    assert (line.state, line.note) == (State.DONE, "6 pieces finished")
+    assert (line.state, line.note) == (State.DONE, "6 pieces finished; the time is that since it last went on")
 
 
 def test_a_fault_while_the_results_are_written_leaves_a_run_that_goes_on(teacher, tmp_path, monkeypatch):
