@@ -194,6 +194,7 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+@pytest.mark.slow
 def test_a_pool_kills_what_hangs_and_replaces_what_crashes():
     with Pool(f"{__name__}:hang", workers=2, seconds=1.0) as pool:
         answers = pool.map([{"seconds": 100}, {"seconds": 0.01}, {"seconds": 100}, {"seconds": 0.01}])
@@ -293,6 +294,7 @@ HOSTILE_QUERIES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_queries_have_no_effect(execution, database):
     before, home = database.read_bytes(), set(Path.cwd().iterdir())
     gold = "select name || '?' from t"  # nobody writes this

@@ -428,6 +428,7 @@ print(sandbox.run(["-c", look], {{}}, isolate={isolate}).stdout.decode())
     assert lines[1] == "-1"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cgroups._parent() is None, reason="no cgroup with a memory limit can be made here")
 @pytest.mark.parametrize("isolate", BOTH)
 def test_processes_share_one_limit_of_memory(isolate):

@@ -82,6 +82,7 @@ def test_crv_fits_what_the_critic_has_judged(rows):
     assert styles(rows[1.0], "fitted")["fitted"] < 10
 
 
+@pytest.mark.slow
 def test_a_model_as_the_critic(tmp_path, rows):
     """One that finds everything fitting: CRV leaves the right rationales as they are."""
 

@@ -70,6 +70,7 @@ def test_the_whole_experiment_with_a_tiny_model(tmp_path, student):  # noqa: F81
     assert (tmp_path / "data_efficiency.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_smaller_share_are_among_those_of_a_larger_one(tmp_path):
     rows = {key: value for key, value in plan().rows.items() if key not in ("mix", "pairs")}
     small, whole = (

@@ -15,6 +15,7 @@ from smallr.methods.planner.pipeline import run_planner
 from tests.methods.planner.test_discriminators import Reasoner, reply
 
 
+@pytest.mark.slow
 def test_each_setting_is_a_run_and_a_row(tmp_path, monkeypatch):
     prompts = []
 

@@ -192,6 +192,7 @@ def test_v_is_the_expectile_of_q_over_the_data(tau):
         assert expectile == pytest.approx(0.6, abs=1e-4)  # the mean
 
 
+@pytest.mark.slow
 def test_a_chain_is_solved():
     """States 0..4 in a row, left or right; the reward is at the right end. The log is of a policy that goes left at 55 %."""
     rng, length = np.random.default_rng(1), 150

@@ -156,6 +156,7 @@ def test_a_cpu_spends_no_time(monkeypatch):
     assert (choice.impl, choice.lines()) == ("xla", ["attention: xla, the one candidate on cpu"])
 
 
+@pytest.mark.slow
 def test_what_is_declared_unsupported_is_not_tried():
     """On a machine without GPU: all but xla are left out by the table, or by the note of what they raise."""
     found = {trial.impl: trial for trial in try_candidates(SHAPE, GPU, None, None, Clock(1.0, 2.0))}

@@ -117,6 +117,7 @@ def test_a_decoder_that_leaves_the_run_has_room_for_any_rows():
     assert for_any_rows(same).config.attention == "gpu"
 
 
+@pytest.mark.slow
 def test_the_choice_is_part_of_the_run(small_model, tmp_path, monkeypatch):
     """It is in config.json before the first checkpoint, computes policy and reference, and is asked about elsewhere."""
     config = config_of(small_model, steps=1)  # its programs are those of the tests of the trainer

@@ -230,6 +230,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, warn
     assert Checkpointer(str(tmp_path)).restore_latest(_abstract(_state(0))).step == 9
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
 @pytest.mark.usefixtures("abandoned_reads")
 def test_whatever_file_is_damaged_the_state_is_right(tmp_path):

@@ -123,6 +123,7 @@ def test_packed_rows_equal_one_by_one_in_loss_and_gradients(model):
         np.testing.assert_allclose(packed[2][path], value / tokens, atol=2e-6 + 1e-5 * np.abs(value).max())
 
 
+@pytest.mark.slow
 def test_values_of_examples_add_up(model):
     examples = with_rewards(2, 3)
     batch = batch_of([[0, 1], [2]], examples)

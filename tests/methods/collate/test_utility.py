@@ -83,6 +83,7 @@ def test_equal_rationales_have_equal_utilities_and_long_ones_none(model):
     assert "tokens/s" in scorer.speed()
 
 
+@pytest.mark.slow
 def test_scoring_keeps_finished_blocks(tmp_path, model, monkeypatch):
     table = [{"text": "a", "usable": True, "problem": ""}, {"text": "", "usable": False, "problem": "empty"}]
     save_rows(table, tmp_path / "written")

@@ -247,6 +247,7 @@ def test_prices_and_tokens_are_counted(teacher, tmp_path, monkeypatch):
     assert again["rows"] == report["rows"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["down", "quota"])
 def test_an_endpoint_that_fails_in_the_middle_loses_nothing(fault, teacher, tmp_path, monkeypatch):
     monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))

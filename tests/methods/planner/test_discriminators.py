@@ -70,6 +70,7 @@ def test_packed_plans_of_smollm2_score_as_one_by_one(prompts, task, problem):
     assert np.log(packed) == pytest.approx([math.log(alone[place][0]) for place in range(3)], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_a_row_cannot_hold(small_model, prompts, task, problem):
     judge = open_yes_no(small_model, JudgePrompt(prompts, "yes_no", task), row_length=512)
     wide = probabilities(judge, [case_of(problem)])
