@@ -124,9 +124,10 @@ def _page(out: Path, config: ConfigDict, report: Mapping[str, Any], has_plot: bo
 def next_commands(out: Path, config: ConfigDict) -> list[str]:
     """Returns the commands that take the run's folder as a model."""
     kind = config.training.dtype
+    benchmark = "gsm8k" if "gsm8k" in config.data.rows.lower() else "BENCHMARK"  # other rows name none that we have
     return [
         f"smallr generate --model={out} --dtype={kind} 'QUESTION'",
-        f"smallr evaluate gsm8k --config.model={out} --config.compute.dtype={kind}",
+        f"smallr evaluate {benchmark} --config.model={out} --config.compute.dtype={kind}",
         f"smallr convert --from={out} --to={out}/exported",
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -21,7 +22,7 @@ from smallr.methods.collate.data import load_data, mixed_modes, opened, shares
 from smallr.methods.collate.generation import write_rationales
 from smallr.methods.collate.modes import ANSWER, GIVEN, RATIONALE, write_tokenizer
 from smallr.methods.collate.pairs import choose, gold_over_own, prefer_useful, refined_pairs
-from smallr.methods.collate.report import agreement_lines, training_counts
+from smallr.methods.collate.report import agreement_lines, next_commands, training_counts
 from smallr.methods.collate.utility import UtilityScorer
 from smallr.methods.collate.writer import Writer
 from tests.methods.collate.small import END, MARKS, MODES, ROWS, small_config, write_lines, write_model
@@ -423,3 +424,10 @@ def test_the_counts_of_training_tell_what_is_too_long(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(found))
     counts = {"rows in": 9, "kept": 6, "longer than 64 tokens": 3, "steps": 5, "tokens": 250}
     assert training_counts(tmp_path) == counts
+
+
+@pytest.mark.parametrize(("rows", "benchmark"), [("hub:openai/gsm8k@train", "gsm8k"), ("cqa_train", "BENCHMARK")])
+def test_the_next_commands_name_a_benchmark_only_where_the_rows_are_of_it(rows, benchmark):
+    config = fields.base()
+    config.data.rows = rows
+    assert f"smallr evaluate {benchmark} --config.model=run" in next_commands(Path("run"), config)[1]

@@ -84,7 +84,7 @@ def test_every_stage_leaves_its_rows_and_counts(finished):
         "| M_IFT | I→A |",
         "| provider 1 | I→R→A |",
         "[I;R]→A",
-        "smallr evaluate gsm8k --config.model=",
+        "smallr evaluate BENCHMARK --config.model=",
         "utilities",
     ):
         assert part in page
