@@ -17,7 +17,6 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from smallr.core.cache import Cache
-from smallr.training.evaluation import collect
 from smallr.training.progress import log
 from smallr.training.splits import Split
 
@@ -29,7 +28,13 @@ KIND = "reference"  # of cache entries
 
 
 def cached_columns(
-    split: Split, evaluation: Evaluation, abstract: nnx.State, digest: str, mesh: Mesh, weights: Callable[[], nnx.State]
+    split: Split,
+    evaluation: Evaluation,
+    abstract: nnx.State,
+    digest: str,
+    mesh: Mesh,
+    weights: Callable[[], nnx.State],
+    steps: int | None = None,
 ) -> Split:
     """Adds a column `ref_<name>` for each completion of an example: its summed log-probs under the reference.
 
@@ -39,25 +44,30 @@ def cached_columns(
     layout of the rows and the program itself: what a run computes depends on its inputs alone, never on which run has
     filled the cache.
 
+    A run of fewer steps than an epoch has needs the rows of its steps alone. Examples of others keep NaN, here and in the
+    cache, until a longer run adds theirs.
+
     Args:
       split: whose rows are scored.
       evaluation: of the run.
       abstract: parameters of the same shapes as the reference's.
       digest: of all weights of the reference, those that are not trained included.
       mesh: of the run.
-      weights: gives the parameters of the reference; it is asked only if the cache has no log-probs of theirs.
+      weights: gives the parameters of the reference; it is asked only if the cache lacks log-probs of theirs.
+      steps: that will be taken of this split, from the first of its first epoch; None: all of it is needed.
     """
     names = [f"ref_{name}" for name in split.completion_names]
     # The evaluation subtracts the reference, but reports the policy's own scores too: any reference will do.
     blank = split.with_columns(**{name: np.zeros(len(split.examples), np.float32) for name in names})
     identity = scores_identity(blank, evaluation, abstract, digest, mesh)
     values = _read(identity, (len(names), len(split.examples)))
-    if values is not None:
-        log(f"reference log-probs, {split.name}: from the cache; weights, rows and program are those of an earlier run")
-    else:
-        values = _computed(blank, evaluation, weights(), mesh)
+    missing = _missing(split, values, steps)
+    if missing:
+        _compute(values, missing, blank, evaluation, weights(), mesh)
         if jax.process_index() == 0:
             Cache(KIND).put_array(identity, values)
+    else:
+        log(f"reference log-probs, {split.name}: from the cache; weights, rows and program are those of an earlier run")
     return dataclasses.replace(split.with_columns(**dict(zip(names, values, strict=True))), reference=digest)
 
 
@@ -75,24 +85,38 @@ def scores_identity(split: Split, evaluation: Evaluation, params: nnx.State, dig
     return json.dumps(parts, sort_keys=True)
 
 
-def _computed(split: Split, evaluation: Evaluation, params: nnx.State, mesh: Mesh) -> Scores:
+def _missing(split: Split, values: Scores, steps: int | None) -> range:
+    """Returns the batches of `split.one_pass` from the first that lacks values to the last that is needed."""
+    plan = split.plan.once
+    count = plan.num_steps(1)
+    if steps is not None and plan is split.plan:  # an epoch of a mixture takes its examples in another order
+        count = min(count, steps)
+    lacking = np.isnan(values).any(axis=0)
+    first = (n for n in range(count) if any(lacking[row].any() for row in plan.step(n)))
+    return range(next(first, count), count)
+
+
+def _compute(
+    values: Scores, missing: range, split: Split, evaluation: Evaluation, params: nnx.State, mesh: Mesh
+) -> None:
+    """Writes the log-probs of the examples in some batches of `split.one_pass` into `values`."""
     bar = tqdm(
-        split.one_pass(mesh),
-        total=split.plan.once.num_steps(1),
+        split.one_pass(mesh, missing.start, len(missing)),
+        total=len(missing),
         desc=f"reference log-probs, {split.name}",
         unit="batch",
         mininterval=0.5 if sys.stderr.isatty() else 20,  # a log file wants few lines
         disable=jax.process_index() > 0,
     )
-    found = collect(lambda batch: evaluation(params, batch), bar, len(split.examples))
-    return np.stack([found[f"score_{name}"] for name in split.completion_names]).astype(np.float32)
+    for batch in bar:
+        found = jax.device_get(evaluation(params, batch))
+        real = found["example"] >= 0
+        for scores, name in zip(values, split.completion_names, strict=True):
+            scores[found["example"][real]] = found[f"score_{name}"][real]
 
 
-def _read(identity: str, shape: tuple[int, ...]) -> Scores | None:
-    """Returns the cached values, on all processes or on none: process 0 decides, since the others may not see its disk."""
-    values = Cache(KIND).get_array(identity) if jax.process_index() == 0 else None
-    if jax.process_count() == 1:
-        return values
-    if not bool(multihost_utils.broadcast_one_to_all(np.asarray(values is not None))):
-        return None
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.zeros(shape, np.float32) if values is None else values))
+def _read(identity: str, shape: tuple[int, ...]) -> Scores:
+    """Returns what the cache has, NaN elsewhere, on all processes: process 0 reads, since the others may not see its disk."""
+    kept = Cache(KIND).get_array(identity) if jax.process_index() == 0 else None
+    values = np.full(shape, np.nan, np.float32) if kept is None else np.array(kept, np.float32)
+    return values if jax.process_count() == 1 else np.array(multihost_utils.broadcast_one_to_all(values))

@@ -76,9 +76,10 @@ class Split:
         for batch in batches(plan, self.examples, self.columns, start, count, rows=rows):
             yield global_batch(batch, rows, number, sharding)
 
-    def one_pass(self, mesh: Mesh) -> Iterator[Batch]:
-        """Yields every example once: the first epoch, unless it is a mixture."""
-        return self._batches(self.plan.once, mesh, 0, self.plan.once.num_steps(1))
+    def one_pass(self, mesh: Mesh, start: int = 0, count: int | None = None) -> Iterator[Batch]:
+        """Yields every example once: the first epoch, unless it is a mixture; or `count` batches of it from `start` on."""
+        once = self.plan.once
+        return self._batches(once, mesh, start, once.num_steps(1) - start if count is None else count)
 
     def layout_digest(self) -> str:
         """Returns the sha256 of which example stands in which row of `one_pass`."""

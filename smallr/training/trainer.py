@@ -415,7 +415,10 @@ class Trainer:
 
     def _with_cached(self, split: Split) -> Split:
         given = self.evaluation, self.state.params, self.reference.digest, self.mesh
-        return cached_columns(split, *given, self._reference_params)
+        # Of a renewed reference all is computed at once: later its weights are gone.
+        partly = split is self.training and not self.reference.renewed
+        steps = self.steps - self._round.start if partly else None
+        return cached_columns(split, *given, self._reference_params, steps)
 
     def _reference_params(self) -> nnx.State:
         """Returns the weights of a cached reference."""

@@ -80,6 +80,15 @@ def test_scores_are_not_written_over_anything(tmp_path):
         score_rows(ScoreOptions("tiny-random", PAIRS, kind="unpaired"))
 
 
+def _prepare(trainer: Trainer) -> None:
+    """What a run does up to its reference."""
+    with jax.set_mesh(trainer.mesh):
+        trainer.plan()
+        trainer.load()
+        trainer.enter_round()
+        trainer.prepare_reference()
+
+
 class Computed(Exception):
     """The reference would be computed, which takes its time: that it would be is all that a test wants to know."""
 
@@ -98,15 +107,11 @@ def cached(small_model, tmp_path, monkeypatch):
         fields |= {"model": small_model, "data.chat": False, "batch.row_length": changes.get("batch.row_length", 768)}
         with monkeypatch.context() as patch, Trainer(smoke("dpo", **fields), tmp_path / "run") as trainer:
             if not fill:
-                patch.setattr(cached_scores, "_computed", lambda *_: (_ for _ in ()).throw(Computed))
-            with jax.set_mesh(trainer.mesh):
-                trainer.plan()
-                trainer.load()
-                trainer.enter_round()
-                try:
-                    trainer.prepare_reference()
-                except Computed:
-                    return False
+                patch.setattr(cached_scores, "_compute", lambda *_: (_ for _ in ()).throw(Computed))
+            try:
+                _prepare(trainer)
+            except Computed:
+                return False
             return True
 
     run(fill=True)
@@ -185,6 +190,39 @@ def test_a_run_ends_in_the_same_bits_whichever_run_filled_the_cache(small_model,
     for name, value in alone.items():
         np.testing.assert_array_equal(after[name], value, err_msg=name)
     assert len(list((tmp_path / "shared" / "reference").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_a_short_run_scores_the_rows_of_its_steps_and_a_longer_one_the_rest(small_model, tmp_path, monkeypatch):
+    def values(cache: str, steps: int):
+        """The columns of the training rows, and how many batches were scored for them."""
+        monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / cache))
+        changes = {"model": small_model, "data.eval": "", "data.chat": False, "steps": steps, "batch.rows": 1}
+        batches = []
+        with monkeypatch.context() as patch, Trainer(smoke("dpo", **changes), tmp_path / f"{cache}-{steps}") as trainer:
+            compute = cached_scores._compute
+            patch.setattr(cached_scores, "_compute", lambda *given: batches.append(len(given[1])) or compute(*given))
+            _prepare(trainer)
+            plan, columns = trainer.training.plan, trainer.training.columns
+            taken = [example for step in range(steps) for row in plan.step(step) for example in row]
+            whole = plan.num_steps(1)
+        return np.stack([columns["ref_chosen"], columns["ref_rejected"]]), batches, taken, whole
+
+    first, batches, taken, whole = values("short", 2)
+    assert batches == [2]
+    assert whole > 3
+    assert set(np.flatnonzero(np.isfinite(first).all(axis=0))) == set(taken) < set(range(first.shape[1]))
+    assert values("short", 2)[1] == []
+    second, batches, taken, _ = values("short", 3)
+    assert batches == [1]
+    assert set(np.flatnonzero(np.isfinite(second).all(axis=0))) == set(taken)
+    last, batches, _, _ = values("short", whole + 1)
+    assert batches == [whole - 3]
+    together, batches, _, _ = values("long", whole + 1)
+    assert batches == [whole]
+    assert np.isfinite(together).all()
+    np.testing.assert_array_equal(last, together)
+    assert values("long", 2)[1] == []
 
 
 @pytest.mark.slow
