@@ -7,7 +7,8 @@ axes each is split. A parameter's names are in its `axes` metadata: `nnx.Param(v
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -114,6 +115,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
+
+
+def by_platform(*args: Any, **ways: Callable) -> Any:
+    """Runs the way of the platform that the program is for, as `jax.lax.platform_dependent` does.
+
+    Where the mesh (`jax.set_mesh`) says whether that is a CPU or a TPU, no other way is traced, which takes as long as
+    tracing the one that is used. GPUs are of two platforms, which a mesh does not tell apart.
+
+    Args:
+      *args: what each way takes.
+      **ways: by platform (cpu, tpu, cuda, rocm), and `default`.
+    """
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    platform = getattr(device, "platform", None)
+    if platform in ("cpu", "tpu"):
+        return ways.get(platform, ways["default"])(*args)
+    return jax.lax.platform_dependent(*args, **ways)
 
 
 def split_axes(axis: str, size: int) -> tuple[str, ...]:

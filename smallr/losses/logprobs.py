@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from smallr.core.sharding import constrain, parts
+from smallr.core.sharding import by_platform, constrain, parts
 from smallr.models.linear import precision, transpose_minor
 
 # Logits held at once where no chunk is given: what two cores keep in their second-level caches; 512 MiB elsewhere.
@@ -302,7 +302,7 @@ _scores.defvjp(_forward, _backward)
 def _by_platform(walk, *args):
     """Runs `walk` with the tile of the platform that the program is compiled for."""
     choices = [partial(walk, tile=tile) for tile in (CPU_TILE, ACCELERATOR_TILE)]
-    return lax.platform_dependent(*args, cpu=choices[0], default=choices[1])
+    return by_platform(*args, cpu=choices[0], default=choices[1])
 
 
 def _dot(a, b, contract, batch=((), ())):

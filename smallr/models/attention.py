@@ -16,11 +16,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smallr.core.sharding import context_size, is_sharded, split_axes
+from smallr.core.sharding import by_platform, context_size, is_sharded, split_axes
 from smallr.models import attention_context, attention_gpu, attention_tpu, attention_xla
 from smallr.models.attention_stock import STOCK, stock_attention
 from smallr.models.config import ATTENTION
@@ -121,7 +120,7 @@ def _by_platform(impl, ways, softcap, scale, q, k, *args):
             attention_xla.backward: attention_context.backward,
         }[ways[0]]
         cpu, other = (functools.partial(way, softcap=softcap, scale=scale, tiling=tiling) for tiling in tilings)
-        return lax.platform_dependent(q, k, *args, cpu=cpu, default=other)
+        return by_platform(q, k, *args, cpu=cpu, default=other)
     cpu, other = (functools.partial(xla, tiling=tiling) for tiling in tilings)
     cpu = functools.partial(attention_xla.row_by_row, cpu)
     if split_axes("kv_heads", k.shape[2]) or not split_axes("heads", q.shape[2]):
@@ -134,7 +133,7 @@ def _by_platform(impl, ways, softcap, scale, q, k, *args):
         "tpu": {"tpu": tpu, "default": functools.partial(tpu, interpret=True)},
         "gpu": {"cuda": gpu, "default": functools.partial(gpu, interpret=True)},
     }
-    return lax.platform_dependent(q, k, *args, **ways[impl])
+    return by_platform(q, k, *args, **ways[impl])
 
 
 def _per_device(kernel, q, k, *args, **options):

@@ -11,9 +11,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
+from smallr.core.sharding import by_platform
 from smallr.models.attention_dense import visible_pairs
 from smallr.models.attention_unshared import Unshared, unshared_attention
 
@@ -129,4 +129,4 @@ def _splash(
         return jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(q, k, v, sequence)
 
     ways = {"tpu": functools.partial(run, False), "default": functools.partial(run, True)}
-    return lax.platform_dependent(q, k, v, where.sequence, **ways).swapaxes(1, 2)
+    return by_platform(q, k, v, where.sequence, **ways).swapaxes(1, 2)

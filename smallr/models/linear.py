@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-from smallr.core.sharding import constrain, is_sharded
+from smallr.core.sharding import by_platform, constrain, is_sharded
 
 
 def precision(dtype: jnp.dtype | str) -> lax.Precision:
@@ -100,7 +100,7 @@ def transpose_minor(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]
     if x.dtype == jnp.float32 or is_sharded():
         return x.swapaxes(-1, -2)
     layout = Layout(major_to_minor=tuple(range(x.ndim)))
-    return lax.platform_dependent(
+    return by_platform(
         x, cpu=lambda x: with_layout_constraint(x.swapaxes(-1, -2), layout), default=lambda x: x.swapaxes(-1, -2)
     )
 
@@ -111,11 +111,8 @@ def weight_gradient(
     """Returns the float32 sum over the first `batch` axes of the outer products x ⊗ dout."""
     count = math.prod(x.shape[:batch])
     rows, columns = x.reshape(count, -1), dout.reshape(count, -1)
-    if x.dtype == jnp.float32:
-        out = _outer(rows, columns)
-    else:
-        out = lax.platform_dependent(rows, columns, cpu=_outer_on_cpu, default=_outer)
-    return out.reshape(*x.shape[batch:], *dout.shape[batch:])
+    product = _outer if x.dtype == jnp.float32 else functools.partial(by_platform, cpu=_outer_on_cpu, default=_outer)
+    return product(rows, columns).reshape(*x.shape[batch:], *dout.shape[batch:])
 
 
 def _outer(x: Float[Array, "n inputs"], dout: Float[Array, "n outputs"]) -> Float[Array, "inputs outputs"]:

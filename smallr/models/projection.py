@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from smallr.core.sharding import by_platform
 from smallr.models.linear import linear, precision
 from smallr.models.quantized import Quantized
 
@@ -69,7 +70,7 @@ def products_of_rows(
         out = jax.lax.optimization_barrier(_dot(rows, x.reshape(count, -1), 1))  # else XLA would turn it around again
         return out.T.reshape(*x.shape[:-1], -1)
 
-    return jax.lax.platform_dependent(x, rows, cpu=rows_left, default=lambda x, rows: _dot(x, rows, x.ndim - 1))
+    return by_platform(x, rows, cpu=rows_left, default=lambda x, rows: _dot(x, rows, x.ndim - 1))
 
 
 def _dot(a: Array, b: Array, axis: int) -> Array:
