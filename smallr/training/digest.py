@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -73,9 +73,10 @@ class LeafwiseDigest:
         return _combine(sorted(self._lanes, key=lambda lane: lane[0]))
 
 
-def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], read: Callable[[str], Any]) -> str:
-    """Computes `named_digest` of leaves that `read(name)` gets one after the other, so that one at a time is held."""
-    return _combine((name, signatures[name], _leaf_lanes(name, read(name))) for name in sorted(signatures))
+def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], parts: Iterable[Mapping[str, Any]]) -> str:
+    """Computes `named_digest` of leaves that come some at a time, by name, so that no more of them are held."""
+    lanes = [(name, signatures[name], _leaf_lanes(name, leaf)) for part in parts for name, leaf in part.items()]
+    return _combine(sorted(lanes, key=lambda lane: lane[0]))
 
 
 def _combine(lanes: Iterable[tuple[str, tuple[str, Sequence[int]], UInt32[Array, "2"]]]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from smallr.training.envelope import CheckpointError, DamagedError, root_cause, 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
+_READ_TOGETHER = 2**24  # elements
 MODEL = "model.json"  # in the folder of a job: which of its runs it stands for
 
 
@@ -62,19 +65,26 @@ class SavedCheckpoint:
         Raises:
           DamagedError: its bytes cannot be read.
         """
-        dtype, shape = self.leaves[name]
-        if 0 in shape:
-            return np.zeros(shape, dtype)
+        return self._read([name])[name]
+
+    def _read(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns some whole arrays; Orbax takes as long to begin with one as with many."""
         import orbax.checkpoint as ocp  # here, since most models that are opened are no checkpoints
         from etils import epath
 
+        signatures = {name: self.leaves[name] for name in names}
+        empty = {name: np.zeros(shape, dtype) for name, (dtype, shape) in signatures.items() if 0 in shape}
+        stored = [name for name in names if name not in empty]
         args = ocp.args.PyTreeRestore(
-            item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
+            item=dict.fromkeys(stored, 0),
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored},
+            partial_restore=True,
         )
         try:
-            return self._handler.restore(epath.Path(self.folder.absolute()) / "state", args=args)[name]
+            found = self._handler.restore(epath.Path(self.folder.absolute()) / "state", args=args) if stored else {}
         except Exception as error:  # Orbax has no one class for damage
-            raise DamagedError(f"{name}: {root_cause(error)}") from error
+            raise DamagedError(f"{', '.join(stored)}: {root_cause(error)}") from error
+        return {name: found[name] if name in found else empty[name] for name in names}
 
     def verify(self) -> None:
         """Reads all arrays once and compares their digest with the one taken when they were saved.
@@ -82,8 +92,21 @@ class SavedCheckpoint:
         Raises:
           DamagedError: they differ.
         """
-        if read_digest(self.leaves, self.read) != self.digest:
+        if read_digest(self.leaves, map(self._read, self._parts())) != self.digest:
             raise DamagedError("the arrays are not those that were saved (digest)")
+
+    def _parts(self) -> Iterator[list[str]]:
+        """Yields the names of arrays that are read together, since more than that need not be held."""
+        part, held = [], 0
+        for name, (_, shape) in sorted(self.leaves.items()):
+            size = math.prod(shape)
+            if part and held + size > _READ_TOGETHER:
+                yield part
+                part, held = [], 0
+            part.append(name)
+            held += size
+        if part:
+            yield part
 
 
 @dataclasses.dataclass(frozen=True)
