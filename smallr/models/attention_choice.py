@@ -245,13 +245,19 @@ def disagreement(attend: Candidate, shape: AttentionShape, seed: int = 0) -> flo
     length = min(shape.length, CHECKED_LENGTH)
     rule = random_packing(shape, 2, length, seed)
     arrays = _random_arrays(shape, 2, length)
-    dense = functools.partial(dense_attention, softcap=shape.softcap, scale=shape.scale)
-    ours, theirs = _program(attend, shape), _program(dense, dataclasses.replace(shape, remat="none"))
+    ours, theirs = _program(attend, shape), _dense_program(shape)
     return max(
         _distance(a, b)
         for window in _window_values(shape)
         for a, b in zip(ours(*arrays, *rule, window), theirs(*arrays, *rule, window), strict=True)
     )
+
+
+@functools.lru_cache(maxsize=4)
+def _dense_program(shape: AttentionShape) -> Callable[..., tuple[Array, ...]]:
+    """Returns the program of the dense rule, which is compiled once for all candidates."""
+    dense = functools.partial(dense_attention, softcap=shape.softcap, scale=shape.scale)
+    return _program(dense, dataclasses.replace(shape, remat="none"))
 
 
 def _distance(a: Array, b: Array) -> float:

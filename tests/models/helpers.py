@@ -81,7 +81,7 @@ def hf_dict(config: transformers.PretrainedConfig) -> dict[str, Any]:
 def from_torch(model: transformers.PreTrainedModel, **overrides: Any) -> Decoder:
     """A Decoder with the same numbers, translated here by the family's table."""
     config = DecoderConfig.from_hf(hf_dict(model.config), **overrides)
-    decoder = Decoder(config, rngs=nnx.Rngs(0))
+    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     stored = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     for path, value in by_param(stored, config, decoder).items():
         param_at(decoder, path).set_value(jnp.asarray(value))
