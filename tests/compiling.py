@@ -1,4 +1,5 @@
-"""What tests compile otherwise than users: fewer widths of attention, and optimised code where a test computes for long.
+"""What tests compile otherwise than users: fewer widths of attention, one layer where sampling takes six at once, and
+optimised code where a test computes for long.
 
 Attention on the CPU compiles a program for each number of key tiles, up to eight; with up to two, a run on rows of 512
 tokens starts in two thirds of the time. Tests of attention itself take the tiling of users, and so do the processes that
@@ -38,6 +39,13 @@ def narrow(most: int = 2) -> None:
     attention_xla.CPU = attention_xla.CPU._replace(most=most)
 
 
+def one_layer_a_call() -> None:
+    """Lets sampling run one layer in each call from here on, so that layers are compiled once and not six times."""
+    from smallr.sampling import forward
+
+    forward.MOST_LAYERS = 1
+
+
 def optimise_forward_passes() -> None:
     """Compiles evaluations and scorers of runs to faster code from here on."""
     from smallr.training import scoring, step
@@ -53,6 +61,7 @@ def optimise_forward_passes() -> None:
 def compile_as_tests_do() -> None:
     """Does all of this, in a process of the suite."""
     narrow()
+    one_layer_a_call()
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
         optimise_forward_passes()
 

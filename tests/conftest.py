@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads of torch and NumPy wait for each other in loops that burn a core, which the other worker has a use for.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 # Most of the suite's time is the compiler's, so passes that only make machine code faster are left out. This runs the
 # programs that users run: JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test
 if os.environ["JAX_PLATFORMS"] == "cpu":
@@ -89,6 +92,15 @@ def _bounded_memory() -> Iterator[None]:
     if process.memory_info().rss > _most_memory:
         jax.clear_caches()
         _most_memory = process.memory_info().rss + _GROWTH
+
+
+@pytest.fixture(scope="module")
+def cpu_mesh() -> Iterator[None]:
+    """Sets a mesh of one CPU device, so that ways of other platforms are not traced."""
+    from smallr.core.sharding import make_mesh
+
+    with jax.set_mesh(make_mesh()):
+        yield
 
 
 @pytest.fixture(scope="session")

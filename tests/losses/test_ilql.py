@@ -13,6 +13,8 @@ import pytest
 from smallr.losses.ilql import TokenValues, ilql_terms, next_values
 from tests.compiling import OPTIMISED
 
+pytestmark = pytest.mark.usefixtures("cpu_mesh")
+
 TEXTBOOK = {"gamma": 0.9, "tau": 0.9}
 
 

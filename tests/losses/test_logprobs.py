@@ -10,6 +10,8 @@ from jax.test_util import check_grads
 
 from smallr.losses.logprobs import TokenScores, chunking, completion_sums, head_scores, token_logps, token_scores
 
+pytestmark = pytest.mark.usefixtures("cpu_mesh")
+
 
 def make_case(rows=2, positions=13, width=8, vocab=37, seed=0):
     rng = np.random.default_rng(seed)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smallr.core.sharding import make_mesh
 from smallr.models import attention_xla
 from smallr.models.attention import attention
 from smallr.models.attention_xla import Tiling
@@ -23,9 +22,11 @@ LENGTH = 181  # neither a multiple of a tile nor of anything else
 @pytest.fixture(scope="module", autouse=True)
 def _usual_tiles():
     narrow(USUAL)
-    with jax.set_mesh(make_mesh()):  # so that the attention of other platforms is not traced
-        yield
+    yield
     narrow()
+
+
+pytestmark = pytest.mark.usefixtures("cpu_mesh")
 
 
 compiled = jax.jit(attention, static_argnames=("window", "softcap"))

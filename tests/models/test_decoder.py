@@ -11,6 +11,8 @@ from flax import nnx
 from smallr.models.decoder import Decoder
 from tests.models.helpers import TINY, packed_rule, whole, with_fields
 
+pytestmark = pytest.mark.usefixtures("cpu_mesh")
+
 LENGTH = 128  # two tiles of keys
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, LENGTH))
 

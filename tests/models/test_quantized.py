@@ -19,6 +19,8 @@ from smallr.models.lora import LoRA, attach, is_adapter_path, projections, quant
 from smallr.models.quantized import Quantized, quantize, rounded
 from tests.models.helpers import TINY, param_at, whole
 
+pytestmark = pytest.mark.usefixtures("cpu_mesh")
+
 FORMATS = ["int8", "int4", "nf4"]
 BITS = {"int8": 8, "int4": 4, "nf4": 4}
 

@@ -21,7 +21,7 @@ from tests.models.helpers import from_torch
 from tests.sampling.models import model
 from tests.tiny import batch_of
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("cpu_mesh")]
 
 LENGTH = 3  # vectors of a soft prompt
 
