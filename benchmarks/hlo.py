@@ -118,12 +118,12 @@ def analyse(text: str, devices: int, dynamic_trips: float = 1.0) -> Program:
     Raises:
       ValueError: a line that this reader does not understand, quoted.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     flops = kernel = moved = 0.0
     collectives: dict[str, Collective] = {}
     for body, instruction, times, fused in _walk(computations, entry, dynamic_trips):
         if instruction.opcode in ("dot", "convolution"):
-            flops += times * _product_flops(instruction, body)
+            flops += times * product_flops(instruction, body)
         elif instruction.opcode == "custom-call":
             found = re.search(r'"flops":"?(\d+)', instruction.attributes)
             kernel += times * int(found.group(1)) if found else 0.0
@@ -144,7 +144,12 @@ def analyse(text: str, devices: int, dynamic_trips: float = 1.0) -> Program:
 _Computation = dict[str, Instruction]
 
 
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+def parse(text: str) -> tuple[dict[str, _Computation], str]:
+    """Reads the instructions of each computation by name, and the name of the one that the program begins with.
+
+    Raises:
+      ValueError: it has none.
+    """
     computations: dict[str, _Computation] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -258,7 +263,8 @@ def _step(body: _Computation, index: int) -> int:
     return total or 1
 
 
-def _product_flops(instruction: Instruction, body: _Computation) -> float:
+def product_flops(instruction: Instruction, body: _Computation) -> float:
+    """Returns the FLOPs of a `dot` or `convolution` of a computation, a multiply-add counted as two."""
     left, right = (body[name].shapes[0].dims for name in instruction.operands[:2])
     out = math.prod(instruction.shapes[0].dims)
     if instruction.opcode == "dot":
