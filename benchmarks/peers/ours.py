@@ -31,7 +31,7 @@ def config_of(job: dict[str, Any]) -> Any:
 
 def computed_flops(model: Any, batch: Any, live_reference: bool) -> float:
     """FLOPs of all products of a step on a CPU, as it computes them: layers for every place of a row, attention for the key
-    tiles that it takes, the head twice forward; nothing in a layer is computed again (`remat="dots"`).
+    tiles that it takes, the head twice forward. That `remat="dots"` computes attention's last product again is not counted.
     """
     from smallr.models.attention_xla import CPU, make_rule
 

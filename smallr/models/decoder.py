@@ -171,7 +171,8 @@ class Block(nnx.Module):
         """Applies `part` between the norms of the family."""
         place = self.config.norm_place
         x = part(x if place == "after" else getattr(self, f"{name}_norm")(x))
-        return x if place == "before" else getattr(self, f"{name}_post_norm")(x)
+        # The backward pass of a norm reads what came into it: if that were not kept, the part's last product would run again.
+        return x if place == "before" else getattr(self, f"{name}_post_norm")(keep(x, "projection"))
 
 
 class Decoder(nnx.Module):

@@ -150,7 +150,8 @@ def _kept(model: DecoderConfig, setting: Setting) -> float:
     residual = 4.0 * model.d_model
     queries, keys = model.num_heads * model.head_dim, 2 * model.num_kv_heads * model.head_dim
     wide = (2 if model.gated_mlp else 1) * model.d_ff
-    products = size * (2 * queries + keys + wide) / setting.tensor + 4.0 * model.num_heads / setting.tensor
+    normed = 0 if model.norm_place == "before" else 2 * model.d_model  # what the norms behind attention and MLP read
+    products = size * normed + (size * (2 * queries + keys + wide) + 4.0 * model.num_heads) / setting.tensor
     more = {"full": 0.0, "dots": products, "none": products + _unnamed(model, size) / setting.tensor}
     return model.num_layers * tokens * (residual + more[setting.remat])
 

@@ -93,11 +93,12 @@ def test_padding_gives_no_nan_and_no_gradient():
 
 
 @pytest.mark.slow
-def test_remat_does_not_change_gradients():
+@pytest.mark.parametrize("place", ["before", "both"])
+def test_remat_does_not_change_gradients(place):
     positions, horizon = packed_rule([[(25, 20), (30, 13, 16)], [(70, 50)]], LENGTH)
 
     def gradients(remat: str):
-        graphdef, state = nnx.split(_decoder(remat=remat))
+        graphdef, state = nnx.split(_decoder(remat=remat, norm_place=place))
 
         def loss(state):
             hidden = nnx.merge(graphdef, state)(jnp.asarray(TOKENS), positions, horizon)
@@ -108,6 +109,29 @@ def test_remat_does_not_change_gradients():
     none = gradients("none")
     for remat in ("dots", "full"):
         _assert_close(gradients(remat), none, 1e-5)
+
+
+def _products(jaxpr) -> int:
+    """Counts the products of a program, those of its loops and branches included."""
+    inner = [param for eqn in jaxpr.eqns for param in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
+    own = sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+    return own + sum(_products(getattr(param, "jaxpr", param)) for param in inner if _is_jaxpr(param))
+
+
+def _is_jaxpr(x) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "again"), [("before", 1), ("after", 0), ("both", 0)])
+def test_dots_computes_at_most_attentions_last_product_again(place, again):
+    def products(remat: str) -> int:
+        graphdef, state = nnx.split(_decoder(remat=remat, norm_place=place))
+        loss = jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(jnp.asarray(TOKENS), *whole(LENGTH, 2))))
+        return _products(jax.make_jaxpr(loss)(state).jaxpr)
+
+    none, dots, full = (products(remat) for remat in ("none", "dots", "full"))
+    assert dots == none + again < full, (none, dots, full)
 
 
 @pytest.mark.slow
