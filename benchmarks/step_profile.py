@@ -119,9 +119,9 @@ def kind_of(instruction: Instruction, body: Mapping[str, Instruction], flops: fl
     if instruction.name.startswith("wrapped_broadcast") or _copies_zeros(instruction):
         return "fills with zeros"
     backward = "transpose(" in source
-    if re.search(r"while/body/closed_call/(checkpoint/)?(rematted_computation/)?cond", source):
+    if re.search(r"/attention/|/attention$|\bcond/branch_", source):  # its branches are a step's only ones
         part = "attention"
-    elif re.search(r"jvp\(\)\)?/cond/", source):
+    elif "(head)" in source:
         part = "head"
     else:
         part = "layers" if "while/body" in source else ""

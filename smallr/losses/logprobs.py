@@ -302,7 +302,8 @@ _scores.defvjp(_forward, _backward)
 def _by_platform(walk, *args):
     """Runs `walk` with the tile of the platform that the program is compiled for."""
     choices = [partial(walk, tile=tile) for tile in (CPU_TILE, ACCELERATOR_TILE)]
-    return by_platform(*args, cpu=choices[0], default=choices[1])
+    with jax.named_scope("head"):
+        return by_platform(*args, cpu=choices[0], default=choices[1])
 
 
 def _dot(a, b, contract, batch=((), ())):

@@ -94,7 +94,8 @@ def _attend(q, k, v, horizon, positions, window, softcap, scale, impl):
 
 def _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl):
     ways = attention_xla.forward, attention_tpu.forward, attention_gpu.forward
-    out, lse = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window)
+    with jax.named_scope("attention"):
+        out, lse = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window)
     out, lse = keep_residual(out, "attention_out"), keep_residual(lse, "attention_lse")
     return out, (q, k, v, horizon, positions, window, out, lse)
 
@@ -103,7 +104,8 @@ def _attend_backward(softcap, scale, impl, residuals, dout):
     q, k, v, horizon, positions, window, out, lse = residuals
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     ways = attention_xla.backward, attention_tpu.backward, attention_gpu.backward
-    gradients = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window, dout, lse, delta)
+    with jax.named_scope("attention"):
+        gradients = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window, dout, lse, delta)
     return *gradients, None, None, None
 
 
