@@ -11,19 +11,22 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from transformers import PreTrainedTokenizerFast
 
 from smallr.core.cache import cached_folder, content_names, is_intact
 from smallr.core.errors import UserError
 from smallr.data.errors import DataError
 from smallr.data.token_set import TokenSet
 from smallr.data.tokenize import TokenizeOptions, block_digests, token_folder, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _CHUNK = 64 * 2**20  # bytes that are sent at once
 

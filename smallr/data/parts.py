@@ -22,18 +22,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
-import transformers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from smallr.data.drops import DropReport
 from smallr.data.encode import backend_definition
 from smallr.data.errors import DataError
+from smallr.data.quick_tokenizer import whole
 from smallr.data.token_set import merge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Workers take some two seconds to start, all at the same time. Two of them are faster than one process, which is
 # parallel inside of the Rust tokenizer, from about 15,000 short pairs on.
@@ -123,7 +125,7 @@ def tokenize_parts(
       DataError: what the first row with such an error raises.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".parts-", dir=folder.parent))
+    scratch, tokenizer = Path(tempfile.mkdtemp(prefix=".parts-", dir=folder.parent)), whole(tokenizer)
     try:
         report = new_report()
         _write_job(scratch, tokenizer, {**job, "source": report.source})
@@ -156,8 +158,10 @@ def tokenize_parts(
 
 def load_tokenizer(job: Path) -> PreTrainedTokenizerFast:
     """Returns the tokenizer of a job's folder, as an object of the class that was saved."""
+    import transformers
+
     description = json.loads((job / "job.json").read_text())["tokenizer"]
-    kind = getattr(transformers, description["class"], PreTrainedTokenizerFast)
+    kind = getattr(transformers, description["class"], transformers.PreTrainedTokenizerFast)
     tokenizer = kind.from_pretrained(str(job / "tokenizer"), local_files_only=True)
     tokenizer.name_or_path = description["name"]  # for messages
     return tokenizer

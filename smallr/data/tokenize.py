@@ -17,11 +17,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from smallr.core.cache import cache_dir, cached_folder, is_intact
 from smallr.data.batch import Completion, Example
@@ -46,6 +45,9 @@ from smallr.data.segment_points import with_points
 from smallr.data.templates import DATE, Marked, Unrenderable
 from smallr.data.token_set import TokenSet, write
 from smallr.data.truncation import DROP, POLICIES, PromptCutter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Part of the cache key: raise it when a change of the code changes the tokens of any row, or the files of a set.
 VERSION = 5

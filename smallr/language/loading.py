@@ -79,7 +79,7 @@ def load_engine(
 
     with jax.set_mesh(mesh), ThreadPoolExecutor(1) as beside:
         reading = beside.submit(read)
-        tokenizer = source.tokenizer()
+        tokenizer = source.quick_tokenizer()
         options = steered.engine_options(reading.result(), tokenizer, mesh) if steered else {"arrays": reading.result}
         engine = Engine(
             reading.result() if steered else abstract_decoder(source, dtype=dtype),

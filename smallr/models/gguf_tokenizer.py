@@ -1,4 +1,4 @@
-"""Rebuilds the tokenizer in a GGUF file as a transformers tokenizer.
+"""Rebuilds the tokenizer in a GGUF file, as transformers would make it.
 
 GGUF names the pre-tokenizer instead of holding it, so each supported name is written out here as in the
 `tokenizer.json` of the model that it stands for. Guessing would change tokens silently: what a file does not say, such as
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from smallr.core.errors import UserError
+from smallr.data.quick_tokenizer import QuickTokenizer
 from smallr.models.gguf import GGUFFile
 from smallr.models.schema import damage
 
@@ -61,7 +62,7 @@ PRE_TOKENIZERS: Mapping[str, ByteLevel] = {
 }
 
 
-def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
+def gguf_tokenizer(file: GGUFFile) -> QuickTokenizer:
     """Returns the tokenizer with its special tokens and chat template.
 
     Raises:
@@ -74,21 +75,27 @@ def gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerFast:
         return _rebuilt(file, tokens)
 
 
-def _rebuilt(file: GGUFFile, tokens: list[str]) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
+def _rebuilt(file: GGUFFile, tokens: list[str]) -> QuickTokenizer:
     special = {
         f"{name}_token": tokens[index]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
         if (index := file.metadata(f"tokenizer.ggml.{key}_token_id")) is not None
     }
-    return PreTrainedTokenizerFast(
-        tokenizer_object=_tokenizer(file, tokens, special),
-        chat_template=file.metadata("tokenizer.chat_template"),
-        model_max_length=file.config.max_positions,
-        clean_up_tokenization_spaces=False,
-        **special,
-    )
+    backend = _tokenizer(file, tokens, special)
+    template = file.metadata("tokenizer.chat_template")
+
+    def whole() -> PreTrainedTokenizerFast:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            chat_template=template,
+            model_max_length=file.config.max_positions,
+            clean_up_tokenization_spaces=False,
+            **special,
+        )
+
+    return QuickTokenizer(backend, special, template, whole)
 
 
 def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> Tokenizer:
@@ -110,6 +117,10 @@ def _tokenizer(file: GGUFFile, tokens: list[str], special: dict[str, str]) -> To
     user = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in user])
+    # Those that the file names without marking them, as transformers adds them.
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True) for token in special.values() if token not in {*control, *user}]
+    )
     _set_template(tokenizer, file, special)
     return tokenizer
 
@@ -172,10 +183,12 @@ def _set_template(tokenizer: Tokenizer, file: GGUFFile, special: dict[str, str])
     default_bos = cut is not None and cut.bos
     bos = special.get("bos_token") if file.metadata("tokenizer.ggml.add_bos_token", default_bos) else None
     eos = special.get("eos_token") if file.metadata("tokenizer.ggml.add_eos_token", False) else None
-    if bos or eos:
-        around = [token for token in (bos, eos) if token]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-            pair=None,
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in around],
-        )
+    if not (bos or eos):  # nothing, written as transformers writes it
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+        return
+    around = [token for token in (bos, eos) if token]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
+        pair=None,
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in around],
+    )

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
+from smallr.data.quick_tokenizer import QuickTokenizer, whole
 from smallr.models.chat_template import check_template
 from smallr.models.config import DecoderConfig
 from smallr.models.decoder import Decoder
@@ -52,7 +53,7 @@ class ModelSource:
 
     name: str
     config: DecoderConfig
-    make_tokenizer: Callable[[], PreTrainedTokenizerFast]
+    make_tokenizer: Callable[[], PreTrainedTokenizerFast | QuickTokenizer]
     make_reader: Callable[[], TensorReader] | None
     hf: Mapping[str, Any]
     folder: Path | None = None
@@ -66,6 +67,14 @@ class ModelSource:
 
         Raises:
           UserError: it has ids beyond the embedding.
+        """
+        return whole(self.quick_tokenizer())
+
+    def quick_tokenizer(self) -> PreTrainedTokenizerFast | QuickTokenizer:
+        """Returns a tokenizer that does the same, and does not import transformers before more than a little is asked of it.
+
+        Raises:
+          UserError: see `tokenizer`.
         """
         tokenizer = self.make_tokenizer()
         check_template(tokenizer.chat_template, self.name)

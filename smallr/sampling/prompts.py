@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int, UInt32
 
 from smallr.core.errors import UserError, panics_as_errors
+from smallr.data.quick_tokenizer import whole
 from smallr.data.templates import with_date
 from smallr.models.hf import read_generation_config
 from smallr.sampling.requests import Request, SamplingParams
@@ -92,8 +94,7 @@ def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast, date: dateti
     if not tokenizer.chat_template:
         name = tokenizer.name_or_path or "this model"
         raise UserError(f"messages: the tokenizer of {name} has no chat template; give a plain prompt")
-    arguments = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
-    if taken := sorted(arguments.intersection(request.template_kwargs)):
+    if request.template_kwargs and (taken := _taken(request.template_kwargs, tokenizer)):
         raise UserError(f"chat_template_kwargs: {taken[0]} is not a variable that can be set")
     messages = [dict(message) for message in request.messages]
     opens, continues = request.add_generation_prompt, request.continue_final_message
@@ -115,6 +116,11 @@ def _rendered(request: Request, tokenizer: PreTrainedTokenizerFast, date: dateti
         raise
     except Exception as error:  # a template raises what it likes
         raise UserError(f"messages: the chat template refuses them: {error}") from error
+
+
+def _taken(given: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Returns those of some names that are arguments of the rendering itself."""
+    return sorted({"messages", *inspect.signature(whole(tokenizer).apply_chat_template).parameters}.intersection(given))
 
 
 def end_ids(source: ModelSource) -> tuple[int, ...]:

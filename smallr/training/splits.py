@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import datasets
 import jax
@@ -12,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
@@ -27,6 +27,9 @@ from smallr.training.objectives.base import Objective
 from smallr.training.options import tokenize_options
 from smallr.training.progress import log
 from smallr.training.rows import read_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

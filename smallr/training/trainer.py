@@ -8,7 +8,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import jax
@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
-from transformers import PreTrainedTokenizerFast
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import make_mesh
@@ -50,6 +49,9 @@ from smallr.training.step import (
 from smallr.training.steplog import StepLog
 from smallr.training.timing import Clock, Timed
 from smallr.training.workdir import Workdir
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Rows = datasets.Dataset | Sequence[Mapping[str, Any]]
 # Metrics of a model as it is; `smallr.evals.in_training` makes one of `config.benchmark`.
@@ -307,7 +309,7 @@ class Trainer:
 
     @functools.cached_property
     def _tokenizer(self) -> PreTrainedTokenizerFast:
-        return self.source.tokenizer()  # of a GGUF file it takes a second to build
+        return self.source.quick_tokenizer()  # of a GGUF file it takes a second to build
 
     def _take_data(self, training: Split, heldout: Split | None) -> None:
         checks.check_fit(self.source, training, heldout)
