@@ -16,9 +16,10 @@ from smallr.core.sharding import make_mesh
 from smallr.data.templates import DATE, parse_date, with_date
 from smallr.language.advantages import open_advantage
 from smallr.models.decoder import Decoder
-from smallr.models.loading import ModelSource, abstract_decoder, load_decoder
+from smallr.models.loading import ModelSource, abstract_decoder, load_decoder, stored_parameters
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
+from smallr.sampling.weights import Packer, Weights
 from smallr.training.digest import tree_digest
 from smallr.training.opening import open_trained
 
@@ -73,14 +74,22 @@ def load_engine(
     mesh = make_mesh(1, 1, -1)
     source = open_trained(name or steered.policy)
 
-    def read() -> Decoder:
+    is_kept = bool(steered) or is_identified  # the decoder itself is wanted, not only what is made of it
+    stored = None if is_kept or not _is_one_cpu(mesh) else stored_parameters(source, dtype=dtype)
+
+    def read() -> Decoder | Weights:
         with jax.set_mesh(mesh):
-            return load_decoder(source, mesh, dtype=dtype)
+            if stored is None:
+                return load_decoder(source, mesh, dtype=dtype)
+            abstract = abstract_decoder(source, dtype=dtype)
+            return Packer(abstract, mesh).read(abstract, stored)
 
     with jax.set_mesh(mesh), ThreadPoolExecutor(1) as beside:
         reading = beside.submit(read)
         tokenizer = source.quick_tokenizer()
-        options = steered.engine_options(reading.result(), tokenizer, mesh) if steered else {"arrays": reading.result}
+        options = {"arrays" if stored is None else "packed": reading.result}
+        if steered:
+            options = steered.engine_options(reading.result(), tokenizer, mesh)
         engine = Engine(
             reading.result() if steered else abstract_decoder(source, dtype=dtype),
             tokenizer,
@@ -96,6 +105,10 @@ def load_engine(
             return Loaded(engine, "")
         of_policy = identity(reading.result(), tokenizer, engine.end_ids, engine.max_length, date)
         return Loaded(engine, of_policy + (steered.identity if steered else ""))
+
+
+def _is_one_cpu(mesh: Mesh) -> bool:
+    return mesh.size == 1 and jax.default_backend() == "cpu"
 
 
 def identity(

@@ -22,7 +22,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.hf import TOKENIZER_FILES, download, folder_tokenizer, read_config
 from smallr.models.names import BUILT_IN, SMOLLM2, TINY, check_model, check_tokenizer, smollm2_file
 from smallr.models.safetensors import SafetensorsFolder
-from smallr.models.weights import Convert, TensorReader, is_variable, read_parameters
+from smallr.models.weights import Convert, StoredParameters, TensorReader, is_variable, read_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -160,6 +160,19 @@ def load_decoder(source: ModelSource, mesh: Mesh, convert: Convert | None = None
 def abstract_decoder(source: ModelSource, **overrides: Any) -> Decoder:
     """Returns what `load_decoder` does with shapes in the place of arrays."""
     return nnx.merge(*_structure(dataclasses.replace(source.config, **overrides)))
+
+
+def stored_parameters(source: ModelSource, **overrides: Any) -> StoredParameters | None:
+    """Returns the parameters in a model's file, to be read layer by layer; None where `load_decoder` reads no file alone.
+
+    Raises:
+      UserError: see `load_decoder`.
+    """
+    if source.make_reader is None or source.open_parameters is not None:
+        return None
+    config = dataclasses.replace(source.config, **overrides)
+    leaves = dict(nnx.to_flat_state(_structure(config)[1]))
+    return StoredParameters(leaves, config, source.make_reader(), source.name, source.allow_nonfinite)
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from smallr.core.errors import UserError
 from smallr.core.sharding import named_sharding
@@ -21,7 +23,7 @@ from smallr.models.families import FAMILIES, Family, Tensor
 from smallr.models.families.base import fused_shape
 
 _ROWS = 4096  # rows of a table read at once
-_THREADS = min(4, os.cpu_count() or 1)  # that read pieces side by side
+THREADS = min(4, os.cpu_count() or 1)  # that read pieces side by side
 Convert = Callable[[tuple[str, ...], nnx.Variable], nnx.Variable]  # by the parameter's path
 
 
@@ -64,25 +66,90 @@ def read_parameters(
       UserError: tensors that are missing, left over, of another shape, or not finite, by name.
     """
     leaves = dict(nnx.to_flat_state(abstract))
-    family = FAMILIES[config.family]
-    renamed = _Renamed(reader, family)
-    if renamed.foreign:
-        logging.warning(
-            f"model {origin!r}: {len(renamed.foreign)} tensors of another modality are left out, e.g. "
-            f"{renamed.foreign[0]}; the language model alone is loaded, and exported"
-        )
-    finite = _Finite(renamed, origin)
-    shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
-    stored = _check(family, shapes, config, renamed, origin)
+    stored = StoredParameters(leaves, config, reader, origin, allow_nonfinite)
     filled = []
     for path, leaf in leaves.items():
         sharding = named_sharding(mesh, leaf.get_metadata("axes"), leaf.shape)
-        tensor, offset = stored[".".join(path)]
-        leaf = leaf.replace(
-            _read_parameter(tensor, offset, leaf.shape, sharding, renamed if allow_nonfinite else finite)
-        )
+        tensor, offset = stored.places[".".join(path)]
+        leaf = leaf.replace(_read_parameter(tensor, offset, leaf.shape, sharding, stored.reader))
         filled.append((path, convert(path, leaf) if convert else leaf))
     return nnx.from_flat_state(filled)
+
+
+class StoredParameters:
+    """Finds the parameters of a decoder in a file, and reads them layer by layer.
+
+    Args:
+      leaves: the abstract parameters by their paths; see `read_parameters` for the others.
+
+    Attributes:
+      reader: the tensors under the table's names.
+      places: for each parameter its row of the table, and where it begins along the axis that the row may be fused on.
+
+    Raises:
+      UserError: see `read_parameters`.
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[tuple[str, ...], nnx.Variable],
+        config: DecoderConfig,
+        reader: TensorReader,
+        origin: str,
+        allow_nonfinite: bool = False,
+    ):
+        family = FAMILIES[config.family]
+        renamed = _Renamed(reader, family)
+        if renamed.foreign:
+            logging.warning(
+                f"model {origin!r}: {len(renamed.foreign)} tensors of another modality are left out, e.g. "
+                f"{renamed.foreign[0]}; the language model alone is loaded, and exported"
+            )
+        finite = _Finite(renamed, origin)
+        self._shapes = {".".join(path): _one_layer(leaf.shape, path) for path, leaf in leaves.items()}
+        self.places = _check(family, self._shapes, config, renamed, origin)
+        self.reader: TensorReader = renamed if allow_nonfinite else finite
+
+    def read(self, path: str, layer: int = 0) -> np.ndarray:
+        """Returns a layer's part of a parameter, or a parameter that is of no layer."""
+        tensor, _ = self.places[path]
+        return tensor.to_param(self._stored(path, layer, slice(None)), self._shapes[path])
+
+    def read_rows(self, path: str, layer: int) -> np.ndarray:
+        """Returns a layer's part of a projection as [outputs, inputs], which most files hold as it is."""
+        tensor, _ = self.places[path]
+        stored = self._stored(path, layer, slice(None))
+        return stored if tensor.layout == "linear" else stored.T
+
+    def read_table(self, path: str) -> np.ndarray:
+        """Returns a parameter of no layer, in pieces that are read side by side, in memory that JAX takes as it is."""
+        out = aligned(self._shapes[path], np.float32)
+
+        def fill(start: int) -> None:
+            rows = slice(start, min(start + _ROWS, len(out)))
+            target = out[rows]
+            target[...] = self.places[path][0].to_param(self._stored(path, 0, rows), target.shape)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fill, range(0, len(out), _ROWS)))
+        return out
+
+    def _stored(self, path: str, layer: int, rows: slice) -> np.ndarray:
+        tensor, offset = self.places[path]
+        shape = self._shapes[path]
+        slices = tensor.stored_slices(shape, (rows, *(slice(None),) * (len(shape) - 1)), offset)
+        return self.reader.read(tensor.name.format(layer=layer), slices)
+
+
+def aligned(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """Returns zeros that begin at a multiple of 64 bytes, which JAX takes without a copy on a CPU.
+
+    They cost no memory before they are written.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _one_layer(shape: tuple[int, ...], path: tuple[str, ...]) -> tuple[int, ...]:
@@ -155,7 +222,7 @@ def _read_parameter(
                 stored = reader.read(tensor.name, tensor.stored_slices(shape, (rows, *index[1:]), offset))
                 target[...] = tensor.to_param(stored, target.shape)
 
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(fill, range(first, last, step)))
         return out
 

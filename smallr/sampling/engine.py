@@ -35,7 +35,7 @@ from smallr.sampling.prompts import check_adjustments, sample_key, stop_ids
 from smallr.sampling.requests import Request, Result
 from smallr.sampling.slot_cache import SlotCache
 from smallr.sampling.table import SlotTable
-from smallr.sampling.weights import Packer
+from smallr.sampling.weights import Packer, Weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,6 +88,7 @@ class Engine:
       lookup: tokens of a greedy completion that are looked up in its text so far and verified in one pass; 0 for none.
         With a hook, and while a request has penalties, a bias or a grammar, tokens are drawn one by one.
       arrays: gives the decoder where `decoder` has shapes in the place of arrays: meanwhile programs are compiled.
+      packed: gives in its place what `Packer` makes of a decoder.
 
     Attributes:
       codec: that turns requests into tokens and back, also for other threads.
@@ -115,6 +116,7 @@ class Engine:
         critic: Decoder | None = None,
         lookup: int = 0,
         arrays: Callable[[], Decoder] | None = None,
+        packed: Callable[[], Weights] | None = None,
     ):
         config = decoder.config
         self._context = min(each.config.max_positions for each in (decoder, critic) if each is not None)
@@ -149,21 +151,23 @@ class Engine:
         self._admitting: list[Completion] = []
         self._hook_shared, self._hook_slot = hook_shared, hook_slot
         self._grammars = GrammarCompiler(tokenizer, config.vocab_size, self.end_ids)
-        if arrays is not None:
-            self._compile(decoder)
-            decoder = arrays()
+        if arrays is not None or packed is not None:
+            self._compile(decoder, packs=packed is None)
         with jax.set_mesh(mesh):
-            self._weights = self._packer(decoder)._replace(critic=self._critic)
+            weights = packed() if packed is not None else self._packer(decoder if arrays is None else arrays())
+            self._weights = weights._replace(critic=self._critic)
         self._empty_slots()
 
-    def _compile(self, decoder: Decoder) -> None:
+    def _compile(self, decoder: Decoder, packs: bool) -> None:
         """Compiles what the first plain request needs, by running it on zeros, where few layers' program serves all."""
         if not self._programs.by_layer or self._critic is not None:
             return
         self._empty_slots()
         with jax.set_mesh(self.mesh):
             (cache, hidden), count = self._slots.state, self._forward.layers_of_a_call
-            weights = self._packer.compile(decoder)
+            if packs:
+                self._packer.compile(decoder)
+            weights = self._packer.read(decoder, None, layers=1)
             weights = weights._replace(layers=weights.layers * count)  # the same zeros in each
             cache, hidden = self._programs.prefill(weights, cache[:count], hidden, self._prefill.nothing())
             rest = np.int32(1), jax.tree.map(np.copy, self._hook_slots), self._hook_shared, None, None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import named_sharding
@@ -24,9 +25,10 @@ from smallr.models.decoder import Decoder
 from smallr.models.lora import is_adapter_path, projections
 from smallr.models.projection import FUSED, FusedIntoFirst, TransposedWeight
 from smallr.models.quantized import Quantized
-from smallr.models.weights import is_variable
+from smallr.models.weights import THREADS, StoredParameters, aligned
 
 Path = tuple[str, ...]
+_EMBED, _HEAD = ("embed", "table"), ("head", "table")
 Value = Array | Quantized | TransposedWeight | FusedIntoFirst
 
 
@@ -73,30 +75,75 @@ class Packer:
         )
         return Weights(layers, nnx.split(_trunk(decoder))[1], self._head(decoder.unembedding()))
 
-    def compile(self, decoder: Decoder) -> Weights:
-        """Compiles what makes `Weights` of a decoder that has shapes in the place of arrays.
+    def read(self, decoder: Decoder, stored: StoredParameters | None, layers: int | None = None) -> Weights:
+        """Returns the weights of a model's file: what `__call__` makes of its decoder, bit for bit, on one device.
 
-        Returns:
-          Zeros with the shapes and on the shards of the weights, of the first layer alone.
+        A layer's weights are written in their places, outputs first as most files have them: there is never a stack of
+        all layers, and nothing is turned round twice.
+
+        Args:
+          decoder: with shapes in the place of arrays.
+          stored: the parameters in the file; None gives zeros, which cost no memory.
+          layers: so many of the first ones; None for all.
         """
+        flat = self._flat(decoder)
+        groups = self._groups(flat)
 
-        def placed(variable: nnx.Variable) -> NamedSharding:
-            return named_sharding(self.mesh, variable.get_metadata("axes"), variable.shape)
+        def layer(number: int) -> nnx.State:
+            parts = {path: each for group in groups for path, each in self._read_group(group, flat, stored, number)}
+            return nnx.from_flat_state([(path, variable.replace(parts[path])) for path, variable in flat.items()])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            states = tuple(pool.map(layer, range(layers or self.config.num_layers)))
+        tables = dict(nnx.to_flat_state(nnx.split(_trunk(decoder))[1]))
+        if not self.config.tie_embeddings:
+            tables[_HEAD] = decoder.head.table
+        arrays = {path: _read_table(path, each.shape, stored) for path, each in tables.items()}
+        placed = {path: each.replace(self._put(arrays[path], each)) for path, each in tables.items()}
+        path = _EMBED if self.config.tie_embeddings else _HEAD
+        head = placed[path].get_value()
+        if head.dtype != self.config.dtype:
+            head = self._put(_cast(arrays[path], self.config.dtype, is_zero=stored is None), tables[path])
+        trunk = nnx.from_flat_state([(path, each) for path, each in placed.items() if path != _HEAD])
+        return Weights(states, trunk, head)
+
+    def _read_group(
+        self, group: tuple[Path, ...], flat: Mapping[Path, nnx.Variable], stored: StoredParameters | None, layer: int
+    ) -> Iterable[tuple[Path, Value]]:
+        """Returns for each path of a group its value in one layer."""
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        names = [".".join(("layers", *path)) for path in group]
+        rows = projections(self.config)
+        if names[0] not in rows:
+            value = aligned(flat[group[0]].shape[1:], np.float32)
+            if stored is not None:
+                value[...] = stored.read(names[0], layer)
+            return [(group[0], jax.device_put(value, whole))]
+        outputs = tuple(flat[path].shape[1 + rows[name].inputs :] for path, name in zip(group, names, strict=True))
+        counts = [math.prod(shape) for shape in outputs]
+        inputs = math.prod(flat[group[0]].shape[1 : 1 + rows[names[0]].inputs])
+        value = aligned((sum(counts), inputs), jnp.dtype(self.config.dtype))
+        if stored is not None:
+            for name, part in zip(names, np.split(value, np.cumsum(counts)[:-1]), strict=True):
+                part[...] = stored.read_rows(name, layer)
+        first = TransposedWeight(jax.device_put(value, whole), outputs)
+        return zip(group, (first, *(FusedIntoFirst(),) * (len(group) - 1)), strict=True)
+
+    def _put(self, value: np.ndarray, variable: nnx.Variable) -> Array:
+        return jax.device_put(value, named_sharding(self.mesh, variable.get_metadata("axes"), value.shape))
+
+    def compile(self, decoder: Decoder) -> None:
+        """Compiles what makes `Weights` of a decoder that has shapes in the place of arrays."""
+
+        def shape(variable: nnx.Variable) -> jax.ShapeDtypeStruct:
+            sharding = named_sharding(self.mesh, variable.get_metadata("axes"), variable.shape)
+            return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
 
         flat = self._flat(decoder)
-        shapes = {
-            path: jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed(variable))
-            for path, variable in flat.items()
-        }
-        parts = {}
         for group in self._groups(flat):
-            program = self._arranger(group, flat).lower(tuple(shapes[path] for path in group), np.int32(0)).compile()
-            parts |= zip(group, jax.tree.map(_zeros, program.out_info, program.output_shardings), strict=True)
-        layer = nnx.from_flat_state([(path, variable.replace(parts[path])) for path, variable in flat.items()])
-        trunk = nnx.split(_trunk(decoder))[1]
-        trunk = jax.tree.map(lambda v: v.replace(_zeros(v, placed(v))), trunk, is_leaf=is_variable)
-        table = decoder.embed if self.config.tie_embeddings else decoder.head
-        return Weights((layer,), trunk, self._head(_zeros(table.table, placed(table.table))))
+            self._arranger(group, flat).lower(tuple(shape(flat[path]) for path in group), np.int32(0)).compile()
+        table = (decoder.embed if self.config.tie_embeddings else decoder.head).table
+        self._head(jax.device_put(aligned(table.shape, table.dtype), shape(table).sharding))
 
     def with_adapters(self, weights: Weights, decoder: Decoder) -> Weights:
         """Returns the weights with the adapters of a decoder in the place of their own; all else is the same arrays.
@@ -155,12 +202,15 @@ class Packer:
         return _arranger(self.config, self.mesh, group, axes)
 
 
-def _zeros(like: Any, sharding: NamedSharding) -> Array:
-    """Returns zeros. On a CPU they cost no memory: it is not copied where it begins at a multiple of 64 bytes."""
-    size = math.prod(like.shape) * like.dtype.itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return jax.device_put(memory[start : start + size].view(like.dtype).reshape(like.shape), sharding)
+def _read_table(path: Path, shape: tuple[int, ...], stored: StoredParameters | None) -> np.ndarray:
+    return aligned(shape, np.float32) if stored is None else stored.read_table(".".join(path))
+
+
+def _cast(value: np.ndarray, dtype: str, *, is_zero: bool) -> np.ndarray:
+    out = aligned(value.shape, jnp.dtype(dtype))
+    if not is_zero:
+        out[...] = value
+    return out
 
 
 @functools.lru_cache(maxsize=256)

@@ -164,3 +164,26 @@ def test_all_programs_of_a_first_answer_are_compiled_while_the_weights_are_read(
     assert not result.error
     assert "Compiling jit(_draw)" in before[0]
     assert "Compiling" not in caplog.text
+
+
+def test_a_model_of_a_file_is_packed_as_it_is_read_and_answers_alike(small_model, monkeypatch, caplog):
+    params = SamplingParams(max_tokens=12, temperature=1.0, ignore_eos=True)
+    asked = [Request(prompt="What is 2 + 3?", params=params)]
+    with_decoder = loading.load_engine(small_model, dtype="float32", decode_slots=3).engine
+    wanted = with_decoder.generate(asked, progress=False)
+    monkeypatch.setattr(loading, "load_decoder", None)  # nobody asks for the whole decoder
+    read, before = Packer.read, []
+
+    def packed(self, decoder, stored, layers=None):
+        done = read(self, decoder, stored, layers)
+        before.append(stored is None)
+        return done
+
+    monkeypatch.setattr(Packer, "read", packed)
+    with jax.log_compiles():
+        engine = loading.load_engine(small_model, dtype="float32", decode_slots=3, is_identified=False).engine
+        caplog.clear()
+        (result,) = engine.generate(asked, progress=False)
+    assert sorted(before) == [False, True]
+    assert result == wanted[0]
+    assert "Compiling" not in caplog.text
