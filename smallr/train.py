@@ -61,13 +61,16 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Returns:
       The report, see `Trainer.fit`.
     """
-    from smallr.evals.in_training import open_benchmark
-    from smallr.methods.adaptive.labels import labelled_rows
     from smallr.training.trainer import Trainer
 
     with Trainer(config, workdir) as trainer:
-        trainer.benchmark = open_benchmark(config, trainer.mesh)
+        if config.benchmark.name:  # only then are benchmarks and labels imported
+            from smallr.evals.in_training import open_benchmark
+
+            trainer.benchmark = open_benchmark(config, trainer.mesh)
         if "labels" in config:
+            from smallr.methods.adaptive.labels import labelled_rows
+
             trainer.load_data(*labelled_rows(config))
         return trainer.fit()
 

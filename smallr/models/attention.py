@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from smallr.core.sharding import by_platform, context_size, is_sharded, split_axes
-from smallr.models import attention_context, attention_gpu, attention_tpu, attention_xla
+from smallr.models import attention_context, attention_gpu, attention_xla
 from smallr.models.attention_stock import STOCK, stock_attention
 from smallr.models.config import ATTENTION
 from smallr.models.remat import keep_residual
@@ -93,7 +93,7 @@ def _attend(q, k, v, horizon, positions, window, softcap, scale, impl):
 
 
 def _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl):
-    ways = attention_xla.forward, attention_tpu.forward, attention_gpu.forward
+    ways = attention_xla.forward, _tpu_forward, attention_gpu.forward
     with jax.named_scope("attention"):
         out, lse = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window)
     out, lse = keep_residual(out, "attention_out"), keep_residual(lse, "attention_lse")
@@ -103,13 +103,25 @@ def _attend_forward(q, k, v, horizon, positions, window, softcap, scale, impl):
 def _attend_backward(softcap, scale, impl, residuals, dout):
     q, k, v, horizon, positions, window, out, lse = residuals
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    ways = attention_xla.backward, attention_tpu.backward, attention_gpu.backward
+    ways = attention_xla.backward, _tpu_backward, attention_gpu.backward
     with jax.named_scope("attention"):
         gradients = _by_platform(impl, ways, softcap, scale, q, k, v, horizon, positions, window, dout, lse, delta)
     return *gradients, None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _tpu_forward(*args, **options):
+    from smallr.models import attention_tpu  # only now are Pallas' TPU kernels imported, which few machines need
+
+    return attention_tpu.forward(*args, **options)
+
+
+def _tpu_backward(*args, **options):
+    from smallr.models import attention_tpu
+
+    return attention_tpu.backward(*args, **options)
 
 
 def _by_platform(impl, ways, softcap, scale, q, k, *args):
