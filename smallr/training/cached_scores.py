@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,14 +18,17 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from smallr.core.cache import Cache
+from smallr.training.evaluation import collect
 from smallr.training.progress import log
 from smallr.training.splits import Split
 
 if TYPE_CHECKING:
     from smallr.training.step import Evaluation
+    from smallr.training.trainer import Trainer
 
 Scores = Float[np.ndarray, "completions examples"]
 KIND = "reference"  # of cache entries
+VALUES = "values"  # of entries that hold what an evaluation gives
 
 
 def cached_columns(
@@ -69,6 +73,44 @@ def cached_columns(
     else:
         log(f"reference log-probs, {split.name}: from the cache; weights, rows and program are those of an earlier run")
     return dataclasses.replace(split.with_columns(**dict(zip(names, values, strict=True))), reference=digest)
+
+
+def heldout_values(trainer: Trainer) -> dict[str, Float[np.ndarray, "examples"]]:
+    """Returns the values of a run's held-out examples; of the weights that a cached reference has, once for all runs."""
+    state, split, reference = trainer.state, trainer.heldout, trainer.reference
+    # Under adapters the weights have no digest of their own; several processes would have to agree.
+    is_start = trainer.step == 0 and trainer.partition.policy.base is None and jax.process_count() == 1
+    if is_start and reference.kind == "cached" and not reference.renewed:
+        return cached_values(split, trainer.evaluation, state.params, reference.digest, trainer.mesh)
+    return collect(
+        lambda batch: trainer.evaluation(state.params, batch, state.reference),
+        split.one_pass(trainer.mesh),
+        len(split.examples),
+    )
+
+
+def cached_values(
+    split: Split, evaluation: Evaluation, params: nnx.State, digest: str, mesh: Mesh
+) -> dict[str, Float[np.ndarray, "examples"]]:
+    """Evaluates every example of a split, or takes the values that an earlier run has computed with the same program.
+
+    Args:
+      split: with its reference's columns.
+      evaluation: of the run.
+      params: to evaluate.
+      digest: of all weights that the evaluation computes with.
+      mesh: of the run.
+    """
+    columns = hashlib.sha256()
+    for name, values in sorted(split.columns.items()):
+        columns.update(f"{name} {values.dtype} {values.shape}\n".encode() + np.ascontiguousarray(values).tobytes())
+    identity = f"{columns.hexdigest()} {scores_identity(split, evaluation, params, digest, mesh)}"
+    if (kept := Cache(VALUES).get_json(identity)) is not None:
+        log("values of the held-out rows: from the cache; weights, rows and program are those of an earlier run")
+        return {name: np.asarray(values, dtype) for name, (dtype, values) in kept.items()}
+    found = collect(lambda batch: evaluation(params, batch), split.one_pass(mesh), len(split.examples))
+    Cache(VALUES).put_json(identity, {name: (str(values.dtype), values.tolist()) for name, values in found.items()})
+    return found
 
 
 def scores_identity(split: Split, evaluation: Evaluation, params: nnx.State, digest: str, mesh: Mesh) -> str:

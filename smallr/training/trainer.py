@@ -25,9 +25,8 @@ from smallr.models.decoder import Decoder
 from smallr.models.heads import split_targets
 from smallr.training import attention, checks, report
 from smallr.training.best import Best
-from smallr.training.cached_scores import cached_columns
+from smallr.training.cached_scores import cached_columns, heldout_values
 from smallr.training.checkpoints import CheckpointError
-from smallr.training.evaluation import collect
 from smallr.training.flops import peak_flops
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, renewed
@@ -467,12 +466,7 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             self.load()
             self.prepare_reference()
-            state = self.state
-            values = collect(
-                lambda batch: self.evaluation(state.params, batch, state.reference),
-                self.heldout.one_pass(self.mesh),
-                len(self.heldout.examples),
-            )
+            values = heldout_values(self)
         summary = self.objective.summariser()(values, self.heldout.static_columns())
         metrics = {"loss": float(values["loss"].sum() / values["denominator"].sum()), **summary}
         self.files.write_metrics(self.step, metrics, "eval")

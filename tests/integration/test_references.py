@@ -226,6 +226,34 @@ def test_a_short_run_scores_the_rows_of_its_steps_and_a_longer_one_the_rest(smal
 
 
 @pytest.mark.slow
+def test_the_evaluation_before_training_is_kept_as_the_reference_is(small_model, tmp_path, monkeypatch):
+    """Until weights, rows or anything else that its numbers depend on is another: beta is in no program."""
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    collected, passes = [], {name: getattr(cached_scores, name) for name in ("collect", "_compute")}
+    for name, whole in passes.items():
+        monkeypatch.setattr(cached_scores, name, lambda *given, run=whole: collected.append(1) or run(*given))
+
+    def baseline(**changes):
+        fields = {"model": small_model, "data.chat": False, "batch.row_length": 768, **changes}
+        collected.clear()
+        with Trainer(smoke("dpo", **fields), tmp_path / "run") as trainer:
+            trainer.prepare()
+            trainer.evaluate_before()
+            return trainer.baseline["metrics"], len(collected)
+
+    first, computed = baseline()
+    assert computed == 3  # log-probs of both sets of rows, and the evaluation
+    again, computed = baseline(steps=1, **{"optimizer.learning_rate": 1.0})
+    assert (again, computed) == (first, 0)
+    steeper, computed = baseline(**{"objective.beta": 0.3})
+    assert computed == 1
+    assert steeper.keys() == first.keys()
+    live, computed = baseline(**{"objective.reference": "live"})
+    assert computed == 1  # which is not kept
+    assert live["loss"] == pytest.approx(first["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_with_a_moving_reference_resumes_bit_for_bit(tmp_path):
     changes = {
         "objective.reference": "live",
