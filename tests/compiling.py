@@ -33,9 +33,11 @@ OPTIMISED_ENVIRONMENT = {
 
 
 def narrow(most: int = 2) -> None:
-    """Takes at most so many key tiles at once from here on, in what is traced later."""
+    """Takes at most so many key tiles at once from here on, in what is traced later, and found nowhere."""
+    from smallr.core import traced
     from smallr.models import attention_xla
 
+    traced.is_kept = False
     attention_xla.CPU = attention_xla.CPU._replace(most=most)
 
 

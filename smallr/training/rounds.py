@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from smallr.config import to_plain
+from smallr.core import traced
 from smallr.core.reuse import PROGRAMS, settings, shapes
 from smallr.data.packing import RowShape
 from smallr.training.objectives.base import Objective
@@ -73,7 +74,7 @@ class CompiledSteps:
                 )
             if key not in PROGRAMS:
                 announce("compiling the step …")
-            self._programs[key] = PROGRAMS.get(key, lambda: step.lower(*arguments).compile())
+            self._programs[key] = PROGRAMS.get(key, lambda: traced.compiled(step, key, arguments))
         self._round = round
         return self._programs[key]
 

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from smallr.core import traced
 from smallr.core.reuse import PROGRAMS, identity, settings, shapes
 from smallr.core.sharding import constrain
 from smallr.data.batch import Batch
@@ -276,7 +277,8 @@ class Evaluation:
         def digest() -> str:
             return hashlib.sha256(self._compiled.lower(*given).as_text().encode()).hexdigest()
 
-        return PROGRAMS.get(("digest", self._key, shapes(given), settings()), digest)
+        key = "digest", self._key, shapes(given), settings()
+        return PROGRAMS.get(key, lambda: traced.remembered(key, digest))
 
 
 def _accumulate(gradient_fn: Callable, batch: Batch, count: int, params: nnx.State):

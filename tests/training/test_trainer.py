@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 
+import jax
 import numpy as np
 import pytest
 
 from smallr.config import choice, finish, preference, rationale, unpaired
+from smallr.core import traced
 from smallr.core.errors import UserError
 from smallr.core.reuse import Kept
 from smallr.core.sharding import make_mesh
@@ -183,6 +186,35 @@ def test_a_run_takes_the_programs_of_an_equal_one_and_of_no_other(small_model, t
     assert_same_arrays(tmp_path / "equal", tmp_path / "first")
     first, other = (final_arrays(tmp_path / name) for name in ("first", "other"))
     assert any((first[name] != other[name]).any() for name in first)
+
+
+@pytest.mark.slow
+def test_a_run_in_another_process_traces_neither_step_nor_evaluation_and_has_the_same_bits(
+    small_model, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+
+    def run(name: str, is_kept: bool) -> str:
+        caplog.clear()
+        monkeypatch.setattr(traced, "is_kept", is_kept)
+        for module in (rounds_module, step_module):
+            monkeypatch.setattr(module, "PROGRAMS", Kept(8))  # as in a new process
+        with Trainer(config_of(small_model, steps=2), tmp_path / name) as trainer, jax.log_compiles():
+            trainer.load_data(pairs(":8"), pairs("8:12"))
+            trainer.prepare()
+            trainer.evaluate_before()
+            done = caplog.text
+            trainer.fit()
+        return done
+
+    run("usual", False)
+    traces = re.compile(r"Finished tracing (?:\+ transforming )?(\w+) for")
+    assert {"flat", "evaluation"} <= {*traces.findall(run("first", True))}  # the step, of its leaves
+    found = {*traces.findall(run("second", True))}
+    assert found
+    assert not found & {"flat", "evaluation"}
+    for name in ("first", "second"):
+        assert_same_arrays(tmp_path / name, tmp_path / "usual")
 
 
 def sft():

@@ -1,0 +1,141 @@
+"""Programs that are found traced are those that would be traced now."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from smallr.core import traced
+from smallr.core.sharding import make_mesh
+from tests.runs import ROOT, environment
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Is of a class whose source is not the package's."""
+
+
+@pytest.fixture(autouse=True)
+def _kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(traced, "is_kept", True)
+
+
+def arguments():
+    """A state, which is donated, and what is read beside it; one array is read by nobody."""
+    mesh = make_mesh(1, 1, 1)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    state = {
+        "a": jax.device_put(np.arange(8.0, dtype=np.float32), split),
+        "n": jax.device_put(np.int32(3), split.update(spec=())),
+    }
+    return state, {"x": np.full((2, 8), 0.5, np.float32), "unread": np.zeros(4, np.float32)}
+
+
+def counted():
+    """A jitted step, and how often it was traced."""
+    calls = []
+
+    def step(state, batch):
+        calls.append(1)
+        product = jnp.tanh(batch["x"] @ jnp.diag(state["a"])).sum(0)
+        return {"a": state["a"] + product, "n": state["n"] + 1}, {
+            "loss": product.sum(),
+            "each": [product, (product * 2,)],
+        }
+
+    return jax.jit(step, donate_argnums=0), calls
+
+
+def test_what_was_traced_once_is_found_and_gives_the_same_bits():
+    plain = counted()[0].lower(*arguments()).compile()
+    usual = plain(*arguments())
+    step, calls = counted()
+    kept = [traced.compiled(step, ("key", 1), arguments())]
+    assert len(calls) == 1
+    step, calls = counted()
+    kept += [traced.compiled(step, ("key", 1), arguments()) for _ in range(2)]
+    assert len(calls) == 0
+    for program in kept:
+        state, batch = arguments()
+        after, found = program(state, batch)
+        assert state["a"].is_deleted()
+        assert found.keys() == usual[1].keys()
+        for ours, wanted in zip(jax.tree.leaves((after, found)), jax.tree.leaves(usual), strict=True):
+            assert (ours.dtype, ours.shape) == (wanted.dtype, wanted.shape)
+            np.testing.assert_array_equal(ours, wanted)
+        assert after["a"].sharding == arguments()[0]["a"].sharding
+        bytes_of = [each.memory_analysis().output_size_in_bytes for each in (program, plain)]
+        assert bytes_of[0] == bytes_of[1]
+        after, _ = program(after, batch)  # and goes on from there
+        assert int(after["n"]) == 5
+    other, calls = counted()
+    traced.compiled(other, ("key", 2), arguments())
+    assert len(calls) == 1
+
+
+def test_a_damaged_entry_is_traced_again(tmp_path, caplog):
+    traced.compiled(counted()[0], "key", arguments())
+    (entry,) = (tmp_path / "cache" / traced.KIND).iterdir()
+    entry.write_bytes(entry.read_bytes()[:-1] + b"?")
+    step, calls = counted()
+    traced.compiled(step, "key", arguments())
+    assert len(calls) == 1
+    assert "is damaged" in caplog.text
+
+
+def test_what_has_no_text_is_traced_as_ever(tmp_path, monkeypatch):
+    step, _ = counted()
+    for key in (("f", step), ("g", len), ("h", lambda: 1), object(), Foreign, ("t", type(Foreign())), np.zeros(2000)):
+        assert traced.key_text(key) is None, key
+        traced.compiled(step, key, arguments())
+    assert traced.key_text((1, "a", float, ("b", None), make_mesh(1, 1, 1), jnp.float32)) is not None
+    monkeypatch.setattr(traced, "is_kept", False)
+    assert traced.key_text("a") is None
+    assert not (tmp_path / "cache" / traced.KIND).exists()
+    monkeypatch.setattr(traced, "is_kept", True)
+    odd = jax.jit(lambda state, batch: (state, Foreign()))  # no tree that could be built again
+    with pytest.raises(TypeError):
+        traced.compiled(odd, "odd", arguments())
+
+
+def test_a_program_that_cannot_be_exported_is_compiled_as_ever():
+    def step(state, batch):
+        jax.debug.callback(lambda: None)
+        return state, batch["x"].sum()
+
+    program = traced.compiled(jax.jit(step, donate_argnums=0), "callback", arguments())
+    assert float(program(*arguments())[1]) == 8
+
+
+def test_texts_are_made_once(monkeypatch):
+    made = []
+    assert [traced.remembered("key", lambda: made.append(1) or "text") for _ in range(3)] == ["text"] * 3
+    assert len(made) == 1
+    assert traced.remembered(("key", made.append), lambda: "other") == "other"
+    monkeypatch.setattr(traced, "_source_digest", lambda: "another source")
+    assert traced.remembered("key", lambda: "new") == "new"
+
+
+@pytest.mark.process
+def test_a_key_is_the_same_text_in_every_process():
+    code = (
+        "from smallr.core import traced\n"
+        "from smallr.core.sharding import make_mesh\n"
+        "from smallr.losses.preference.registry import Field\n"
+        "print(hash(traced.key_text) and traced.key_text((Field, make_mesh(1, 1, 1), {'a': 1.5})))"
+    )
+    texts = set()
+    for seed in ("1", "2"):
+        env = environment(PYTHONHASHSEED=seed)
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True, capture_output=True)
+        texts.add(done.stdout)
+    assert len(texts) == 1
+    assert texts.pop().strip() != b"None"
