@@ -17,6 +17,7 @@ _VERSIONS = (2, 3)
 _MAX_KEYS, _MAX_TENSORS, _MAX_ITEMS, _MAX_DIMENSIONS = 10_000, 1_000_000, 2**24, 4
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value of a type
 _STRING, _ARRAY = 8, 9
+_TEXT_SIZE = struct.Struct("<Q")  # before each text
 
 
 class _Header:
@@ -54,6 +55,21 @@ class _Header:
         except UnicodeDecodeError as error:
             raise self.fail(f"a text is not UTF-8 ({error.reason})") from error
 
+    def strings(self, count: int) -> None:
+        """Skips texts, of which a vocabulary and its merges have 10^5."""
+        data, at, size_at = self._data, self._at, _TEXT_SIZE.unpack_from
+        last = len(data) - _TEXT_SIZE.size
+        for number in range(count):
+            start = at + _TEXT_SIZE.size
+            end = start + size_at(data, at)[0] if at <= last else start
+            text = data[start:end]
+            if len(text) != end - start or not (text.isascii() or _is_utf8(text)) or at > last:
+                self._at = at
+                for _ in range(number, count):  # one of them is refused, with the reason
+                    self.string()
+            at = end
+        self._at = at
+
     def value(self, kind: int) -> None:
         """Skips a value of metadata."""
         if kind == _STRING:
@@ -61,8 +77,7 @@ class _Header:
         elif kind == _ARRAY:
             items, count = self.number("I", 12, "is an item's type"), self.number("Q", _MAX_ITEMS, "items of a list")
             if items == _STRING:
-                for _ in range(count):
-                    self.string()
+                self.strings(count)
             elif items in _SIZES:
                 self.skip(_SIZES[items] * count)
             else:
@@ -71,6 +86,14 @@ class _Header:
             self.skip(_SIZES[kind])
         else:
             raise self.fail(f"no value has type {kind}")
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_header(path: Path) -> None:
