@@ -62,7 +62,7 @@ class CompiledSteps:
           shape: of the batch's rows, for the log line.
           round: that the program is for; a program that is kept is told of once a round.
         """
-        key = made_of, shapes(arguments), settings()
+        key = _key(made_of, arguments)
         about = f"rows of {shape.tokens} tokens, {shape.scored} scored positions and {shape.examples} examples"
         if key in self._programs:
             if self._round != round:
@@ -72,11 +72,21 @@ class CompiledSteps:
                 log(
                     f"programs: compiled anew, for {about}; config.batch.scored and config.batch.examples can fix the shape"
                 )
-            if key not in PROGRAMS:
-                announce("compiling the step …")
-            self._programs[key] = PROGRAMS.get(key, lambda: traced.compiled(step, key, arguments))
+            self._programs[key] = program_of(step, made_of, arguments)
         self._round = round
         return self._programs[key]
+
+
+def _key(made_of: Hashable, arguments: tuple[Any, ...]) -> Hashable:
+    return made_of, shapes(arguments), settings()
+
+
+def program_of(step: Step, made_of: Hashable, arguments: tuple[Any, ...]) -> Any:
+    """Returns the program of a step for some arguments: that of an earlier run in this process, or compiled now."""
+    key = _key(made_of, arguments)
+    if key not in PROGRAMS:
+        announce("compiling the step …")
+    return PROGRAMS.get(key, lambda: traced.compiled(step, key, arguments))
 
 
 def configured_step(

@@ -28,6 +28,7 @@ from smallr.training.best import Best
 from smallr.training.cached_scores import cached_columns, heldout_values
 from smallr.training.checkpoints import CheckpointError
 from smallr.training.flops import peak_flops
+from smallr.training.foresight import foresee
 from smallr.training.opening import open_trained
 from smallr.training.optimizer import check_groups, extend, make_optimizer, renewed
 from smallr.training.policy import NOTHING, ParameterPartition, prepare_policy
@@ -88,6 +89,7 @@ class Trainer:
       best: the best evaluation so far, by the metric that the config names.
       stopped: whether a signal ended the last `fit`.
       costs: work of a step.
+      horizons: of the learning rates.
       baseline: metrics of the held-out rows before the first step, and the fingerprint of these rows.
       state: parameters, optimizer's state and what else a step changes; once the model is loaded.
       evaluation: gives the values of a batch's examples under any parameters; likewise.
@@ -124,7 +126,7 @@ class Trainer:
         self.best = Best.from_config(config)
         self.publisher = Publisher(config, self.workdir, self.source)
         self.files = Workdir(self.workdir, config)
-        self._horizons = self.files.horizons
+        self.horizons = self.files.horizons
 
     # The run ----------------------------------------------------------------------------------------------------
 
@@ -176,14 +178,19 @@ class Trainer:
         if self.heldout is None:
             self.best.check({})
         self.steps = checks.total_steps(self.config, self.training)
-        self._horizons = extend(self.config.optimizer, self._horizons, self.steps, self._done())
+        self.horizons = extend(self.config.optimizer, self.horizons, self.steps, self._done())
+        if self.state is None:
+            self._settle_attention()
+            with jax.set_mesh(self.mesh):
+                foresee(self)
+            self.clock.lap("compile")
 
     def build(self) -> None:
         """Makes what the next step needs and is not there yet: weights, reference, programs."""
         with jax.set_mesh(self.mesh):
             self.load()
             kept = attention.to_json(self.attention)
-            self.files.save_config(self.training.examples.fingerprint, self._horizons, kept)
+            self.files.save_config(self.training.examples.fingerprint, self.horizons, kept)
             self.enter_round()
             self.prepare_reference()
             self.compile()
@@ -345,13 +352,16 @@ class Trainer:
             self._make_state()
 
     def _read_policy(self) -> ParameterPartition:
+        self._settle_attention()
+        decoder, digest = self._weights.take()
+        attention.computing_with(self.attention.impl, self.attention.sequences, decoder)
+        return prepare_policy(decoder, self.config, self.mesh, digest)
+
+    def _settle_attention(self) -> None:
         if self.attention is None:
             compute = self.config.compute
             model = dataclasses.replace(self.source.config, dtype=compute.dtype, remat=compute.remat)
             self.attention = attention.settle_attention(self.config, model, self.training, self.files.attention)
-        decoder, digest = self._weights.take()
-        attention.computing_with(self.attention.impl, self.attention.sequences, decoder)
-        return prepare_policy(decoder, self.config, self.mesh, digest)
 
     def _make_state(self) -> None:
         """Moves the loaded parameters into the state, or takes over the newest checkpoint in their place."""
@@ -443,7 +453,7 @@ class Trainer:
         self._constants = dataclasses.replace(self._constants, denominator=denominator)
         arguments = (self.state, next(self.training.batches(self.mesh, 0, 1)), self._constants)
         shape = self.training.plan.shape
-        made_of = self.partition.policy, self.objective, self._horizons, self._sharding, self.mesh, self.reference
+        made_of = self.partition.policy, self.objective, self.horizons, self._sharding, self.mesh, self.reference
         step, identity = configured_step(self.config, *made_of)
         self.program = self._compiled.get(step, identity, arguments, shape, self._round)
         self.clock.lap("compile")

@@ -258,3 +258,19 @@ def test_reading_ends_where_nobody_wants_the_weights(monkeypatch):
     reader.drop()
     with pytest.raises(InterruptedError):
         reader.take()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{}, {"objective.reference": "live"}, {"freeze": "embed"}, {"optimizer.name": "muon"}]
+)
+def test_a_step_is_compiled_while_the_weights_are_read_and_then_found(small_model, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(rounds_module, "PROGRAMS", Kept(8))
+    compiled, compile_now = [], traced.compiled
+    monkeypatch.setattr(traced, "compiled", lambda *given: compiled.append(1) or compile_now(*given))
+    with Trainer(config_of(small_model, steps=2, **changes), tmp_path / "run") as trainer:
+        trainer.load_data(pairs(":8"))
+        trainer.plan()
+        assert len(compiled) == (0 if {"freeze", "objective.reference"} & changes.keys() else 1)
+        trainer.fit()
+    assert len(compiled) == 1
