@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import export
-from jax.sharding import NamedSharding, PartitionSpec
 
 from smallr.core.cache import Cache
+from smallr.core.reuse import settings
 
 KIND = "traced"  # of cache entries
 # Whoever changes constants of this package at run time, as tests do, has other programs than its source says.
@@ -79,104 +79,89 @@ def remembered(key: Hashable, make: Callable[[], str]) -> str:
     return made
 
 
-class Kept:
-    """Is a compiled program that was found or traced; it is called as the function that it was made of.
+def kept(function: Callable[..., Any], key: Hashable) -> Callable[..., Any]:
+    """Returns a function to be jitted in place of another, which is not traced where that was done before.
 
     Args:
-      compiled: of the leaves of the arguments.
-      described: how the results are built of its results (`_described`).
-      structures: of the arguments.
+      function: of arrays in any trees, to trees of dicts, tuples, lists, and of the structure of an argument.
+      key: of all that the function is made of but its arguments.
     """
 
-    def __init__(self, compiled: jax.stages.Compiled, described: Any, structures: Sequence[Any]):
-        self._compiled, self._described, self._structures = compiled, described, structures
+    @functools.wraps(function)
+    def found(*arguments: Any) -> Any:
+        leaves, structure = jax.tree.flatten(arguments)
+        given = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.aval.weak_type) for x in leaves]
+        shapes = tuple((x.shape, str(x.dtype), x.weak_type) for x in given)
+        text = key_text((function.__name__, key, str(structure), shapes, settings()))
+        if text is None:
+            return function(*arguments)
+        structures = [jax.tree.structure(each) for each in arguments]
+        content = Cache(KIND).get(text)
+        if content is None:
+            try:
+                content = _exported(function, structure, structures, given)
+            except (ValueError, NotImplementedError) as error:  # what cannot be exported
+                logging.info("%s is not kept traced: %s", function.__name__, error)
+                return function(*arguments)
+            Cache(KIND).put(text, content)
+        program, described = _loaded(content, given)
+        return _rebuilt(described, iter(program.call(*leaves)), structures)
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Runs the program."""
-        leaves = self._compiled(*jax.tree.leaves(arguments))
-        return _rebuilt(self._described, iter(leaves), self._structures)
-
-    def memory_analysis(self) -> Any:
-        """Returns what JAX tells of the compiled program."""
-        return self._compiled.memory_analysis()
-
-
-def compiled(function: Any, key: Hashable, arguments: tuple[Any, ...]) -> Any:
-    """Compiles a jitted function for some arguments, without tracing it where that was done before.
-
-    Args:
-      function: jitted; it donates its first argument, and gives trees of dicts, tuples and lists, or of the structure of an
-        argument, which are then sharded as that.
-      key: of all that the program is made of, the shapes of the arguments included.
-      arguments: arrays, or shapes with shardings.
-    """
-    text = key_text(key)
-    if text is None:
-        return function.lower(*arguments).compile()
-    cache = Cache(KIND)
-    content = cache.get(text)
-    if content is None:
-        try:
-            content = _exported(function, arguments)
-        except (ValueError, NotImplementedError) as error:  # what cannot be exported
-            logging.info("the program is not kept traced: %s", error)
-            return function.lower(*arguments).compile()
-        cache.put(text, content)
-    return _loaded(content, arguments, function.__name__)
+    return found
 
 
-def _exported(function: Any, arguments: tuple[Any, ...]) -> bytes:
-    """Traces and lowers a function of the leaves; returns a line of JSON, and behind it the StableHLO."""
-    leaves, structure = jax.tree.flatten(arguments)
+def _exported(
+    function: Callable[..., Any],
+    structure: Any,
+    structures: Sequence[Any],
+    given: Sequence[jax.ShapeDtypeStruct],
+) -> bytes:
+    """Traces and lowers a function of the leaves of its arguments; returns a line of JSON, and behind it the StableHLO."""
     described: list[Any] = []
 
     def flat(*leaves: Any) -> tuple[Any, ...]:
         out = function(*jax.tree.unflatten(structure, leaves))
-        described.append(_described(out, [jax.tree.structure(each) for each in arguments]))
+        described.append(_described(out, structures))
         return tuple(jax.tree.leaves(out))
 
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in _CALLS]
-    made = export.export(jax.jit(flat), disabled_checks=checks)(*leaves)
+    made = export.export(jax.jit(flat), disabled_checks=checks)(*given)
     head = {
         "described": described[0],
-        "outputs": [[list(each.shape), str(each.dtype)] for each in made.out_avals],
+        "results": [[list(each.shape), str(each.dtype)] for each in made.out_avals],
         "read": list(made.module_kept_var_idx),
     }
     return json.dumps(head).encode() + b"\n" + made.mlir_module_serialized
 
 
-def _loaded(content: bytes, arguments: tuple[Any, ...], name: str) -> Kept:
-    """Compiles what `_exported` returned.
+def _loaded(content: bytes, given: Sequence[jax.ShapeDtypeStruct]) -> tuple[export.Exported, Any]:
+    """Returns the program that `_exported` stored, and what it said of the results.
 
     JAX's own form of an exported program needs a package more. So a program of the same arguments and results, which does
     nothing, is exported here, and gets the stored StableHLO.
     """
     line, _, module = content.partition(b"\n")
     head = json.loads(line)
-    leaves = jax.tree.leaves(arguments)
-    structures = [jax.tree.structure(each) for each in arguments]
-    outputs = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in head["outputs"]]
-    nothing = jax.jit(lambda *_: tuple(jnp.zeros(each.shape, each.dtype) for each in outputs))
-    shell = export.export(nothing)(*leaves)
-    program = dataclasses.replace(shell, mlir_module_serialized=module, module_kept_var_idx=tuple(head["read"]))
-    count = structures[0].num_leaves
-    run = jax.jit(
-        program.call, donate_argnums=tuple(range(count)), out_shardings=_shardings(head["described"], arguments)
-    )
-    return Kept(run.lower(*leaves).compile(), head["described"], structures)
+    results = [(shape, jnp.dtype(dtype)) for shape, dtype in head["results"]]
+    shell = export.export(jax.jit(lambda *_: tuple(jnp.zeros(*each) for each in results)))(*given)
+    read = tuple(head["read"])
+    return dataclasses.replace(shell, mlir_module_serialized=module, module_kept_var_idx=read), head["described"]
 
 
 def _described(tree: Any, structures: Sequence[Any]) -> Any:
-    """Describes results in JSON: the number of an argument of their structure, dicts, lists, and None for an array."""
+    """Describes results in JSON: None for an array, or a list of what they are and of what.
+
+    They are the argument of a number, a "dict" or a "tuple".
+    """
     structure = jax.tree.structure(tree)
-    if jax.tree_util.treedef_is_leaf(structure):
+    if tree is not None and jax.tree_util.treedef_is_leaf(structure):
         return None
     if structure in structures:
-        return structures.index(structure)
+        return ["argument", structures.index(structure)]
     if type(tree) is dict:
-        return {name: _described(tree[name], structures) for name in sorted(tree)}
+        return ["dict", {name: _described(tree[name], structures) for name in sorted(tree)}]
     if type(tree) in (tuple, list):
-        return [_described(each, structures) for each in tree]
+        return ["tuple", [_described(each, structures) for each in tree]]
     raise ValueError(f"results of {type(tree).__name__} are not kept")
 
 
@@ -184,21 +169,9 @@ def _rebuilt(described: Any, leaves: Iterator[Any], structures: Sequence[Any]) -
     """Builds results of their leaves; lists become tuples."""
     if described is None:
         return next(leaves)
-    if isinstance(described, int):
-        structure = structures[described]
-        return jax.tree.unflatten(structure, [next(leaves) for _ in range(structure.num_leaves)])
-    if isinstance(described, dict):
-        return {name: _rebuilt(each, leaves, structures) for name, each in described.items()}
-    return tuple(_rebuilt(each, leaves, structures) for each in described)
-
-
-def _shardings(described: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Returns the shardings of the results' leaves: those of the argument that they are like, else whole."""
-    leaves = jax.tree.leaves(arguments)
-    mesh = next(each.sharding.mesh for each in leaves if isinstance(getattr(each, "sharding", None), NamedSharding))
-    if described is None:
-        return (NamedSharding(mesh, PartitionSpec()),)
-    if isinstance(described, int):
-        return tuple(each.sharding for each in jax.tree.leaves(arguments[described]))
-    parts = described.values() if isinstance(described, dict) else described
-    return tuple(sharding for part in parts for sharding in _shardings(part, arguments))
+    kind, of = described
+    if kind == "argument":
+        return jax.tree.unflatten(structures[of], [next(leaves) for _ in range(structures[of].num_leaves)])
+    if kind == "dict":
+        return {name: _rebuilt(each, leaves, structures) for name, each in of.items()}
+    return tuple(_rebuilt(each, leaves, structures) for each in of)

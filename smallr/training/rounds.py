@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from smallr.config import to_plain
-from smallr.core import traced
 from smallr.core.reuse import PROGRAMS, settings, shapes
 from smallr.data.packing import RowShape
 from smallr.training.objectives.base import Objective
@@ -86,7 +85,7 @@ def program_of(step: Step, made_of: Hashable, arguments: tuple[Any, ...]) -> Any
     key = _key(made_of, arguments)
     if key not in PROGRAMS:
         announce("compiling the step …")
-    return PROGRAMS.get(key, lambda: traced.compiled(step, key, arguments))
+    return PROGRAMS.get(key, lambda: step.lower(*arguments).compile())
 
 
 def configured_step(
@@ -110,4 +109,4 @@ def configured_step(
         policy, objective, to_plain(config)["optimizer"], tuple(horizons), sharding, mesh, **options
     )
     optimizer = make_optimizer(config.optimizer, schedule)
-    return make_step(policy, objective, optimizer, schedule, sharding, mesh, **options), identity
+    return make_step(policy, objective, optimizer, schedule, sharding, mesh, made_of=identity, **options), identity

@@ -175,12 +175,14 @@ def make_step(
     accumulation: int = 1,
     reference: Reference | None = None,
     shard_over_data: bool = False,
+    made_of: Hashable | None = None,
 ) -> Step:
     """Builds `step(state, batch, constants) -> state, metrics, per_example`, jitted; the state is donated.
 
     `metrics` are scalars; `per_example` has one [B, P] array a value, `example` among them. The loss among the metrics is
     the mean over the step's own examples, whatever the gradient is normalised by. With `shard_over_data` a device
     updates the parameters of its part of the optimizer's state alone, and gets the others from the devices that have theirs.
+    With `made_of` (`step_identity`) a step that was traced before is not traced again.
     """
     reference = (reference or Reference.none()).without_params()
     gradients = _make_gradients(functions, objective, chunk, reference)
@@ -216,7 +218,7 @@ def make_step(
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        step,
+        step if made_of is None else traced.kept(step, made_of),
         in_shardings=(sharding, batch_sharding(mesh), None),
         out_shardings=(sharding, replicated, replicated),
         donate_argnums=0,

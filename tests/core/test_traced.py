@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,13 @@ from tests.runs import ROOT, environment
 @dataclasses.dataclass(frozen=True)
 class Foreign:
     """Is of a class whose source is not the package's."""
+
+
+class Pair(NamedTuple):
+    """Is no tree that is kept."""
+
+    a: object
+    b: object
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +47,8 @@ def arguments():
     return state, {"x": np.full((2, 8), 0.5, np.float32), "unread": np.zeros(4, np.float32)}
 
 
-def counted():
-    """A jitted step, and how often it was traced."""
+def counted(key="key"):
+    """A jitted step that is kept under a key, unless that is None, and how often it was traced."""
     calls = []
 
     def step(state, batch):
@@ -51,68 +59,69 @@ def counted():
             "each": [product, (product * 2,)],
         }
 
-    return jax.jit(step, donate_argnums=0), calls
+    sharding = {name: each.sharding for name, each in arguments()[0].items()}
+    given = {"in_shardings": (sharding, None), "out_shardings": (sharding, None), "donate_argnums": 0}
+    return jax.jit(step if key is None else traced.kept(step, key), **given), calls
 
 
 def test_what_was_traced_once_is_found_and_gives_the_same_bits():
-    plain = counted()[0].lower(*arguments()).compile()
-    usual = plain(*arguments())
-    step, calls = counted()
-    kept = [traced.compiled(step, ("key", 1), arguments())]
-    assert len(calls) == 1
-    step, calls = counted()
-    kept += [traced.compiled(step, ("key", 1), arguments()) for _ in range(2)]
-    assert len(calls) == 0
-    for program in kept:
+    usual = counted(None)[0](*arguments())
+    for times in (1, 0, 0):
+        step, calls = counted()
         state, batch = arguments()
-        after, found = program(state, batch)
+        after, found = step(state, batch)
+        assert len(calls) == times
         assert state["a"].is_deleted()
         assert found.keys() == usual[1].keys()
         for ours, wanted in zip(jax.tree.leaves((after, found)), jax.tree.leaves(usual), strict=True):
             assert (ours.dtype, ours.shape) == (wanted.dtype, wanted.shape)
             np.testing.assert_array_equal(ours, wanted)
         assert after["a"].sharding == arguments()[0]["a"].sharding
-        bytes_of = [each.memory_analysis().output_size_in_bytes for each in (program, plain)]
-        assert bytes_of[0] == bytes_of[1]
-        after, _ = program(after, batch)  # and goes on from there
+        after, _ = step(after, batch)  # and goes on from there, with the same program
         assert int(after["n"]) == 5
-    other, calls = counted()
-    traced.compiled(other, ("key", 2), arguments())
+        assert len(calls) == times
+    other, calls = counted("another key")
+    other(*arguments())
+    assert len(calls) == 1
+    state, batch = arguments()
+    step, calls = counted()
+    step(state, {**batch, "x": np.ones((3, 8), np.float32)})  # of another shape
     assert len(calls) == 1
 
 
 def test_a_damaged_entry_is_traced_again(tmp_path, caplog):
-    traced.compiled(counted()[0], "key", arguments())
+    counted()[0](*arguments())
     (entry,) = (tmp_path / "cache" / traced.KIND).iterdir()
     entry.write_bytes(entry.read_bytes()[:-1] + b"?")
     step, calls = counted()
-    traced.compiled(step, "key", arguments())
+    step(*arguments())
     assert len(calls) == 1
     assert "is damaged" in caplog.text
 
 
 def test_what_has_no_text_is_traced_as_ever(tmp_path, monkeypatch):
-    step, _ = counted()
-    for key in (("f", step), ("g", len), ("h", lambda: 1), object(), Foreign, ("t", type(Foreign())), np.zeros(2000)):
+    for key in (("g", len), ("h", lambda: 1), object(), Foreign, ("t", type(Foreign())), np.zeros(2000)):
         assert traced.key_text(key) is None, key
-        traced.compiled(step, key, arguments())
+        step, calls = counted(key)
+        step(*arguments())
+        assert len(calls) == 1
     assert traced.key_text((1, "a", float, ("b", None), make_mesh(1, 1, 1), jnp.float32)) is not None
     monkeypatch.setattr(traced, "is_kept", False)
     assert traced.key_text("a") is None
     assert not (tmp_path / "cache" / traced.KIND).exists()
-    monkeypatch.setattr(traced, "is_kept", True)
-    odd = jax.jit(lambda state, batch: (state, Foreign()))  # no tree that could be built again
-    with pytest.raises(TypeError):
-        traced.compiled(odd, "odd", arguments())
 
 
-def test_a_program_that_cannot_be_exported_is_compiled_as_ever():
+def test_a_program_that_cannot_be_kept_is_compiled_as_ever(tmp_path):
     def step(state, batch):
         jax.debug.callback(lambda: None)
         return state, batch["x"].sum()
 
-    program = traced.compiled(jax.jit(step, donate_argnums=0), "callback", arguments())
-    assert float(program(*arguments())[1]) == 8
+    def odd(state, batch):
+        return state, Pair(batch["x"].sum(), 1.0)
+
+    assert float(jax.jit(traced.kept(step, "callback"))(*arguments())[1]) == 8
+    assert isinstance(jax.jit(lambda *given: tuple(traced.kept(odd, "odd")(*given)[1]))(*arguments()), tuple)
+    assert not [*(tmp_path / "cache" / traced.KIND).iterdir()]
 
 
 def test_texts_are_made_once(monkeypatch):
