@@ -8,6 +8,7 @@ Names are imported when they are asked for, so that `import smallr` takes no tim
 
 import importlib
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 # transformers is here for tokenizers and configs; it need not say that PyTorch is missing.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from smallr.training.trainer import Trainer
 
 __version__ = "0.1.0"
+IMPORTED_AT = time.time()  # a source file that is newer may not be what runs
 __all__ = [
     "Field",
     "Model",

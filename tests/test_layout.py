@@ -41,7 +41,8 @@ def violations(package: str, path: Path) -> list[str]:
     for line, name in imports_of(path):
         parts = name.split(".")
         target = parts[1] if len(parts) > 1 else "__init__"
-        if target in ("config", "__version__"):  # the tree of fields and their meanings, which every package may read
+        # The tree of fields and their meanings, and constants of the package, which all may read.
+        if target in ("config", "__version__", "IMPORTED_AT"):
             continue
         if target not in ORDER or ORDER.index(target) > ORDER.index(package):
             found.append(f"{path.relative_to(PACKAGE.parent)}:{line} imports {name}")

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax import export
 
+from smallr import IMPORTED_AT
 from smallr.core.cache import Cache
 from smallr.core.reuse import settings
 
@@ -44,7 +45,8 @@ def key_text(key: Hashable) -> str | None:
     """Returns a key as text that other processes find too; None where it has none.
 
     None for functions and for objects that are told by their address, for classes whose source is neither this package's nor
-    that of what traces it, for a text that leaves something out, and where programs are not of one CPU.
+    that of what traces it, for a text that leaves something out, where source has been written since it was imported, and
+    where programs are not of one CPU.
     """
     if not is_kept or jax.default_backend() != "cpu" or jax.device_count() > 1 or jax.process_count() > 1:
         return None
@@ -54,15 +56,18 @@ def key_text(key: Hashable) -> str | None:
         return None
     if any("." in name and name.partition(".")[0] not in _OURS for name in _CLASS.findall(text)):
         return None
-    return f"{_source_digest()} {text}"
+    source = _source_digest()
+    return source and f"{source} {text}"
 
 
 @functools.cache
-def _source_digest() -> str:
-    """Returns the hash of this package's source, and of the versions of what traces it."""
+def _source_digest() -> str | None:
+    """Returns the hash of this package's source, and of the versions of what traces it; None if it is not what runs."""
     versions = [sys.version, *(f"{name} {importlib.metadata.version(name)}" for name in _TRACE)]
     total = hashlib.sha256("\n".join(versions).encode())
     for path in sorted(_ROOT.rglob("*.py")):
+        if path.stat().st_mtime >= IMPORTED_AT:
+            return None
         total.update(f"\n{path.relative_to(_ROOT)} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
@@ -89,6 +94,8 @@ def kept(function: Callable[..., Any], key: Hashable) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def found(*arguments: Any) -> Any:
+        if jax.config.jax_disable_jit:
+            return function(*arguments)
         leaves, structure = jax.tree.flatten(arguments)
         given = [jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.aval.weak_type) for x in leaves]
         shapes = tuple((x.shape, str(x.dtype), x.weak_type) for x in given)
@@ -97,14 +104,14 @@ def kept(function: Callable[..., Any], key: Hashable) -> Callable[..., Any]:
             return function(*arguments)
         structures = [jax.tree.structure(each) for each in arguments]
         content = Cache(KIND).get(text)
-        if content is None:
-            try:
+        try:
+            if content is None:
                 content = _exported(function, structure, structures, given)
-            except (ValueError, NotImplementedError) as error:  # what cannot be exported
-                logging.info("%s is not kept traced: %s", function.__name__, error)
-                return function(*arguments)
-            Cache(KIND).put(text, content)
-        program, described = _loaded(content, given)
+                Cache(KIND).put(text, content)
+            program, described = _loaded(content, given)
+        except (ValueError, TypeError, NotImplementedError) as error:  # it cannot be exported, or the function is wrong
+            logging.info("%s is not kept traced: %s", function.__name__, error)
+            return function(*arguments)
         return _rebuilt(described, iter(program.call(*leaves)), structures)
 
     return found

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallr.core.errors import UserError, panics_as_errors
+from smallr.data.quick_tokenizer import whole
 from smallr.sampling.prompts import prompt_ids
 from smallr.sampling.requests import Request
 
@@ -61,4 +62,4 @@ class PromptCodec:
         """Returns the special tokens and the chat template."""
         names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
         fields = {name: getattr(self._tokenizer, name) for name in names}
-        return {"tokenizer_class": type(self._tokenizer).__name__} | fields
+        return {"tokenizer_class": type(whole(self._tokenizer)).__name__} | fields

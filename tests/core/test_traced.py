@@ -122,6 +122,8 @@ def test_a_program_that_cannot_be_kept_is_compiled_as_ever(tmp_path):
     assert float(jax.jit(traced.kept(step, "callback"))(*arguments())[1]) == 8
     assert isinstance(jax.jit(lambda *given: tuple(traced.kept(odd, "odd")(*given)[1]))(*arguments()), tuple)
     assert not [*(tmp_path / "cache" / traced.KIND).iterdir()]
+    with jax.disable_jit():
+        assert float(traced.kept(step, "callback")(*arguments())[1]) == 8
 
 
 def test_texts_are_made_once(monkeypatch):
@@ -131,6 +133,16 @@ def test_texts_are_made_once(monkeypatch):
     assert traced.remembered(("key", made.append), lambda: "other") == "other"
     monkeypatch.setattr(traced, "_source_digest", lambda: "another source")
     assert traced.remembered("key", lambda: "new") == "new"
+
+
+def test_source_that_was_written_since_it_was_imported_is_not_what_runs(monkeypatch):
+    traced._source_digest.cache_clear()
+    monkeypatch.setattr(traced, "IMPORTED_AT", 0.0)
+    assert traced.key_text("a") is None
+    traced._source_digest.cache_clear()
+    monkeypatch.undo()
+    assert traced._source_digest() is not None
+    traced._source_digest.cache_clear()
 
 
 @pytest.mark.process
