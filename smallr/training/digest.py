@@ -1,4 +1,4 @@
-"""Computes a content hash of a pytree of arrays, where the arrays live.
+"""Computes a content hash of a pytree of arrays, where the arrays live, but for small ones, which the host reads.
 
 Two states have one digest exactly when names, shapes, dtypes and all bits agree, whatever the mesh,
 the sharding, the number of devices or processes, and the Python classes of the containers. It proves
@@ -29,6 +29,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped, UInt32
 
 _FORMAT = "smallr-digest-1"  # part of the hash: a change of the algorithm must change this
+# Elements; numpy sums a leaf of no more in a few milliseconds, where a program for its shape and sharding takes fifty to compile.
+_ON_HOST = 2**17
+_SUB_BYTE = ("int2", "uint2", "int4", "uint4", "float4_e2m1fn")  # numpy gives an element of these a whole byte
+Lanes = UInt32[Array, "2"] | UInt32[np.ndarray, "2"]
+Words = UInt32[Array, "..."] | UInt32[np.ndarray, "..."]
 _UINTS = {4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint32}
 
 
@@ -58,7 +63,7 @@ class LeafwiseDigest:
     """Computes `named_digest` of leaves that come one after the other, in any order, and need not be kept."""
 
     def __init__(self) -> None:
-        self._lanes: list[tuple[str, tuple[str, Sequence[int]], UInt32[Array, "2"]]] = []
+        self._lanes: list[tuple[str, tuple[str, Sequence[int]], Lanes]] = []
 
     def add(self, name: str, leaf: Any) -> None:
         """Takes a leaf; all processes of a run must do so in the same order."""
@@ -79,7 +84,7 @@ def read_digest(signatures: Mapping[str, tuple[str, Sequence[int]]], parts: Iter
     return _combine(sorted(lanes, key=lambda lane: lane[0]))
 
 
-def _combine(lanes: Iterable[tuple[str, tuple[str, Sequence[int]], UInt32[Array, "2"]]]) -> str:
+def _combine(lanes: Iterable[tuple[str, tuple[str, Sequence[int]], Lanes]]) -> str:
     total = hashlib.sha256(_FORMAT.encode())
     for name, (dtype, shape), lane in lanes:
         line = json.dumps([name, dtype, list(shape), [int(x) for x in np.asarray(lane)]])
@@ -121,23 +126,37 @@ def _escape(entry: Any) -> str:
     return jax.tree_util.keystr((entry,), simple=True).replace("%", "%25").replace("/", "%2F")
 
 
-def _leaf_lanes(name: str, leaf: Any) -> UInt32[Array, "2"]:
+def _leaf_lanes(name: str, leaf: Any) -> Lanes:
     if isinstance(leaf, jax.Array):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        # Several processes can only read the result if each holds all of it.
-        replicated = isinstance(leaf.sharding, NamedSharding)
-        return _lanes_on(NamedSharding(leaf.sharding.mesh, PartitionSpec()) if replicated else None)(leaf)
+        if not (leaf.is_fully_addressable and _for_host(leaf)):
+            # Several processes can only read the result if each holds all of it.
+            replicated = isinstance(leaf.sharding, NamedSharding)
+            return _lanes_on(NamedSharding(leaf.sharding.mesh, PartitionSpec()) if replicated else None)(leaf)
     array = np.asarray(leaf)
     if array.dtype.kind in "OSUMm" or array.dtype.names:
         raise TypeError(f"leaf {name!r} is not an array of numbers but {type(leaf).__name__} of dtype {array.dtype}")
     if array.dtype.itemsize == 8 and array.dtype.kind != "c":
         # jax would narrow 64-bit types: hand it the two halves, low first, as its own bitcast would.
         halves = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).view("<u4")
-        return _lanes_on(None)(halves.reshape((*array.shape, 2)))
-    if array.dtype == np.complex128:
+        array = halves.reshape((*array.shape, 2))
+    if array.dtype.kind == "c":
         return _leaf_lanes(name, np.stack([array.real, array.imag], axis=-1))
-    return _lanes_on(None)(array)
+    return _host_lanes(array) if _for_host(array) else _lanes_on(None)(array)
+
+
+def _for_host(leaf: Any) -> bool:
+    """Returns whether numpy sums it: a small one, whose elements fill whole bytes in the machine's order."""
+    return leaf.size <= _ON_HOST and leaf.dtype.isnative and str(leaf.dtype) not in _SUB_BYTE
+
+
+def _host_lanes(x: Shaped[np.ndarray, "..."]) -> UInt32[np.ndarray, "2"]:
+    """Computes what `_lanes` does."""
+    x = np.atleast_1d(x)
+    words = x.astype(np.uint32) if x.dtype == np.bool_ else x.view(f"u{x.dtype.itemsize}").astype(np.uint32)
+    rows, columns = (np.arange(x.size, dtype=np.uint32).reshape(x.shape, order=order) for order in "CF")
+    return np.stack([mixed.sum(dtype=np.uint32) for mixed in _mix(words, rows, columns)])
 
 
 @functools.cache
@@ -148,10 +167,13 @@ def _lanes_on(out_sharding: NamedSharding | None) -> Any:
 def _lanes(x: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
     """Computes two wrap-around sums of the mixed words of one array."""
     words = _words(x)
-    first, second = _mix(words)
+    dims = tuple(range(words.ndim))
+    # Row-major and column-major position, modulo 2^32. In an array of more than 2^32 elements two elements
+    # may share one of them, hardly both.
+    first, second = _mix(words, _position(words.shape, dims), _position(words.shape, dims[::-1]))
     # One reduction of two operands: XLA would read and mix the array twice for two sums.
     zero = np.uint32(0)
-    sums = lax.reduce((first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), tuple(range(words.ndim)))
+    sums = lax.reduce((first, second), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), dims)
     return jnp.stack(sums)
 
 
@@ -165,12 +187,7 @@ def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
     return lax.bitcast_convert_type(x, _UINTS[bits]).astype(jnp.uint32)
 
 
-def _mix(words: UInt32[Array, "..."]) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
-    shape = words.shape
-    # Row-major and column-major position, modulo 2^32. In an array of more than 2^32 elements two elements
-    # may share one of them, hardly both.
-    rows = _position(shape, tuple(range(len(shape))))
-    columns = _position(shape, tuple(reversed(range(len(shape)))))
+def _mix(words: Words, rows: Words, columns: Words) -> tuple[Words, Words]:
     u = np.uint32
     a = words ^ (rows * u(0x9E3779B1) + u(0x7F4A7C15))
     a = (a ^ (a >> 16)) * u(0x85EBCA6B)

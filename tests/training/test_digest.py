@@ -20,9 +20,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from smallr.core.sharding import make_mesh
+from smallr.training import digest
 from smallr.training.digest import leaf_signature, named_leaves, tree_digest
 
 _M = 2**32
+
+
+@pytest.fixture(scope="module", autouse=True, params=[digest._ON_HOST, -1], ids=["numpy", "programs"])
+def _sums(request):
+    """Small leaves are summed by numpy or, as large ones are, by programs: the digests are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "_ON_HOST", request.param)
+        yield
 
 
 def _reference_lanes(words: np.ndarray) -> list[int]:
@@ -196,8 +205,12 @@ def test_clashing_names_and_strange_leaves_are_named():
         tree_digest({"name": "smallr"})
 
 
-def digests() -> list[str]:
-    """Of one tree: on a device, and on eight devices where there are, laid out in several ways."""
+def digests(most: int) -> list[str]:
+    """Of one tree: on a device, and on eight devices where there are, laid out in several ways.
+
+    Args:
+      most: leaves of up to so many elements are summed by numpy.
+    """
 
     def tree(place: Callable) -> dict:
         return {
@@ -206,6 +219,7 @@ def digests() -> list[str]:
             "i": place(np.arange(64 * 8 * 8, dtype=np.int32).reshape(64, 8, 8)),
         }
 
+    digest._ON_HOST = most
     found = [tree_digest(tree(jnp.asarray))]
     if jax.device_count() == 8:
         specs = P(), P("data"), P(None, ("fsdp", "tensor")), P("data", "fsdp", "tensor"), P(("tensor", "data"), "fsdp")
@@ -217,10 +231,29 @@ def digests() -> list[str]:
 
 @pytest.mark.process
 def test_the_digest_is_the_same_on_any_mesh(eight_devices):
-    printed = eight_devices("from tests.training.test_digest import digests; print(*digests())").stdout
-    found = digests() + printed.split()
+    most = digest._ON_HOST
+    printed = eight_devices(
+        "from tests.training.test_digest import digest, digests\n"
+        f"most = digest._ON_HOST; print(*digests({most})); digest._ON_HOST = most"
+    ).stdout
+    found = digests(most) + printed.split()
     assert len(found) == 1 + 11
     assert len(set(found)) == 1, found
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int4", "uint4", "bfloat16", "float8_e4m3fn", "complex64", ">f4", "int64", "complex128"]
+)
+def test_every_dtype_has_one_digest(dtype, monkeypatch):
+    array = np.arange(-3, 3).astype(np.int8).astype(np.dtype(dtype)).reshape(2, 3)
+    found = set()
+    for most in (-1, 2**17):
+        monkeypatch.setattr(digest, "_ON_HOST", most)
+        native = array.astype(array.dtype.newbyteorder("="))
+        found |= {tree_digest({"x": native})}
+        if native.dtype.itemsize < 8 or dtype == "complex64":
+            found |= {tree_digest({"x": jnp.asarray(native)})}
+    assert len(found) == 1
 
 
 def test_thirty_million_floats_are_quick():
