@@ -85,7 +85,12 @@ def quantize(weight: Float[Array, "layers ..."], format: str, inputs: int) -> Qu
 
 def rounded(weight: np.ndarray, format: str, inputs: int) -> np.ndarray:
     """Returns what a float32 weight becomes by being quantised."""
-    return weight if format == "float32" else np.asarray(quantize(jnp.asarray(weight), format, inputs).dense())
+    return weight if format == "float32" else np.asarray(_rounded(weight, format, inputs))
+
+
+@functools.partial(jax.jit, static_argnames=("format", "inputs"))
+def _rounded(weight: Float[Array, "layers ..."], format: str, inputs: int) -> Float[Array, "layers ..."]:
+    return quantize(weight, format, inputs).dense()
 
 
 def _packed(codes: Array, format: str, axis: int) -> Array:
