@@ -26,6 +26,13 @@ CONFIG = dataclasses.replace(TINY, remat="full")
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 24))
 
 
+@pytest.fixture(autouse=True)
+def _one_platform():
+    """The CPU's way of attention and products is traced alone."""
+    with jax.set_mesh(make_mesh(1, 1, 1)):
+        yield
+
+
 def built(lora: LoRA, seed: int = 0) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """A decoder with adapters whose B is not zero: graph, adapters, base."""
     decoder = Decoder(CONFIG, rngs=nnx.Rngs(0))

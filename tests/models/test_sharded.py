@@ -47,7 +47,8 @@ for name in sys.argv[1:]:
         split, whole = (load_decoder(source, m, dtype=dtype) for m in (mesh, alone))
         with jax.set_mesh(mesh):
             grads, hidden = nnx.jit(nnx.grad(loss, has_aux=True))(split)
-        wanted, expected = nnx.jit(nnx.grad(loss, has_aux=True))(whole)
+        with jax.set_mesh(alone):
+            wanted, expected = nnx.jit(nnx.grad(loss, has_aux=True))(whole)
         pairs = [(hidden, expected), *zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True)]
         for a, b in pairs:
             a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
