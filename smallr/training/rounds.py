@@ -106,7 +106,13 @@ def configured_step(
         "shard_over_data": config.optimizer.shard_over_data,
     }
     identity = step_identity(
-        policy, objective, to_plain(config)["optimizer"], tuple(horizons), sharding, mesh, **options
+        policy, objective, to_plain(config)["optimizer"], _plan(config, horizons), sharding, mesh, **options
     )
     optimizer = make_optimizer(config.optimizer, schedule)
     return make_step(policy, objective, optimizer, schedule, sharding, mesh, made_of=identity, **options), identity
+
+
+def _plan(config: ConfigDict, horizons: Sequence[Horizon]) -> Hashable:
+    """Returns what the learning rates depend on beside the config: nothing where there is one, whatever the length."""
+    constant = config.optimizer.schedule == "constant" and config.optimizer.warmup == 0 and len(horizons) == 1
+    return () if constant else tuple(horizons)
