@@ -148,7 +148,7 @@ def test_heads_have_their_learning_rate_and_target_copies_no_optimizer_state(wit
 
 @pytest.mark.slow
 def test_the_target_copy_is_the_polyak_average_of_the_steps(model, tmp_path):
-    config = config_of(model, q=1, steps=3, **{"heads.target_mixing": 0.25, "checkpoint.every": 1})
+    config = config_of(model, q=2, steps=3, **{"heads.target_mixing": 0.25, "checkpoint.every": 1})
     expected = 0.0
     with Trainer(config, tmp_path) as trainer:
         trainer.set_data(rows_for(model))
