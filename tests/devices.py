@@ -85,8 +85,10 @@ def run_programs() -> None:
 
 if __name__ == "__main__":
     from smallr.core.programs import keep_programs
+    from tests.cheaper import skip_waits_for_the_disk
     from tests.compiling import compile_as_tests_do
 
     keep_programs()
     compile_as_tests_do()
+    skip_waits_for_the_disk()
     run_programs()

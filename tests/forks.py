@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.cheaper import skip_waits_for_the_disk
 from tests.runs import ROOT, environment
 
 IMPORTED = ("smallr.training.trainer", "smallr.doctor.checkup", "smallr.evals.in_training", "tests.tiny")
@@ -152,6 +153,7 @@ def serve() -> None:
     os.dup2(2, 1)
     for module in IMPORTED:
         importlib.import_module(module)
+    skip_waits_for_the_disk()
     codes: dict[int, int | None] = {}  # of all forks
     for line in iter(requests.readline, ""):
         request = json.loads(line)
