@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -98,8 +99,14 @@ def batch_of(
 
 def decoder(config: DecoderConfig = CONFIG, seed: int = 0) -> tuple[nnx.GraphDef, nnx.State]:
     """A decoder with weights large enough that attention and log-probs are far from uniform."""
+    graphdef, params = _drawn(config, seed)
+    return graphdef, jax.tree.map(jnp.array, params)  # copies, which may be donated
+
+
+@functools.cache
+def _drawn(config: DecoderConfig, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
     graphdef, params = nnx.split(Decoder(config, rngs=nnx.Rngs(seed)))
-    return graphdef, jax.tree.map(lambda x: x * 8 if x.ndim > 2 else x * 3, params)
+    return graphdef, jax.tree.map(lambda x: np.asarray(x) * np.float32(8 if x.ndim > 2 else 3), params)
 
 
 def preference(reference: str = "cached") -> Preference:
@@ -129,17 +136,18 @@ def run_step(
     accumulation: int = 1,
     steps: int = 1,
     mesh: Mesh | None = None,
+    config: DecoderConfig = CONFIG,
 ) -> Outcome:
     """Takes steps of plain SGD with rate 1, so that the change of a parameter is minus its gradient."""
     mesh = mesh or make_mesh(1, 1, 1)
-    graphdef, start = decoder()
+    graphdef, start = decoder(config)
     params = start if params is None else params
     optimizer, schedule = optax.sgd(optax.constant_schedule(1.0)), optax.constant_schedule(1.0)
     with jax.set_mesh(mesh):
         state, sharding = init_state(jax.tree.map(jnp.copy, params), optimizer, 0, mesh)
         live = Reference.none() if reference is None else Reference.live(reference)
         options = {"chunk": 7, "accumulation": accumulation, "reference": live}
-        key = (repr(objective), accumulation, mesh, live.program)
+        key = (config, repr(objective), accumulation, mesh, live.program)
         step = _STEPS.get(key)
         if step is None:
             step = make_step(ModelFunctions(graphdef), objective, optimizer, schedule, sharding, mesh, **options)

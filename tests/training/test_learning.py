@@ -32,6 +32,11 @@ def optimizer_of(name):
     return make_optimizer(config, lambda step: 0.003)
 
 
+def gradient_like(params):
+    """Random numbers in the place of a gradient."""
+    return jax.tree.map(lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32), params)
+
+
 @functools.cache
 def gradients():
     """The function of loss and gradients, traced once for all optimizers."""
@@ -43,7 +48,12 @@ def gradients():
         logps = score(nnx.merge(graphdef, params), batch, chunk=0).logps
         return -jnp.sum(logps) / jnp.sum(batch.role > 0)
 
-    return jax.jit(jax.value_and_grad(loss))
+    def traced(params):
+        with jax.set_mesh(make_mesh(1, 1, 1)):
+            return compiled(params)
+
+    compiled = jax.jit(jax.value_and_grad(loss))
+    return traced
 
 
 def learn(optimizer, state, steps):
@@ -88,11 +98,11 @@ from smallr.core.sharding import make_mesh
 from smallr.training.step import abstract_state, init_state
 from smallr.training.update_rules import NAMES
 from tests.tiny import decoder
-from tests.training.test_learning import WIDE, optimizer_of
+from tests.training.test_learning import WIDE, gradient_like, optimizer_of
 mesh, found = make_mesh(2, 2, 2), {}
 for name in NAMES:
     params, optimizer = decoder(WIDE)[1], optimizer_of(name)
-    gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+    gradient = gradient_like(params)
     for over_data in (False, True):
         shapes = jax.tree.leaves(abstract_state(params, optimizer, 0, mesh, None, over_data)[0].opt_state)
         held = [int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in shapes]
@@ -125,7 +135,8 @@ for over_data in (False, True):
     for path, x in jax.tree_util.tree_leaves_with_path(state.params):
         found[f"step/{over_data}/{jax.tree_util.keystr(path)}"] = np.asarray(x)
     found[f"norm/{over_data}"] = metrics["grad_norm"]
-    counts = [compiled.as_text().count(f" {kind}(") for kind in ("all-gather", "reduce-scatter", "all-reduce")]
+    text = compiled.as_text()
+    counts = [text.count(f" {kind}(") for kind in ("all-gather", "reduce-scatter", "all-reduce")]
     found[f"collectives/{over_data}"] = np.asarray(counts)
 np.savez(sys.argv[1], **found)
 """
@@ -137,7 +148,7 @@ def test_states_are_split_over_eight_devices_and_give_the_updates_of_one(tmp_pat
     eight = np.load(tmp_path / "updates.npz")
     for name in NAMES:
         params, optimizer = decoder(WIDE)[1], optimizer_of(name)
-        gradient = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+        gradient = gradient_like(params)
         update = jax.jit(optimizer.update)
         _, state = update(gradient, optimizer.init(params), params)
         updates, _ = update(gradient, state, params)

@@ -24,6 +24,7 @@ from tests.runs import smoke
 from tests.tiny import BETAS, batch_of, columns_of, decoder, pairs, run_step
 
 ROWS = [[0, 1, 2], [3, 4], [], [7, 5, 6]]
+EIGHT = [*ROWS, [], [], [], []]  # as many rows as pairs, for the programs of pairs that are alone in their rows
 
 
 def random_scores(batch, seed=0) -> TokenScores:
@@ -102,9 +103,9 @@ def test_every_loss_is_one_of_packed_rows(case, name):
     """Order and packing of pairs do not matter, whatever the loss."""
     examples, columns, _ = case
     results = []
-    for rows in (ROWS, [[i] for i in (4, 2, 7, 0, 1, 3, 6, 5)]):
+    for rows in (EIGHT, [[i] for i in (4, 2, 7, 0, 1, 3, 6, 5)]):
         batch = batch_of(rows, examples, {**columns, "beta": np.full(8, 0.2, np.float32)})
-        assert rows != ROWS or not batch.columns["beta"].all(), "some example indices are unused"
+        assert rows != EIGHT or not batch.columns["beta"].all(), "some example indices are unused"
         objective = Preference(name, 0.2 if LOSSES[name].beta else None)
         # The same number for a token wherever it stands.
         logps = -((batch.target * 7919 % 101) / 50.0) * (batch.role > 0)
@@ -163,9 +164,10 @@ def test_kto_by_the_formula(case):
 @pytest.mark.slow
 def test_wpo_runs_in_a_step_and_ignores_the_packing(case):
     """`log_sum_p2` comes out of the head; alone or packed, the weights are the same."""
-    examples, columns, batch = case
+    examples, columns, _ = case
     objective = Preference("sigmoid", BETAS, weighting="wpo")
-    packed, alone = (run_step(b, objective) for b in (batch, batch_of([[i] for i in range(8)], examples, columns)))
+    batch, single = (batch_of(rows, examples, columns) for rows in (EIGHT, [[i] for i in range(8)]))
+    packed, alone = (run_step(b, objective) for b in (batch, single))
     np.testing.assert_allclose(packed.metrics["loss"], alone.metrics["loss"], rtol=1e-5)
     assert packed.metrics["loss"] != pytest.approx(run_step(batch, Preference("sigmoid", BETAS)).metrics["loss"])
 

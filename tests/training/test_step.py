@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
+from smallr.core.sharding import make_mesh
 from smallr.data.packing import RowShape
 from smallr.data.pipeline import assemble
 from smallr.training.objective import Likelihood, Preference
-from tests.tiny import batch_of, columns_of, decoder, pairs, preference, rationale_examples, run_step
+from tests import tiny
+from tests.tiny import CONFIG, batch_of, columns_of, decoder, pairs, preference, rationale_examples, run_step
 
 
 def assert_same(ours, theirs, rtol=1e-4):
@@ -29,6 +32,10 @@ def by_example(examples, name):
     return dict(zip(examples["example"][real].tolist(), examples[name][real].tolist(), strict=True))
 
 
+# Eight rows, as where every pair is alone in its row: one program.
+PACKED = [[0, 1, 2], [3, 4], [5, 6], [7], [], [], [], []]
+
+
 @pytest.fixture(scope="module")
 def case():
     examples = pairs(8)
@@ -43,7 +50,7 @@ def padded(case):
 
 
 @pytest.mark.parametrize("share_prompt", [True, False])
-@pytest.mark.parametrize("rows", [[[0, 1, 2], [3, 4], [5, 6], [7]], [[7, 3], [], [5, 1, 0], [6, 2, 4]]])
+@pytest.mark.parametrize("rows", [PACKED, [[7, 3], [], [5, 1, 0], [], [], [6, 2, 4], [], []]])
 def test_packed_and_shared_equals_padded_one_by_one(case, padded, rows, share_prompt):
     batch = batch_of(rows, *case, share_prompt=share_prompt)
     metrics, examples, gradient, _ = run_step(batch, preference())
@@ -72,7 +79,7 @@ def test_micro_batches_with_different_numbers_of_pairs_weigh_pairs_alike(case, p
 
 
 def test_loss_starts_at_ln_2_with_a_live_reference(case):
-    batch = batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], *case)
+    batch = batch_of(PACKED, *case)
     _, params = decoder()
     metrics, examples, *_ = run_step(batch, preference("live"), reference=params)
     np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-6)
@@ -82,15 +89,14 @@ def test_loss_starts_at_ln_2_with_a_live_reference(case):
 @pytest.mark.slow
 def test_live_reference_equals_the_same_values_as_columns(case):
     examples, columns = case
-    rows = [[0, 1, 2], [3, 4], [5, 6], [7]]
     _, reference = decoder(seed=5)
-    batch = batch_of(rows, examples, columns)
+    batch = batch_of(PACKED, examples, columns)
     live = run_step(batch, preference("live"), reference=reference)
     logps = run_step(batch, preference(), params=reference).examples
     real = logps["example"] >= 0
     order = np.argsort(logps["example"][real])
     cached = {f"ref_{name}": logps[f"logp_{name}"][real][order] for name in ("chosen", "rejected")}
-    batch = batch_of(rows, examples, {**columns, **cached})
+    batch = batch_of(PACKED, examples, {**columns, **cached})
     stored = run_step(batch, preference())
     np.testing.assert_allclose(stored.metrics["loss"], live.metrics["loss"], rtol=1e-6)
     assert_same(stored.gradient, live.gradient, rtol=1e-6)
@@ -99,8 +105,7 @@ def test_live_reference_equals_the_same_values_as_columns(case):
 @pytest.mark.slow
 def test_equal_betas_are_dpo(case):
     examples, columns = case
-    equal = {**columns, "beta": np.full(8, 0.1, np.float32)}
-    batch = batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], examples, equal)
+    batch = batch_of(PACKED, examples, {**columns, "beta": np.full(8, 0.1, np.float32)})
     dpo, cogpo = Preference("sigmoid", 0.1), Preference("sigmoid", (0.1, 0.1, 0.1))
     given = {name: np.asarray([e.columns[name] for e in examples], np.float32) for name in ("gap", "beta")}
     np.testing.assert_array_equal(dpo.columns(given)["beta"], cogpo.columns(given)["beta"])
@@ -115,7 +120,7 @@ def test_pairs_count_the_same_in_full_steps_and_in_those_of_few_pairs(case):
 
     def gradient(rows, rule):
         objective = dataclasses.replace(preference(), normalise=rule)
-        batch = assemble([*rows, [], [], []], examples, shape, columns)
+        batch = assemble([*rows, *[[]] * 7], examples, shape, columns)
         outcome = run_step(batch, objective, denominator=1.5)
         return outcome.gradient, float(outcome.metrics["loss"])
 
@@ -134,8 +139,8 @@ def test_a_pair_with_beta_zero_changes_nothing_but_the_mean(case):
     examples, columns = case
     beta = columns["beta"].copy()
     beta[3:] = 0
-    without = run_step(batch_of([[0, 1, 2], [], [], []], examples, columns), preference()).gradient
-    batch = batch_of([[0, 1, 2], [3, 4], [5, 6], [7]], examples, {**columns, "beta": beta})
+    without = run_step(batch_of([[0, 1, 2], *[[]] * 7], examples, columns), preference()).gradient
+    batch = batch_of(PACKED, examples, {**columns, "beta": beta})
     with_zeros = run_step(batch, preference())
     assert_same({name: value * 8 / 3 for name, value in with_zeros.gradient.items()}, without)
     zeros = with_zeros.examples["loss"][with_zeros.examples["example"] >= 3]
@@ -149,6 +154,7 @@ def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
     objective = Likelihood(2.0, 0.5, normalisation)
     single = batch_of([[i] for i in range(6)], examples, {})
     packed = batch_of([[0, 1, 2, 3], [4, 5], [], [], [], []], examples, {})  # as many rows: one program
+    run_step = functools.partial(tiny.run_step, config=dataclasses.replace(CONFIG, remat="none"))  # six programs
     alone, together = run_step(single, objective), run_step(packed, objective)
     np.testing.assert_allclose(alone.metrics["loss"], together.metrics["loss"], rtol=1e-5)
     assert_same(together.gradient, alone.gradient)
@@ -157,7 +163,7 @@ def test_rationale_loss_packed_equals_one_by_one_and_accumulated(normalisation):
 
 @pytest.mark.slow
 def test_state_counts_steps_and_tokens_are_real_ones(case):
-    batch = batch_of([[0, 1, 2], [3, 4], [], []], *case)
+    batch = batch_of([[0, 1, 2], [3, 4], *[[]] * 6], *case)
     outcome = run_step(batch, preference(), steps=3)
     assert int(outcome.state.step) == 3
     assert outcome.metrics["tokens"] == sum(
@@ -166,7 +172,7 @@ def test_state_counts_steps_and_tokens_are_real_ones(case):
 
 
 def test_gradient_norm_is_that_of_the_gradient(case):
-    batch = batch_of([[0, 1, 2], [], [], []], *case)
+    batch = batch_of([[0, 1, 2], *[[]] * 7], *case)
     outcome = run_step(batch, preference())
     norm = np.sqrt(sum((value**2).sum() for value in outcome.gradient.values()))
     np.testing.assert_allclose(outcome.metrics["grad_norm"], norm, rtol=1e-4)
@@ -178,6 +184,11 @@ def test_scores_do_not_depend_on_the_chunk_of_the_head(case):
     from smallr.training.forward import score
 
     graphdef, params = decoder()
-    batch = jax.tree.map(jax.numpy.asarray, batch_of([[0, 1, 2], [3, 4]], *case))
-    model = nnx.merge(graphdef, params)
-    np.testing.assert_allclose(score(model, batch, 1).logps, score(model, batch, 1000).logps, atol=2e-6)
+    batch = batch_of([[0, 1, 2], [3, 4]], *case)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def logps(params, chunk):
+        return score(nnx.merge(graphdef, params), batch, chunk).logps
+
+    with jax.set_mesh(make_mesh(1, 1, 1)):
+        np.testing.assert_allclose(logps(params, 1), logps(params, 1000), atol=2e-6)
