@@ -81,14 +81,14 @@ def metrics(workdir: Path, split: str = "train") -> list[dict[str, Any]]:
     return [line for line in lines if line["split"] == split]
 
 
-def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
-    """All arrays of the newest checkpoint, read straight from the disk."""
+def final_arrays(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint, or of that of a step, read straight from the disk."""
     import orbax.checkpoint as ocp
 
-    newest = max(
-        (path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
-    )
+    if step is None:
+        step = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    folder = workdir / "checkpoints" / str(step) / "state"
     reader = ocp.PyTreeCheckpointer()
-    names = reader.metadata(newest / "state").item_metadata.tree
+    names = reader.metadata(folder).item_metadata.tree
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    return reader.restore(newest / "state", restore_args=as_numpy)
+    return reader.restore(folder, restore_args=as_numpy)
