@@ -30,7 +30,7 @@ def pairs(part: str) -> list[dict]:
 
 
 def config_of(model, config=None, **changes):
-    config = cogpo() if config is None else config
+    config = preference() if config is None else config
     config.unlock()
     config.model, config.compute.dtype, config.compute.remat = model, "float32", "none"
     config.data.chat, config.data.eval = False, ""
