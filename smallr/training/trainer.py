@@ -17,7 +17,9 @@ from flax import nnx
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from smallr.core import traced
 from smallr.core.errors import UserError
+from smallr.core.imports import import_beside
 from smallr.core.sharding import make_mesh
 from smallr.data.batch import Batch
 from smallr.models.attention_choice import Choice
@@ -173,6 +175,7 @@ class Trainer:
         self._peak = peak_flops(self.config.compute.dtype)  # measured on a CPU, so while nothing else computes
         if self.state is None:
             self._weights.begin()
+            import_beside(*traced.imports())
         if self.training is None:
             self.load_data()
         if self.heldout is None:
