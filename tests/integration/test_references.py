@@ -17,6 +17,7 @@ from smallr.core.errors import UserError
 from smallr.data.sources import load_rows
 from smallr.training import cached_scores
 from smallr.training import policy as policy_module
+from smallr.training import trainer as trainer_module
 from smallr.training.scoring import ScoreOptions, score_rows, write_scores
 from smallr.training.trainer import Trainer
 from tests.runs import final_arrays, metrics, smoke, train
@@ -81,8 +82,9 @@ def test_scores_are_not_written_over_anything(tmp_path):
 
 
 def _prepare(trainer: Trainer) -> None:
-    """What a run does up to its reference."""
-    with jax.set_mesh(trainer.mesh):
+    """What a run does up to its reference, but for its step, which is not compiled."""
+    with jax.set_mesh(trainer.mesh), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "foresee", lambda _: None)
         trainer.plan()
         trainer.load()
         trainer.enter_round()
@@ -229,6 +231,7 @@ def test_a_short_run_scores_the_rows_of_its_steps_and_a_longer_one_the_rest(smal
 def test_the_evaluation_before_training_is_kept_as_the_reference_is(small_model, tmp_path, monkeypatch):
     """Until weights, rows or anything else that its numbers depend on is another: beta is in no program."""
     monkeypatch.setenv("SMALLR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(trainer_module, "foresee", lambda _: None)  # no step is taken
     collected, passes = [], {name: getattr(cached_scores, name) for name in ("collect", "_compute")}
     for name, whole in passes.items():
         monkeypatch.setattr(cached_scores, name, lambda *given, run=whole: collected.append(1) or run(*given))
