@@ -18,6 +18,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from smallr.core.cache import Cache
+from smallr.core.errors import UserError
 from smallr.training.evaluation import collect
 from smallr.training.progress import log
 from smallr.training.splits import Split
@@ -73,6 +74,35 @@ def cached_columns(
     else:
         log(f"reference log-probs, {split.name}: from the cache; weights, rows and program are those of an earlier run")
     return dataclasses.replace(split.with_columns(**dict(zip(names, values, strict=True))), reference=digest)
+
+
+def reference_columns(trainer: Trainer, split: Split) -> Split:
+    """Adds the columns of a run's cached reference to its training or held-out rows."""
+    # Of a renewed reference all is computed at once: later its weights are gone.
+    partly = split is trainer.training and not trainer.reference.renewed
+    steps = trainer.steps - trainer.round.start if partly else None
+    given = trainer.evaluation, trainer.state.params, trainer.reference.digest, trainer.mesh
+    return cached_columns(split, *given, lambda: _reference_params(trainer), steps)
+
+
+def _reference_params(trainer: Trainer) -> nnx.State:
+    """Returns the weights of a cached reference.
+
+    Raises:
+      UserError: they are those of an earlier step, and gone.
+    """
+    partition, reference = trainer.partition, trainer.reference
+    if reference.renewed and reference.digest == partition.digest_now(trainer.params):
+        return trainer.state.params
+    if reference.renewed:
+        raise UserError(
+            f"{trainer.workdir}: the reference is the model at an earlier step, whose weights are gone, and the cache has no "
+            "log-probs of these rows under it: renew the reference with the rows, or begin the round in another workdir"
+        )
+    if trainer.step == 0 or partition.policy.base is not None:
+        return partition.start(trainer.state.params)
+    log(f"reference: reading {trainer.source.name} again; config.objective.reference=live would keep it in memory")
+    return trainer.read_policy().params
 
 
 def heldout_values(trainer: Trainer) -> dict[str, Float[np.ndarray, "examples"]]:

@@ -27,7 +27,7 @@ from smallr.models.decoder import Decoder
 from smallr.models.heads import split_targets
 from smallr.training import attention, checks, report
 from smallr.training.best import Best
-from smallr.training.cached_scores import cached_columns, heldout_values
+from smallr.training.cached_scores import heldout_values, reference_columns
 from smallr.training.checkpoints import CheckpointError
 from smallr.training.flops import peak_flops
 from smallr.training.foresight import foresee
@@ -92,6 +92,7 @@ class Trainer:
       stopped: whether a signal ended the last `fit`.
       costs: work of a step.
       horizons: of the learning rates.
+      round: the rows that are trained on now, and the step at which that began.
       baseline: metrics of the held-out rows before the first step, and the fingerprint of these rows.
       state: parameters, optimizer's state and what else a step changes; once the model is loaded.
       evaluation: gives the values of a batch's examples under any parameters; likewise.
@@ -121,7 +122,7 @@ class Trainer:
         self.step = self.steps = 0
         self.stopped, self.costs = False, report.Costs()
         self.baseline: dict[str, Any] | None = None
-        self._round = Round()
+        self.round = Round()
         self._renewal = Renewal()
         self.state: TrainState | None = None
         self._compiled = CompiledSteps()
@@ -207,7 +208,7 @@ class Trainer:
         """Trains to step `until`; stops before if a signal asks for it, and ends if evaluations improve no more."""
         self._end_if_exhausted()
         until = min(until, self.steps)
-        batches = Timed(self.training.batches(self.mesh, self.step - self._round.start, until - self.step))
+        batches = Timed(self.training.batches(self.mesh, self.step - self.round.start, until - self.step))
         steps = StepLog(self, batches)
         with Progress(self.step, self.steps) as progress:
             for batch in batches:
@@ -247,7 +248,7 @@ class Trainer:
 
     def epoch(self, step: int) -> float:
         """Returns how many passes over the rows of this round have been taken at a step."""
-        return (step - self._round.start) / self.training.plan.stats(0).steps
+        return (step - self.round.start) / self.training.plan.stats(0).steps
 
     def take(self, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
         """Dispatches one step, without waiting for it; returns its metrics and the values of its examples."""
@@ -338,7 +339,7 @@ class Trainer:
             return
         with jax.set_mesh(self.mesh):
             announce(f"reading the weights of {self.source.name} …")
-            self.partition = self._read_policy()
+            self.partition = self.read_policy()
             check_groups(self.config.optimizer, split_targets(self.partition.params)[0])
             options = ReferenceOptions.from_fields(self.config.objective)
             self.reference = make_reference(options, self.partition, self.partition.params)
@@ -354,7 +355,8 @@ class Trainer:
             self.clock.lap("model")
             self._make_state()
 
-    def _read_policy(self) -> ParameterPartition:
+    def read_policy(self) -> ParameterPartition:
+        """Reads the model's file and splits its parameters as the config says."""
         self._settle_attention()
         decoder, digest = self._weights.take()
         attention.computing_with(self.attention.impl, self.attention.sequences, decoder)
@@ -380,7 +382,7 @@ class Trainer:
         restored = self.files.checkpointer.restore_latest(abstract)
         checks.check_base(self.source, self.partition.digest, self.reference.digest, restored.metadata)
         self.state, self.step = restored.state, restored.step
-        self._round = Round(**restored.metadata["round"])
+        self.round = Round(**restored.metadata["round"])
         self.baseline = restored.metadata["baseline"]
         if restored.metadata["renewed"]:
             self.reference = dataclasses.replace(self.reference, digest=restored.metadata["reference"], renewed=True)
@@ -404,9 +406,9 @@ class Trainer:
     def enter_round(self) -> None:
         """Begins a round if the rows are others than those of the last step."""
         fingerprint = self.training.examples.fingerprint
-        if fingerprint == self._round.data:
+        if fingerprint == self.round.data:
             return
-        self._round = Round(fingerprint, self.step)
+        self.round = Round(fingerprint, self.step)
         state = self.state
         if self._renewal.optimizer:
             optimizer = make_optimizer(self.config.optimizer, lambda step: 0.0)
@@ -420,33 +422,13 @@ class Trainer:
 
     def prepare_reference(self) -> None:
         """Adds the columns that the reference brings to the rows, unless they have them."""
-        add = {"cached": self._with_cached, "columns": stored_columns}.get(self.reference.kind)
+        cached = functools.partial(reference_columns, self)
+        add = {"cached": cached, "columns": stored_columns}.get(self.reference.kind)
         splits = [split for split in (self.training, self.heldout) if split is not None]
         if add is None or all(split.reference == self.reference.digest for split in splits):
             return
         self.training, self.heldout = add(self.training), self.heldout and add(self.heldout)
         self.clock.lap("reference")
-
-    def _with_cached(self, split: Split) -> Split:
-        given = self.evaluation, self.state.params, self.reference.digest, self.mesh
-        # Of a renewed reference all is computed at once: later its weights are gone.
-        partly = split is self.training and not self.reference.renewed
-        steps = self.steps - self._round.start if partly else None
-        return cached_columns(split, *given, self._reference_params, steps)
-
-    def _reference_params(self) -> nnx.State:
-        """Returns the weights of a cached reference."""
-        if self.reference.renewed and self.reference.digest == self.partition.digest_now(self.params):
-            return self.state.params
-        if self.reference.renewed:
-            raise UserError(
-                f"{self.workdir}: the reference is the model at an earlier step, whose weights are gone, and the cache has no "
-                "log-probs of these rows under it: renew the reference with the rows, or begin the round in another workdir"
-            )
-        if self.step == 0 or self.partition.policy.base is not None:
-            return self.partition.start(self.state.params)
-        log(f"reference: reading {self.source.name} again; config.objective.reference=live would keep it in memory")
-        return self._read_policy().params
 
     def compile(self) -> None:
         """Compiles the step for the shape of the rows, or takes the program that was compiled for it."""
@@ -458,7 +440,7 @@ class Trainer:
         shape = self.training.plan.shape
         made_of = self.partition.policy, self.objective, self.horizons, self._sharding, self.mesh, self.reference
         step, identity = configured_step(self.config, *made_of)
-        self.program = self._compiled.get(step, identity, arguments, shape, self._round)
+        self.program = self._compiled.get(step, identity, arguments, shape, self.round)
         self.clock.lap("compile")
 
     # Figures and files ------------------------------------------------------------------------------------------
@@ -501,7 +483,7 @@ class Trainer:
     def save(self) -> None:
         """Saves a checkpoint of this step, in the background; the report and the next command find it."""
         metadata = {
-            "round": dataclasses.asdict(self._round),
+            "round": dataclasses.asdict(self.round),
             "baseline": self.baseline,
             "frozen": self.partition.digest,
             "reference": self.reference.digest,

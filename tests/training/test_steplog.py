@@ -43,7 +43,7 @@ class OnDevice(Trainer):
             checkpoint=SimpleNamespace(every=save_every, hf_every=0),
             benchmark=SimpleNamespace(every=0),
         )
-        self.step, self.steps, self.stopped, self._round, self.mesh, self.workdir = (
+        self.step, self.steps, self.stopped, self.round, self.mesh, self.workdir = (
             0,
             steps,
             False,
