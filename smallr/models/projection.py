@@ -60,17 +60,27 @@ def products_of_rows(
     """Computes the products of each vector with each row, in float32.
 
     XLA's CPU backend packs the right operand of every product anew, and reads the left one where it lies. With few
-    vectors most of the bytes are the rows', so they stand on the left in float32.
+    vectors most of the bytes are the rows', so they stand on the left in float32. In bfloat16 it would make a float32 copy
+    of all rows for one vector, so that gets one of zeros beside it.
     """
     count = math.prod(x.shape[:-1])
+    plain = functools.partial(_dot, axis=x.ndim - 1)
+    if x.dtype == jnp.bfloat16 and count == 1:
+        return by_platform(x, rows, cpu=_of_two, default=plain)
     if x.dtype != jnp.float32 or not 1 < count <= FEW:
-        return _dot(x, rows, x.ndim - 1)
+        return plain(x, rows)
 
     def rows_left(x: Array, rows: Array) -> Array:
         out = jax.lax.optimization_barrier(_dot(rows, x.reshape(count, -1), 1))  # else XLA would turn it around again
         return out.T.reshape(*x.shape[:-1], -1)
 
-    return by_platform(x, rows, cpu=rows_left, default=lambda x, rows: _dot(x, rows, x.ndim - 1))
+    return by_platform(x, rows, cpu=rows_left, default=plain)
+
+
+def _of_two(x: Array, rows: Array) -> Array:
+    vector = x.reshape(1, -1)
+    two = jax.lax.optimization_barrier(jnp.concatenate([vector, jnp.zeros_like(vector)]))  # else XLA would see one
+    return jax.lax.optimization_barrier(_dot(two, rows, 1))[0].reshape(*x.shape[:-1], -1)
 
 
 def _dot(a: Array, b: Array, axis: int) -> Array:

@@ -39,3 +39,9 @@ def test_few_vectors_stand_on_the_right(count, is_left):
     program = jax.jit(products_of_rows).lower(x, rows).compile().as_text()
     assert (f"f32[80,{count}]{{1,0}} dot(" in program) == is_left
     assert (f"f32[{count},80]{{1,0}} dot(" in program) != is_left
+
+
+def test_one_bfloat16_vector_makes_no_float32_copy_of_the_rows():
+    x, rows = jnp.ones((1, 256), jnp.bfloat16), jnp.ones((1024, 256), jnp.bfloat16)
+    memory = jax.jit(products_of_rows).lower(x, rows).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * rows.size
