@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import re
 import sys
@@ -33,7 +33,7 @@ from smallr.core.reuse import settings
 KIND = "traced"  # of cache entries
 # Whoever changes constants of this package at run time, as tests do, has other programs than its source says.
 is_kept = True
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).resolve().parents[1]
 _TRACE = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes", "jaxtyping")
 _OURS = ("smallr", "jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes", "pathlib", "collections")
 _CLASS, _MEMBER = re.compile(r"<class '([^']*)'>"), re.compile(r"<\w+\.\w+: [^<>]*>")  # of an enumeration
@@ -60,14 +60,22 @@ def key_text(key: Hashable) -> str | None:
     return source and f"{source} {text}"
 
 
-@functools.cache
 def _source_digest() -> str | None:
     """Returns the hash of this package's source, and of the versions of what traces it; None if it is not what runs."""
-    versions = [sys.version, *(f"{name} {importlib.metadata.version(name)}" for name in _TRACE)]
-    total = hashlib.sha256("\n".join(versions).encode())
-    for path in sorted(_ROOT.rglob("*.py")):
-        if path.stat().st_mtime >= IMPORTED_AT:
+    for path in _ROOT.rglob("*.py"):
+        about = path.stat()
+        if max(about.st_mtime, about.st_ctime) >= IMPORTED_AT:  # a copy may keep the time of its original
             return None
+    return _hash_of_source()
+
+
+@functools.cache
+def _hash_of_source() -> str:
+    loaded = (importlib.import_module(name) for name in _TRACE)  # not what is installed by now
+    total = hashlib.sha256(
+        "\n".join([sys.version, *(f"{each.__name__} {each.__version__}" for each in loaded)]).encode()
+    )
+    for path in sorted(_ROOT.rglob("*.py")):
         total.update(f"\n{path.relative_to(_ROOT)} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 

@@ -83,7 +83,8 @@ class SavedCheckpoint:
         try:
             found = self._handler.restore(epath.Path(self.folder.absolute()) / "state", args=args) if stored else {}
         except Exception as error:  # Orbax has no one class for damage
-            raise DamagedError(f"{', '.join(stored)}: {root_cause(error)}") from error
+            about = stored[0] if len(stored) == 1 else f"{stored[0]} … {stored[-1]} ({len(stored)} arrays)"
+            raise DamagedError(f"{about}: {root_cause(error)}") from error
         return {name: found[name] if name in found else empty[name] for name in names}
 
     def verify(self) -> None:
@@ -97,7 +98,8 @@ class SavedCheckpoint:
 
     def _parts(self) -> Iterator[list[str]]:
         """Yields the names of arrays that are read together, since more than that need not be held."""
-        part, held = [], 0
+        # One alone first: where that fails, Orbax has no other reads under way, each of which would log a traceback.
+        part, held = [], _READ_TOGETHER
         for name, (_, shape) in sorted(self.leaves.items()):
             size = math.prod(shape)
             if part and held + size > _READ_TOGETHER:

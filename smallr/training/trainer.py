@@ -122,6 +122,7 @@ class Trainer:
         self.step = self.steps = 0
         self.stopped, self.costs = False, report.Costs()
         self.baseline: dict[str, Any] | None = None
+        self._scored = 0  # steps whose rows have what the reference brings
         self.round = Round()
         self._renewal = Renewal()
         self.state: TrainState | None = None
@@ -425,9 +426,12 @@ class Trainer:
         cached = functools.partial(reference_columns, self)
         add = {"cached": cached, "columns": stored_columns}.get(self.reference.kind)
         splits = [split for split in (self.training, self.heldout) if split is not None]
-        if add is None or all(split.reference == self.reference.digest for split in splits):
+        # A run that was extended since has steps whose rows have no log-probs of a cached reference yet.
+        lacking = self.reference.kind == "cached" and not self.reference.renewed and self._scored < self.steps
+        if add is None or (all(split.reference == self.reference.digest for split in splits) and not lacking):
             return
         self.training, self.heldout = add(self.training), self.heldout and add(self.heldout)
+        self._scored = self.steps
         self.clock.lap("reference")
 
     def compile(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
 import jax
@@ -136,13 +138,20 @@ def test_texts_are_made_once(monkeypatch):
 
 
 def test_source_that_was_written_since_it_was_imported_is_not_what_runs(monkeypatch):
-    traced._source_digest.cache_clear()
-    monkeypatch.setattr(traced, "IMPORTED_AT", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(traced, "IMPORTED_AT", 0.0)
+        assert traced.key_text("a") is None
+    assert traced.key_text("a") is not None
+
+
+def test_a_copy_that_keeps_the_time_of_its_original_was_written_when_it_was_copied(tmp_path, monkeypatch):
+    (tmp_path / "module.py").write_text("x = 1")
+    monkeypatch.setattr(traced, "_ROOT", tmp_path)
+    monkeypatch.setattr(traced, "IMPORTED_AT", time.time() + 60)
+    assert traced.key_text("a") is not None
+    monkeypatch.setattr(traced, "IMPORTED_AT", time.time() - 1)
+    os.utime(tmp_path / "module.py", (0, 0))
     assert traced.key_text("a") is None
-    traced._source_digest.cache_clear()
-    monkeypatch.undo()
-    assert traced._source_digest() is not None
-    traced._source_digest.cache_clear()
 
 
 @pytest.mark.process

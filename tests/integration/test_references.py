@@ -283,3 +283,17 @@ def test_a_run_with_a_moving_reference_resumes_bit_for_bit(tmp_path):
     assert [line["loss"] for line in metrics(tmp_path / "parts")] == [
         line["loss"] for line in metrics(tmp_path / "whole")
     ]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_extended_while_it_is_open_scores_the_rows_of_its_new_steps(small_model, tmp_path):
+    changes = {"optimizer.schedule": "constant", "optimizer.warmup": 0.0, "batch.rows": 1, "eval_every": 0}
+    config = smoke("dpo", **changes, **{"model": small_model, "data.chat": False, "data.eval": "", "steps": 2})
+    with Trainer(config, tmp_path / "run") as trainer:
+        trainer.fit(until=1)
+        assert np.isnan(trainer.training.columns["ref_chosen"]).any()
+        with config.unlocked():
+            config.steps = 4
+        trainer.fit()
+    assert np.isfinite([line["loss"] for line in metrics(tmp_path / "run")]).all()
+    assert len(metrics(tmp_path / "run")) == 4
