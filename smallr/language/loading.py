@@ -17,6 +17,7 @@ from smallr.data.templates import DATE, parse_date, with_date
 from smallr.language.advantages import open_advantage
 from smallr.models.decoder import Decoder
 from smallr.models.loading import ModelSource, abstract_decoder, load_decoder, stored_parameters
+from smallr.models.weights import StoredParameters
 from smallr.sampling.engine import Engine
 from smallr.sampling.prompts import end_ids
 from smallr.sampling.weights import Packer, Weights
@@ -77,15 +78,8 @@ def load_engine(
     is_kept = bool(steered) or is_identified  # the decoder itself is wanted, not only what is made of it
     stored = None if is_kept or not _is_one_cpu(mesh) else stored_parameters(source, dtype=dtype)
 
-    def read() -> Decoder | Weights:
-        with jax.set_mesh(mesh):
-            if stored is None:
-                return load_decoder(source, mesh, dtype=dtype)
-            abstract = abstract_decoder(source, dtype=dtype)
-            return Packer(abstract, mesh).read(abstract, stored)
-
     with jax.set_mesh(mesh), ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(read)
+        reading = beside.submit(_read, source, mesh, dtype, stored)
         tokenizer = source.quick_tokenizer()
         options = {"arrays" if stored is None else "packed": reading.result}
         if steered:
@@ -105,6 +99,15 @@ def load_engine(
             return Loaded(engine, "")
         of_policy = identity(reading.result(), tokenizer, engine.end_ids, engine.max_length, date)
         return Loaded(engine, of_policy + (steered.identity if steered else ""))
+
+
+def _read(source: ModelSource, mesh: Mesh, dtype: str, stored: StoredParameters | None) -> Decoder | Weights:
+    """Reads a decoder, or what is decoded with where a file's parameters are given."""
+    with jax.set_mesh(mesh):
+        if stored is None:
+            return load_decoder(source, mesh, dtype=dtype)
+        abstract = abstract_decoder(source, dtype=dtype)
+        return Packer(abstract, mesh).read(abstract, stored)
 
 
 def _is_one_cpu(mesh: Mesh) -> bool:
